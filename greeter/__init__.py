@@ -1,0 +1,58 @@
+"""greeter: accept, say the first byte, close; and lose nobody.
+
+``serve`` greets whoever connects, ``greet`` is greeted. Both run in your event loop, and importing
+them loads nothing but the standard library.
+
+The package is layered, and imports go down only::
+
+    cli                          reads options, prints, exits
+    service, demo                signals, logs, the life of a process
+    server, client               asyncio: two halves that never import each other
+    reception, stream            what happens to one client
+    listeners                    sockets
+    errors, endpoint, greeting,  pure: no socket, no loop, no clock
+    deadlines, stats
+"""
+
+from greeter.client import Reply, greet
+from greeter.endpoint import Endpoint
+from greeter.errors import (
+    ConfigError,
+    ConnectFailed,
+    GreeterError,
+    GreetFailed,
+    GreetingError,
+    GreetReset,
+    GreetTimeout,
+    ListenFailed,
+    MissingExtra,
+    ProxyProtocolError,
+    ReplyTooLarge,
+)
+from greeter.greeting import Greeting, Peer
+from greeter.server import Server, serve
+from greeter.stats import ServerStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "ConnectFailed",
+    "Endpoint",
+    "GreetFailed",
+    "GreetReset",
+    "GreetTimeout",
+    "GreeterError",
+    "Greeting",
+    "GreetingError",
+    "ListenFailed",
+    "MissingExtra",
+    "Peer",
+    "ProxyProtocolError",
+    "Reply",
+    "ReplyTooLarge",
+    "Server",
+    "ServerStats",
+    "greet",
+    "serve",
+]

@@ -1,0 +1,159 @@
+"""The command line: the only place that prints and exits.
+
+The law: stdout carries results, stderr carries one line for each error, and no user sees a traceback.
+Exit codes: 0 success, 1 failed at run time, 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from greeter import __version__
+from greeter.errors import ConfigError, GreeterError
+from greeter.options import DemoOptions, GreetOptions, ServeOptions, collect, with_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from greeter.client import Reply
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", prog_name="greeter", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Accept, say the first byte, close; and lose nobody.
+
+    Options can also be given as environment variables: the name in upper case behind GREETER_.
+    """
+
+
+@cli.command()
+@with_options(ServeOptions, config=True)
+@click.pass_context
+def serve(ctx: click.Context, /, **_: object) -> int:
+    """Greet whoever connects, until SIGTERM or SIGINT.
+
+    An ENDPOINT is HOST:PORT, [::1]:PORT, :PORT (every interface), unix:/path, unix:@name or fd:N.
+    """
+    from greeter.service import run_service
+
+    return run_service(collect(ServeOptions, ctx))
+
+
+@cli.command()
+@with_options(GreetOptions)
+@click.pass_context
+def greet(ctx: click.Context, /, **_: object) -> int:
+    """Be greeted by TARGET (default 127.0.0.1:9999) and print what it said.
+
+    Exit code 0 means greeted, so this is a health check too.
+    """
+    import asyncio
+
+    from greeter import client
+
+    options = collect(GreetOptions, ctx)
+    reply = asyncio.run(
+        client.greet_within(
+            options.wait,
+            options.target,
+            timeout=options.timeout,
+            connect_timeout=options.connect_timeout,
+            max_bytes=options.max_bytes,
+            until=options.until,
+        )
+    )
+    if options.json:
+        click.echo(_as_json(reply))
+    elif options.raw:
+        click.echo(reply.data, nl=False)
+    else:
+        click.echo(client.printable(str(reply)).removesuffix("\n"))
+    if reply.reset:
+        _complain(f"{reply.target}: connection reset after the greeting")
+    if not reply.data:
+        _complain(f"{reply.target}: closed without a greeting")
+    return 0 if reply.data else 1
+
+
+@cli.command()
+@with_options(DemoOptions)
+@click.pass_context
+def demo(ctx: click.Context, /, **_: object) -> int:
+    """Show all of it on a free port of this machine; needs nothing running."""
+    from greeter.demo import run_demo
+
+    options = collect(DemoOptions, ctx)
+    return run_demo(click.echo, clients=options.clients, loop=options.loop)
+
+
+def _as_json(reply: Reply) -> str:
+    import json
+
+    first_byte = reply.first_byte_time
+    return json.dumps(
+        {
+            "target": reply.target,
+            "greeting": str(reply),
+            "size_bytes": len(reply.data),
+            "connect_us": round(reply.connect_time * 1e6),
+            "first_byte_us": None if first_byte is None else round(first_byte * 1e6),
+            "total_us": round(reply.total_time * 1e6),
+            "reset": reply.reset,
+        }
+    )
+
+
+def _complain(line: str) -> None:
+    click.echo(f"greeter: {line}", err=True)
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    try:
+        code = cli.main(args=args, prog_name="greeter", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        _complain(_one_line(error))
+        return error.exit_code
+    except ConfigError as error:
+        _complain(str(error))
+        return 2
+    except GreeterError as error:
+        _complain(str(error))
+        return 1
+    except BrokenPipeError:
+        # Whoever read stdout has left; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+
+
+def _one_line(error: click.ClickException) -> str:
+    """click's message, with the file named when a value came from there."""
+    message = " ".join(error.format_message().split())
+    ctx = getattr(error, "ctx", None)
+    param = getattr(error, "param", None)
+    if ctx is not None and param is not None and "greeter.config" in ctx.meta:
+        from click.core import ParameterSource
+
+        if ctx.get_parameter_source(param.name) == ParameterSource.DEFAULT_MAP:
+            message = f"{ctx.meta['greeter.config']}: {message}"
+    return message
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run())

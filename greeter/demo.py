@@ -1,0 +1,67 @@
+"""``greeter demo``: the whole of greeter on a free port of this machine, in a few seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from greeter.client import Reply, greet
+from greeter.errors import GreeterError
+from greeter.fdlimit import raise_fd_limit
+from greeter.loops import choose_loop, run
+from greeter.reception import describe
+from greeter.server import serve
+
+if TYPE_CHECKING:
+    from greeter.loops import LoopName
+    from greeter.reception import Address
+
+Say = Callable[[str], None]
+
+SPARE_FDS = 50
+
+
+def run_demo(say: Say, *, clients: int, loop: LoopName = "auto") -> int:
+    """Show it; returns the exit code, which is 0 if every client was greeted."""
+    limit = raise_fd_limit()
+    if limit is not None and (most := (limit - SPARE_FDS) // 2) < clients:
+        say(f"(The descriptor limit is {limit}, which is enough for {most} clients at once.)")
+        clients = most
+    return run(_demo(say, clients, choose_loop(loop)[0]), loop)
+
+
+async def _demo(say: Say, clients: int, loop_name: str) -> int:
+    seen: list[Address] = []
+    async with serve(port=0, access_log=seen.append, linger_timeout=5.0) as server:
+        say(f"$ greeter serve --listen {server.addresses[0]}")
+        say(f"Listening on {server.addresses[0]} ({loop_name}, {server.path})")
+        reply = await greet(port=server.port)
+        say(f"Got a connection from {describe(seen[0])}")
+        say("")
+        say(f"$ greeter greet {server.addresses[0]}")
+        say(str(reply))
+        say("")
+        start = time.perf_counter()
+        results = await asyncio.gather(
+            *(greet(port=server.port, timeout=30, connect_timeout=30) for _ in range(clients)),
+            return_exceptions=True,
+        )
+        elapsed = time.perf_counter() - start
+        return _summarise(say, results, elapsed, reply.data)
+
+
+def _summarise(say: Say, results: list[Reply | BaseException], elapsed: float, expected: bytes) -> int:
+    greeted = [r for r in results if isinstance(r, Reply) and r.data == expected and not r.reset]
+    times = sorted(r.total_time * 1e3 for r in greeted)
+    say(f"{len(results):,} clients at once:")
+    say(f"  greeted   {len(greeted):,} in {elapsed:.2f} s ({len(greeted) / elapsed:,.0f} a second)")
+    if times:
+        p50, p99 = times[len(times) // 2], times[min(len(times) - 1, len(times) * 99 // 100)]
+        say(f"  greeting  p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {times[-1]:.1f} ms after the start of all")
+    failed = len(results) - len(greeted)
+    say(f"  failed    {failed}")
+    for kind in sorted({type(r).__name__ for r in results if isinstance(r, GreeterError)}):
+        say(f"    {kind}: {sum(type(r).__name__ == kind for r in results)}")
+    return 0 if failed == 0 else 1

@@ -1,0 +1,126 @@
+"""Where to listen or connect, as one value that is read from text and written back to it.
+
+The law: parsing asks nobody. A host or service name stays a name here; the resolver sees it when a
+socket is opened, so ``localhost:qotd`` is a good endpoint on a machine that has never heard of qotd.
+
+===================  =====================================================================
+``HOST:PORT``        a host name, a dotted IPv4 address, or an integer address (2130706433)
+``[::1]:PORT``       an IPv6 address, in brackets
+``:PORT``            all interfaces, IPv4 and IPv6, on one port
+``unix:/run/x.sock`` a Unix socket
+``unix:@name``       an abstract Unix socket (Linux)
+``fd:N``             a socket this process was started with
+===================  =====================================================================
+
+PORT is a number, or the name of a service. Port 0 lets the system choose when listening.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from greeter.errors import ConfigError
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 9999
+DEFAULT_ENDPOINT = f"{DEFAULT_HOST}:{DEFAULT_PORT}"
+
+# sun_path has 108 bytes; a path needs one of them for its end (unix(7)), an abstract name for its start.
+UNIX_PATH_MAX = 107
+# RFC 6335, section 5.1: letters, digits and inner single hyphens, at most 15, at least one letter.
+_SERVICE = re.compile(r"(?=[0-9-]*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One place to listen on or connect to.
+
+    ``kind`` says which of the other fields count: ``host`` and ``port`` for ``"tcp"`` (the empty host
+    means all interfaces; a port that is a string is a service name), ``path`` for ``"unix"`` (an
+    abstract name begins with a NUL), ``fd`` for ``"fd"``.
+    """
+
+    kind: Literal["tcp", "unix", "fd"]
+    host: str = ""
+    port: int | str = 0
+    path: str = ""
+    fd: int = -1
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Read an endpoint from ``text``; raises ConfigError with the text and what is wrong with it."""
+        try:
+            if text.startswith("unix:"):
+                return cls.unix(text[5:])
+            if text.startswith("fd:"):
+                return cls.inherited(text[3:])
+            host, colon, port = text.rpartition(":")
+            if not colon:
+                raise ConfigError("has no port, as in localhost:9999")
+            if host.startswith("[") and host.endswith("]"):
+                return cls.tcp(host[1:-1], port)
+            if ":" in host:
+                raise ConfigError("has an IPv6 address without brackets, as in [::1]:9999")
+            return cls.tcp(host, port)
+        except ConfigError as error:
+            raise ConfigError(f"endpoint {text!r} {error}") from None
+
+    @classmethod
+    def tcp(cls, host: str | int | None = DEFAULT_HOST, port: int | str = DEFAULT_PORT) -> Endpoint:
+        """A TCP endpoint. ``None`` and ``""`` mean all interfaces, an integer is an IPv4 address."""
+        if isinstance(host, int):
+            if not 0 <= host <= 0xFFFFFFFF:
+                raise ConfigError(f"has the integer address {host}, which is no 32-bit number")
+            host = ".".join(str(byte) for byte in host.to_bytes(4, "big"))
+        host = host or ""
+        if any(c in "[]/@" or c.isspace() or not c.isprintable() for c in host):
+            raise ConfigError(f"has no host name in {host!r}")
+        if any(not label or len(label) > 63 for label in host.removesuffix(".").split(".")) and host:
+            raise ConfigError(f"has a bad host name, {host!r}")
+        return cls("tcp", host=host, port=_port(port))
+
+    @classmethod
+    def unix(cls, path: str) -> Endpoint:
+        """A Unix socket: a path, or ``@name`` (or NUL and the name) for an abstract one."""
+        if path.startswith("@"):
+            path = "\0" + path[1:]
+        if path in ("", "\0"):
+            raise ConfigError("has no path")
+        if "\0" in path[1:]:
+            raise ConfigError("has a NUL in its path")
+        if len(path.encode(errors="surrogateescape")) > UNIX_PATH_MAX:
+            raise ConfigError(f"has a path longer than {UNIX_PATH_MAX} bytes")
+        return cls("unix", path=path)
+
+    @classmethod
+    def inherited(cls, fd: int | str) -> Endpoint:
+        """A listening socket that this process was started with, by the number of its descriptor."""
+        text = str(fd)
+        if not (text.isascii() and text.isdigit()) or int(text) > 0x7FFFFFFF:
+            raise ConfigError("has no descriptor number, as in fd:3")
+        return cls("fd", fd=int(text))
+
+    @property
+    def abstract(self) -> bool:
+        """True for a Unix socket with a name and no file."""
+        return self.path.startswith("\0")
+
+    def __str__(self) -> str:
+        if self.kind == "unix":
+            return "unix:@" + self.path[1:] if self.abstract else "unix:" + self.path
+        if self.kind == "fd":
+            return f"fd:{self.fd}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _port(port: int | str) -> int | str:
+    text = str(port)
+    if text.isascii() and text.isdigit():
+        if len(text.lstrip("0")) > 5 or int(text) > 65535:
+            raise ConfigError(f"has port {text}, which is not in 0-65535")
+        return int(text)
+    if len(text) > 15 or not _SERVICE.fullmatch(text):
+        raise ConfigError(f"has neither a port number nor a service name in {text!r}")
+    return text

@@ -1,0 +1,137 @@
+"""Every error greeter raises: one clear line for people, fields for programs.
+
+Each is also the built-in that a caller already catches::
+
+    GreeterError(Exception)
+    ├── ConfigError(ValueError)          a value that can be checked before anything starts
+    │   └── MissingExtra(ImportError)    an optional package that is not installed
+    ├── ListenFailed(OSError)            an endpoint that cannot be listened on
+    ├── GreetingError                    a greeting callable that failed, for one client
+    ├── ProxyProtocolError(ValueError)   a PROXY header that breaks the grammar
+    └── GreetFailed                      the client was not greeted
+        ├── ConnectFailed(OSError)         … because it could not connect
+        ├── GreetTimeout(TimeoutError)     … because a deadline passed
+        ├── GreetReset(ConnectionResetError)  … because the peer reset before its first byte
+        └── ReplyTooLarge(ValueError)      … because the reply would not end
+
+The message of an error is complete: the command line prints it behind ``greeter: ``.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class GreeterError(Exception):
+    """The root: ``except GreeterError`` catches whatever greeter raises on purpose."""
+
+    def __str__(self) -> str:
+        # OSError would put its "[Errno N]" in the place of our line.
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class ConfigError(GreeterError, ValueError):
+    """A value that is wrong before anything starts; the message names it."""
+
+
+class MissingExtra(ConfigError, ImportError):
+    """An optional package is needed and not installed.
+
+    ``extra`` is the name to install, as in ``pip install 'greeter[extra]'``.
+    """
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an optional package: pip install 'greeter[{extra}]'")
+        self.extra = extra
+
+
+def reason(error: OSError) -> str:
+    """The operating system's words for ``error``, in the lower case of the middle of a sentence."""
+    code = error.errno
+    if code is not None and code > 0 and type(error).__name__ != "gaierror":
+        text = os.strerror(code)
+    else:  # the resolver's errors have numbers of their own, and some errors have none
+        text = error.strerror or str(error) or type(error).__name__
+    return text[:1].lower() + text[1:]
+
+
+class _SystemFailure(GreeterError, OSError):
+    """What the operating system refused: ``errno`` and ``strerror`` are its own, where it gave them."""
+
+    def __init__(self, what: str, cause: OSError | str) -> None:
+        super().__init__(f"{what}: {cause if isinstance(cause, str) else reason(cause)}")
+        if isinstance(cause, OSError):
+            self.errno, self.strerror = cause.errno, cause.strerror
+
+
+class ListenFailed(_SystemFailure):
+    """An endpoint cannot be listened on: in use, not ours, not permitted, not resolvable.
+
+    ``endpoint`` is its text; ``errno`` and ``strerror`` as the system gave them.
+    """
+
+    def __init__(self, endpoint: str, cause: OSError | str) -> None:
+        super().__init__(f"cannot listen on {endpoint}", cause)
+        self.endpoint = endpoint
+
+
+class GreetingError(GreeterError):
+    """A greeting callable raised or returned neither ``str`` nor ``bytes``; it cost one client."""
+
+
+class ProxyProtocolError(GreeterError, ValueError):
+    """Bytes that are no PROXY header. ``offset`` is where the grammar was left, in bytes."""
+
+    def __init__(self, message: str, offset: int = 0) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+class GreetFailed(GreeterError):
+    """The root of what ``greet()`` raises at run time. ``target`` is the endpoint's text."""
+
+    target: str
+
+
+class ConnectFailed(GreetFailed, _SystemFailure):
+    """No connection: refused, unreachable, not resolvable, or no TLS agreed.
+
+    ``errno`` and ``strerror`` as the system gave them.
+    """
+
+    def __init__(self, target: str, cause: OSError | str) -> None:
+        super().__init__(f"cannot connect to {target}", cause)
+        self.target = target
+
+
+class GreetTimeout(GreetFailed, TimeoutError):
+    """A deadline passed.
+
+    ``phase`` is ``"connect"``, ``"first byte"`` (connected, yet not one byte came) or ``"end"`` (the
+    greeting began and did not end); ``seconds`` is the limit; ``received`` what had come by then.
+    """
+
+    def __init__(self, target: str, phase: str, seconds: float, received: bytes = b"") -> None:
+        what = {
+            "connect": "no connection",
+            "first byte": "connected, but no greeting",
+            "end": f"the greeting did not end ({len(received)} bytes came)",
+        }[phase]
+        super().__init__(f"{target}: {what} within {seconds:g} s")
+        self.target, self.phase, self.seconds, self.received = target, phase, seconds, received
+
+
+class GreetReset(GreetFailed, ConnectionResetError):
+    """The peer reset the connection before its first byte."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(f"{target}: connection reset before the greeting")
+        self.target = target
+
+
+class ReplyTooLarge(GreetFailed, ValueError):
+    """The reply passed ``limit`` bytes; ``received`` is its beginning, exactly that long."""
+
+    def __init__(self, target: str, limit: int, received: bytes) -> None:
+        super().__init__(f"{target}: the greeting is longer than {limit} bytes")
+        self.target, self.limit, self.received = target, limit, received

@@ -1,0 +1,280 @@
+"""Every option, once: its field, flag, environment variable, key in the file, check and help.
+
+The law: an option is a field of one of these dataclasses and nothing else. The command line is made from
+the fields; what is wrong is said before anything starts, with the name of where it came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from greeter.endpoint import DEFAULT_ENDPOINT, Endpoint
+from greeter.errors import ConfigError
+from greeter.greeting import DEFAULT_GREETING, Greeting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OptionsT = TypeVar("OptionsT")
+
+_KEY = "greeter"
+
+
+class Checked(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in new clicks only
+    """A type that is a function from text to a value, and says no with ConfigError."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+            return (
+                value
+                if not isinstance(value, (bool, dict, list))
+                else self.fail(f"{value!r} is no {self.name}")
+            )
+        try:
+            return self._read(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1e8:
+        raise ConfigError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def _positive_seconds(text: str) -> float:
+    value = _seconds(text)
+    if value == 0:
+        raise ConfigError("0 seconds is no time at all")
+    return value
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or int(text) < least:
+            raise ConfigError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return read
+
+
+def _template(text: str) -> str:
+    Greeting(text)
+    return text
+
+
+ENDPOINT = Checked("endpoint", Endpoint.parse)
+SECONDS = Checked("seconds", _seconds)
+POSITIVE_SECONDS = Checked("seconds", _positive_seconds)
+COUNT = Checked("n", _whole(1))
+TEMPLATE = Checked("text", _template)
+
+
+def option(
+    default: Any,
+    help: str,
+    type: Any = None,
+    *,
+    multiple: bool = False,
+    argument: bool = False,
+    only: str = "",
+) -> Any:
+    """A field that is an option: ``only`` is a group of which one may be given."""
+    meta = {"help": help, "type": type, "multiple": multiple, "argument": argument, "only": only}
+    return dataclasses.field(default=default, metadata={_KEY: meta})
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeOptions:
+    """What ``greeter serve`` can be told."""
+
+    listen: tuple[Endpoint, ...] = option(
+        (Endpoint.parse(DEFAULT_ENDPOINT),), "Where to listen; may be repeated.", ENDPOINT, multiple=True
+    )
+    greeting: str = option(
+        DEFAULT_GREETING,
+        "What to say. Knows $host $port $hostname $time $count; $$ is a dollar.",
+        TEMPLATE,
+        only="greeting",
+    )
+    greeting_file: Path | None = option(
+        None, "Say what is in this file, byte for byte.", click.Path(path_type=Path), only="greeting"
+    )
+    app: str | None = option(
+        None,
+        "Say what this MODULE:NAME says: a callable that gets a Peer, text or bytes.",
+        str,
+        only="greeting",
+    )
+    loop: Literal["auto", "asyncio", "uvloop"] = option(
+        "auto",
+        "The event loop; auto is uvloop where it is installed.",
+        click.Choice(["auto", "asyncio", "uvloop"]),
+    )
+    backlog: int = option(2048, "Connections that the kernel queues for us (listen backlog).", COUNT)
+    greet_timeout: float = option(
+        10.0, "Seconds from accept until the kernel has the last byte.", POSITIVE_SECONDS
+    )
+    linger_timeout: float = option(2.0, "Seconds for a greeted client to close.", SECONDS)
+    drain_timeout: float = option(10.0, "Seconds for everybody to leave when we stop.", SECONDS)
+    access_log: bool = option(True, "Write a line for each client.")
+    log_format: Literal["text", "json"] = option(
+        "text", "The form of the log.", click.Choice(["text", "json"])
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = option(
+        "info", "What to log, and above.", click.Choice(["debug", "info", "warning", "error"])
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GreetOptions:
+    """What ``greeter greet`` can be told."""
+
+    target: Endpoint = option(Endpoint.parse(DEFAULT_ENDPOINT), "", ENDPOINT, argument=True)
+    timeout: float = option(10.0, "Seconds for everything.", POSITIVE_SECONDS)
+    connect_timeout: float = option(5.0, "Seconds of those for connecting.", POSITIVE_SECONDS)
+    max_bytes: int = option(65536, "The longest greeting to take.", COUNT)
+    until: Literal["eof", "line"] = option("eof", "What ends a greeting.", click.Choice(["eof", "line"]))
+    wait: float = option(0.0, "Keep trying for this many seconds until the service is up.", SECONDS)
+    json: bool = option(False, "Print an object with the times, in microseconds.")
+    raw: bool = option(False, "Print the bytes as they came, control characters and all.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoOptions:
+    """What ``greeter demo`` can be told."""
+
+    clients: int = option(1000, "How many clients to greet at once.", COUNT)
+    loop: Literal["auto", "asyncio", "uvloop"] = option(
+        "auto",
+        "The event loop; auto is uvloop where it is installed.",
+        click.Choice(["auto", "asyncio", "uvloop"]),
+    )
+
+
+def with_options(
+    cls: type[Any], *, config: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a command with the options of ``cls``; ``config`` adds ``--config FILE.toml``."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for field in reversed(dataclasses.fields(cls)):
+            function = _parameter(field)(function)
+        if config:
+            function = click.option(
+                "--config",
+                type=click.Path(dir_okay=False),
+                envvar="GREETER_CONFIG",
+                show_envvar=True,
+                is_eager=True,
+                expose_value=False,
+                callback=lambda ctx, _param, file: _read_config(ctx, cls, file),
+                metavar="FILE.toml",
+                help="Read options from a file; its keys are the options' names.",
+            )(function)
+        return function
+
+    return decorate
+
+
+def collect(cls: type[OptionsT], ctx: click.Context) -> OptionsT:
+    """The options of ``cls`` that the command was given. Raises ConfigError where they contradict."""
+    values = dict(ctx.params)
+    groups: dict[str, list[str]] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # it is one of the dataclasses above
+        if group := field.metadata[_KEY]["only"]:
+            groups.setdefault(group, []).append(field.name)
+    for names in groups.values():
+        sources = {name: ctx.get_parameter_source(name) for name in names}
+        given = {name: _RANK.get(source, 0) if source else 0 for name, source in sources.items()}
+        best = max(given.values())
+        chosen = [name for name in names if given[name] == best]
+        if best and len(chosen) > 1:
+            raise ConfigError(f"give one of {' and '.join(_flag(name) for name in chosen)}")
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if field.name in names and best and field.name not in chosen:
+                values[field.name] = field.default
+    return cls(**values)
+
+
+_RANK = {ParameterSource.COMMANDLINE: 3, ParameterSource.ENVIRONMENT: 2, ParameterSource.DEFAULT_MAP: 1}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parameter(field: dataclasses.Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    meta = field.metadata[_KEY]
+    if meta["argument"]:
+        return click.argument(field.name, type=meta["type"], default=str(field.default), metavar="[TARGET]")
+    flag = _flag(field.name)
+    if isinstance(field.default, bool):
+        # What is on by default needs a way to turn it off; what is off needs only its name.
+        declared, kind = (f"{flag}/--no-{field.name.replace('_', '-')}" if field.default else flag), bool
+    else:
+        declared, kind = flag, meta["type"]
+    many = meta["multiple"]
+    default: Any = field.default
+    return click.option(
+        declared,
+        field.name,
+        type=kind,
+        is_flag=isinstance(field.default, bool),
+        multiple=many,
+        default=[str(item) for item in default] if many else default,
+        show_default=default not in (None, False),
+        envvar=f"GREETER_{field.name.upper()}",
+        show_envvar=True,
+        help=meta["help"],
+    )
+
+
+def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
+    """Make the keys of a TOML file the defaults of the command."""
+    if file is None:
+        return
+    try:
+        with open(file, "rb") as stream:
+            table = tomllib.load(stream)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ConfigError(f"cannot read the configuration {file!r}: {why[:1].lower() + why[1:]}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from error
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    defaults: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in fields:
+            raise ConfigError(f"{file}: unknown key {key!r}{_nearest(name, fields)}")
+        many = fields[name].metadata[_KEY]["multiple"]
+        if isinstance(value, list) != many and not (many and isinstance(value, str)):
+            raise ConfigError(f"{file}: {key} is {'a list' if many else 'one value'}, not {value!r}")
+        if isinstance(fields[name].default, bool) != isinstance(value, bool):
+            raise ConfigError(f"{file}: {key} cannot be {value!r}")
+        defaults[name] = [value] if many and isinstance(value, str) else value
+    ctx.default_map = defaults
+    ctx.meta["greeter.config"] = file
+
+
+def _nearest(name: str, known: dict[str, Any]) -> str:
+    import difflib  # only for a misspelling
+
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""

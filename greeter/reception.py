@@ -1,0 +1,216 @@
+"""What both accept paths share: who is here and until when, what they are told, what is written down.
+
+The law: an accept path moves sockets, the reception decides. Neither path keeps a counter, a deadline
+or a log line of its own, so they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+
+from greeter.deadlines import Deadlines
+from greeter.greeting import Greeting, Peer
+from greeter.stats import ServerStats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = logging.getLogger("greeter")
+
+# What accept() returns: (host, port, ...) of a TCP client, the mostly empty name of a Unix one, and
+# None where the client had left before it could be asked.
+Address: TypeAlias = Any
+AccessLog: TypeAlias = Callable[[Address], None]
+
+
+class Guest(Protocol):
+    """A connection that an accept path has in its care."""
+
+    def address(self) -> Address:
+        """The client's address, as accept() gives it."""
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way; the path then tells the reception that it left."""
+
+
+G = TypeVar("G", bound=Guest)
+
+
+class Waiting(Generic[G]):
+    """Guests with a common patience of ``seconds``: one table, and one timer for all of them.
+
+    The timer is set for the first deadline only and only while anybody waits, so an empty room makes
+    no wake-ups. ``on_late`` is called with each guest whose deadline has passed.
+    """
+
+    __slots__ = ("_deadlines", "_loop", "_on_late", "_timer", "seconds")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, on_late: Callable[[G], None]) -> None:
+        self.seconds = seconds
+        self._loop = loop
+        self._on_late = on_late
+        self._deadlines: Deadlines[G] = Deadlines()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._deadlines)
+
+    def __iter__(self) -> Iterator[G]:
+        return iter(self._deadlines)
+
+    def __contains__(self, guest: G) -> bool:
+        return guest in self._deadlines
+
+    def add(self, guest: G) -> None:
+        deadline = self._loop.time() + self.seconds
+        self._deadlines.add(guest, deadline)
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._tick)
+
+    def discard(self, guest: G) -> bool:
+        was_here = self._deadlines.discard(guest)
+        if self._timer is not None and not self._deadlines:
+            self._timer.cancel()
+            self._timer = None
+        return was_here
+
+    def _tick(self) -> None:
+        # The loop may fire a little early (its clock's resolution); without the slack that would be a
+        # second wake-up for the same deadline.
+        late = self._deadlines.expire(self._loop.time() + 0.002)
+        first = self._deadlines.first()
+        self._timer = None if first is None else self._loop.call_at(first, self._tick)
+        for guest in late:
+            self._on_late(guest)
+
+
+class Reception:
+    """The shared half of an accept path, for one server.
+
+    ``greet_timeout`` and ``linger_timeout`` are in seconds. ``access_log`` gets the address of each
+    client as it is accepted, or is None. A guest is in ``greeting`` until its last byte is with the kernel,
+    then in ``lingering`` until it closes; ``all_left`` waits until both are empty.
+    """
+
+    def __init__(
+        self,
+        greeting: Greeting,
+        *,
+        greet_timeout: float,
+        linger_timeout: float,
+        access_log: AccessLog | None,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.loop = loop
+        self.words = greeting
+        self.access_log = access_log
+        self.stats = ServerStats()
+        self.hostname = socket.gethostname()
+        self.greeting: Waiting[Guest] = Waiting(loop, greet_timeout, self._greet_late)
+        self.lingering: Waiting[Guest] = Waiting(loop, linger_timeout, self._linger_late)
+        self._empty: asyncio.Future[None] | None = None
+
+    # -- the way of a guest: arrive, perhaps wait, then greeted or failed, then left
+
+    def arrive(self, address: Callable[[], Address]) -> None:
+        """A client was accepted. ``address`` is only called if somebody wants to know."""
+        self.stats.accepted += 1
+        if self.access_log is not None:
+            self.access_log(address())
+
+    def wait(self, guest: Guest) -> None:
+        """The greeting takes a while, to make or to send: the greet deadline counts from the first call."""
+        if guest not in self.greeting:
+            self.greeting.add(guest)
+
+    def greeted(self, guest: Guest, sent: int) -> None:
+        """Every byte and the end of stream are with the kernel: from here on the guest may linger."""
+        self.greeting.discard(guest)
+        self.stats.greeted += 1
+        self.stats.bytes_sent += sent
+        self.lingering.add(guest)
+
+    def failed(self, guest: Guest, why: str, story: str = "") -> None:
+        """The guest will not be greeted, for one of the FAILURES. It stays until it has ``left``."""
+        if story:
+            logger.warning("%s", story)
+        self.greeting.discard(guest)
+        self.stats.failed[why] += 1
+        self.lingering.add(guest)
+
+    def left(self, guest: Guest) -> None:
+        """The guest's connection is closed."""
+        if not self.lingering.discard(guest):  # neither greeted nor failed: it went by itself
+            self.greeting.discard(guest)
+            self.stats.failed["reset"] += 1
+        if self._empty is not None and not self.present and not self._empty.done():
+            self._empty.set_result(None)
+
+    # -- what is said
+
+    def peer(self, address: Address, family: int, server: str) -> Peer:
+        """The Peer that a greeting sees."""
+        host, port = address[:2] if isinstance(address, tuple) else (_text(address), 0)
+        return Peer(
+            host=host,
+            port=port,
+            family=socket.AddressFamily(family),
+            server=server,
+            hostname=self.hostname,
+            time=time.time(),
+            count=self.stats.accepted,
+        )
+
+    # -- how many there are, and waiting until there are none
+
+    @property
+    def present(self) -> int:
+        """Guests being greeted or lingering."""
+        return len(self.greeting) + len(self.lingering)
+
+    async def all_left(self) -> None:
+        """Wait until nobody is here."""
+        while self.present:
+            if self._empty is None or self._empty.done():
+                self._empty = self.loop.create_future()
+            await asyncio.shield(self._empty)
+
+    def abort_all(self) -> int:
+        """Close everybody at once; returns how many there were."""
+        unserved, served = list(self.greeting), list(self.lingering)
+        for guest in unserved:
+            self.failed(guest, "aborted")
+        for guest in unserved + served:
+            guest.abort()
+        return len(unserved) + len(served)
+
+    # -- deadlines
+
+    def _greet_late(self, guest: Guest) -> None:
+        seconds = self.greeting.seconds
+        self.failed(guest, "greet_timeout", f"{describe(guest.address())}: not greeted within {seconds:g} s")
+        guest.abort()
+
+    def _linger_late(self, guest: Guest) -> None:
+        self.stats.linger_timeouts += 1
+        self.lingering.add(guest)  # until it has left
+        guest.abort()
+
+
+def describe(address: Address) -> str:
+    """The client as log lines show it: ``('127.0.0.1', 3747)``, and never a raw newline."""
+    if isinstance(address, tuple):
+        return repr(address[:2])
+    return repr("unix:" + _text(address)) if address is not None else "a client that had left"
+
+
+def _text(address: Address) -> str:
+    """A Unix socket's name: text, or bytes when it is abstract."""
+    if isinstance(address, bytes):
+        return address.decode(errors="backslashreplace").replace("\0", "@", 1)
+    return address or ""

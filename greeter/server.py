@@ -1,0 +1,261 @@
+"""The server: listeners, an accept path and the reception, behind the interface of asyncio.Server.
+
+The law: it runs in the caller's loop, installs no signal handler, prints nothing and exits nothing; and
+whoever had connected when it was told to close is greeted all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
+from greeter.errors import ConfigError
+from greeter.greeting import DEFAULT_GREETING, Greeting, GreetingSource
+from greeter.listeners import BACKLOG, Listener, adopt, open_listeners
+from greeter.reception import AccessLog, Address, Reception, describe, logger
+from greeter.stream import StreamPath
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Coroutine, Generator, Iterable
+
+    from greeter.stats import ServerStats
+
+GREET_TIMEOUT = 10.0
+LINGER_TIMEOUT = 2.0
+DRAIN_TIMEOUT = 10.0
+
+# How long the door stays ajar for handshakes that were under way when it began to close; a round trip
+# on the loopback or in a data centre is far shorter.
+DOOR_SECONDS = 0.05
+# What a close takes from a listen queue that others keep filling, at the most.
+QUEUE_BOUND = 65536
+
+
+class Server:
+    """A running server, as ``serve()`` gives it. It mirrors asyncio.Server.
+
+    ``stats`` counts; ``sockets`` are the listening sockets and ``addresses`` their texts, with real
+    ports; ``path`` is the name of the accept path.
+    """
+
+    def __init__(
+        self, reception: Reception, listeners: list[Listener], backlog: int, drain_timeout: float
+    ) -> None:
+        self.drain_timeout = drain_timeout
+        self._reception = reception
+        self._listeners = listeners
+        self._stream = StreamPath(reception, listeners, backlog=backlog)
+        self._serving = False
+        self._adoptions: set[asyncio.Task[None]] = set()
+        self._closed: asyncio.Future[None] = reception.loop.create_future()
+
+    def __repr__(self) -> str:
+        return f"<greeter.Server {' '.join(self.addresses)} {self.path}>"
+
+    @property
+    def path(self) -> str:
+        return self._stream.name
+
+    @property
+    def stats(self) -> ServerStats:
+        stats, reception = self._reception.stats, self._reception
+        stats.open, stats.lingering = reception.present, len(reception.lingering)
+        return stats
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        return () if self._closed.done() else tuple(listener.sock for listener in self._listeners)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(listener.address for listener in self._listeners)
+
+    @property
+    def port(self) -> int:
+        """The port of the first TCP listener; raises LookupError if there is none."""
+        for listener in self._listeners:
+            if isinstance(listener.endpoint.port, int) and listener.endpoint.kind == "tcp":
+                return listener.endpoint.port
+        raise LookupError("this server listens on no port")
+
+    def is_serving(self) -> bool:
+        return self._serving
+
+    async def _start(self) -> None:
+        await self._stream.start()
+        self._serving = True
+
+    async def serve_forever(self) -> None:
+        """Serve until ``close()`` or ``drain()``; when cancelled, drain first."""
+        try:
+            await asyncio.shield(self._closed)
+        except asyncio.CancelledError:
+            await self.drain()
+            raise
+
+    def close(self) -> None:
+        """Stop listening, at once. Those in the listen queues are still accepted, and greeted.
+
+        Under load, ``drain()`` loses fewer: a handshake that is under way at this moment is reset.
+        """
+        if self._closed.done():
+            return
+        self._serving = False
+        self._stream.stop()
+        for listener in self._listeners:
+            listener.remove_file()
+            for _ in range(QUEUE_BOUND):
+                accepted = listener.accept()
+                if accepted is None:
+                    break
+                task = self._reception.loop.create_task(self._stream.adopt(*accepted, listener))
+                self._adoptions.add(task)
+                task.add_done_callback(self._adopted)
+            listener.close()
+        self._stream.close()
+        self._closed.set_result(None)
+
+    async def drain(self, timeout: float | None = None) -> bool:
+        """Close the door in order, finish with everybody inside, and return.
+
+        New handshakes are stopped, those under way complete and are greeted, then the sockets are
+        closed. After ``timeout`` seconds (``drain_timeout`` by default) whoever is still there is cut
+        off; returns False then. Cancelling it closes and cuts off at once.
+        """
+        try:
+            async with asyncio.timeout(self.drain_timeout if timeout is None else timeout):
+                if self._serving and sum(listener.refuse_new() for listener in self._listeners):
+                    await asyncio.sleep(DOOR_SECONDS)
+                self.close()
+                await self.wait_closed()
+        except TimeoutError:
+            return False
+        finally:
+            self.close()
+            if left := self._reception.abort_all():
+                logger.warning("cut off %d connections at the drain deadline", left)
+                await self._reception.all_left()
+        return True
+
+    async def wait_closed(self) -> None:
+        """Wait until the server is closed and every client has left."""
+        await asyncio.shield(self._closed)
+        while self._adoptions:
+            await asyncio.wait(self._adoptions)
+        await self._reception.all_left()
+
+    def _adopted(self, task: asyncio.Task[None]) -> None:
+        self._adoptions.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("lost a connection that was accepted while closing: %s", error)
+
+
+class Serving:
+    """What ``serve()`` returns: await it for the Server, or enter it with ``async with``."""
+
+    def __init__(self, start: Callable[[], Coroutine[None, None, Server]]) -> None:
+        self._start = start
+        self._server: Server | None = None
+
+    def __await__(self) -> Generator[Any, None, Server]:
+        return self._start().__await__()
+
+    async def __aenter__(self) -> Server:
+        self._server = await self._start()
+        return self._server
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        await self._server.drain()
+
+
+def serve(
+    greeting: GreetingSource = DEFAULT_GREETING,
+    host: str | int | None = DEFAULT_HOST,
+    port: int | str = DEFAULT_PORT,
+    *,
+    # where: one of these takes the place of host and port
+    path: str | None = None,
+    sock: socket.socket | None = None,
+    listen: Iterable[Endpoint | str] = (),
+    # how the sockets are opened
+    backlog: int = BACKLOG,
+    unix_mode: int | None = None,
+    # how long a client may take
+    greet_timeout: float = GREET_TIMEOUT,
+    linger_timeout: float = LINGER_TIMEOUT,
+    drain_timeout: float = DRAIN_TIMEOUT,
+    # what is written down
+    access_log: bool | AccessLog = True,
+) -> Serving:
+    """Greet whoever connects. Await it for a Server that runs already, or use ``async with``.
+
+    ``greeting``: text with ``$names``, bytes, a callable that gets a Peer, or a Greeting.
+    ``host``, ``port``: where to listen; ``None`` or ``""`` is every interface, port 0 any free port, a
+    string a service name. ``path``: a Unix socket (``@name``: an abstract one). ``sock``: a bound socket,
+    which becomes the server's. ``listen``: any number of Endpoints, or texts like ``[::1]:9999``.
+
+    ``backlog``: connections that the kernel queues. ``unix_mode``: the mode of a Unix socket's file.
+    ``greet_timeout``: seconds from accept until the kernel has the last byte; ``linger_timeout``: seconds
+    after that until the client must have closed; ``drain_timeout``: seconds for everybody at the end.
+    ``access_log``: True writes a line for each client to the logger "greeter", at INFO; a callable gets
+    the client's address instead; False writes nothing.
+
+    Resource handling: leaving ``async with`` drains the server (``Server.drain``) and closes every
+    socket; if you await it, that is up to you. A failed start leaves nothing open.
+
+    Error handling: raises ConfigError for a value that cannot be right and ListenFailed for an endpoint
+    that cannot be listened on. A greeting callable that fails costs the client it was called for: it is
+    logged, counted in ``stats.failed`` and the connection closed.
+    """
+    if sum((path is not None, sock is not None, bool(listen))) > 1:
+        raise ConfigError("give one of path, sock and listen")
+    for name, seconds in (("greet", greet_timeout), ("linger", linger_timeout), ("drain", drain_timeout)):
+        if not seconds >= 0:
+            raise ConfigError(f"{name}_timeout is a number of seconds from 0, not {seconds}")
+    if backlog < 1:
+        raise ConfigError(f"backlog is at least 1, not {backlog}")
+    words = Greeting(greeting)
+    if sock is not None:
+        endpoints = []
+    elif path is not None:
+        endpoints = [Endpoint.unix(path)]
+    elif listen:
+        endpoints = [e if isinstance(e, Endpoint) else Endpoint.parse(e) for e in listen]
+    else:
+        endpoints = [Endpoint.tcp(host, port)]
+    record: AccessLog | None
+    if isinstance(access_log, bool):
+        record = log_connection if access_log and logger.isEnabledFor(logging.INFO) else None
+    else:
+        record = access_log
+
+    async def start() -> Server:
+        listeners = open_listeners(endpoints, backlog=backlog, unix_mode=unix_mode)
+        try:
+            if sock is not None:
+                listeners.append(adopt(sock))
+            reception = Reception(
+                words,
+                greet_timeout=greet_timeout,
+                linger_timeout=linger_timeout,
+                access_log=record,
+            )
+            server = Server(reception, listeners, backlog, drain_timeout)
+            await server._start()
+        except BaseException:
+            for listener in listeners:
+                listener.close()
+            raise
+        return server
+
+    return Serving(start)
+
+
+def log_connection(address: Address) -> None:
+    """The access log of a library: a record for each client on the logger "greeter"."""
+    peer = describe(address)
+    logger.info("Got a connection from %s", peer, extra={"event": "connection", "peer": peer})

@@ -1,0 +1,149 @@
+"""Fixtures: every coroutine test runs on every loop, every server on port 0, every wait on an event."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from greeter.fdlimit import raise_fd_limit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+ROOT = Path(__file__).parent.parent
+# A hung test fails; it is far above what any of them takes.
+PATIENCE = 30.0
+
+raise_fd_limit()
+
+
+def asyncio_debug_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_debug(True)
+    loop.slow_callback_duration = 10.0
+    return loop
+
+
+def loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio_debug_loop}
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return loop_factories()
+
+
+def open_fds() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def no_fd_leak() -> Iterator[None]:
+    """The number of open descriptors returns to where it was. Use it last: it ends after the others."""
+    before = open_fds()
+    yield
+    assert open_fds() == before
+
+
+class Process:
+    """A greeter command that runs in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []  # of stderr, as they came
+        self.address = ""
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    async def line_with(self, text: str) -> str:
+        """The first line of stderr, old or new, with ``text`` in it."""
+        for line in self.lines:
+            if text in line:
+                return line
+        assert self.process.stderr is not None
+        async with asyncio.timeout(PATIENCE):
+            while raw := await self.process.stderr.readline():
+                self.lines.append(raw.decode().removesuffix("\n"))
+                if text in self.lines[-1]:
+                    return self.lines[-1]
+        raise AssertionError(f"no line with {text!r} in {self.lines}")
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, read the log to its end, return the exit code."""
+        self.process.send_signal(number)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        assert self.process.stderr is not None
+        async with asyncio.timeout(PATIENCE):
+            rest = await self.process.stderr.read()
+            self.lines += rest.decode().splitlines()
+            return await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def greeter_process(
+    *args: str,
+    ready: str = "Listening on ",
+    pass_fds: tuple[int, ...] = (),
+    env: dict[str, str] | None = None,
+) -> AsyncIterator[Process]:
+    """``greeter ARGS`` in its own process, entered when its log has a line with ``ready``."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "greeter",
+        *args,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        pass_fds=pass_fds,
+        env={**os.environ, **(env or {})},
+    )
+    process = Process(child)
+    try:
+        if ready:
+            line = await process.line_with(ready)
+            process.address = line.partition(ready)[2].split(" ")[0]
+        yield process
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+        with contextlib.suppress(asyncio.LimitOverrunError):
+            await child.communicate()
+
+
+async def run_greeter(*args: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+    """Run a command that ends by itself: exit code, stdout, stderr."""
+    async with greeter_process(*args, ready="", env=env) as process:
+        async with asyncio.timeout(PATIENCE):
+            out, err = await process.process.communicate()
+        assert process.process.returncode is not None
+        return process.process.returncode, out.decode(), err.decode()
+
+
+@pytest.fixture(params=["stream"])
+def accept(request: pytest.FixtureRequest) -> str:
+    """The accept path."""
+    return str(request.param)
