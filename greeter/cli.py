@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from greeter import __version__
-from greeter.errors import ConfigError, GreeterError
+from greeter.errors import ConfigError, GreeterError, reason
 from greeter.options import DemoOptions, GreetOptions, ServeOptions, collect, with_options
 
 if TYPE_CHECKING:
@@ -112,20 +112,22 @@ def _as_json(reply: Reply) -> str:
 
 
 def _complain(line: str) -> None:
-    click.echo(f"greeter: {line}", err=True)
+    # One line, and no terminal escapes, whatever was typed or raised.
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    click.echo(f"greeter: {shown}", err=True)
 
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal need not know the letters of a greeting
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = cli.main(args=args, prog_name="greeter", standalone_mode=False)
-        sys.stdout.flush()
-        return int(code or 0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return error.exit_code
+        return int(cli.main(args=args, prog_name="greeter", standalone_mode=False) or 0)
     except click.ClickException as error:
-        _complain(_one_line(error))
+        if type(error).__name__ == "NoArgsIsHelpError":  # from click 8.2 on; its message is the help
+            click.echo(error.format_message(), err=True)
+        else:
+            _complain(_one_line(error))
         return error.exit_code
     except ConfigError as error:
         _complain(str(error))
@@ -133,8 +135,9 @@ def run(args: Sequence[str] | None = None) -> int:
     except GreeterError as error:
         _complain(str(error))
         return 1
-    except BrokenPipeError:
-        # Whoever read stdout has left; Python would complain once more when it flushes at exit.
+    except OSError as error:  # a full disk behind stdout, or no descriptor left
+        _complain(f"{error.filename!r}: {reason(error)}" if error.filename else reason(error))
+        # Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except (KeyboardInterrupt, click.Abort):

@@ -8,7 +8,10 @@ first; so the reply is collected by a protocol of our own. And no wait is withou
 from __future__ import annotations
 
 import asyncio
+import errno
+import functools
 import os
+import re
 import socket
 from dataclasses import dataclass
 from time import perf_counter
@@ -90,8 +93,9 @@ class _Collector(asyncio.Protocol):
             self._finish()
 
     def expire(self) -> None:
-        self.late = True
-        self.abort()
+        if not self.done.done():  # it may have ended in this very turn of the loop
+            self.late = True
+            self.abort()
 
     def abort(self) -> None:
         if self.transport is not None:
@@ -140,6 +144,10 @@ async def greet(
     each other. A peer that closes without a byte gives an empty Reply.
     """
     target = _target(host, port, path, sock)
+    if ssl and server_hostname is None and target.kind != "tcp":
+        if ssl is True or ssl.check_hostname:
+            raise ConfigError(f"TLS to {target} needs server_hostname, the name to verify")
+        server_hostname = ""
     if until not in ("eof", "line") or max_bytes < 1 or not (timeout > 0 and connect_timeout > 0):
         raise ConfigError(
             "greet() needs until='eof' or 'line', max_bytes of at least 1 and positive timeouts, "
@@ -158,7 +166,7 @@ async def greet(
             raise ConnectFailed(str(target), error) from error
         raise GreetTimeout(str(target), "connect", limit) from None
     except OSError as error:  # the resolver's and TLS's errors are OSErrors too
-        raise ConnectFailed(str(target), error) from error
+        raise ConnectFailed(str(target), _last(error)) from error
     except UnicodeError as error:
         raise ConnectFailed(str(target), "not a host name") from error
     connected = perf_counter()
@@ -225,7 +233,11 @@ def _target(
         return Endpoint.unix(path)
     if sock is not None:
         return Endpoint.inherited(sock.fileno())
-    return Endpoint.tcp(host, port)
+    return _tcp(host, port)
+
+
+# Checking a target costs a tenth of greeting it, and a caller has few of them.
+_tcp = functools.lru_cache(maxsize=256)(Endpoint.tcp)
 
 
 async def _connect(
@@ -237,8 +249,6 @@ async def _connect(
     server_hostname: str | None,
 ) -> None:
     if target.kind == "unix":
-        if ssl and server_hostname is None:
-            server_hostname = ""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -251,11 +261,11 @@ async def _connect(
         )
         return
     if target.kind == "fd":
-        if sock is None:
-            sock = socket.socket(fileno=os.dup(target.fd))
+        sock = _duplicate(target.fd) if sock is None else sock
+        if sock.type != socket.SOCK_STREAM:
+            sock.close()
+            raise OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE))
         sock.setblocking(False)
-        if ssl and server_hostname is None:
-            server_hostname = ""
         await loop.create_connection(lambda: collector, sock=sock, ssl=ssl, server_hostname=server_hostname)
         return
     host = target.host or "localhost"
@@ -270,6 +280,22 @@ async def _connect(
         server_hostname=server_hostname,
         **extras,
     )
+
+
+def _duplicate(fd: int) -> socket.socket:
+    """A socket of our own on the connection behind ``fd``."""
+    fd = os.dup(fd)
+    try:
+        return socket.socket(fileno=fd)
+    except OSError:  # not a socket
+        os.close(fd)
+        raise
+
+
+def _last(error: OSError) -> OSError:
+    """asyncio puts the errors of several addresses into one text: the last of them, which is IPv4's."""
+    codes = re.findall(r"\[Errno (\d+)\]", str(error)) if error.errno is None else ()
+    return OSError(int(codes[-1]), os.strerror(int(codes[-1]))) if codes else error
 
 
 def _literal(host: str) -> bool:

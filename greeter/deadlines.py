@@ -33,7 +33,11 @@ class Deadlines(Generic[T]):
         return item in self._due
 
     def add(self, item: T, deadline: float) -> None:
-        """Wait for ``item`` until ``deadline``, which is not before that of any item added earlier."""
+        """Wait for ``item`` until ``deadline``, which is not before that of any item added earlier.
+
+        An item that waits already goes to the end with its new deadline.
+        """
+        self._due.pop(item, None)  # a dict would keep its old place
         self._due[item] = deadline
 
     def discard(self, item: T) -> bool:

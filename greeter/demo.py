@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from greeter.client import Reply, greet
-from greeter.errors import GreeterError
 from greeter.fdlimit import raise_fd_limit
 from greeter.loops import choose_loop, run
 from greeter.reception import describe
@@ -62,6 +61,6 @@ def _summarise(say: Say, results: list[Reply | BaseException], elapsed: float, e
         say(f"  greeting  p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {times[-1]:.1f} ms after the start of all")
     failed = len(results) - len(greeted)
     say(f"  failed    {failed}")
-    for kind in sorted({type(r).__name__ for r in results if isinstance(r, GreeterError)}):
+    for kind in sorted({type(r).__name__ for r in results if isinstance(r, BaseException)}):
         say(f"    {kind}: {sum(type(r).__name__ == kind for r in results)}")
     return 0 if failed == 0 else 1

@@ -19,9 +19,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from greeter.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 9999
@@ -51,56 +54,22 @@ class Endpoint:
     @classmethod
     def parse(cls, text: str) -> Endpoint:
         """Read an endpoint from ``text``; raises ConfigError with the text and what is wrong with it."""
-        try:
-            if text.startswith("unix:"):
-                return cls.unix(text[5:])
-            if text.startswith("fd:"):
-                return cls.inherited(text[3:])
-            host, colon, port = text.rpartition(":")
-            if not colon:
-                raise ConfigError("has no port, as in localhost:9999")
-            if host.startswith("[") and host.endswith("]"):
-                return cls.tcp(host[1:-1], port)
-            if ":" in host:
-                raise ConfigError("has an IPv6 address without brackets, as in [::1]:9999")
-            return cls.tcp(host, port)
-        except ConfigError as error:
-            raise ConfigError(f"endpoint {text!r} {error}") from None
+        return _named(text, _parse, text)
 
     @classmethod
     def tcp(cls, host: str | int | None = DEFAULT_HOST, port: int | str = DEFAULT_PORT) -> Endpoint:
         """A TCP endpoint. ``None`` and ``""`` mean all interfaces, an integer is an IPv4 address."""
-        if isinstance(host, int):
-            if not 0 <= host <= 0xFFFFFFFF:
-                raise ConfigError(f"has the integer address {host}, which is no 32-bit number")
-            host = ".".join(str(byte) for byte in host.to_bytes(4, "big"))
-        host = host or ""
-        if any(c in "[]/@" or c.isspace() or not c.isprintable() for c in host):
-            raise ConfigError(f"has no host name in {host!r}")
-        if any(not label or len(label) > 63 for label in host.removesuffix(".").split(".")) and host:
-            raise ConfigError(f"has a bad host name, {host!r}")
-        return cls("tcp", host=host, port=_port(port))
+        return _named(f"{host}:{port}", _tcp, host, port)
 
     @classmethod
     def unix(cls, path: str) -> Endpoint:
         """A Unix socket: a path, or ``@name`` (or NUL and the name) for an abstract one."""
-        if path.startswith("@"):
-            path = "\0" + path[1:]
-        if path in ("", "\0"):
-            raise ConfigError("has no path")
-        if "\0" in path[1:]:
-            raise ConfigError("has a NUL in its path")
-        if len(path.encode(errors="surrogateescape")) > UNIX_PATH_MAX:
-            raise ConfigError(f"has a path longer than {UNIX_PATH_MAX} bytes")
-        return cls("unix", path=path)
+        return _named(f"unix:{path}", _unix, path)
 
     @classmethod
     def inherited(cls, fd: int | str) -> Endpoint:
         """A listening socket that this process was started with, by the number of its descriptor."""
-        text = str(fd)
-        if not (text.isascii() and text.isdigit()) or int(text) > 0x7FFFFFFF:
-            raise ConfigError("has no descriptor number, as in fd:3")
-        return cls("fd", fd=int(text))
+        return _named(f"fd:{fd}", _inherited, fd)
 
     @property
     def abstract(self) -> bool:
@@ -115,12 +84,72 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def _named(text: str, read: Callable[..., Endpoint], *parts: object) -> Endpoint:
+    """What ``read`` makes of ``parts``; its errors begin with the text that they are about."""
+    try:
+        return read(*parts)
+    except ConfigError as error:
+        raise ConfigError(f"endpoint {text!r} {error}") from None
+
+
+def _parse(text: str) -> Endpoint:
+    if text.startswith("unix:"):
+        return _unix(text[5:])
+    if text.startswith("fd:"):
+        return _inherited(text[3:])
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ConfigError("has no port, as in localhost:9999")
+    if host.startswith("[") and host.endswith("]"):
+        return _tcp(host[1:-1], port)
+    if ":" in host:
+        raise ConfigError("has an IPv6 address without brackets, as in [::1]:9999")
+    return _tcp(host, port)
+
+
+def _tcp(host: str | int | None, port: int | str) -> Endpoint:
+    if isinstance(host, int):
+        if not 0 <= host <= 0xFFFFFFFF:
+            raise ConfigError(f"has the integer address {host}, which is no 32-bit number")
+        host = ".".join(str(byte) for byte in host.to_bytes(4, "big"))
+    host = host or ""
+    if any(c in "[]/@" or c.isspace() or not c.isprintable() for c in host):
+        raise ConfigError(f"has no host name in {host!r}")
+    if any(not label or len(label) > 63 for label in host.removesuffix(".").split(".")) and host:
+        raise ConfigError(f"has a bad host name, {host!r}")
+    return Endpoint("tcp", host=host, port=_port(port))
+
+
+def _unix(path: str) -> Endpoint:
+    if path.startswith("@"):
+        path = "\0" + path[1:]
+    if path in ("", "\0"):
+        raise ConfigError("has no path")
+    if "\0" in path[1:]:
+        raise ConfigError("has a NUL in its path")
+    try:
+        size = len(path.encode(errors="surrogateescape"))  # as the system will see it (PEP 383)
+    except UnicodeEncodeError:
+        raise ConfigError("has a path that cannot be encoded") from None
+    if size > UNIX_PATH_MAX:
+        raise ConfigError(f"has a path longer than {UNIX_PATH_MAX} bytes")
+    return Endpoint("unix", path=path)
+
+
+def _inherited(fd: int | str) -> Endpoint:
+    text = str(fd)
+    if not (text.isascii() and text.isdigit() and len(text) <= 10) or int(text) > 0x7FFFFFFF:
+        raise ConfigError("has no descriptor number, as in fd:3")
+    return Endpoint("fd", fd=int(text))
+
+
 def _port(port: int | str) -> int | str:
     text = str(port)
     if text.isascii() and text.isdigit():
-        if len(text.lstrip("0")) > 5 or int(text) > 65535:
-            raise ConfigError(f"has port {text}, which is not in 0-65535")
-        return int(text)
+        digits = text.lstrip("0") or "0"
+        if len(digits) > 5 or int(digits) > 65535:
+            raise ConfigError(f"has port {text[:20]}, which is not in 0-65535")
+        return int(digits)
     if len(text) > 15 or not _SERVICE.fullmatch(text):
         raise ConfigError(f"has neither a port number nor a service name in {text!r}")
     return text

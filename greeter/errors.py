@@ -20,6 +20,11 @@ The message of an error is complete: the command line prints it behind ``greeter
 from __future__ import annotations
 
 import os
+import re
+from typing import Any
+
+# The frame that OpenSSL's errors come in: "[SSL: CODE] words (_ssl.c:1006)".
+_SSL_FRAME = re.compile(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$")
 
 
 class GreeterError(Exception):
@@ -28,6 +33,19 @@ class GreeterError(Exception):
     def __str__(self) -> str:
         # OSError would put its "[Errno N]" in the place of our line.
         return str(self.args[0]) if self.args else type(self).__name__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors travel between processes. Python's way would call __init__ with the finished line.
+        system = {"errno": self.errno, "strerror": self.strerror} if isinstance(self, OSError) else {}
+        return _restore, (type(self), self.args, system | vars(self))
+
+
+def _restore(cls: type[GreeterError], args: tuple[object, ...], fields: dict[str, object]) -> GreeterError:
+    error = cls.__new__(cls)
+    error.args = args
+    for name, value in fields.items():
+        setattr(error, name, value)
+    return error
 
 
 class ConfigError(GreeterError, ValueError):
@@ -48,11 +66,14 @@ class MissingExtra(ConfigError, ImportError):
 def reason(error: OSError) -> str:
     """The operating system's words for ``error``, in the lower case of the middle of a sentence."""
     code = error.errno
-    if code is not None and code > 0 and type(error).__name__ != "gaierror":
+    # The resolver (module socket) and OpenSSL number their errors themselves; some errors have no number.
+    if code is not None and code > 0 and type(error).__module__ not in ("socket", "ssl"):
         text = os.strerror(code)
-    else:  # the resolver's errors have numbers of their own, and some errors have none
-        text = error.strerror or str(error) or type(error).__name__
-    return text[:1].lower() + text[1:]
+    else:
+        text = _SSL_FRAME.sub("", error.strerror or str(error))
+    if not text:
+        return type(error).__name__
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
 
 
 class _SystemFailure(GreeterError, OSError):

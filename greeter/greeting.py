@@ -9,6 +9,7 @@ A greeting is text (a template: ``$host $port $hostname $time $count``, and ``$$
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class Greeting:
         elif isinstance(source, str):
             self._template = Template(source)
             _check_template(self._template)
+            _check_encodable(source)
             if "$" in source.replace("$$", ""):
                 self.kind, self.quick = "template", True
             else:
@@ -147,8 +149,17 @@ def _check_template(template: Template) -> None:
             )
 
 
+def _check_encodable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"greeting {text[:20]!r} cannot be encoded as UTF-8: {error.reason}") from None
+
+
 def _is_async(function: Callable[..., object]) -> bool:
     """Also true for an object with an async ``__call__`` and for a functools.partial of either."""
+    while isinstance(function, functools.partial):
+        function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004  # the method itself is wanted, to look at it
     )

@@ -12,19 +12,26 @@ import os
 import socket
 import stat
 import sys
-from typing import TYPE_CHECKING
+from socket import SocketType
+from typing import TYPE_CHECKING, Any
 
 from greeter.endpoint import Endpoint
 from greeter.errors import ListenFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 # Connections that the kernel keeps for us until they are accepted. Python's 100 overflows at 150
 # simultaneous connects; nginx asks for 511, uvicorn for 2048. net.core.somaxconn caps it (listen(2)).
 BACKLOG = 2048
 # Several addresses can share a port that the system chose for the first of them, if it is free for all.
 PORT_TRIES = 16
+
+# accept(2): errors of a connection that died in the queue, or that a firewall forbids; the next one may live.
+DIED_IN_QUEUE = frozenset(
+    (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR, errno.ENETDOWN, errno.EHOSTDOWN)
+    + (errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.ENOPROTOOPT)
+)
 
 _SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; the socket module has no name for it
 
@@ -41,6 +48,10 @@ class Listener:
         self.endpoint = endpoint
         self.address = str(endpoint)
         self.inherited = inherited
+        self.family, self._type, self._proto = sock.family, sock.type, sock.proto
+        self.died = 0
+        # What socket.accept() itself calls. It is not documented; without it accept() does, at 2 us more.
+        self._accept: Callable[[], tuple[int, Any]] | None = getattr(sock, "_accept", None)
         self._file: tuple[int, int] | None = None
         if not inherited and endpoint.kind == "unix" and not endpoint.abstract:
             self._file = _identity(endpoint.path)
@@ -54,18 +65,27 @@ class Listener:
         if not self.inherited:
             self.sock.listen(backlog)
 
-    def accept(self) -> tuple[socket.socket, object] | None:
-        """The next connection in the queue, or None when it is empty or cannot be accepted from."""
+    def accept(self) -> tuple[socket.SocketType, Any] | None:
+        """The next connection in the queue and its address, or None when the queue is empty.
+
+        The socket is a plain one (socket.SocketType) in blocking mode: the methods of socket.socket
+        cost more than some of the system calls below them. Raises OSError when the system lacks what a
+        connection needs; one that died in the queue is counted in ``died`` and passed over.
+        """
         while True:
             try:
-                return self.sock.accept()
+                if self._accept is not None:
+                    fd, address = self._accept()
+                else:
+                    accepted, address = self.sock.accept()
+                    fd = accepted.detach()
+                return SocketType(self.family, self._type, self._proto, fd), address
             except BlockingIOError:
                 return None
             except OSError as error:
-                # accept(2): the error of a connection that died in the queue; the next one may live.
-                if error.errno in (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN):
-                    continue
-                return None
+                if error.errno not in DIED_IN_QUEUE:
+                    raise
+                self.died += 1
 
     def refuse_new(self) -> bool:
         """Let no new handshake begin, and every one under way complete. True if the system can do it.
@@ -142,36 +162,49 @@ def open_listeners(
     return opened
 
 
-def adopt(sock: socket.socket) -> Listener:
-    """A Listener over a bound socket that the caller made. It becomes ours; a file that it has does not."""
-    if sock.type != socket.SOCK_STREAM:
-        raise ListenFailed(f"fd:{sock.fileno()}", "not a stream socket")
-    name = sock.getsockname()
-    if isinstance(name, tuple):
-        host, port = name[:2]
-        if port == 0:
-            raise ListenFailed(f"fd:{sock.fileno()}", "not bound to a port")
-        endpoint = Endpoint("tcp", host=host, port=port)
-    else:
-        path = name if isinstance(name, str) else name.decode(errors="surrogateescape")
-        endpoint = Endpoint("unix", path=path)
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        sock.listen(BACKLOG)
+def adopt(sock: socket.socket, text: str = "") -> Listener:
+    """A Listener over a bound socket that the caller made. It becomes ours; a file that it has does not.
+
+    Raises ListenFailed, which calls the socket ``text``; the socket is still the caller's then.
+    """
+    text = text or f"fd:{sock.fileno()}"
+    try:
+        if sock.type != socket.SOCK_STREAM:
+            raise ListenFailed(text, "not a stream socket")
+        name = sock.getsockname()
+        if isinstance(name, tuple):
+            host, port = name[:2]
+            if port == 0:
+                raise ListenFailed(text, "not bound to a port")
+            endpoint = Endpoint("tcp", host=host, port=port)
+        else:
+            path = name if isinstance(name, str) else name.decode(errors="surrogateescape")
+            endpoint = Endpoint("unix", path=path)
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.listen(BACKLOG)
+    except ListenFailed:
+        raise
+    except OSError as error:
+        raise ListenFailed(text, error) from error
     return Listener(sock, endpoint, inherited=True)
 
 
 def _open_inherited(endpoint: Endpoint) -> Listener:
+    text = str(endpoint)
     try:
-        sock = socket.socket(fileno=os.dup(endpoint.fd))
+        fd = os.dup(endpoint.fd)
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)
+            raise
     except OSError as error:
-        raise ListenFailed(str(endpoint), error) from error
+        raise ListenFailed(text, error) from error
     try:
-        return adopt(sock)
-    except OSError as error:
+        return adopt(sock, text)
+    except ListenFailed:
         sock.close()
-        if isinstance(error, ListenFailed):
-            raise ListenFailed(str(endpoint), str(error).partition(": ")[2]) from None
-        raise ListenFailed(str(endpoint), error) from error
+        raise
 
 
 def _open_tcp(endpoint: Endpoint) -> list[Listener]:
@@ -241,12 +274,18 @@ def _open_unix(endpoint: Endpoint, mode: int | None) -> Listener:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.bind(path)
-            listener = Listener(sock, endpoint)
-            if mode is not None and not endpoint.abstract:
-                os.chmod(path, mode)  # before listen(): nobody can connect before the mode is right
         except BaseException:
             sock.close()
             raise
+        listener = Listener(sock, endpoint)
+        if mode is not None and not endpoint.abstract:
+            try:
+                os.chmod(path, mode)  # before listen(): nobody can connect before the mode is right
+            except BaseException:
+                listener.close()
+                raise
+    except FileExistsError as error:
+        raise ListenFailed(str(endpoint), "a file is there that is no socket") from error
     except OSError as error:
         raise ListenFailed(str(endpoint), error) from error
     return listener
@@ -258,7 +297,7 @@ def _remove_stale(path: str) -> None:
     if before is None:
         return
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise FileExistsError(errno.EEXIST, "a file is there that is no socket")
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 OptionsT = TypeVar("OptionsT")
 
 _KEY = "greeter"
+MOST = 2**31 - 1  # what the system's own calls take
 
 
 class Checked(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in new clicks only
@@ -35,12 +36,6 @@ class Checked(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
         self._read = read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, (str, int, float)) or isinstance(value, bool):
-            return (
-                value
-                if not isinstance(value, (bool, dict, list))
-                else self.fail(f"{value!r} is no {self.name}")
-            )
         try:
             return self._read(str(value))
         except ConfigError as error:
@@ -64,13 +59,10 @@ def _positive_seconds(text: str) -> float:
     return value
 
 
-def _whole(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or int(text) < least:
-            raise ConfigError(f"{text!r} is not a whole number of at least {least}")
-        return int(text)
-
-    return read
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10) or not 1 <= int(text) <= MOST:
+        raise ConfigError(f"{text[:40]!r} is not a whole number from 1 to {MOST}")
+    return int(text)
 
 
 def _template(text: str) -> str:
@@ -81,7 +73,7 @@ def _template(text: str) -> str:
 ENDPOINT = Checked("endpoint", Endpoint.parse)
 SECONDS = Checked("seconds", _seconds)
 POSITIVE_SECONDS = Checked("seconds", _positive_seconds)
-COUNT = Checked("n", _whole(1))
+COUNT = Checked("n", _count)
 TEMPLATE = Checked("text", _template)
 
 
@@ -125,6 +117,11 @@ class ServeOptions:
         "auto",
         "The event loop; auto is uvloop where it is installed.",
         click.Choice(["auto", "asyncio", "uvloop"]),
+    )
+    accept: Literal["auto", "stream", "instant"] = option(
+        "auto",
+        "The accept path: instant greets at accept time, stream can wait; auto takes the first that can.",
+        click.Choice(["auto", "stream", "instant"]),
     )
     backlog: int = option(2048, "Connections that the kernel queues for us (listen backlog).", COUNT)
     greet_timeout: float = option(
@@ -205,7 +202,8 @@ def collect(cls: type[OptionsT], ctx: click.Context) -> OptionsT:
         best = max(given.values())
         chosen = [name for name in names if given[name] == best]
         if best and len(chosen) > 1:
-            raise ConfigError(f"give one of {' and '.join(_flag(name) for name in chosen)}")
+            where = f"{ctx.meta['greeter.config']}: " if best == _RANK[ParameterSource.DEFAULT_MAP] else ""
+            raise ConfigError(f"{where}give one of {' and '.join(_SPELL[best](name) for name in chosen)}")
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             if field.name in names and best and field.name not in chosen:
                 values[field.name] = field.default
@@ -215,8 +213,20 @@ def collect(cls: type[OptionsT], ctx: click.Context) -> OptionsT:
 _RANK = {ParameterSource.COMMANDLINE: 3, ParameterSource.ENVIRONMENT: 2, ParameterSource.DEFAULT_MAP: 1}
 
 
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + _dashed(name)
+
+
+def _variable(name: str) -> str:
+    return f"GREETER_{name.upper()}"
+
+
+# How an option is spelled where it came from, by rank.
+_SPELL = {3: _flag, 2: _variable, 1: _dashed}
 
 
 def _parameter(field: dataclasses.Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -226,7 +236,7 @@ def _parameter(field: dataclasses.Field[Any]) -> Callable[[Callable[..., Any]], 
     flag = _flag(field.name)
     if isinstance(field.default, bool):
         # What is on by default needs a way to turn it off; what is off needs only its name.
-        declared, kind = (f"{flag}/--no-{field.name.replace('_', '-')}" if field.default else flag), bool
+        declared, kind = (f"{flag}/--no-{_dashed(field.name)}" if field.default else flag), bool
     else:
         declared, kind = flag, meta["type"]
     many = meta["multiple"]
@@ -239,7 +249,7 @@ def _parameter(field: dataclasses.Field[Any]) -> Callable[[Callable[..., Any]], 
         multiple=many,
         default=[str(item) for item in default] if many else default,
         show_default=default not in (None, False),
-        envvar=f"GREETER_{field.name.upper()}",
+        envvar=_variable(field.name),
         show_envvar=True,
         help=meta["help"],
     )
@@ -266,15 +276,23 @@ def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
         many = fields[name].metadata[_KEY]["multiple"]
         if isinstance(value, list) != many and not (many and isinstance(value, str)):
             raise ConfigError(f"{file}: {key} is {'a list' if many else 'one value'}, not {value!r}")
-        if isinstance(fields[name].default, bool) != isinstance(value, bool):
+        values = value if isinstance(value, list) else [value]
+        if not values or any(type(item) not in _kinds(fields[name]) for item in values):
             raise ConfigError(f"{file}: {key} cannot be {value!r}")
-        defaults[name] = [value] if many and isinstance(value, str) else value
+        defaults[name] = values if many else value
     ctx.default_map = defaults
     ctx.meta["greeter.config"] = file
+
+
+def _kinds(field: dataclasses.Field[Any]) -> tuple[type, ...]:
+    """What TOML may have for ``field``; the option's own check comes after it."""
+    if isinstance(field.default, bool):
+        return (bool,)
+    return (str, int, float) if isinstance(field.default, (int, float)) else (str,)
 
 
 def _nearest(name: str, known: dict[str, Any]) -> str:
     import difflib  # only for a misspelling
 
     near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
+    return f"; did you mean {_dashed(near[0])!r}?" if near else ""

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from greeter.deadlines import Deadlines
+from greeter.errors import GreetingError, reason
 from greeter.greeting import Greeting, Peer
+from greeter.parking import Parking
 from greeter.stats import ServerStats
 
 if TYPE_CHECKING:
@@ -39,6 +41,11 @@ class Guest(Protocol):
 
 
 G = TypeVar("G", bound=Guest)
+
+# The system had no descriptor or no memory for a connection: when to ask again.
+RETRY_SECONDS = 0.5
+# One line a second about accepting being paused, however often it happens.
+COMPLAIN_SECONDS = 1.0
 
 
 class Waiting(Generic[G]):
@@ -93,8 +100,11 @@ class Reception:
     """The shared half of an accept path, for one server.
 
     ``greet_timeout`` and ``linger_timeout`` are in seconds. ``access_log`` gets the address of each
-    client as it is accepted, or is None. A guest is in ``greeting`` until its last byte is with the kernel,
-    then in ``lingering`` until it closes; ``all_left`` waits until both are empty.
+    client as it is accepted, or is None. ``capacity`` is how many may be here at once: then ``pause`` is
+    called, and ``resume`` when there is room again.
+
+    A guest of the stream path is in ``greeting`` while its greeting takes time, and in ``lingering`` from
+    then until it closes; a socket of the instant path is in ``parking``.
     """
 
     def __init__(
@@ -103,53 +113,77 @@ class Reception:
         *,
         greet_timeout: float,
         linger_timeout: float,
-        access_log: AccessLog | None,
+        access_log: AccessLog | None = None,
+        capacity: int = 1_000_000,
+        pause: Callable[[], None] = lambda: None,
+        resume: Callable[[], None] = lambda: None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.loop = loop
         self.words = greeting
         self.access_log = access_log
+        self.capacity = capacity
         self.stats = ServerStats()
         self.hostname = socket.gethostname()
         self.greeting: Waiting[Guest] = Waiting(loop, greet_timeout, self._greet_late)
         self.lingering: Waiting[Guest] = Waiting(loop, linger_timeout, self._linger_late)
+        self.parking = Parking(loop, linger_timeout, self._unparked, self._parked_late)
+        self.arriving: set[asyncio.Task[None]] = set()
+        self._pause, self._resume = pause, resume
+        self._paused = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._complained = -COMPLAIN_SECONDS
         self._empty: asyncio.Future[None] | None = None
 
     # -- the way of a guest: arrive, perhaps wait, then greeted or failed, then left
 
-    def arrive(self, address: Callable[[], Address]) -> None:
-        """A client was accepted. ``address`` is only called if somebody wants to know."""
+    def arrive(self, address: Address) -> None:
+        """A client was accepted."""
         self.stats.accepted += 1
         if self.access_log is not None:
-            self.access_log(address())
+            self.access_log(address)
 
     def wait(self, guest: Guest) -> None:
         """The greeting takes a while, to make or to send: the greet deadline counts from the first call."""
         if guest not in self.greeting:
             self.greeting.add(guest)
 
-    def greeted(self, guest: Guest, sent: int) -> None:
-        """Every byte and the end of stream are with the kernel: from here on the guest may linger."""
-        self.greeting.discard(guest)
+    def served(self, sent: int) -> None:
+        """A client's every byte and its end of stream are with the kernel."""
         self.stats.greeted += 1
         self.stats.bytes_sent += sent
+
+    def greeted(self, guest: Guest, sent: int) -> None:
+        """The guest was served, and from here on may linger."""
+        self.greeting.discard(guest)
+        self.served(sent)
         self.lingering.add(guest)
 
-    def failed(self, guest: Guest, why: str, story: str = "") -> None:
-        """The guest will not be greeted, for one of the FAILURES. It stays until it has ``left``."""
-        if story:
-            logger.warning("%s", story)
+    def not_made(self, address: Address, error: GreetingError) -> None:
+        """The greeting callable failed for this client."""
+        self.stats.failed["greeting_error"] += 1
+        logger.warning("%s: %s", describe(address), error)
+
+    def failed(self, guest: Guest) -> None:
+        """The guest has been counted as failed. It stays until it has ``left``."""
         self.greeting.discard(guest)
-        self.stats.failed[why] += 1
         self.lingering.add(guest)
+
+    def lost(self) -> None:
+        """A client went away before it was greeted."""
+        self.stats.failed["reset"] += 1
 
     def left(self, guest: Guest) -> None:
         """The guest's connection is closed."""
         if not self.lingering.discard(guest):  # neither greeted nor failed: it went by itself
             self.greeting.discard(guest)
-            self.stats.failed["reset"] += 1
-        if self._empty is not None and not self.present and not self._empty.done():
-            self._empty.set_result(None)
+            self.lost()
+        self._fewer()
+
+    def bring(self, task: asyncio.Task[None]) -> None:
+        """A connection that was accepted elsewhere is on its way to the stream path."""
+        self.arriving.add(task)
+        task.add_done_callback(self._brought)
 
     # -- what is said
 
@@ -170,8 +204,13 @@ class Reception:
 
     @property
     def present(self) -> int:
-        """Guests being greeted or lingering."""
-        return len(self.greeting) + len(self.lingering)
+        """Clients that are here: arriving, being greeted, lingering."""
+        return len(self.arriving) + len(self.greeting) + len(self.lingering) + len(self.parking)
+
+    @property
+    def room(self) -> int:
+        """How many more may come."""
+        return self.capacity - self.present
 
     async def all_left(self) -> None:
         """Wait until nobody is here."""
@@ -184,16 +223,69 @@ class Reception:
         """Close everybody at once; returns how many there were."""
         unserved, served = list(self.greeting), list(self.lingering)
         for guest in unserved:
-            self.failed(guest, "aborted")
+            self.stats.failed["aborted"] += 1
+            self.failed(guest)
         for guest in unserved + served:
             guest.abort()
-        return len(unserved) + len(served)
+        return len(unserved) + len(served) + self.parking.close_all()
 
-    # -- deadlines
+    # -- when there is no room
+
+    def full(self) -> None:
+        """Accept no more until somebody leaves."""
+        self._hold_back(f"at {self.capacity} connections")
+
+    def cannot_accept(self, error: OSError) -> None:
+        """The system lacks what a connection needs: try again in a while, or when somebody leaves."""
+        self.stats.accept_errors += 1
+        self._hold_back(f"cannot accept ({reason(error)})")
+        if self._retry is None:
+            self._retry = self.loop.call_later(RETRY_SECONDS, self._go_on)
+
+    def _hold_back(self, why: str) -> None:
+        if not self._paused:
+            self._paused = True
+            self._pause()
+        now = self.loop.time()
+        if now - self._complained >= COMPLAIN_SECONDS:
+            self._complained = now
+            logger.warning("%s: accepting is paused, the listen queue holds those who come", why)
+
+    def _fewer(self) -> None:
+        if self._paused and self._retry is None and self.room > 0:
+            self._go_on()
+        if self._empty is not None and not self._empty.done() and not self.present:
+            self._empty.set_result(None)
+
+    def _go_on(self) -> None:
+        self.keep_closed()
+        self._resume()
+
+    def keep_closed(self) -> None:
+        """Forget about resuming: the server is closing."""
+        self._paused = False
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    # -- called back
+
+    def _brought(self, task: asyncio.Task[None]) -> None:
+        self.arriving.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            self.lost()
+        self._fewer()
+
+    def _unparked(self, socks: list[socket.SocketType]) -> None:
+        self._fewer()
+
+    def _parked_late(self, count: int) -> None:
+        self.stats.linger_timeouts += count
 
     def _greet_late(self, guest: Guest) -> None:
-        seconds = self.greeting.seconds
-        self.failed(guest, "greet_timeout", f"{describe(guest.address())}: not greeted within {seconds:g} s")
+        self.stats.failed["greet_timeout"] += 1
+        logger.warning("%s: not greeted within %g s", describe(guest.address()), self.greeting.seconds)
+        self.failed(guest)
         guest.abort()
 
     def _linger_late(self, guest: Guest) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
-from greeter.errors import ConfigError
+from greeter.errors import ConfigError, reason
+from greeter.fdlimit import connection_capacity
 from greeter.greeting import DEFAULT_GREETING, Greeting, GreetingSource
+from greeter.instant import InstantPath, why_not_instant
 from greeter.listeners import BACKLOG, Listener, adopt, open_listeners
 from greeter.reception import AccessLog, Address, Reception, describe, logger
 from greeter.stream import StreamPath
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable
 
     from greeter.stats import ServerStats
+
+Accept = Literal["auto", "stream", "instant"]
 
 GREET_TIMEOUT = 10.0
 LINGER_TIMEOUT = 2.0
@@ -42,27 +46,51 @@ class Server:
     """
 
     def __init__(
-        self, reception: Reception, listeners: list[Listener], backlog: int, drain_timeout: float
+        self,
+        words: Greeting,
+        listeners: list[Listener],
+        *,
+        accept: Accept,
+        backlog: int,
+        greet_timeout: float,
+        linger_timeout: float,
+        drain_timeout: float,
+        access_log: AccessLog | None,
     ) -> None:
         self.drain_timeout = drain_timeout
-        self._reception = reception
+        self._reception = Reception(
+            words,
+            greet_timeout=greet_timeout,
+            linger_timeout=linger_timeout,
+            access_log=access_log,
+            capacity=connection_capacity(len(listeners)),
+            pause=lambda: self._path.stop(),
+            resume=lambda: self._path.resume(),
+        )
         self._listeners = listeners
-        self._stream = StreamPath(reception, listeners, backlog=backlog)
+        self._stream = StreamPath(self._reception, listeners, backlog=backlog)
+        self._path: StreamPath | InstantPath = self._stream
+        if accept != "stream":
+            obstacle = why_not_instant(words, self._reception.loop)
+            if obstacle is None:
+                self._path = InstantPath(self._reception, listeners, self._stream)
+            elif accept == "instant":
+                raise ConfigError(f"cannot accept on the instant path: {obstacle}")
         self._serving = False
-        self._adoptions: set[asyncio.Task[None]] = set()
-        self._closed: asyncio.Future[None] = reception.loop.create_future()
+        self._closed: asyncio.Future[None] = self._reception.loop.create_future()
 
     def __repr__(self) -> str:
         return f"<greeter.Server {' '.join(self.addresses)} {self.path}>"
 
     @property
     def path(self) -> str:
-        return self._stream.name
+        return self._path.name
 
     @property
     def stats(self) -> ServerStats:
         stats, reception = self._reception.stats, self._reception
-        stats.open, stats.lingering = reception.present, len(reception.lingering)
+        stats.open = reception.present
+        stats.lingering = len(reception.lingering) + len(reception.parking)
         return stats
 
     @property
@@ -85,7 +113,7 @@ class Server:
         return self._serving
 
     async def _start(self) -> None:
-        await self._stream.start()
+        await self._path.start()
         self._serving = True
 
     async def serve_forever(self) -> None:
@@ -104,16 +132,14 @@ class Server:
         if self._closed.done():
             return
         self._serving = False
-        self._stream.stop()
+        self._reception.keep_closed()
+        self._path.stop()
         for listener in self._listeners:
             listener.remove_file()
-            for _ in range(QUEUE_BOUND):
-                accepted = listener.accept()
-                if accepted is None:
-                    break
-                task = self._reception.loop.create_task(self._stream.adopt(*accepted, listener))
-                self._adoptions.add(task)
-                task.add_done_callback(self._adopted)
+            try:
+                self._path.greet_queue(listener, QUEUE_BOUND)
+            except OSError as error:
+                logger.warning("closing with clients in the listen queue: %s", reason(error))
             listener.close()
         self._stream.close()
         self._closed.set_result(None)
@@ -143,14 +169,7 @@ class Server:
     async def wait_closed(self) -> None:
         """Wait until the server is closed and every client has left."""
         await asyncio.shield(self._closed)
-        while self._adoptions:
-            await asyncio.wait(self._adoptions)
         await self._reception.all_left()
-
-    def _adopted(self, task: asyncio.Task[None]) -> None:
-        self._adoptions.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.warning("lost a connection that was accepted while closing: %s", error)
 
 
 class Serving:
@@ -181,7 +200,8 @@ def serve(
     path: str | None = None,
     sock: socket.socket | None = None,
     listen: Iterable[Endpoint | str] = (),
-    # how the sockets are opened
+    # how clients are accepted
+    accept: Accept = "auto",
     backlog: int = BACKLOG,
     unix_mode: int | None = None,
     # how long a client may take
@@ -198,6 +218,8 @@ def serve(
     string a service name. ``path``: a Unix socket (``@name``: an abstract one). ``sock``: a bound socket,
     which becomes the server's. ``listen``: any number of Endpoints, or texts like ``[::1]:9999``.
 
+    ``accept``: the accept path: "instant" for a greeting that is known when the client is accepted (text,
+    bytes, a quick callable), "stream" for any, "auto" for the first of them that can.
     ``backlog``: connections that the kernel queues. ``unix_mode``: the mode of a Unix socket's file.
     ``greet_timeout``: seconds from accept until the kernel has the last byte; ``linger_timeout``: seconds
     after that until the client must have closed; ``drain_timeout``: seconds for everybody at the end.
@@ -218,6 +240,8 @@ def serve(
             raise ConfigError(f"{name}_timeout is a number of seconds from 0, not {seconds}")
     if backlog < 1:
         raise ConfigError(f"backlog is at least 1, not {backlog}")
+    if accept not in ("auto", "stream", "instant"):
+        raise ConfigError(f"accept is auto, stream or instant, not {accept!r}")
     words = Greeting(greeting)
     if sock is not None:
         endpoints = []
@@ -238,13 +262,16 @@ def serve(
         try:
             if sock is not None:
                 listeners.append(adopt(sock))
-            reception = Reception(
+            server = Server(
                 words,
+                listeners,
+                accept=accept,
+                backlog=backlog,
                 greet_timeout=greet_timeout,
                 linger_timeout=linger_timeout,
+                drain_timeout=drain_timeout,
                 access_log=record,
             )
-            server = Server(reception, listeners, backlog, drain_timeout)
             await server._start()
         except BaseException:
             for listener in listeners:

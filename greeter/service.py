@@ -59,6 +59,7 @@ async def _serve(options: ServeOptions, greeting: Greeting, log: LogStream) -> i
     server = await serve(
         greeting,
         listen=options.listen,
+        accept=options.accept,
         backlog=options.backlog,
         greet_timeout=options.greet_timeout,
         linger_timeout=options.linger_timeout,

@@ -32,7 +32,7 @@ def greeting_from_app(spec: str) -> Greeting:
     that the module failed while it was imported, and where.
     """
     module_name, colon, attribute = spec.partition(":")
-    if not (module_name and colon and attribute):
+    if not (module_name and colon and attribute) or module_name.startswith("."):
         raise ConfigError(f"{spec!r} is not of the form MODULE:NAME")
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -43,7 +43,7 @@ def greeting_from_app(spec: str) -> Greeting:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise ConfigError(f"{spec!r}: there is no module {error.name!r}") from error
         raise _broken(spec, module_name, error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken(spec, module_name, error) from error
     value: object = module
     for name in attribute.split("."):
@@ -57,7 +57,7 @@ def greeting_from_app(spec: str) -> Greeting:
         raise ConfigError(f"{spec!r}: {error}") from error
 
 
-def _broken(spec: str, module: str, error: Exception) -> ConfigError:
+def _broken(spec: str, module: str, error: BaseException) -> ConfigError:
     where = ""
     trace = error.__traceback__
     while trace is not None:

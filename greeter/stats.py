@@ -23,12 +23,14 @@ class ServerStats:
     ``accepted``: connections taken from the listen queue. ``greeted``: every byte and the end of stream
     handed to the kernel. ``bytes_sent``: bytes of those greetings. ``failed``: the others, by class.
     ``linger_timeouts``: greeted clients that never closed and were cut off at the linger deadline.
+    ``accept_errors``: times that the system could not accept, for want of descriptors or memory.
     """
 
     accepted: int = 0
     greeted: int = 0
     bytes_sent: int = 0
     linger_timeouts: int = 0
+    accept_errors: int = 0
     open: int = 0
     lingering: int = 0
     failed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURES, 0))

@@ -12,18 +12,19 @@ and a task only while an async greeting is being awaited.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import socket
 from typing import TYPE_CHECKING, cast
 
 from greeter.errors import GreetingError
-from greeter.reception import Address, Reception, describe
 
 if TYPE_CHECKING:
-    import socket
     from concurrent.futures import ThreadPoolExecutor
 
     from greeter.greeting import Greeting, Peer
     from greeter.listeners import Listener
+    from greeter.reception import Address, Reception
 
 # One write of at most this many bytes at a time: what waits in user space for a slow client is bounded.
 CHUNK = 256 * 1024
@@ -52,6 +53,7 @@ class StreamPath:
         self._listeners = listeners
         self._backlog = backlog
         self._servers: list[asyncio.Server] = []
+        self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to accept."""
@@ -64,10 +66,27 @@ class StreamPath:
             self._servers.append(server)
             listener.listen(self._backlog)
 
+    def resume(self) -> None:
+        """Accept again after ``stop``."""
+        if self._starting is None and not self._servers:
+            self._starting = self.reception.loop.create_task(self.start())
+            self._starting.add_done_callback(self._started)
+
     def stop(self) -> None:
         """Accept no more. Those in the listen queue stay there."""
+        if self._starting is not None:
+            self._starting.cancel()
+        loop = self.reception.loop
         for server in self._servers:
-            server.close()
+            if isinstance(loop, asyncio.BaseEventLoop):
+                # asyncio attaches a connection to its server one step after it was accepted, and loses it
+                # if the server is closed in between (cpython #109564). So: watch no more, and close later.
+                for sock in server.sockets:
+                    with contextlib.suppress(NotImplementedError):
+                        loop.remove_reader(sock.fileno())
+                loop.call_soon(server.close)
+            else:
+                server.close()
         self._servers.clear()
 
     def close(self) -> None:
@@ -84,9 +103,42 @@ class StreamPath:
             self._threads = ThreadPoolExecutor(THREADS, "greeter-callable")
         return self._threads
 
-    async def adopt(self, sock: socket.socket, address: Address, listener: Listener) -> None:
-        """Serve a connection that was accepted elsewhere; the socket is ours from here on."""
-        await self.reception.loop.connect_accepted_socket(lambda: Connection(self, listener, address), sock)
+    def greet_queue(self, listener: Listener, limit: int) -> int:
+        """Take up to ``limit`` clients from the listen queue, without asyncio; returns how many there were.
+
+        Raises OSError when the system cannot accept, for want of descriptors or memory.
+        """
+        accepted = 0
+        while accepted < limit and (client := listener.accept()) is not None:
+            accepted += 1
+            sock, address = client
+            self.reception.arrive(address)
+            self.take(sock, address, listener)
+        return accepted
+
+    def take(
+        self,
+        sock: socket.SocketType,
+        address: Address,
+        listener: Listener,
+        begun: tuple[bytes, int] | None = None,
+    ) -> None:
+        """Serve a client that was accepted elsewhere and has arrived; the socket is ours from here on.
+
+        ``begun`` is its greeting and how much of that was sent already, if any of it was made.
+        """
+        full = socket.socket(listener.family, socket.SOCK_STREAM, fileno=sock.detach())
+        full.setblocking(False)
+        guest = Connection(self, listener)
+        guest.adopted(address, begun)
+        loop = self.reception.loop
+        self.reception.bring(loop.create_task(_attach(loop, guest, full)))
+
+    def _started(self, task: asyncio.Task[None]) -> None:
+        self._starting = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            assert isinstance(error, OSError)
+            self.reception.cannot_accept(error)
 
     def _connected(
         self, listener: Listener, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -102,11 +154,20 @@ class StreamPath:
             raise
 
 
+async def _attach(loop: asyncio.AbstractEventLoop, guest: Connection, sock: socket.socket) -> None:
+    try:
+        await loop.connect_accepted_socket(lambda: guest, sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
 class Connection(asyncio.BufferedProtocol):
     """One client of the stream path, from accept to close."""
 
     __slots__ = (
         "_address",  # of the client, when it was accepted elsewhere
+        "_arrived",
         "_listener",
         "_paused",  # the kernel has not yet taken all that was written
         "_path",
@@ -119,16 +180,24 @@ class Connection(asyncio.BufferedProtocol):
         "writer",  # kept only because its __del__ would close the transport
     )
 
-    def __init__(self, path: StreamPath, listener: Listener, address: Address = None) -> None:
+    def __init__(self, path: StreamPath, listener: Listener) -> None:
         self._path = path
         self._listener = listener
-        self._address = address
-        self._paused = self._peer_done = self._spoken = False
+        self._address: Address = None
+        self._arrived = self._paused = self._peer_done = self._spoken = False
         self._rest: memoryview | None = None
         self._size = 0
         self._task: asyncio.Task[None] | None = None
         self.transport: asyncio.Transport
         self.writer: asyncio.StreamWriter | None = None
+
+    def adopted(self, address: Address, begun: tuple[bytes, int] | None) -> None:
+        """The client was accepted elsewhere, and perhaps part of its greeting was sent there."""
+        self._arrived = True
+        self._address = address
+        if begun is not None:
+            greeting, sent = begun
+            self._rest, self._size = memoryview(greeting)[sent:], len(greeting)
 
     def address(self) -> Address:
         """The client's address, as accept() gives it; None if it had left before it could be asked."""
@@ -146,7 +215,11 @@ class Connection(asyncio.BufferedProtocol):
         # With no buffer allowed, "not paused" means that the kernel has every byte written so far.
         self.transport.set_write_buffer_limits(0)
         reception = self._path.reception
-        reception.arrive(self.address)
+        if not self._arrived:
+            reception.arrive(self.address() if reception.access_log is not None else None)
+        if self._rest is not None:
+            self._go_on()
+            return
         words = reception.words
         if words.fixed is not None:
             self._send(words.fixed)
@@ -163,7 +236,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _peer(self) -> Peer:
         listener = self._listener
-        return self._path.reception.peer(self.address(), listener.sock.family, listener.address)
+        return self._path.reception.peer(self.address(), listener.family, listener.address)
 
     async def _compose(self, words: Greeting) -> None:
         try:
@@ -181,7 +254,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _fail(self, error: GreetingError) -> None:
         if not self.transport.is_closing():
-            self._path.reception.failed(self, "greeting_error", f"{describe(self.address())}: {error}")
+            self._path.reception.not_made(self.address(), error)
+            self._path.reception.failed(self)
             self._half_close()
 
     # -- sending it

@@ -1,0 +1,79 @@
+"""Clients that a server has to put up with, on raw sockets: they see what the wire says."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tests.conftest import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one client saw: the bytes, and whether the stream ended in order."""
+
+    data: bytes
+    reset: bool
+
+
+async def connect(port: int, *, receive_buffer: int = 0) -> socket.socket:
+    """A connected non-blocking socket."""
+    sock = socket.socket()
+    if receive_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    sock.setblocking(False)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def read_to_end(sock: socket.socket) -> Outcome:
+    """Read until the end of stream or a reset, then close."""
+    loop = asyncio.get_running_loop()
+    data = bytearray()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while chunk := await loop.sock_recv(sock, 65536):
+                data += chunk
+    except ConnectionResetError:
+        return Outcome(bytes(data), reset=True)
+    finally:
+        sock.close()
+    return Outcome(bytes(data), reset=False)
+
+
+async def speak_first(port: int, size: int) -> Outcome:
+    """Send ``size`` bytes, only then read."""
+    sock = await connect(port)
+    if size:
+        try:
+            await asyncio.get_running_loop().sock_sendall(sock, b"x" * size)
+        except (BrokenPipeError, ConnectionResetError):
+            sock.close()
+            return Outcome(b"", reset=True)
+    return await read_to_end(sock)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with a reset instead of an end of stream (socket(7), SO_LINGER with a time of 0)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Let the loop run until ``condition()`` is true; it is about the state of the code under test."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + PATIENCE
+    while not condition():
+        assert loop.time() < end, what
+        await asyncio.sleep(0)
