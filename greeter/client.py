@@ -59,7 +59,7 @@ class _Collector(asyncio.Protocol):
     the descriptor is gone.
     """
 
-    __slots__ = ("_data", "_limit", "_line", "done", "error", "first_byte", "late", "transport")
+    __slots__ = ("_data", "_limit", "_line", "connected", "done", "error", "first_byte", "late", "transport")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: int, until_line: bool) -> None:
         self._data = bytearray()
@@ -67,11 +67,13 @@ class _Collector(asyncio.Protocol):
         self._line = until_line
         self.done: asyncio.Future[None] = loop.create_future()
         self.error: Exception | None = None
+        self.connected = 0.0
         self.first_byte: float | None = None
         self.late = False
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.connected = perf_counter()  # the first bytes can be here before greet() goes on
         self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
@@ -169,7 +171,6 @@ async def greet(
         raise ConnectFailed(str(target), _last(error)) from error
     except UnicodeError as error:
         raise ConnectFailed(str(target), "not a host name") from error
-    connected = perf_counter()
     timer = loop.call_at(deadline, collector.expire)
     try:
         await collector.done
@@ -188,7 +189,7 @@ async def greet(
     return Reply(
         data,
         str(target),
-        connect_time=connected - start,
+        connect_time=collector.connected - start,
         first_byte_time=None if first_byte is None else first_byte - start,
         total_time=perf_counter() - start,
         reset=collector.error is not None,

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from asyncio import AbstractEventLoop
-from socket import SHUT_WR
+from asyncio import AbstractEventLoop, TimerHandle
+from socket import SHUT_WR, SOCK_STREAM, SocketType
 from typing import TYPE_CHECKING
 
 from greeter.errors import GreetingError
+from greeter.listeners import DIED_IN_QUEUE
 
 if TYPE_CHECKING:
     from greeter.greeting import Greeting
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 # Connections accepted per wake-up: a bit over a millisecond's worth, then other tasks get their turn.
 ACCEPT_BATCH = 64
+
+# So many clients in one wake-up are a sign of load. Then we look away for a moment, as a network card
+# moderates its interrupts, so that the next ones come in a batch: a wake-up for every few connections,
+# each fresh from the caches of another core, costs half as much again as greeting them. Whoever comes
+# meanwhile waits for at most this long, in seconds; without load nobody does.
+BUSY = 8
+REST_SECONDS = 0.001
 
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux; elsewhere the end of stream takes its own segment
 _SEND_FLAGS = MSG_MORE | socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
@@ -53,7 +61,8 @@ class InstantPath:
         self._reception = reception
         self._listeners = listeners
         self._stream = stream
-        self._watching = False
+        self._accepting = False
+        self._resting: dict[Listener, TimerHandle] = {}
 
     async def start(self) -> None:
         """Begin to accept."""
@@ -61,27 +70,39 @@ class InstantPath:
 
     def resume(self) -> None:
         """Accept again after ``stop``."""
-        if not self._watching:
-            self._watching = True
+        if not self._accepting:
+            self._accepting = True
             for listener in self._listeners:
-                self._reception.loop.add_reader(listener.sock.fileno(), self._on_readable, listener)
+                self._watch(listener)
 
     def stop(self) -> None:
         """Accept no more for now. Those in the listen queue stay there."""
-        if self._watching:
-            self._watching = False
+        if self._accepting:
+            self._accepting = False
             for listener in self._listeners:
-                self._reception.loop.remove_reader(listener.sock.fileno())
+                if (timer := self._resting.pop(listener, None)) is not None:
+                    timer.cancel()
+                else:
+                    self._reception.loop.remove_reader(listener.sock.fileno())
+
+    def _watch(self, listener: Listener) -> None:
+        self._resting.pop(listener, None)
+        self._reception.loop.add_reader(listener.sock.fileno(), self._on_readable, listener)
 
     def _on_readable(self, listener: Listener) -> None:
         reception = self._reception
+        limit = min(ACCEPT_BATCH, reception.room)
         try:
-            self.greet_queue(listener, min(ACCEPT_BATCH, reception.room))
+            greeted = self.greet_queue(listener, limit)
         except OSError as error:
             reception.cannot_accept(error)
-        else:
-            if reception.room <= 0:
-                reception.full()
+            return
+        if reception.room <= 0:
+            reception.full()
+        elif BUSY <= greeted < limit:
+            loop = reception.loop
+            loop.remove_reader(listener.sock.fileno())
+            self._resting[listener] = loop.call_later(REST_SECONDS, self._watch, listener)
 
     def greet_queue(self, listener: Listener, limit: int) -> int:
         """Greet up to ``limit`` clients from the listen queue; returns how many there were.
@@ -89,13 +110,14 @@ class InstantPath:
         Raises OSError when the system cannot accept, for want of descriptors or memory.
         """
         reception = self._reception
-        arrive, served, accept = reception.arrive, reception.served, listener.accept
-        greeted: list[socket.SocketType] = []
-        accepted = 0
+        arrive, accept, family = reception.arrive, listener.accept_fd, listener.family
+        greeted: list[SocketType] = []
+        total = accepted = 0
         try:
-            while accepted < limit and (client := accept()) is not None:
+            while accepted < limit:
+                fd, address = accept()
                 accepted += 1
-                sock, address = client
+                sock = SocketType(family, SOCK_STREAM, 0, fd)
                 arrive(address)
                 data = reception.words.fixed
                 if data is None and (data := self._render(sock, address, listener)) is None:
@@ -104,7 +126,7 @@ class InstantPath:
                     sent = sock.send(data, _SEND_FLAGS)
                     if sent == len(data):
                         sock.shutdown(SHUT_WR)
-                        served(sent)
+                        total += sent
                         greeted.append(sock)
                         continue
                 except BlockingIOError:
@@ -113,17 +135,23 @@ class InstantPath:
                     sock.close()
                     reception.lost()
                     continue
-                self._stream.take(sock, address, listener, (data, sent))
+                self._stream.take(sock.detach(), address, listener, (data, sent))
+        except BlockingIOError:
+            pass  # the queue is empty
+        except OSError as error:
+            if error.errno not in DIED_IN_QUEUE:
+                raise
         finally:
             if greeted:
+                reception.served(total, len(greeted))
                 reception.parking.park(greeted)
         return accepted
 
-    def _render(self, sock: socket.SocketType, address: Address, listener: Listener) -> bytes | None:
+    def _render(self, sock: SocketType, address: Address, listener: Listener) -> bytes | None:
         """The greeting for one client; None if it is not ours to say, or there is none."""
         reception = self._reception
         if not reception.words.quick:  # since a reload
-            self._stream.take(sock, address, listener)
+            self._stream.take(sock.detach(), address, listener)
             return None
         try:
             return reception.words.render(reception.peer(address, listener.family, listener.address))

@@ -12,7 +12,6 @@ import os
 import socket
 import stat
 import sys
-from socket import SocketType
 from typing import TYPE_CHECKING, Any
 
 from greeter.endpoint import Endpoint
@@ -48,10 +47,10 @@ class Listener:
         self.endpoint = endpoint
         self.address = str(endpoint)
         self.inherited = inherited
-        self.family, self._type, self._proto = sock.family, sock.type, sock.proto
-        self.died = 0
-        # What socket.accept() itself calls. It is not documented; without it accept() does, at 2 us more.
-        self._accept: Callable[[], tuple[int, Any]] | None = getattr(sock, "_accept", None)
+        self.family = sock.family
+        # (descriptor, address) of a connection, or the error of accept(2). socket.accept() calls _accept()
+        # and wraps the result, at the price of a system call; where there is no _accept(), it has to do.
+        self.accept_fd: Callable[[], tuple[int, Any]] = getattr(sock, "_accept", self._accept_documented)
         self._file: tuple[int, int] | None = None
         if not inherited and endpoint.kind == "unix" and not endpoint.abstract:
             self._file = _identity(endpoint.path)
@@ -65,27 +64,24 @@ class Listener:
         if not self.inherited:
             self.sock.listen(backlog)
 
-    def accept(self) -> tuple[socket.SocketType, Any] | None:
-        """The next connection in the queue and its address, or None when the queue is empty.
+    def accept(self) -> tuple[int, Any] | None:
+        """The descriptor of the next connection in the queue and its address, or None if it is empty.
 
-        The socket is a plain one (socket.SocketType) in blocking mode: the methods of socket.socket
-        cost more than some of the system calls below them. Raises OSError when the system lacks what a
-        connection needs; one that died in the queue is counted in ``died`` and passed over.
+        The descriptor is in blocking mode. Raises OSError when the system lacks what a connection needs;
+        one that died in the queue is passed over.
         """
         while True:
             try:
-                if self._accept is not None:
-                    fd, address = self._accept()
-                else:
-                    accepted, address = self.sock.accept()
-                    fd = accepted.detach()
-                return SocketType(self.family, self._type, self._proto, fd), address
+                return self.accept_fd()
             except BlockingIOError:
                 return None
             except OSError as error:
                 if error.errno not in DIED_IN_QUEUE:
                     raise
-                self.died += 1
+
+    def _accept_documented(self) -> tuple[int, Any]:
+        sock, address = self.sock.accept()
+        return sock.detach(), address
 
     def refuse_new(self) -> bool:
         """Let no new handshake begin, and every one under way complete. True if the system can do it.

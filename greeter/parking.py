@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FIRST_LOOK = 0.004
 # How often a sweep reads from one client before the others get their turn.
 READS = 16
+# How long after that the timer fires, and takes along whatever is due until then.
+PATIENCE = 0.002
 
 # What clients say is read into this and never looked at, so all of them can share it.
 _discard = bytearray(64 * 1024)
@@ -30,14 +32,14 @@ class Parking:
     """Sockets that have been greeted and half-closed.
 
     Each is closed when its client has closed, or ``seconds`` after it was parked. ``on_left`` is called
-    after sockets were closed, with how many; ``on_late`` with how many of those were cut off.
+    after some were closed; ``on_late`` with the number of those that were cut off.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         seconds: float,
-        on_left: Callable[[list[SocketType]], None],
+        on_left: Callable[[], None],
         on_late: Callable[[int], None],
     ) -> None:
         self.seconds = seconds
@@ -49,6 +51,7 @@ class Parking:
         # (when to look, a tie breaker, the delay that led there, the deadline, who)
         self._batches: list[tuple[float, int, float, float, list[SocketType]]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
 
     def __len__(self) -> int:
         return self._count
@@ -58,37 +61,44 @@ class Parking:
         now = self._loop.time()
         self._count += len(socks)
         self._push(now, FIRST_LOOK, now + self.seconds, socks)
+        if self._batches[0][0] <= now:  # we are awake anyway: under load the timer is never needed
+            self._sweep(now)
+        else:
+            self._set_timer()
 
     def close_all(self) -> int:
         """Close every socket at once; returns how many there were."""
         socks = [sock for batch in self._batches for sock in batch[4]]
         self._batches.clear()
-        self._set_timer()
         self._close(socks)
         return len(socks)
 
     def _push(self, now: float, delay: float, deadline: float, socks: list[SocketType]) -> None:
         self._serial += 1
-        due = min(now + delay, deadline)
-        heapq.heappush(self._batches, (due, self._serial, delay, deadline, socks))
-        if self._timer is None or due < self._timer.when():
-            self._set_timer()
+        heapq.heappush(self._batches, (min(now + delay, deadline), self._serial, delay, deadline, socks))
 
     def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(self._batches[0][0], self._sweep) if self._batches else None
+        if self._batches:
+            due = self._batches[0][0] + PATIENCE
+            if self._timer is not None:
+                if self._timer_due <= due:
+                    return
+                self._timer.cancel()
+            self._timer_due = due
+            self._timer = self._loop.call_at(due, self._tick)
 
-    def _sweep(self) -> None:
-        """Look at every socket whose time has come."""
+    def _tick(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        self._sweep(self._loop.time() + PATIENCE)
+
+    def _sweep(self, now: float) -> None:
+        """Look at every socket whose time has come."""
         gone: list[SocketType] = []
         late = 0
-        while self._batches and self._batches[0][0] <= now + 0.001:
+        while self._batches and self._batches[0][0] <= now:
             _, _, delay, deadline, socks = heapq.heappop(self._batches)
             quiet, talking = look(socks, gone)
-            if deadline <= now + 0.001:
+            if deadline <= now:
                 late += len(quiet) + len(talking)
                 gone += quiet + talking
                 continue
@@ -96,10 +106,9 @@ class Parking:
                 self._push(now, delay * 2, deadline, quiet)
             if talking:
                 self._push(now, FIRST_LOOK, deadline, talking)
+        self._set_timer()
         if late:
             self._on_late(late)
-        if self._timer is None:
-            self._set_timer()
         self._close(gone)
 
     def _close(self, socks: list[SocketType]) -> None:
@@ -107,7 +116,7 @@ class Parking:
             sock.close()
         if socks:
             self._count -= len(socks)
-            self._on_left(socks)
+            self._on_left()
 
 
 def look(socks: list[SocketType], gone: list[SocketType]) -> tuple[list[SocketType], list[SocketType]]:
@@ -118,17 +127,17 @@ def look(socks: list[SocketType], gone: list[SocketType]) -> tuple[list[SocketTy
     quiet: list[SocketType] = []
     talking: list[SocketType] = []
     for sock in socks:
-        said = False
+        reads = 0
         try:
-            for _ in range(READS):
-                if not sock.recv_into(_discard, 0, MSG_DONTWAIT):
-                    gone.append(sock)
+            while sock.recv_into(_discard, 0, MSG_DONTWAIT):
+                reads += 1
+                if reads == READS:
+                    talking.append(sock)
                     break
-                said = True
             else:
-                talking.append(sock)
+                gone.append(sock)
         except BlockingIOError:
-            (talking if said else quiet).append(sock)
+            (talking if reads else quiet).append(sock)
         except OSError:  # ECONNRESET, ETIMEDOUT: closed, one way or another
             gone.append(sock)
     return quiet, talking

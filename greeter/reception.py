@@ -11,16 +11,13 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from greeter.deadlines import Deadlines
 from greeter.errors import GreetingError, reason
 from greeter.greeting import Greeting, Peer
 from greeter.parking import Parking
 from greeter.stats import ServerStats
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 logger = logging.getLogger("greeter")
 
@@ -48,49 +45,43 @@ RETRY_SECONDS = 0.5
 COMPLAIN_SECONDS = 1.0
 
 
-class Waiting(Generic[G]):
+class Waiting(Deadlines[G]):
     """Guests with a common patience of ``seconds``: one table, and one timer for all of them.
 
     The timer is set for the first deadline only and only while anybody waits, so an empty room makes
     no wake-ups. ``on_late`` is called with each guest whose deadline has passed.
     """
 
-    __slots__ = ("_deadlines", "_loop", "_on_late", "_timer", "seconds")
+    __slots__ = ("_loop", "_on_late", "_timer", "seconds")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, on_late: Callable[[G], None]) -> None:
+        super().__init__()
         self.seconds = seconds
         self._loop = loop
         self._on_late = on_late
-        self._deadlines: Deadlines[G] = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
 
-    def __len__(self) -> int:
-        return len(self._deadlines)
-
-    def __iter__(self) -> Iterator[G]:
-        return iter(self._deadlines)
-
-    def __contains__(self, guest: G) -> bool:
-        return guest in self._deadlines
-
-    def add(self, guest: G) -> None:
+    def admit(self, guest: G) -> None:
+        """Wait for ``guest`` from now on."""
         deadline = self._loop.time() + self.seconds
-        self._deadlines.add(guest, deadline)
+        self._due[guest] = deadline
         if self._timer is None:
             self._timer = self._loop.call_at(deadline, self._tick)
 
     def discard(self, guest: G) -> bool:
-        was_here = self._deadlines.discard(guest)
-        if self._timer is not None and not self._deadlines:
+        """Wait no longer; True if the guest was here."""
+        if self._due.pop(guest, None) is None:
+            return False
+        if self._timer is not None and not self._due:
             self._timer.cancel()
             self._timer = None
-        return was_here
+        return True
 
     def _tick(self) -> None:
         # The loop may fire a little early (its clock's resolution); without the slack that would be a
         # second wake-up for the same deadline.
-        late = self._deadlines.expire(self._loop.time() + 0.002)
-        first = self._deadlines.first()
+        late = self.expire(self._loop.time() + 0.002)
+        first = self.first()
         self._timer = None if first is None else self._loop.call_at(first, self._tick)
         for guest in late:
             self._on_late(guest)
@@ -127,7 +118,7 @@ class Reception:
         self.hostname = socket.gethostname()
         self.greeting: Waiting[Guest] = Waiting(loop, greet_timeout, self._greet_late)
         self.lingering: Waiting[Guest] = Waiting(loop, linger_timeout, self._linger_late)
-        self.parking = Parking(loop, linger_timeout, self._unparked, self._parked_late)
+        self.parking = Parking(loop, linger_timeout, self._fewer, self._parked_late)
         self.arriving: set[asyncio.Task[None]] = set()
         self._pause, self._resume = pause, resume
         self._paused = False
@@ -146,18 +137,19 @@ class Reception:
     def wait(self, guest: Guest) -> None:
         """The greeting takes a while, to make or to send: the greet deadline counts from the first call."""
         if guest not in self.greeting:
-            self.greeting.add(guest)
+            self.greeting.admit(guest)
 
-    def served(self, sent: int) -> None:
-        """A client's every byte and its end of stream are with the kernel."""
-        self.stats.greeted += 1
+    def served(self, sent: int, clients: int = 1) -> None:
+        """Every byte for ``clients``, and their end of stream, are with the kernel: ``sent`` bytes in all."""
+        self.stats.greeted += clients
         self.stats.bytes_sent += sent
 
     def greeted(self, guest: Guest, sent: int) -> None:
         """The guest was served, and from here on may linger."""
-        self.greeting.discard(guest)
+        if self.greeting:
+            self.greeting.discard(guest)
         self.served(sent)
-        self.lingering.add(guest)
+        self.lingering.admit(guest)
 
     def not_made(self, address: Address, error: GreetingError) -> None:
         """The greeting callable failed for this client."""
@@ -167,7 +159,7 @@ class Reception:
     def failed(self, guest: Guest) -> None:
         """The guest has been counted as failed. It stays until it has ``left``."""
         self.greeting.discard(guest)
-        self.lingering.add(guest)
+        self.lingering.admit(guest)
 
     def lost(self) -> None:
         """A client went away before it was greeted."""
@@ -178,7 +170,8 @@ class Reception:
         if not self.lingering.discard(guest):  # neither greeted nor failed: it went by itself
             self.greeting.discard(guest)
             self.lost()
-        self._fewer()
+        if self._paused or self._empty is not None:
+            self._fewer()
 
     def bring(self, task: asyncio.Task[None]) -> None:
         """A connection that was accepted elsewhere is on its way to the stream path."""
@@ -274,10 +267,8 @@ class Reception:
         self.arriving.discard(task)
         if task.cancelled() or task.exception() is not None:
             self.lost()
-        self._fewer()
-
-    def _unparked(self, socks: list[socket.SocketType]) -> None:
-        self._fewer()
+        if self._paused or self._empty is not None:
+            self._fewer()
 
     def _parked_late(self, count: int) -> None:
         self.stats.linger_timeouts += count
@@ -290,7 +281,7 @@ class Reception:
 
     def _linger_late(self, guest: Guest) -> None:
         self.stats.linger_timeouts += 1
-        self.lingering.add(guest)  # until it has left
+        self.lingering.admit(guest)  # until it has left
         guest.abort()
 
 

@@ -34,9 +34,6 @@ ACCEPT_BATCH = 8
 # Slow sync greetings run in threads, and this many at a time.
 THREADS = 32
 
-# What clients say is read into this and never looked at, so all of them can share it.
-_discard = bytearray(64 * 1024)
-
 
 class StreamPath:
     """Accepts on ``listeners`` with asyncio.start_server and greets with the words of ``reception``.
@@ -58,8 +55,8 @@ class StreamPath:
     async def start(self) -> None:
         """Begin to accept."""
         for listener in self._listeners:
-            server = await asyncio.start_server(
-                functools.partial(self._connected, listener),
+            server = await self.reception.loop.create_server(
+                functools.partial(Connection, self, listener),
                 sock=listener.sock.dup(),
                 backlog=ACCEPT_BATCH,
             )
@@ -111,47 +108,30 @@ class StreamPath:
         accepted = 0
         while accepted < limit and (client := listener.accept()) is not None:
             accepted += 1
-            sock, address = client
+            fd, address = client
             self.reception.arrive(address)
-            self.take(sock, address, listener)
+            self.take(fd, address, listener)
         return accepted
 
     def take(
-        self,
-        sock: socket.SocketType,
-        address: Address,
-        listener: Listener,
-        begun: tuple[bytes, int] | None = None,
+        self, fd: int, address: Address, listener: Listener, begun: tuple[bytes, int] | None = None
     ) -> None:
-        """Serve a client that was accepted elsewhere and has arrived; the socket is ours from here on.
+        """Serve a client that was accepted elsewhere and has arrived; the descriptor is ours from here on.
 
         ``begun`` is its greeting and how much of that was sent already, if any of it was made.
         """
-        full = socket.socket(listener.family, socket.SOCK_STREAM, fileno=sock.detach())
-        full.setblocking(False)
+        sock = socket.socket(listener.family, socket.SOCK_STREAM, fileno=fd)
+        sock.setblocking(False)
         guest = Connection(self, listener)
         guest.adopted(address, begun)
         loop = self.reception.loop
-        self.reception.bring(loop.create_task(_attach(loop, guest, full)))
+        self.reception.bring(loop.create_task(_attach(loop, guest, sock)))
 
     def _started(self, task: asyncio.Task[None]) -> None:
         self._starting = None
         if not task.cancelled() and (error := task.exception()) is not None:
             assert isinstance(error, OSError)
             self.reception.cannot_accept(error)
-
-    def _connected(
-        self, listener: Listener, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        # A plain callback that raises would leak its socket: asyncio logs the error and forgets the rest.
-        try:
-            guest = Connection(self, listener)
-            guest.writer = writer
-            writer.transport.set_protocol(guest)
-            guest.connection_made(writer.transport)
-        except BaseException:
-            writer.transport.abort()
-            raise
 
 
 async def _attach(loop: asyncio.AbstractEventLoop, guest: Connection, sock: socket.socket) -> None:
@@ -162,7 +142,7 @@ async def _attach(loop: asyncio.AbstractEventLoop, guest: Connection, sock: sock
         raise
 
 
-class Connection(asyncio.BufferedProtocol):
+class Connection(asyncio.Protocol):
     """One client of the stream path, from accept to close."""
 
     __slots__ = (
@@ -177,7 +157,6 @@ class Connection(asyncio.BufferedProtocol):
         "_spoken",  # the end of stream is sent, or nothing will be
         "_task",  # makes an async greeting
         "transport",
-        "writer",  # kept only because its __del__ would close the transport
     )
 
     def __init__(self, path: StreamPath, listener: Listener) -> None:
@@ -189,7 +168,6 @@ class Connection(asyncio.BufferedProtocol):
         self._size = 0
         self._task: asyncio.Task[None] | None = None
         self.transport: asyncio.Transport
-        self.writer: asyncio.StreamWriter | None = None
 
     def adopted(self, address: Address, begun: tuple[bytes, int] | None) -> None:
         """The client was accepted elsewhere, and perhaps part of its greeting was sent there."""
@@ -303,10 +281,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- the client's side
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return _discard
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         pass  # whatever it says, it is not for us
 
     def eof_received(self) -> bool:
@@ -318,4 +293,3 @@ class Connection(asyncio.BufferedProtocol):
         if self._task is not None:
             self._task.cancel()
         self._path.reception.left(self)
-        self.writer = None
