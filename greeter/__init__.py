@@ -14,7 +14,7 @@ The package is layered, and imports go down only::
     deadlines, stats
 """
 
-from greeter.client import Reply, greet
+from greeter.client import Reply, greet, greet_within
 from greeter.endpoint import Endpoint
 from greeter.errors import (
     ConfigError,
@@ -54,5 +54,6 @@ __all__ = [
     "Server",
     "ServerStats",
     "greet",
+    "greet_within",
     "serve",
 ]

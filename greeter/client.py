@@ -70,7 +70,7 @@ class _Collector(asyncio.Protocol):
         self.connected = 0.0
         self.first_byte: float | None = None
         self.late = False
-        self.transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.connected = perf_counter()  # the first bytes can be here before greet() goes on
@@ -85,7 +85,6 @@ class _Collector(asyncio.Protocol):
             self.abort()
 
     def eof_received(self) -> None:
-        assert self.transport is not None
         self.transport.close()  # with TLS, that answers the peer's close_notify
         self._finish()
 
@@ -100,8 +99,7 @@ class _Collector(asyncio.Protocol):
             self.abort()
 
     def abort(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
+        self.transport.abort()
         self._finish()
 
     def _finish(self) -> None:

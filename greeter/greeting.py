@@ -33,7 +33,8 @@ class Peer:
     ``host`` and ``port`` are the client's (for a Unix socket: its name, mostly empty, and 0);
     ``server`` is the address that it connected to, as in ``127.0.0.1:9999``; ``hostname`` is this
     machine's name; ``time`` is when it was accepted, in seconds since the epoch; ``count`` is 1 for
-    the first client of this server.
+    the first client of this server. ``tls_version`` is as in ``TLSv1.3``, and empty without TLS;
+    ``tls_subject`` names the client's certificate, as in ``CN=alice,O=Example``.
     """
 
     host: str
@@ -43,6 +44,8 @@ class Peer:
     hostname: str = ""
     time: float = 0.0
     count: int = 0
+    tls_version: str = ""
+    tls_subject: str = ""
 
     def __str__(self) -> str:
         return repr((self.host, self.port))

@@ -32,14 +32,14 @@ class Parking:
     """Sockets that have been greeted and half-closed.
 
     Each is closed when its client has closed, or ``seconds`` after it was parked. ``on_left`` is called
-    after some were closed; ``on_late`` with the number of those that were cut off.
+    with those that were; ``on_late`` with the number of those that were cut off.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         seconds: float,
-        on_left: Callable[[], None],
+        on_left: Callable[[list[SocketType]], None],
         on_late: Callable[[int], None],
     ) -> None:
         self.seconds = seconds
@@ -116,7 +116,7 @@ class Parking:
             sock.close()
         if socks:
             self._count -= len(socks)
-            self._on_left()
+            self._on_left(socks)
 
 
 def look(socks: list[SocketType], gone: list[SocketType]) -> tuple[list[SocketType], list[SocketType]]:

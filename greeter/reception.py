@@ -11,13 +11,18 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from greeter.deadlines import Deadlines
 from greeter.errors import GreetingError, reason
 from greeter.greeting import Greeting, Peer
 from greeter.parking import Parking
 from greeter.stats import ServerStats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from greeter.limits import Admission
 
 logger = logging.getLogger("greeter")
 
@@ -91,8 +96,9 @@ class Reception:
     """The shared half of an accept path, for one server.
 
     ``greet_timeout`` and ``linger_timeout`` are in seconds. ``access_log`` gets the address of each
-    client as it is accepted, or is None. ``capacity`` is how many may be here at once: then ``pause`` is
-    called, and ``resume`` when there is room again.
+    client as it is let in, or is None; ``admission`` decides who is, None lets everybody in. ``proxied``
+    says that it is a PROXY header that tells who a client is. ``capacity`` is how many may be here at
+    once: then ``pause`` is called, and ``resume`` when there is room again.
 
     A guest of the stream path is in ``greeting`` while its greeting takes time, and in ``lingering`` from
     then until it closes; a socket of the instant path is in ``parking``.
@@ -105,6 +111,8 @@ class Reception:
         greet_timeout: float,
         linger_timeout: float,
         access_log: AccessLog | None = None,
+        admission: Admission | None = None,
+        proxied: bool = False,
         capacity: int = 1_000_000,
         pause: Callable[[], None] = lambda: None,
         resume: Callable[[], None] = lambda: None,
@@ -113,26 +121,57 @@ class Reception:
         self.loop = loop
         self.words = greeting
         self.access_log = access_log
+        self.admission = admission
+        self.proxied = proxied
         self.capacity = capacity
         self.stats = ServerStats()
         self.hostname = socket.gethostname()
         self.greeting: Waiting[Guest] = Waiting(loop, greet_timeout, self._greet_late)
         self.lingering: Waiting[Guest] = Waiting(loop, linger_timeout, self._linger_late)
-        self.parking = Parking(loop, linger_timeout, self._fewer, self._parked_late)
-        self.arriving: set[asyncio.Task[None]] = set()
+        self.parking = Parking(loop, linger_timeout, self._gone, self._parked_late)
         self._pause, self._resume = pause, resume
         self._paused = False
         self._retry: asyncio.TimerHandle | None = None
-        self._complained = -COMPLAIN_SECONDS
+        self._complaints: dict[str, float] = {}  # when the next line about a matter may be written
+        self._hosts: dict[object, str] = {}  # of those whose admission is to be released
         self._empty: asyncio.Future[None] | None = None
 
     # -- the way of a guest: arrive, perhaps wait, then greeted or failed, then left
 
-    def arrive(self, address: Address) -> None:
-        """A client was accepted."""
+    def arrive(self, address: Address) -> bool:
+        """A client was accepted. False if it may not come in: close it, and it never was here."""
         self.stats.accepted += 1
+        # Behind a proxy, only the PROXY header tells who it is.
+        return True if self.proxied else self.let_in(address)
+
+    def let_in(self, address: Address) -> bool:
+        """Whether the client of this address may come in; if so, it is written down."""
+        if self.admission is not None and isinstance(address, tuple):
+            refusal = self.admission.admit(address[0], self.loop.time())
+            if refusal is not None:
+                self.refused(refusal)
+                return False
         if self.access_log is not None:
             self.access_log(address)
+        return True
+
+    def refused(self, why: str) -> None:
+        """A client was turned away, for one of the REJECTIONS."""
+        rejected = self.stats.rejected
+        rejected[why] += 1
+        if self._may_complain("refused"):
+            counts = ", ".join(f"{name} {count}" for name, count in rejected.items() if count)
+            logger.warning("turning clients away: %s so far", counts)
+
+    def remember(self, client: object, address: Address) -> None:
+        """The client was let in and is known by this object from here on, until it is gone."""
+        if self.admission is not None and isinstance(address, tuple):
+            self._hosts[client] = address[0]
+
+    def release(self, address: Address) -> None:
+        """The client was let in and is gone already."""
+        if self.admission is not None and isinstance(address, tuple):
+            self.admission.release(address[0])
 
     def wait(self, guest: Guest) -> None:
         """The greeting takes a while, to make or to send: the greet deadline counts from the first call."""
@@ -156,8 +195,13 @@ class Reception:
         self.stats.failed["greeting_error"] += 1
         logger.warning("%s: %s", describe(address), error)
 
-    def failed(self, guest: Guest) -> None:
-        """The guest has been counted as failed. It stays until it has ``left``."""
+    def failed(self, guest: Guest, why: str) -> None:
+        """The guest will not be greeted, for one of the FAILURES. It stays until it has ``left``."""
+        self.stats.failed[why] += 1
+        self.dismiss(guest)
+
+    def dismiss(self, guest: Guest) -> None:
+        """The guest will not be greeted, and has been counted. It stays until it has ``left``."""
         self.greeting.discard(guest)
         self.lingering.admit(guest)
 
@@ -167,16 +211,10 @@ class Reception:
 
     def left(self, guest: Guest) -> None:
         """The guest's connection is closed."""
-        if not self.lingering.discard(guest):  # neither greeted nor failed: it went by itself
+        if not self.lingering.discard(guest):  # neither greeted nor dismissed: it went by itself
             self.greeting.discard(guest)
             self.lost()
-        if self._paused or self._empty is not None:
-            self._fewer()
-
-    def bring(self, task: asyncio.Task[None]) -> None:
-        """A connection that was accepted elsewhere is on its way to the stream path."""
-        self.arriving.add(task)
-        task.add_done_callback(self._brought)
+        self._gone((guest,))
 
     # -- what is said
 
@@ -197,8 +235,8 @@ class Reception:
 
     @property
     def present(self) -> int:
-        """Clients that are here: arriving, being greeted, lingering."""
-        return len(self.arriving) + len(self.greeting) + len(self.lingering) + len(self.parking)
+        """Clients that are here: being brought in, being greeted, lingering."""
+        return len(self.greeting) + len(self.lingering) + len(self.parking)
 
     @property
     def room(self) -> int:
@@ -216,8 +254,7 @@ class Reception:
         """Close everybody at once; returns how many there were."""
         unserved, served = list(self.greeting), list(self.lingering)
         for guest in unserved:
-            self.stats.failed["aborted"] += 1
-            self.failed(guest)
+            self.failed(guest, "aborted")
         for guest in unserved + served:
             guest.abort()
         return len(unserved) + len(served) + self.parking.close_all()
@@ -239,12 +276,24 @@ class Reception:
         if not self._paused:
             self._paused = True
             self._pause()
-        now = self.loop.time()
-        if now - self._complained >= COMPLAIN_SECONDS:
-            self._complained = now
+        if self._may_complain("paused"):
             logger.warning("%s: accepting is paused, the listen queue holds those who come", why)
 
-    def _fewer(self) -> None:
+    def _may_complain(self, about: str) -> bool:
+        """True once in COMPLAIN_SECONDS."""
+        now = self.loop.time()
+        if now < self._complaints.get(about, 0.0):
+            return False
+        self._complaints[about] = now + COMPLAIN_SECONDS
+        return True
+
+    def _gone(self, clients: Iterable[object]) -> None:
+        """Clients have left: whoever waits for room, or for the last one, hears of it."""
+        if self._hosts:
+            for client in clients:
+                host = self._hosts.pop(client, None)
+                if host is not None and self.admission is not None:
+                    self.admission.release(host)
         if self._paused and self._retry is None and self.room > 0:
             self._go_on()
         if self._empty is not None and not self._empty.done() and not self.present:
@@ -263,20 +312,12 @@ class Reception:
 
     # -- called back
 
-    def _brought(self, task: asyncio.Task[None]) -> None:
-        self.arriving.discard(task)
-        if task.cancelled() or task.exception() is not None:
-            self.lost()
-        if self._paused or self._empty is not None:
-            self._fewer()
-
     def _parked_late(self, count: int) -> None:
         self.stats.linger_timeouts += count
 
     def _greet_late(self, guest: Guest) -> None:
-        self.stats.failed["greet_timeout"] += 1
         logger.warning("%s: not greeted within %g s", describe(guest.address()), self.greeting.seconds)
-        self.failed(guest)
+        self.failed(guest, "greet_timeout")
         guest.abort()
 
     def _linger_late(self, guest: Guest) -> None:

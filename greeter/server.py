@@ -10,17 +10,21 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Literal
 
+from greeter.acceptor import Acceptor, can_watch
 from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
 from greeter.errors import ConfigError, reason
 from greeter.fdlimit import connection_capacity
 from greeter.greeting import DEFAULT_GREETING, Greeting, GreetingSource
-from greeter.instant import InstantPath, why_not_instant
+from greeter.instant import Instant, why_not_instant
+from greeter.limits import Admission, Limits, Networks
 from greeter.listeners import BACKLOG, Listener, adopt, open_listeners
 from greeter.reception import AccessLog, Address, Reception, describe, logger
 from greeter.stream import StreamPath
+from greeter.vestibule import Vestibule
 
 if TYPE_CHECKING:
     import socket
+    import ssl as ssl_module
     from collections.abc import Callable, Coroutine, Generator, Iterable
 
     from greeter.stats import ServerStats
@@ -52,32 +56,90 @@ class Server:
         *,
         accept: Accept,
         backlog: int,
+        limits: Limits,
+        tls: ssl_module.SSLContext | None,
+        proxy_from: Networks | None,
         greet_timeout: float,
         linger_timeout: float,
         drain_timeout: float,
         access_log: AccessLog | None,
     ) -> None:
         self.drain_timeout = drain_timeout
+        self._fd_capacity = connection_capacity(len(listeners))
         self._reception = Reception(
             words,
             greet_timeout=greet_timeout,
             linger_timeout=linger_timeout,
             access_log=access_log,
-            capacity=connection_capacity(len(listeners)),
+            admission=Admission.of(limits),
+            proxied=proxy_from is not None,
+            capacity=min(self._fd_capacity, limits.max_connections or self._fd_capacity),
             pause=lambda: self._path.stop(),
             resume=lambda: self._path.resume(),
         )
+        self._vestibule = Vestibule(
+            self._reception,
+            tls=tls,
+            proxy_from=proxy_from,
+            greet_timeout=greet_timeout,
+            linger_timeout=linger_timeout,
+        )
         self._listeners = listeners
-        self._stream = StreamPath(self._reception, listeners, backlog=backlog)
-        self._path: StreamPath | InstantPath = self._stream
-        if accept != "stream":
-            obstacle = why_not_instant(words, self._reception.loop)
-            if obstacle is None:
-                self._path = InstantPath(self._reception, listeners, self._stream)
-            elif accept == "instant":
-                raise ConfigError(f"cannot accept on the instant path: {obstacle}")
+        self._stream = StreamPath(self._reception, listeners, self._vestibule, backlog=backlog)
+        self._path = self._choose(words, accept)
         self._serving = False
         self._closed: asyncio.Future[None] = self._reception.loop.create_future()
+
+    def _choose(self, words: Greeting, accept: Accept) -> StreamPath | Acceptor:
+        """The accept path."""
+        reception = self._reception
+        watch = can_watch(reception.loop)
+        first = "a PROXY header" if self._vestibule.proxy_from is not None else "TLS"
+        in_between = self._vestibule.tls is not None or self._vestibule.proxy_from is not None
+        if accept != "stream":
+            if in_between:
+                obstacle: str | None = f"{first} comes before the greeting"
+            elif not watch:
+                obstacle = "this event loop cannot watch a socket"
+            else:
+                obstacle = why_not_instant(words)
+            if obstacle is None:
+                return Acceptor(
+                    reception, self._listeners, "instant", Instant(reception, self._stream).greet_queue
+                )
+            if accept == "instant":
+                raise ConfigError(f"cannot accept on the instant path: {obstacle}")
+        if in_between:
+            if not watch:
+                raise ConfigError(f"{first} needs an event loop that can watch a socket")
+            return Acceptor(reception, self._listeners, "stream", self._stream.greet_queue)
+        return self._stream
+
+    def update(
+        self,
+        *,
+        greeting: GreetingSource | None = None,
+        limits: Limits | None = None,
+        tls: ssl_module.SSLContext | None = None,
+    ) -> None:
+        """Go on with another greeting, other limits, another certificate: from the next client on.
+
+        None leaves a thing as it is. Raises ConfigError before anything is changed. TLS can be renewed,
+        not turned on.
+        """
+        words = None if greeting is None else Greeting(greeting)
+        if tls is not None and self._vestibule.tls is None:
+            raise ConfigError("TLS cannot be turned on while serving")
+        if words is not None:
+            self._reception.words = words
+        if tls is not None:
+            self._vestibule.tls = tls
+        if limits is not None:
+            self._reception.capacity = min(self._fd_capacity, limits.max_connections or self._fd_capacity)
+            if self._reception.admission is not None:
+                self._reception.admission.replace(limits)
+            else:
+                self._reception.admission = Admission.of(limits)
 
     def __repr__(self) -> str:
         return f"<greeter.Server {' '.join(self.addresses)} {self.path}>"
@@ -204,6 +266,10 @@ def serve(
     accept: Accept = "auto",
     backlog: int = BACKLOG,
     unix_mode: int | None = None,
+    # who may come, and how
+    limits: Limits | None = None,
+    ssl: ssl_module.SSLContext | None = None,
+    proxy_from: Iterable[str] | None = None,
     # how long a client may take
     greet_timeout: float = GREET_TIMEOUT,
     linger_timeout: float = LINGER_TIMEOUT,
@@ -221,6 +287,9 @@ def serve(
     ``accept``: the accept path: "instant" for a greeting that is known when the client is accepted (text,
     bytes, a quick callable), "stream" for any, "auto" for the first of them that can.
     ``backlog``: connections that the kernel queues. ``unix_mode``: the mode of a Unix socket's file.
+    ``limits``: how many clients, and which. ``ssl``: a context to serve TLS with (see greeter.tls).
+    ``proxy_from``: networks of the proxies whose connections begin with a PROXY header, version 1 or 2;
+    nobody else is served then.
     ``greet_timeout``: seconds from accept until the kernel has the last byte; ``linger_timeout``: seconds
     after that until the client must have closed; ``drain_timeout``: seconds for everybody at the end.
     ``access_log``: True writes a line for each client to the logger "greeter", at INFO; a callable gets
@@ -243,6 +312,9 @@ def serve(
     if accept not in ("auto", "stream", "instant"):
         raise ConfigError(f"accept is auto, stream or instant, not {accept!r}")
     words = Greeting(greeting)
+    proxies = None if proxy_from is None else Networks(proxy_from, "proxy_from")
+    if proxies is not None and not proxies.networks:
+        raise ConfigError("proxy_from names no network, so that nobody could be served")
     if sock is not None:
         endpoints = []
     elif path is not None:
@@ -267,6 +339,9 @@ def serve(
                 listeners,
                 accept=accept,
                 backlog=backlog,
+                limits=limits or Limits(),
+                tls=ssl,
+                proxy_from=proxies,
                 greet_timeout=greet_timeout,
                 linger_timeout=linger_timeout,
                 drain_timeout=drain_timeout,

@@ -1,0 +1,115 @@
+"""TLS contexts for both sides, from files.
+
+The law: TLS 1.2 at least (RFC 8996), and whatever is wrong with a file is said with its name before
+anything starts.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+from greeter.errors import ConfigError
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    Path = str | PathLike[str]
+
+
+def server_context(cert: Path, key: Path | None = None, client_ca: Path | None = None) -> ssl.SSLContext:
+    """A context for a server: ``cert`` is a PEM file with the chain, ``key`` its key if not in there too.
+
+    With ``client_ca``, clients have to show a certificate that one of these authorities signed. Raises
+    ConfigError for files that cannot be read or do not belong together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # Without this, OpenSSL would ask for the password of an encrypted key on the terminal.
+        context.load_cert_chain(cert, key, password=lambda: _no_password(key or cert))
+    except OSError as error:
+        what = f"certificate {str(cert)!r}" + (f" with key {str(key)!r}" if key else "")
+        raise ConfigError(f"cannot use the {what}: {_why(error)}") from error
+    if client_ca is not None:
+        _trust(context, client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def client_context(ca: Path | None = None) -> ssl.SSLContext:
+    """A context for a client that verifies the server, by the system's authorities or those in ``ca``."""
+    context = ssl.create_default_context()
+    if ca is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        _trust(context, ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def expiry(cert: Path) -> float:
+    """When the first certificate in a PEM file expires, in seconds since the epoch."""
+    try:
+        with open(cert, encoding="ascii") as file:
+            pem = file.read()
+        begin = pem.index("-----BEGIN CERTIFICATE-----")
+        end = pem.index("-----END CERTIFICATE-----", begin) + len("-----END CERTIFICATE-----")
+        return _not_after(ssl.PEM_cert_to_DER_cert(pem[begin:end]))
+    except (OSError, ValueError, IndexError) as error:
+        raise ConfigError(f"cannot read the certificate {str(cert)!r}: {_why(error)}") from error
+
+
+def describe_peer(transport_info: dict[str, object] | None) -> str:
+    """The subject of a client's certificate, as in ``CN=alice,O=Example``; empty without one."""
+    if not transport_info:
+        return ""
+    subject = transport_info.get("subject")
+    assert isinstance(subject, tuple)
+    short = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
+    return ",".join(f"{short.get(name, name)}={value}" for part in reversed(subject) for name, value in part)
+
+
+def _trust(context: ssl.SSLContext, ca: Path) -> None:
+    try:
+        context.load_verify_locations(ca)
+    except OSError as error:
+        raise ConfigError(f"cannot use the certificate authority {str(ca)!r}: {_why(error)}") from error
+
+
+def _no_password(path: Path) -> str:
+    raise ConfigError(f"the key in {str(path)!r} has a password, and nobody is there to type it")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"not valid PEM, or not a pair ({error.reason or error})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[:1].lower() + error.strerror[1:]
+    return str(error)
+
+
+def _not_after(der: bytes) -> float:
+    """The end of the validity in a certificate (RFC 5280, 4.1): the second time in its fifth element."""
+
+    def element(at: int) -> tuple[int, int, int]:
+        """Tag, start and end of the content of the DER element at ``at`` (X.690, 8.1)."""
+        length, start = der[at + 1], at + 2
+        if length & 0x80:
+            count = length & 0x7F
+            length, start = int.from_bytes(der[start : start + count], "big"), start + count
+        return der[at], start, start + length
+
+    at = element(element(0)[1])[1]  # the certificate, and in it the part that is signed
+    if der[at] == 0xA0:  # the version is optional
+        at = element(at)[2]
+    for _ in ("serial number", "signature", "issuer"):
+        at = element(at)[2]
+    first = element(element(at)[1])
+    tag, start, end = element(first[2])
+    text = der[start:end].decode("ascii")
+    if tag == 0x17:  # UTCTime has two digits of the year, which turns in 2050 (RFC 5280, 4.1.2.5.1)
+        text = ("19" if text >= "5" else "20") + text
+    months = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+    month = months[int(text[4:6]) - 1]
+    clock = f"{text[8:10]}:{text[10:12]}:{text[12:14]}"
+    return ssl.cert_time_to_seconds(f"{month} {int(text[6:8]):2d} {clock} {text[:4]} GMT")
