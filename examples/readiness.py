@@ -1,0 +1,21 @@
+"""Wait until a service is up: the service starts late, and nobody has to guess how late."""
+
+import asyncio
+
+import greeter
+
+
+async def start_late(path: str) -> greeter.Server:
+    await asyncio.sleep(0.2)
+    return await greeter.serve("ready", path=path)
+
+
+async def main() -> None:
+    path = "@greeter-readiness-example"
+    starting = asyncio.create_task(start_late(path))
+    reply = await greeter.greet_within(5.0, greeter.Endpoint.unix(path))
+    print(f"the service says {str(reply)!r}")
+    await (await starting).drain()
+
+
+asyncio.run(main())

@@ -1,0 +1,20 @@
+"""Greet another service that speaks first: an SMTP server, which keeps the connection after its line."""
+
+import asyncio
+
+from aiosmtpd.smtp import SMTP
+
+import greeter
+
+
+async def main() -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: SMTP(None, hostname="mail.example"), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        reply = await greeter.greet(port=port, until="line")
+        print(str(reply).strip())
+        assert reply.data.startswith(b"220 ")
+
+
+asyncio.run(main())

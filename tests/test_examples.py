@@ -1,0 +1,68 @@
+"""Every example runs, with warnings as errors, and says what it promises."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import pytest
+
+from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
+
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+
+
+async def run_example(*args: str) -> tuple[int, str, str]:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-X",
+        "dev",
+        "-W",
+        "error",
+        *args,
+        cwd=ROOT / "examples",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    async with asyncio.timeout(PATIENCE):
+        out, err = await child.communicate()
+    assert child.returncode is not None
+    return child.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.parametrize(
+    ("example", "promise"),
+    [
+        ("server.py", "greeted 2, failed 0"),
+        ("dynamic_greeting.py", "Hello 127.0.0.1, this is visit 3"),
+        ("many_clients.py", "1000 clients greeted"),
+        ("readiness.py", "the service says 'ready'"),
+        ("smtp_banner.py", "220 mail.example"),
+    ],
+)
+async def test_example(example: str, promise: str) -> None:
+    if example == "smtp_banner.py":
+        pytest.importorskip("aiosmtpd")
+    code, out, err = await run_example(example)
+    assert (code, err) == (0, "")
+    assert promise in out
+
+
+async def test_client() -> None:
+    async with greeter_process("serve", "--listen", "127.0.0.1:0") as server:
+        code, out, err = await run_example("client.py", server.address)
+    assert (code, err) == (0, "")
+    assert out.startswith("Thank you for connecting (24 bytes in ")
+    code, out, err = await run_example("client.py", server.address)
+    assert (code, err) == (1, "")
+    assert out == f"cannot connect to {server.address}: connection refused\n"
+
+
+async def test_dynamic_greeting_as_an_app() -> None:
+    env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
+    args = ("serve", "--app", "dynamic_greeting:greeting", "--listen", "127.0.0.1:0")
+    async with greeter_process(*args, env=env) as server:
+        assert "stream" in server.lines[-1]
+        assert await run_greeter("greet", server.address) == (0, "Hello 127.0.0.1, this is visit 1\n", "")

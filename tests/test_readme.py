@@ -1,0 +1,88 @@
+"""The README is true: its commands, its options, its file table, its examples."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from greeter.cli import cli
+from tests.conftest import ROOT, run_greeter
+
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> dict[str, click.Command]:
+    return dict(cli.commands)
+
+
+def test_the_first_two_sh_blocks_are_the_two_commands() -> None:
+    first, second = re.findall(r"```sh\n(.*?)```", README, re.S)[:2]
+    assert first.count("\n") == second.count("\n") == 1
+    assert ".[all]" in first
+    assert "greeter demo" in first
+    assert ".[dev]" in second
+    assert "pytest" in second
+
+
+def test_the_file_table_names_every_module_and_no_other() -> None:
+    named = set(re.findall(r"^\| \[[\w./]+\]\((greeter/[\w./]+)\) \|", README, re.M))
+    package = ROOT / "greeter"
+    found = {str(path.relative_to(ROOT)) for path in package.glob("*.py") if not path.name.startswith("__")}
+    found |= {f"greeter/{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert named == found
+
+
+def test_the_example_table_names_every_example() -> None:
+    named = set(re.findall(r"^\| \[[\w./]+\]\(examples/([\w./]+)\) \|", README, re.M))
+    assert named == {path.name for path in (ROOT / "examples").glob("*.py")}
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_every_option_is_documented(name: str) -> None:
+    for parameter in commands()[name].params:
+        if isinstance(parameter, click.Option):
+            for flag in (*parameter.opts, *parameter.secondary_opts):
+                if flag.startswith("--"):
+                    assert f"`{flag}" in README or f" {flag} " in README, f"{flag} of {name}"
+
+
+def test_every_documented_option_exists() -> None:
+    known = {"--version", "--help"}
+    for command in commands().values():
+        for parameter in command.params:
+            known |= {*parameter.opts, *parameter.secondary_opts}
+    for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README):
+        assert flag in known, flag
+
+
+def test_defaults_in_the_option_table_are_the_real_ones() -> None:
+    rows = re.findall(r"^\| `(--[\w-]+)[^|]*(?:\\\|[^|]*)*\|[^|]*\| ([^|]*) \|$", README, re.M)
+    serve = {flag: p for p in commands()["serve"].params for flag in p.opts}
+    checked = 0
+    for flag, shown in rows:
+        default = serve[flag].default
+        if shown.strip() and not isinstance(default, bool):
+            text = " ".join(default) if isinstance(default, list) else str(default)
+            assert shown.strip().strip("`") == text.removesuffix(".0"), flag
+            checked += 1
+    assert checked >= 8
+
+
+async def test_help_of_every_command_works() -> None:
+    for name in commands():
+        code, out, err = await run_greeter(name, "--help")
+        assert (code, err) == (0, "")
+        assert "Usage: greeter" in out
+
+
+def test_examples_are_short() -> None:
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(Path(path).read_text().splitlines()) <= 40, path.name
