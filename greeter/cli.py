@@ -44,7 +44,14 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     """
     from greeter.service import run_service
 
-    return run_service(collect(ServeOptions, ctx))
+    def reread() -> ServeOptions:
+        args = ctx.find_root().obj[1:]  # behind the verb
+        try:
+            return collect(ServeOptions, serve.make_context("serve", args, parent=ctx.parent))
+        except click.ClickException as error:
+            raise ConfigError(_one_line(error)) from error
+
+    return run_service(collect(ServeOptions, ctx), reread)
 
 
 @cli.command()
@@ -58,8 +65,11 @@ def greet(ctx: click.Context, /, **_: object) -> int:
     import asyncio
 
     from greeter import client
+    from greeter.tls import client_context
 
     options = collect(GreetOptions, ctx)
+    if not options.tls and (options.tls_ca or options.server_name):
+        raise ConfigError("--tls-ca and --server-name go with --tls")
     reply = asyncio.run(
         client.greet_within(
             options.wait,
@@ -68,6 +78,8 @@ def greet(ctx: click.Context, /, **_: object) -> int:
             connect_timeout=options.connect_timeout,
             max_bytes=options.max_bytes,
             until=options.until,
+            ssl=client_context(options.tls_ca) if options.tls else None,
+            server_hostname=options.server_name if options.tls else None,
         )
     )
     if options.json:
@@ -121,8 +133,9 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     if hasattr(sys.stdout, "reconfigure"):  # a terminal need not know the letters of a greeting
         sys.stdout.reconfigure(errors="backslashreplace")
+    argv = sys.argv[1:] if args is None else list(args)
     try:
-        return int(cli.main(args=args, prog_name="greeter", standalone_mode=False) or 0)
+        return int(cli.main(args=argv, obj=list(argv), prog_name="greeter", standalone_mode=False) or 0)
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # from click 8.2 on; its message is the help
             click.echo(error.format_message(), err=True)

@@ -18,6 +18,7 @@ from click.core import ParameterSource
 from greeter.endpoint import DEFAULT_ENDPOINT, Endpoint
 from greeter.errors import ConfigError
 from greeter.greeting import DEFAULT_GREETING, Greeting
+from greeter.limits import Limits, Networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,11 +71,32 @@ def _template(text: str) -> str:
     return text
 
 
+def _rate(text: str) -> float:
+    Limits(rate_per_ip=text)
+    return float(text)
+
+
+def _network(text: str) -> str:
+    Networks([text])
+    return text
+
+
+def _mode(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not set(text) <= set("01234567") or len(text) not in (3, 4):
+        raise ConfigError(f"{text!r} is not a mode of three or four octal digits, as in 660")
+    return int(text, 8)
+
+
 ENDPOINT = Checked("endpoint", Endpoint.parse)
 SECONDS = Checked("seconds", _seconds)
 POSITIVE_SECONDS = Checked("seconds", _positive_seconds)
 COUNT = Checked("n", _count)
 TEMPLATE = Checked("text", _template)
+RATE = Checked("rate", _rate)
+NETWORK = Checked("cidr", _network)
+MODE = Checked("mode", _mode)
+WORKERS = Checked("n", lambda text: text if text == "auto" else _count(text))
+FILE = click.Path(path_type=Path)
 
 
 def option(
@@ -123,12 +145,43 @@ class ServeOptions:
         "The accept path: instant greets at accept time, stream can wait; auto takes the first that can.",
         click.Choice(["auto", "stream", "instant"]),
     )
+    workers: int | Literal["auto"] = option(
+        1, "Processes that serve; auto is one for each core that we may use.", WORKERS
+    )
     backlog: int = option(2048, "Connections that the kernel queues for us (listen backlog).", COUNT)
+    max_connections: int | None = option(
+        None,
+        "Clients at a time; the others wait in the listen queue. Default: what the descriptor limit allows.",
+        COUNT,
+    )
+    max_per_ip: int | None = option(None, "Clients at a time from one address (IPv6: from one /64).", COUNT)
+    rate_per_ip: float | None = option(
+        None, "New clients a second from one address (IPv6: one /64); as many may come at once.", RATE
+    )
+    allow: tuple[str, ...] = option((), "Serve only these networks; may be repeated.", NETWORK, multiple=True)
+    deny: tuple[str, ...] = option((), "Never serve these networks; may be repeated.", NETWORK, multiple=True)
     greet_timeout: float = option(
         10.0, "Seconds from accept until the kernel has the last byte.", POSITIVE_SECONDS
     )
     linger_timeout: float = option(2.0, "Seconds for a greeted client to close.", SECONDS)
     drain_timeout: float = option(10.0, "Seconds for everybody to leave when we stop.", SECONDS)
+    stop_delay: float = option(
+        0.0, "Seconds to go on serving after a stop signal, while load balancers notice.", SECONDS
+    )
+    unix_mode: int | None = option(None, "Mode of Unix sockets' files, in octal, as in 660.", MODE)
+    tls_cert: Path | None = option(None, "Serve TLS with the certificate chain in this PEM file.", FILE)
+    tls_key: Path | None = option(None, "The certificate's key, if it is in a file of its own.", FILE)
+    tls_client_ca: Path | None = option(
+        None, "Serve only clients with a certificate that an authority in this file signed.", FILE
+    )
+    proxy_protocol: bool = option(False, "Connections begin with a PROXY header, version 1 or 2.")
+    proxy_from: tuple[str, ...] = option(
+        (),
+        "Networks of the proxies to believe; required with --proxy-protocol; may be repeated.",
+        NETWORK,
+        multiple=True,
+    )
+    metrics: Endpoint | None = option(None, "Serve Prometheus metrics there, under /metrics.", ENDPOINT)
     access_log: bool = option(True, "Write a line for each client.")
     log_format: Literal["text", "json"] = option(
         "text", "The form of the log.", click.Choice(["text", "json"])
@@ -149,6 +202,11 @@ class GreetOptions:
     until: Literal["eof", "line"] = option("eof", "What ends a greeting.", click.Choice(["eof", "line"]))
     wait: float = option(0.0, "Keep trying for this many seconds until the service is up.", SECONDS)
     json: bool = option(False, "Print an object with the times, in microseconds.")
+    tls: bool = option(False, "Speak TLS, and verify the server's certificate.")
+    tls_ca: Path | None = option(
+        None, "Trust the authorities in this PEM file instead of the system's.", FILE
+    )
+    server_name: str | None = option(None, "The name that the certificate must have, if not the host's.", str)
     raw: bool = option(False, "Print the bytes as they came, control characters and all.")
 
 
