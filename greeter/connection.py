@@ -20,13 +20,39 @@ from greeter.errors import GreetingError
 from greeter.tls import describe_peer
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from greeter.greeting import Greeting, Peer
     from greeter.listeners import Listener
-    from greeter.reception import Address
-    from greeter.stream import StreamPath
+    from greeter.reception import Address, Reception
+    from greeter.vestibule import Vestibule
 
 # One write of at most this many bytes at a time: what waits in user space for a slow client is bounded.
 CHUNK = 256 * 1024
+# Slow sync greetings run in threads, and this many at a time.
+THREADS = 32
+
+
+class House:
+    """What the connections of a server share: reception, vestibule, and threads for slow callables."""
+
+    def __init__(self, reception: Reception, vestibule: Vestibule) -> None:
+        self.reception = reception
+        self.vestibule = vestibule
+        self._threads: ThreadPoolExecutor | None = None
+
+    def threads(self) -> ThreadPoolExecutor:
+        """Where sync greetings run that are not declared quick."""
+        if self._threads is None:
+            from concurrent.futures import ThreadPoolExecutor  # most servers never need it
+
+            self._threads = ThreadPoolExecutor(THREADS, "greeter-callable")
+        return self._threads
+
+    def close(self) -> None:
+        """Start no more threads; a callable that is running runs on."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Connection(asyncio.Protocol):
@@ -35,9 +61,9 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_address",  # of the client, where accept() or a PROXY header told it
         "_arrived",  # and counted
+        "_house",
         "_listener",
         "_paused",  # the kernel has not yet taken all that was written
-        "_path",
         "_peer_done",  # the client has ended its side
         "_rest",  # what is still to be written, or None
         "_size",  # of the greeting; negative until it is there
@@ -47,8 +73,8 @@ class Connection(asyncio.Protocol):
         "_transport",
     )
 
-    def __init__(self, path: StreamPath, listener: Listener) -> None:
-        self._path = path
+    def __init__(self, house: House, listener: Listener) -> None:
+        self._house = house
         self._listener = listener
         self._address: Address = None
         self._arrived = self._paused = self._peer_done = self._spoken = self._tls = False
@@ -64,9 +90,9 @@ class Connection(asyncio.Protocol):
         if begun is not None:
             greeting, sent = begun
             self._rest, self._size = memoryview(greeting)[sent:], len(greeting)
-        path = self._path
-        path.reception.wait(self)
-        self._task = path.reception.loop.create_task(path.vestibule.bring_in(self, sock))
+        house = self._house
+        house.reception.wait(self)
+        self._task = house.reception.loop.create_task(house.vestibule.bring_in(self, sock))
 
     def introduce(self, address: Address) -> None:
         """A PROXY header has told who the client is."""
@@ -93,9 +119,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast("asyncio.Transport", transport)
-        path = self._path
-        reception = path.reception
-        self._tls = path.vestibule.tls is not None
+        reception = self._house.reception
+        self._tls = self._house.vestibule.tls is not None
         # With no buffer allowed, "not paused" means that the kernel has every byte written so far. TLS
         # pauses at its limit rather than above it, so there it is one byte, and what is still with the
         # transport below is not seen.
@@ -120,7 +145,7 @@ class Connection(asyncio.Protocol):
             self._task = reception.loop.create_task(self._compose(words))
 
     def _arrive(self) -> bool:
-        reception = self._path.reception
+        reception = self._house.reception
         self._arrived = True
         curious = reception.access_log is not None or reception.admission is not None
         address = self.address() if curious else None
@@ -138,7 +163,7 @@ class Connection(asyncio.Protocol):
         address, family = self.address(), self._listener.family
         if isinstance(address, tuple):  # a PROXY header may come from another family
             family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        peer = self._path.reception.peer(address, family, self._listener.address)
+        peer = self._house.reception.peer(address, family, self._listener.address)
         if self._tls and self._transport is not None:
             ssl_object = self._transport.get_extra_info("ssl_object")
             subject = describe_peer(self._transport.get_extra_info("peercert"))
@@ -150,8 +175,8 @@ class Connection(asyncio.Protocol):
             if words.kind == "async":
                 data = await words.render_async(self._peer())
             else:
-                pool = self._path.thread_pool()
-                data = await self._path.reception.loop.run_in_executor(pool, words.render, self._peer())
+                pool = self._house.threads()
+                data = await self._house.reception.loop.run_in_executor(pool, words.render, self._peer())
         except GreetingError as error:
             self._fail(error)
         else:
@@ -162,8 +187,8 @@ class Connection(asyncio.Protocol):
     def _fail(self, error: GreetingError) -> None:
         assert self._transport is not None
         if not self._transport.is_closing():
-            self._path.reception.not_made(self.address(), error)
-            self._path.reception.dismiss(self)
+            self._house.reception.not_made(self.address(), error)
+            self._house.reception.dismiss(self)
             self._half_close()
 
     # -- sending it
@@ -187,9 +212,9 @@ class Connection(asyncio.Protocol):
         if transport.is_closing():  # the write failed, or a deadline passed: connection_lost follows
             return
         if self._paused:
-            self._path.reception.wait(self)
+            self._house.reception.wait(self)
         elif self._half_close():
-            self._path.reception.greeted(self, self._size)
+            self._house.reception.greeted(self, self._size)
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -227,4 +252,4 @@ class Connection(asyncio.Protocol):
         self._spoken = True
         if self._task is not None:
             self._task.cancel()
-        self._path.reception.left(self)
+        self._house.reception.left(self)

@@ -67,12 +67,12 @@ class JsonFormatter(logging.Formatter):
         entry: dict[str, object] = {"time": _rfc3339(record.created), "level": record.levelname.lower()}
         entry |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
         entry["message"] = record.getMessage() + _trace(self, record)
-        return _json(entry)
+        return json.dumps(entry, default=str)
 
     def connection(self, address: Address) -> str:
         """The line of one client."""
         now = _rfc3339(time.time())
-        return _json({"time": now, "level": "info", "event": "connection", "peer": _peer(address)})
+        return json.dumps({"time": now, "level": "info", "event": "connection", "peer": _peer(address)})
 
 
 class LogStream(logging.Handler):
@@ -173,10 +173,6 @@ class LogStream(logging.Handler):
 
 def _lost_record(lines: int) -> logging.LogRecord:
     return logging.LogRecord("greeter", logging.WARNING, "", 0, "%d log lines were lost", (lines,), None)
-
-
-def _json(entry: dict[str, object]) -> str:
-    return json.dumps(entry, default=str).replace("\x7f", "\\u007f")  # DEL is all that JSON leaves raw
 
 
 def _peer(address: Address) -> object:

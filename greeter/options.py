@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -16,7 +17,7 @@ import click
 from click.core import ParameterSource
 
 from greeter.endpoint import DEFAULT_ENDPOINT, Endpoint
-from greeter.errors import ConfigError
+from greeter.errors import ConfigError, reason
 from greeter.greeting import DEFAULT_GREETING, Greeting
 from greeter.limits import Limits, Networks
 
@@ -30,10 +31,14 @@ MOST = 2**31 - 1  # what the system's own calls take
 
 
 class Checked(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in new clicks only
-    """A type that is a function from text to a value, and says no with ConfigError."""
+    """A type that is a function from text to a value, and says no with ConfigError.
 
-    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+    ``number``: in a file, its value may be written as a number too.
+    """
+
+    def __init__(self, name: str, read: Callable[[str], Any], *, number: bool = False) -> None:
         self.name = name
+        self.number = number
         self._read = read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -88,14 +93,14 @@ def _mode(text: str) -> int:
 
 
 ENDPOINT = Checked("endpoint", Endpoint.parse)
-SECONDS = Checked("seconds", _seconds)
-POSITIVE_SECONDS = Checked("seconds", _positive_seconds)
-COUNT = Checked("n", _count)
+SECONDS = Checked("seconds", _seconds, number=True)
+POSITIVE_SECONDS = Checked("seconds", _positive_seconds, number=True)
+COUNT = Checked("n", _count, number=True)
 TEMPLATE = Checked("text", _template)
-RATE = Checked("rate", _rate)
+RATE = Checked("rate", _rate, number=True)
 NETWORK = Checked("cidr", _network)
-MODE = Checked("mode", _mode)
-WORKERS = Checked("n", lambda text: text if text == "auto" else _count(text))
+MODE = Checked("mode", _mode)  # 0o660 is the number 432 by the time that we would see it
+WORKERS = Checked("n", lambda text: text if text == "auto" else _count(text), number=True)
 FILE = click.Path(path_type=Path)
 
 
@@ -250,25 +255,20 @@ def with_options(
 def collect(cls: type[OptionsT], ctx: click.Context) -> OptionsT:
     """The options of ``cls`` that the command was given. Raises ConfigError where they contradict."""
     values = dict(ctx.params)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # it is one
     groups: dict[str, list[str]] = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # it is one of the dataclasses above
+    for name, field in fields.items():
         if group := field.metadata[_KEY]["only"]:
-            groups.setdefault(group, []).append(field.name)
+            groups.setdefault(group, []).append(name)
     for names in groups.values():
-        sources = {name: ctx.get_parameter_source(name) for name in names}
-        given = {name: _RANK.get(source, 0) if source else 0 for name, source in sources.items()}
-        best = max(given.values())
-        chosen = [name for name in names if given[name] == best]
+        ranks = {name: _RANK[ctx.get_parameter_source(name)] for name in names}
+        best = max(ranks.values())
+        chosen = [name for name in names if ranks[name] == best]
         if best and len(chosen) > 1:
-            where = f"{ctx.meta['greeter.config']}: " if best == _RANK[ParameterSource.DEFAULT_MAP] else ""
+            where = f"{ctx.meta['greeter.config']}: " if _SPELL[best] is _dashed else ""
             raise ConfigError(f"{where}give one of {' and '.join(_SPELL[best](name) for name in chosen)}")
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-            if field.name in names and best and field.name not in chosen:
-                values[field.name] = field.default
+        values |= {name: fields[name].default for name in names if name not in chosen}
     return cls(**values)
-
-
-_RANK = {ParameterSource.COMMANDLINE: 3, ParameterSource.ENVIRONMENT: 2, ParameterSource.DEFAULT_MAP: 1}
 
 
 def _dashed(name: str) -> str:
@@ -283,7 +283,9 @@ def _variable(name: str) -> str:
     return f"GREETER_{name.upper()}"
 
 
-# How an option is spelled where it came from, by rank.
+# Where a value comes from, by rank, and how its option is spelled there.
+_RANK: defaultdict[ParameterSource | None, int] = defaultdict(int)
+_RANK |= {ParameterSource.COMMANDLINE: 3, ParameterSource.ENVIRONMENT: 2, ParameterSource.DEFAULT_MAP: 1}
 _SPELL = {3: _flag, 2: _variable, 1: _dashed}
 
 
@@ -321,8 +323,7 @@ def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
         with open(file, "rb") as stream:
             table = tomllib.load(stream)
     except OSError as error:
-        why = error.strerror or str(error)
-        raise ConfigError(f"cannot read the configuration {file!r}: {why[:1].lower() + why[1:]}") from error
+        raise ConfigError(f"cannot read the configuration {file!r}: {reason(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not TOML: {error}") from error
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -335,7 +336,8 @@ def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
         if isinstance(value, list) != many and not (many and isinstance(value, str)):
             raise ConfigError(f"{file}: {key} is {'a list' if many else 'one value'}, not {value!r}")
         values = value if isinstance(value, list) else [value]
-        if not values or any(type(item) not in _kinds(fields[name]) for item in values):
+        meaningless = not values and fields[name].default  # nowhere to listen, say
+        if meaningless or any(type(item) not in _kinds(fields[name]) for item in values):
             raise ConfigError(f"{file}: {key} cannot be {value!r}")
         defaults[name] = values if many else value
     ctx.default_map = defaults
@@ -346,7 +348,7 @@ def _kinds(field: dataclasses.Field[Any]) -> tuple[type, ...]:
     """What TOML may have for ``field``; the option's own check comes after it."""
     if isinstance(field.default, bool):
         return (bool,)
-    return (str, int, float) if isinstance(field.default, (int, float)) else (str,)
+    return (str, int, float) if getattr(field.metadata[_KEY]["type"], "number", False) else (str,)
 
 
 def _nearest(name: str, known: dict[str, Any]) -> str:

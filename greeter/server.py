@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from greeter.acceptor import Acceptor, can_watch
+from greeter.connection import House
 from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
 from greeter.errors import ConfigError, reason
 from greeter.fdlimit import connection_capacity
@@ -85,7 +86,8 @@ class Server:
             linger_timeout=linger_timeout,
         )
         self._listeners = listeners
-        self._stream = StreamPath(self._reception, listeners, self._vestibule, backlog=backlog)
+        house = House(self._reception, self._vestibule)
+        self._stream = StreamPath(house, listeners, backlog=backlog)
         self._path = self._choose(words, accept)
         self._serving = False
         self._closed: asyncio.Future[None] = self._reception.loop.create_future()

@@ -113,15 +113,7 @@ class Service:
         self._notifier.close()
         if self._watchdog is not None:
             self._watchdog.cancel()
-        stats = self.server.stats
-        logger.info(
-            "Stopped: %d greeted of %d accepted, %d failed, %d turned away",
-            stats.greeted,
-            stats.accepted,
-            sum(stats.failed.values()),
-            sum(stats.rejected.values()),
-            extra={"event": "stopped"},
-        )
+        _report(self.server)
         return 0
 
     def reload(self) -> None:
@@ -177,6 +169,20 @@ async def wait_before_stop(name: str, options: ServeOptions, notifier: Notifier)
         logger.info("%s: serving for another %g s", name, options.stop_delay)
         await asyncio.sleep(options.stop_delay)
     logger.info("%s: closing the door", name, extra={"event": "stopping", "reason": name})
+
+
+def _report(server: Server) -> None:
+    """The last line."""
+    stats = server.stats
+    rejected = sum(stats.rejected.values())
+    logger.info(
+        "Stopped: %d greeted of %d accepted, %d failed%s",
+        stats.greeted,
+        stats.accepted,
+        sum(stats.failed.values()),
+        f", {rejected} turned away" if rejected else "",
+        extra={"event": "stopped"},
+    )
 
 
 def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1) -> None:

@@ -17,36 +17,25 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from greeter.connection import Connection
+from greeter.connection import Connection, House
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
     from greeter.listeners import Listener
-    from greeter.reception import Address, Reception
-    from greeter.vestibule import Vestibule
+    from greeter.reception import Address
 
 # How many connections asyncio accepts per wake-up, which it derives from its backlog argument; a large
 # number starves everything else on the loop.
 ACCEPT_BATCH = 8
-# Slow sync greetings run in threads, and this many at a time.
-THREADS = 32
 
 
 class StreamPath:
-    """Accepts on ``listeners`` and greets with the words of ``reception``.
-
-    ``vestibule`` is passed by the clients that were accepted elsewhere, with ``take``.
-    """
+    """Accepts on ``listeners``, and serves each client with a Connection in ``house``."""
 
     name = "stream"
 
-    def __init__(
-        self, reception: Reception, listeners: list[Listener], vestibule: Vestibule, *, backlog: int
-    ) -> None:
-        self.reception = reception
-        self.vestibule = vestibule
-        self._threads: ThreadPoolExecutor | None = None
+    def __init__(self, house: House, listeners: list[Listener], *, backlog: int) -> None:
+        self._house = house
+        self._reception = house.reception
         self._listeners = listeners
         self._backlog = backlog
         self._servers: list[asyncio.Server] = []
@@ -55,8 +44,8 @@ class StreamPath:
     async def start(self) -> None:
         """Begin to accept."""
         for listener in self._listeners:
-            server = await self.reception.loop.create_server(
-                functools.partial(Connection, self, listener),
+            server = await self._reception.loop.create_server(
+                functools.partial(Connection, self._house, listener),
                 sock=listener.sock.dup(),
                 backlog=ACCEPT_BATCH,
             )
@@ -66,14 +55,14 @@ class StreamPath:
     def resume(self) -> None:
         """Accept again after ``stop``."""
         if self._starting is None and not self._servers:
-            self._starting = self.reception.loop.create_task(self.start())
+            self._starting = self._reception.loop.create_task(self.start())
             self._starting.add_done_callback(self._started)
 
     def stop(self) -> None:
         """Accept no more. Those in the listen queue stay there."""
         if self._starting is not None:
             self._starting.cancel()
-        loop = self.reception.loop
+        loop = self._reception.loop
         for server in self._servers:
             if isinstance(loop, asyncio.BaseEventLoop):
                 # asyncio attaches a connection to its server one step after it was accepted, and loses it
@@ -89,16 +78,7 @@ class StreamPath:
     def close(self) -> None:
         """Let go of everything but the clients."""
         self.stop()
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def thread_pool(self) -> ThreadPoolExecutor:
-        """Where sync greetings run that are not declared quick."""
-        if self._threads is None:
-            from concurrent.futures import ThreadPoolExecutor  # most servers never need it
-
-            self._threads = ThreadPoolExecutor(THREADS, "greeter-callable")
-        return self._threads
+        self._house.close()
 
     def greet_queue(self, listener: Listener, limit: int) -> int:
         """Take up to ``limit`` clients from the listen queue, without asyncio; returns how many there were.
@@ -109,7 +89,7 @@ class StreamPath:
         while accepted < limit and (client := listener.accept()) is not None:
             accepted += 1
             fd, address = client
-            if self.reception.arrive(address):
+            if self._reception.arrive(address):
                 self.take(fd, address, listener)
             else:
                 os.close(fd)
@@ -124,10 +104,10 @@ class StreamPath:
         """
         sock = socket.socket(listener.family, socket.SOCK_STREAM, fileno=fd)
         sock.setblocking(False)
-        Connection(self, listener).bring_in(sock, address, begun)
+        Connection(self._house, listener).bring_in(sock, address, begun)
 
     def _started(self, task: asyncio.Task[None]) -> None:
         self._starting = None
         if not task.cancelled() and (error := task.exception()) is not None:
             assert isinstance(error, OSError)
-            self.reception.cannot_accept(error)
+            self._reception.cannot_accept(error)

@@ -9,19 +9,29 @@ fails here is closed without a greeting, and the greeting callable never hears o
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 from greeter.errors import ProxyProtocolError
 from greeter.proxy_protocol import Header, NeedMore, parse
-from greeter.reception import describe, logger
+from greeter.reception import Guest, describe, logger
 
 if TYPE_CHECKING:
     import asyncio
     import socket
 
-    from greeter.connection import Connection
     from greeter.limits import Networks
-    from greeter.reception import Reception
+    from greeter.reception import Address, Reception
+
+
+class Newcomer(Guest, Protocol):
+    """A guest, and asyncio protocol, that is on its way to a transport."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether it has one."""
+
+    def introduce(self, address: Address) -> None:
+        """A PROXY header has told who the client is."""
 
 
 class Vestibule:
@@ -48,7 +58,7 @@ class Vestibule:
         # Our own linger deadline is the one that counts; asyncio's is there for good measure.
         self._shutdown_timeout = linger_timeout + 1.0
 
-    async def bring_in(self, guest: Connection, sock: socket.socket) -> None:
+    async def bring_in(self, guest: Newcomer, sock: socket.socket) -> None:
         """Take an accepted socket through all of it, up to ``guest.connection_made``.
 
         The socket is ours: it is closed if that is not reached, whatever the reason.
@@ -61,7 +71,7 @@ class Vestibule:
                 return
             tls = self.tls
             await reception.loop.connect_accepted_socket(
-                lambda: guest,
+                lambda: cast("asyncio.Protocol", guest),
                 sock,
                 ssl=tls,
                 ssl_handshake_timeout=self._handshake_timeout if tls else None,
@@ -78,7 +88,7 @@ class Vestibule:
             reception.left(guest)
             raise
 
-    async def _past_the_proxy(self, guest: Connection, sock: socket.socket) -> bool:
+    async def _past_the_proxy(self, guest: Newcomer, sock: socket.socket) -> bool:
         """Learn the client's real address from the header, and whether it may come in."""
         reception = self._reception
         address = guest.address()
