@@ -72,6 +72,14 @@ class Networks:
         return any(number >> host_bits in known for host_bits, known in prefixes.items())
 
 
+def trusted(networks: Iterable[str]) -> Networks:
+    """The networks of the proxies to believe. Raises ConfigError when there are none: nobody could come."""
+    proxies = Networks(networks, "proxy_from")
+    if not proxies.networks:
+        raise ConfigError("proxy_from names no network, so that nobody could be served")
+    return proxies
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class Limits:
     """What a server lets in. None means without limit, and so do no networks.

@@ -102,19 +102,14 @@ NETWORK = Checked("cidr", _network)
 MODE = Checked("mode", _mode)  # 0o660 is the number 432 by the time that we would see it
 WORKERS = Checked("n", lambda text: text if text == "auto" else _count(text), number=True)
 FILE = click.Path(path_type=Path)
+LOOP = click.Choice(["auto", "asyncio", "uvloop"])
 
 
 def option(
-    default: Any,
-    help: str,
-    type: Any = None,
-    *,
-    multiple: bool = False,
-    argument: bool = False,
-    only: str = "",
+    default: Any, help: str, type: Any = None, *, many: bool = False, argument: bool = False, only: str = ""
 ) -> Any:
     """A field that is an option: ``only`` is a group of which one may be given."""
-    meta = {"help": help, "type": type, "multiple": multiple, "argument": argument, "only": only}
+    meta = {"help": help, "type": type, "multiple": many, "argument": argument, "only": only}
     return dataclasses.field(default=default, metadata={_KEY: meta})
 
 
@@ -123,7 +118,7 @@ class ServeOptions:
     """What ``greeter serve`` can be told."""
 
     listen: tuple[Endpoint, ...] = option(
-        (Endpoint.parse(DEFAULT_ENDPOINT),), "Where to listen; may be repeated.", ENDPOINT, multiple=True
+        (Endpoint.parse(DEFAULT_ENDPOINT),), "Where to listen; may be repeated.", ENDPOINT, many=True
     )
     greeting: str = option(
         DEFAULT_GREETING,
@@ -132,7 +127,7 @@ class ServeOptions:
         only="greeting",
     )
     greeting_file: Path | None = option(
-        None, "Say what is in this file, byte for byte.", click.Path(path_type=Path), only="greeting"
+        None, "Say what is in this file, byte for byte.", FILE, only="greeting"
     )
     app: str | None = option(
         None,
@@ -141,9 +136,7 @@ class ServeOptions:
         only="greeting",
     )
     loop: Literal["auto", "asyncio", "uvloop"] = option(
-        "auto",
-        "The event loop; auto is uvloop where it is installed.",
-        click.Choice(["auto", "asyncio", "uvloop"]),
+        "auto", "The event loop; auto is uvloop where it is installed.", LOOP
     )
     accept: Literal["auto", "stream", "instant"] = option(
         "auto",
@@ -163,8 +156,8 @@ class ServeOptions:
     rate_per_ip: float | None = option(
         None, "New clients a second from one address (IPv6: one /64); as many may come at once.", RATE
     )
-    allow: tuple[str, ...] = option((), "Serve only these networks; may be repeated.", NETWORK, multiple=True)
-    deny: tuple[str, ...] = option((), "Never serve these networks; may be repeated.", NETWORK, multiple=True)
+    allow: tuple[str, ...] = option((), "Serve only these networks; may be repeated.", NETWORK, many=True)
+    deny: tuple[str, ...] = option((), "Never serve these networks; may be repeated.", NETWORK, many=True)
     greet_timeout: float = option(
         10.0, "Seconds from accept until the kernel has the last byte.", POSITIVE_SECONDS
     )
@@ -184,7 +177,7 @@ class ServeOptions:
         (),
         "Networks of the proxies to believe; required with --proxy-protocol; may be repeated.",
         NETWORK,
-        multiple=True,
+        many=True,
     )
     metrics: Endpoint | None = option(None, "Serve Prometheus metrics there, under /metrics.", ENDPOINT)
     access_log: bool = option(True, "Write a line for each client.")
@@ -221,9 +214,7 @@ class DemoOptions:
 
     clients: int = option(1000, "How many clients to greet at once.", COUNT)
     loop: Literal["auto", "asyncio", "uvloop"] = option(
-        "auto",
-        "The event loop; auto is uvloop where it is installed.",
-        click.Choice(["auto", "asyncio", "uvloop"]),
+        "auto", "The event loop; auto is uvloop where it is installed.", LOOP
     )
 
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from greeter.acceptor import Acceptor, can_watch
 from greeter.connection import House
 from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
 from greeter.errors import ConfigError, reason
 from greeter.fdlimit import connection_capacity
 from greeter.greeting import DEFAULT_GREETING, Greeting, GreetingSource
-from greeter.instant import Instant, why_not_instant
-from greeter.limits import Admission, Limits, Networks
 from greeter.listeners import BACKLOG, Listener, adopt, open_listeners
+from greeter.paths import Accept, choose_path
 from greeter.reception import AccessLog, Address, Reception, describe, logger
 from greeter.stream import StreamPath
 from greeter.vestibule import Vestibule
@@ -28,9 +26,8 @@ if TYPE_CHECKING:
     import ssl as ssl_module
     from collections.abc import Callable, Coroutine, Generator, Iterable
 
+    from greeter.limits import Limits, Networks
     from greeter.stats import ServerStats
-
-Accept = Literal["auto", "stream", "instant"]
 
 GREET_TIMEOUT = 10.0
 LINGER_TIMEOUT = 2.0
@@ -57,7 +54,7 @@ class Server:
         *,
         accept: Accept,
         backlog: int,
-        limits: Limits,
+        limits: Limits | None,
         tls: ssl_module.SSLContext | None,
         proxy_from: Networks | None,
         greet_timeout: float,
@@ -72,9 +69,8 @@ class Server:
             greet_timeout=greet_timeout,
             linger_timeout=linger_timeout,
             access_log=access_log,
-            admission=Admission.of(limits),
             proxied=proxy_from is not None,
-            capacity=min(self._fd_capacity, limits.max_connections or self._fd_capacity),
+            capacity=self._fd_capacity,
             pause=lambda: self._path.stop(),
             resume=lambda: self._path.resume(),
         )
@@ -88,34 +84,11 @@ class Server:
         self._listeners = listeners
         house = House(self._reception, self._vestibule)
         self._stream = StreamPath(house, listeners, backlog=backlog)
-        self._path = self._choose(words, accept)
+        if limits is not None:
+            self._limit(limits)
+        self._path = choose_path(house, self._stream, listeners, accept)
         self._serving = False
         self._closed: asyncio.Future[None] = self._reception.loop.create_future()
-
-    def _choose(self, words: Greeting, accept: Accept) -> StreamPath | Acceptor:
-        """The accept path."""
-        reception = self._reception
-        watch = can_watch(reception.loop)
-        first = "a PROXY header" if self._vestibule.proxy_from is not None else "TLS"
-        in_between = self._vestibule.tls is not None or self._vestibule.proxy_from is not None
-        if accept != "stream":
-            if in_between:
-                obstacle: str | None = f"{first} comes before the greeting"
-            elif not watch:
-                obstacle = "this event loop cannot watch a socket"
-            else:
-                obstacle = why_not_instant(words)
-            if obstacle is None:
-                return Acceptor(
-                    reception, self._listeners, "instant", Instant(reception, self._stream).greet_queue
-                )
-            if accept == "instant":
-                raise ConfigError(f"cannot accept on the instant path: {obstacle}")
-        if in_between:
-            if not watch:
-                raise ConfigError(f"{first} needs an event loop that can watch a socket")
-            return Acceptor(reception, self._listeners, "stream", self._stream.greet_queue)
-        return self._stream
 
     def update(
         self,
@@ -137,11 +110,19 @@ class Server:
         if tls is not None:
             self._vestibule.tls = tls
         if limits is not None:
-            self._reception.capacity = min(self._fd_capacity, limits.max_connections or self._fd_capacity)
-            if self._reception.admission is not None:
-                self._reception.admission.replace(limits)
-            else:
-                self._reception.admission = Admission.of(limits)
+            self._limit(limits)
+
+    def _limit(self, limits: Limits) -> None:
+        from greeter.limits import (
+            Admission,  # with ipaddress, a tenth of what the whole package takes to load
+        )
+
+        reception = self._reception
+        reception.capacity = min(self._fd_capacity, limits.max_connections or self._fd_capacity)
+        if reception.admission is not None:
+            reception.admission.replace(limits)
+        else:
+            reception.admission = Admission.of(limits)
 
     def __repr__(self) -> str:
         return f"<greeter.Server {' '.join(self.addresses)} {self.path}>"
@@ -314,9 +295,11 @@ def serve(
     if accept not in ("auto", "stream", "instant"):
         raise ConfigError(f"accept is auto, stream or instant, not {accept!r}")
     words = Greeting(greeting)
-    proxies = None if proxy_from is None else Networks(proxy_from, "proxy_from")
-    if proxies is not None and not proxies.networks:
-        raise ConfigError("proxy_from names no network, so that nobody could be served")
+    proxies: Networks | None = None
+    if proxy_from is not None:
+        from greeter.limits import trusted  # only a server behind a proxy needs it
+
+        proxies = trusted(proxy_from)
     if sock is not None:
         endpoints = []
     elif path is not None:
@@ -341,7 +324,7 @@ def serve(
                 listeners,
                 accept=accept,
                 backlog=backlog,
-                limits=limits or Limits(),
+                limits=limits,
                 tls=ssl,
                 proxy_from=proxies,
                 greet_timeout=greet_timeout,

@@ -12,7 +12,6 @@ import ssl
 from typing import TYPE_CHECKING, Protocol, cast
 
 from greeter.errors import ProxyProtocolError
-from greeter.proxy_protocol import Header, NeedMore, parse
 from greeter.reception import Guest, describe, logger
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     import socket
 
     from greeter.limits import Networks
+    from greeter.proxy_protocol import Header
     from greeter.reception import Address, Reception
 
 
@@ -117,6 +117,8 @@ async def read_header(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> H
 
     Raises ProxyProtocolError, also for an end of stream before the end of the header.
     """
+    from greeter.proxy_protocol import NeedMore, parse  # only a server behind a proxy needs it
+
     taken = b""
     while isinstance(parsed := parse(taken), NeedMore):
         more = await loop.sock_recv(sock, parsed.wanted)

@@ -1,0 +1,199 @@
+"""Law 2, held with ``ast``: imports go down only. And what an import of greeter costs its user."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import greeter
+from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PACKAGE = ROOT / "greeter"
+
+# From the ground up. A module imports from the lines below its own, and from nowhere else; a name stands
+# for the modules of a subpackage too.
+LAYERS = [
+    {"errors"},
+    {"endpoint", "greeting", "deadlines", "stats", "proxy_protocol", "limits"},  # the pure layer ends here
+    {"fdlimit", "loops", "sources", "options", "systemd", "tls", "parking", "snapshot"},
+    {"listeners"},
+    {"reception", "httpd"},
+    {"acceptor", "vestibule", "logs", "prepare", "metrics"},
+    {"connection"},
+    {"stream"},
+    {"instant"},
+    {"paths"},
+    {"server", "client"},
+    {"loadtest"},
+    {"service", "workers", "demo"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+PURE = LAYERS[0] | LAYERS[1]
+# What waits, asks the system or knows the time. ``socket`` is for its constants only: see below.
+IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "signal", "ssl", "subprocess"}
+IMPURE |= {"threading", "time", "click", "uvloop"}
+# Where a client goes through: nothing of it may be known to those who play the client, nor they to it.
+HOUSE = {"listeners", "reception", "acceptor", "vestibule", "connection", "stream", "instant", "parking"}
+HOUSE |= {"server", "service", "workers"}
+STRANGERS = [({"client"}, HOUSE), ({"loadtest"}, HOUSE)]
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        yield name, path
+
+
+MODULES = dict(modules())
+each_module = pytest.mark.parametrize("name", MODULES)
+
+
+def part(name: str) -> str:
+    """The name in LAYERS that a module of greeter goes by."""
+    return name.partition(".")[0]
+
+
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Every import of a file, wherever it stands: the module, and the name taken from it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, ""
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}, line {node.lineno}: a relative import"
+            for alias in node.names:
+                yield node.module or "", alias.name
+
+
+def greeter_imports(name: str) -> set[str]:
+    """The parts of greeter that a module imports; "__init__" for the package itself."""
+    found = set()
+    for module, attribute in imports(MODULES[name]):
+        package, _, inner = module.partition(".")
+        if package == "greeter" and attribute != "__version__":  # a constant, which anybody may know
+            if not inner and attribute in {part(known) for known in MODULES}:
+                inner = attribute  # from greeter import client
+            found.add(part(inner) if inner else "__init__")
+    return found - {part(name)}
+
+
+def height(name: str) -> int:
+    return next(height for height, layer in enumerate(LAYERS) if name in layer)
+
+
+@each_module
+def test_every_module_has_its_place(name: str) -> None:
+    assert sum(part(name) in layer for layer in LAYERS) == 1, "give it a place in LAYERS"
+
+
+@each_module
+def test_imports_go_down_only(name: str) -> None:
+    for other in greeter_imports(name):
+        assert height(other) < height(part(name)), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize(("some", "others"), STRANGERS)
+def test_they_do_not_know_each_other(some: set[str], others: set[str]) -> None:
+    for name in MODULES:
+        if part(name) in some:
+            assert not greeter_imports(name) & others
+        if part(name) in others:
+            assert not greeter_imports(name) & some
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if part(name) in PURE])
+def test_the_pure_layer_is_pure(name: str) -> None:
+    for module, attribute in imports(MODULES[name]):
+        assert module.partition(".")[0] not in IMPURE, f"{name} imports {module}"
+        if module == "socket" and attribute:
+            assert attribute in {"AddressFamily", "SocketKind"} or attribute.isupper()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in {"now", "utcnow", "today"}, f"{name} asks for the time"
+            if isinstance(node.value, ast.Name) and node.value.id == "socket":
+                assert node.attr in {"AddressFamily", "SocketKind"} or node.attr.isupper()
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"open", "print", "input"}, f"{name} calls {node.func.id}()"
+
+
+@each_module
+def test_a_module_opens_with_a_docstring(name: str) -> None:
+    doc = ast.get_docstring(ast.parse(MODULES[name].read_text()))
+    assert doc
+    assert doc.partition("\n\n")[0].endswith((".", "::"))
+
+
+# -- the public names ------------------------------------------------------------------------------------
+
+
+def test_all_is_what_is_imported() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    imported = [
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        for alias in node.names
+    ]
+    assert sorted(imported) == sorted(greeter.__all__)
+    assert len(set(greeter.__all__)) == len(greeter.__all__)
+
+
+@pytest.mark.parametrize("name", greeter.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    value = getattr(greeter, name)
+    assert value.__doc__
+    assert not value.__doc__.startswith(f"{name}(")  # what dataclasses make up
+    assert value.__module__.startswith("greeter.")
+    for attribute, member in vars(value).items() if isinstance(value, type) else ():
+        if not attribute.startswith("_") and callable(member):
+            assert member.__doc__ or attribute in ASYNCIO_SERVER, f"{name}.{attribute}"
+
+
+# What asyncio.Server documents already, under the same names.
+ASYNCIO_SERVER = {"is_serving"}
+
+
+def test_the_whole_error_tree_is_public() -> None:
+    from greeter import errors
+
+    tree = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.GreeterError) and not name.startswith("_")
+    }
+    assert tree <= set(greeter.__all__)
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The modules that a statement adds to those of a fresh interpreter."""
+    code = f"import sys; before = set(sys.modules); {statement}; print(*set(sys.modules) - before)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_greeter_loads_the_standard_library_only() -> None:
+    loaded = loaded_by("import greeter")
+    ours = {name for name in loaded if name.partition(".")[0] == "greeter"}
+    foreign = {name.partition(".")[0] for name in loaded - ours} - sys.stdlib_module_names
+    assert not foreign
+    # ... and of greeter itself only what a library user can need.
+    assert {part(name.removeprefix("greeter").removeprefix(".") or "__init__") for name in ours} <= (
+        set().union(*LAYERS[: height("server") + 1]) | {"__init__"}
+    ) - {"options", "sources", "logs", "loops", "systemd"}
+
+
+def test_the_command_line_loads_what_it_needs_only() -> None:
+    loaded = loaded_by("import greeter.cli")
+    assert "click" in loaded
+    assert not {"uvloop", "rich", "hdrh", "prometheus_client"} & loaded
