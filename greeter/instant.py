@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from socket import SHUT_WR, SOCK_STREAM, SocketType
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from greeter.errors import GreetingError
@@ -55,6 +56,7 @@ class Instant:
         arrive, accept, family = reception.arrive, listener.accept_fd, listener.family
         greeted: list[SocketType] = []
         total = accepted = 0
+        start = perf_counter()
         try:
             while accepted < limit:
                 fd, address = accept()
@@ -91,7 +93,7 @@ class Instant:
                 raise
         finally:
             if greeted:
-                reception.served(total, len(greeted))
+                reception.served(total, (perf_counter() - start) / accepted, len(greeted))
                 reception.parking.park(greeted)
         return accepted
 

@@ -82,6 +82,14 @@ class Waiting(Deadlines[G]):
             self._timer = None
         return True
 
+    def waited(self, guest: G) -> float:
+        """Wait no longer; returns for how many seconds the guest was here, 0 if it never was."""
+        due = self._due.get(guest)
+        if due is None:
+            return 0.0
+        self.discard(guest)
+        return max(0.0, self._loop.time() - due + self.seconds)
+
     def _tick(self) -> None:
         # The loop may fire a little early (its clock's resolution); without the slack that would be a
         # second wake-up for the same deadline.
@@ -178,16 +186,19 @@ class Reception:
         if guest not in self.greeting:
             self.greeting.admit(guest)
 
-    def served(self, sent: int, clients: int = 1) -> None:
-        """Every byte for ``clients``, and their end of stream, are with the kernel: ``sent`` bytes in all."""
-        self.stats.greeted += clients
-        self.stats.bytes_sent += sent
+    def served(self, sent: int, seconds: float, clients: int = 1) -> None:
+        """Every byte for ``clients``, and their end of stream, are with the kernel.
+
+        ``sent`` are the bytes of all of them, ``seconds`` what each took since it was accepted.
+        """
+        stats = self.stats
+        stats.greeted += clients
+        stats.bytes_sent += sent
+        stats.greeting_time.add(seconds, clients)
 
     def greeted(self, guest: Guest, sent: int) -> None:
         """The guest was served, and from here on may linger."""
-        if self.greeting:
-            self.greeting.discard(guest)
-        self.served(sent)
+        self.served(sent, self.greeting.waited(guest) if self.greeting else 0.0)
         self.lingering.admit(guest)
 
     def not_made(self, address: Address, error: GreetingError) -> None:

@@ -200,6 +200,7 @@ class Server:
             async with asyncio.timeout(self.drain_timeout if timeout is None else timeout):
                 if self._serving and sum(listener.refuse_new() for listener in self._listeners):
                     await asyncio.sleep(DOOR_SECONDS)
+                self._reception.stats.drains += not self._closed.done()
                 self.close()
                 await self.wait_closed()
         except TimeoutError:
