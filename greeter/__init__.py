@@ -14,6 +14,8 @@ The package is layered, and imports go down only::
     deadlines, stats
 """
 
+from typing import TYPE_CHECKING
+
 from greeter.client import Reply, greet, greet_within
 from greeter.endpoint import Endpoint
 from greeter.errors import (
@@ -33,6 +35,9 @@ from greeter.greeting import Greeting, Peer
 from greeter.server import Server, serve
 from greeter.stats import ServerStats
 
+if TYPE_CHECKING:
+    from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -46,6 +51,8 @@ __all__ = [
     "Greeting",
     "GreetingError",
     "ListenFailed",
+    "LoadPlan",
+    "LoadReport",
     "MissingExtra",
     "Peer",
     "ProxyProtocolError",
@@ -53,7 +60,18 @@ __all__ = [
     "ReplyTooLarge",
     "Server",
     "ServerStats",
+    "Threshold",
     "greet",
     "greet_within",
+    "load",
     "serve",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The load tester is loaded when it is first used (PEP 562): most programs never do."""
+    if name in ("LoadPlan", "LoadReport", "Threshold", "load"):
+        from greeter import loadtest
+
+        return getattr(loadtest, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

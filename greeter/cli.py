@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from greeter import __version__
+from greeter.commandline import collect, with_options
 from greeter.errors import ConfigError, GreeterError, reason
-from greeter.options import DemoOptions, GreetOptions, ServeOptions, collect, with_options
+from greeter.options import DemoOptions, GreetOptions, LoadOptions, ServeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +94,20 @@ def greet(ctx: click.Context, /, **_: object) -> int:
     if not reply.data:
         _complain(f"{reply.target}: closed without a greeting")
     return 0 if reply.data else 1
+
+
+@cli.command()
+@with_options(LoadOptions)
+@click.pass_context
+def load(ctx: click.Context, /, **_: object) -> int:
+    """Load TARGET (default 127.0.0.1:9999) with connections and tell how it greeted them.
+
+    With a rate or stages the loop is open: connections begin on time, and latency counts from when they
+    should have begun. Exit code 99 is a missed threshold or baseline, 98 a generator at its limit.
+    """
+    from greeter.loadcommand import run_load
+
+    return run_load(collect(LoadOptions, ctx), click.echo)
 
 
 @cli.command()

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from greeter.client import Reply, greet
+from greeter.errors import MissingExtra
 from greeter.fdlimit import raise_fd_limit
+from greeter.loadtest import LoadPlan, load, render
 from greeter.loops import choose_loop, run
 from greeter.reception import describe
 from greeter.server import serve
@@ -16,10 +18,12 @@ from greeter.server import serve
 if TYPE_CHECKING:
     from greeter.loops import LoopName
     from greeter.reception import Address
+    from greeter.server import Server
 
 Say = Callable[[str], None]
 
 SPARE_FDS = 50
+LOAD_SECONDS = 3.0
 
 
 def run_demo(say: Say, *, clients: int, loop: LoopName = "auto") -> int:
@@ -33,7 +37,12 @@ def run_demo(say: Say, *, clients: int, loop: LoopName = "auto") -> int:
 
 async def _demo(say: Say, clients: int, loop_name: str) -> int:
     seen: list[Address] = []
-    async with serve(port=0, access_log=seen.append, linger_timeout=5.0) as server:
+
+    def see(address: Address) -> None:
+        if not seen:  # the first client is shown, the tens of thousands of the load test are not
+            seen.append(address)
+
+    async with serve(port=0, access_log=see, linger_timeout=5.0) as server:
         say(f"$ greeter serve --listen {server.addresses[0]}")
         say(f"Listening on {server.addresses[0]} ({loop_name}, {server.path})")
         reply = await greet(port=server.port)
@@ -48,7 +57,21 @@ async def _demo(say: Say, clients: int, loop_name: str) -> int:
             return_exceptions=True,
         )
         elapsed = time.perf_counter() - start
-        return _summarise(say, results, elapsed, reply.data)
+        code = _summarise(say, results, elapsed, reply.data)
+        say("")
+        return await _load(say, server) or code
+
+
+async def _load(say: Say, server: Server) -> int:
+    """A real load test of the server, from a process of its own; how busy that was is no failure here."""
+    say(f"$ greeter load {server.addresses[0]} --duration {LOAD_SECONDS:g}s")
+    try:
+        report = await load(LoadPlan(server.addresses[0], duration=LOAD_SECONDS), isolate=True)
+    except MissingExtra as error:
+        say(f"(Left out: {error})")
+        return 0
+    say(render.summary(report).removesuffix("\n"))
+    return 0 if report.connections["failed"] == 0 else 1
 
 
 def _summarise(say: Say, results: list[Reply | BaseException], elapsed: float, expected: bytes) -> int:
