@@ -43,7 +43,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
 
     An ENDPOINT is HOST:PORT, [::1]:PORT, :PORT (every interface), unix:/path, unix:@name or fd:N.
     """
-    from greeter.service import run_service
+    from greeter.startup import run_service
 
     def reread() -> ServeOptions:
         args = ctx.find_root().obj[1:]  # behind the verb
@@ -52,7 +52,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
         except click.ClickException as error:
             raise ConfigError(_one_line(error)) from error
 
-    return run_service(collect(ServeOptions, ctx), reread)
+    return run_service(collect(ServeOptions, ctx), reread, ctx.find_root().obj)
 
 
 @cli.command()

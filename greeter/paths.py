@@ -14,6 +14,7 @@ from greeter.instant import Instant, why_not_instant
 
 if TYPE_CHECKING:
     from greeter.connection import House
+    from greeter.greeting import Greeting
     from greeter.listeners import Listener
     from greeter.stream import StreamPath
 
@@ -21,32 +22,38 @@ Accept = Literal["auto", "stream", "instant"]
 Path: TypeAlias = "StreamPath | Acceptor"
 
 
-def choose_path(house: House, stream: StreamPath, listeners: list[Listener], accept: Accept) -> Path:
-    """The path for the words, the vestibule and the event loop of ``house``.
+def path_name(
+    words: Greeting, accept: Accept, *, proxied: bool, tls: bool, watch: bool = True
+) -> Literal["stream", "instant"]:
+    """The path that ``accept`` comes to. ``watch``: whether the event loop can watch a socket.
 
     Raises ConfigError when the instant path is asked for and cannot be, and when the loop cannot do what
     TLS and PROXY headers need.
     """
-    reception, vestibule = house.reception, house.vestibule
-    watch = can_watch(reception.loop)
-    before = None
-    if vestibule.proxy_from is not None:
-        before = "a PROXY header"
-    elif vestibule.tls is not None:
-        before = "TLS"
+    before = "a PROXY header" if proxied else "TLS" if tls else None
     if accept != "stream":
-        obstacle = why_not_instant(reception.words)
+        obstacle = why_not_instant(words)
         if before is not None:
             obstacle = f"{before} comes before the greeting"
         elif not watch:
             obstacle = "this event loop cannot watch a socket"
         if obstacle is None:
-            return Acceptor(reception, listeners, "instant", Instant(reception, stream).greet_queue)
+            return "instant"
         if accept == "instant":
             raise ConfigError(f"cannot accept on the instant path: {obstacle}")
-    if before is None:
-        return stream
-    # Whoever is not let in must not cost a handshake, so asyncio must not be the one that accepts.
-    if not watch:
+    if before is not None and not watch:
         raise ConfigError(f"{before} needs an event loop that can watch a socket")
-    return Acceptor(reception, listeners, "stream", stream.greet_queue)
+    return "stream"
+
+
+def choose_path(house: House, stream: StreamPath, listeners: list[Listener], accept: Accept) -> Path:
+    """The path for the words, the vestibule and the event loop of ``house``. Raises as ``path_name`` does."""
+    reception, vestibule = house.reception, house.vestibule
+    proxied, tls = vestibule.proxy_from is not None, vestibule.tls is not None
+    name = path_name(reception.words, accept, proxied=proxied, tls=tls, watch=can_watch(reception.loop))
+    if name == "instant":
+        return Acceptor(reception, listeners, name, Instant(reception, stream).greet_queue)
+    if proxied or tls:
+        # Whoever is not let in must not cost a handshake, so it must not be asyncio that accepts.
+        return Acceptor(reception, listeners, name, stream.greet_queue)
+    return stream

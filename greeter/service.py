@@ -1,4 +1,4 @@
-"""``greeter serve`` in one process: a Server with signals, a log, a reload and an end.
+"""``greeter serve``: the life of a process that serves, from its options to its exit code.
 
 The law: the first SIGTERM or SIGINT closes the door in order and finishes with everybody inside; the
 second one ends the process at once. SIGHUP brings a checked configuration into force or leaves the old
@@ -12,23 +12,23 @@ import contextlib
 import logging
 import os
 import signal
-import sys
-import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from greeter.endpoint import Endpoint
 from greeter.errors import GreeterError
-from greeter.fdlimit import raise_fd_limit
-from greeter.logs import LogStream
-from greeter.loops import choose_loop, run
+from greeter.loops import choose_loop
 from greeter.options import ServeOptions
 from greeter.prepare import Prepared, need_restart, prepare
 from greeter.server import Server, serve
-from greeter.systemd import Notifier, listen_fds
+from greeter.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from greeter.channel import WorkerChannel
+    from greeter.endpoint import Endpoint
+    from greeter.httpd import PageServer
+    from greeter.logs import LogStream
+    from greeter.systemd import Notifier
 
 logger = logging.getLogger("greeter")
 
@@ -37,53 +37,19 @@ INTERRUPTED = 130
 Reread = Callable[[], ServeOptions]
 
 
-def run_service(options: ServeOptions, reread: Reread) -> int:
-    """Serve until a signal says stop; returns the exit code. Raises GreeterError when it cannot start.
+class Process(ABC):
+    """What the process that was started does, whether it serves itself or has workers for that.
 
-    ``reread`` gives the options anew, from the same command line and environment, for a reload; it
-    raises ConfigError.
+    ``options`` and what is ``prepared`` from them; ``endpoints`` to listen on; ``reread`` gives the options
+    anew, for a reload; ``log`` and ``notifier`` are told what happens.
     """
-    prepared = prepare(options)  # before the loop, the sockets and the log: it may be wrong
-    endpoints = options.listen
-    inherited = listen_fds()
-    if inherited and options.listen == ServeOptions().listen:
-        endpoints = tuple(Endpoint.inherited(fd) for fd in inherited)
-    notifier = Notifier.from_environment()
-    with logging_to_stderr(options) as log:
-        service = Service(options, prepared, endpoints, reread=reread, log=log, notifier=notifier)
-        return run_to_its_end(service.run(), options, log)
-
-
-@contextlib.contextmanager
-def logging_to_stderr(options: ServeOptions) -> Iterator[LogStream]:
-    """The log of a service."""
-    log = LogStream(sys.stderr.fileno(), options.log_format, options.log_level.upper())
-    logging.getLogger().addHandler(log)
-    logger.setLevel(options.log_level.upper())
-    try:
-        yield log
-    finally:
-        log.flush()
-        logging.getLogger().removeHandler(log)
-
-
-def run_to_its_end(main: Coroutine[None, None, int], options: ServeOptions, log: LogStream) -> int:
-    """Run a service, and leave no thread behind that would keep the process."""
-    raise_fd_limit()
-    code = run(main, options.loop)
-    _leave_no_thread_behind(log)
-    return code
-
-
-class Service:
-    """One process that serves ``endpoints`` as its options say."""
 
     def __init__(
         self,
+        *,
         options: ServeOptions,
         prepared: Prepared,
         endpoints: tuple[Endpoint, ...],
-        *,
         reread: Reread,
         log: LogStream,
         notifier: Notifier,
@@ -91,55 +57,187 @@ class Service:
         self.options = options
         self.prepared = prepared
         self.endpoints = endpoints
+        self.log = log
+        self.notifier = notifier
         self.reloads = {"ok": 0, "failed": 0}
         self._reread = reread
-        self._log = log
-        self._notifier = notifier
         self._watchdog: asyncio.TimerHandle | None = None
-        self.server: Server
+        self._metrics: PageServer | None = None
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Begin to serve. Raises GreeterError, and nothing is left then."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Close the door in order and finish with everybody."""
+
+    @abstractmethod
+    def reload(self) -> None:
+        """Bring a new configuration into force, or keep the old one and say why."""
+
+    @abstractmethod
+    async def snapshot(self) -> Snapshot:
+        """What has been counted by now."""
+
+    @abstractmethod
+    def announce(self) -> None:
+        """Write the start lines."""
+
+    @property
+    @abstractmethod
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens."""
+
+    @abstractmethod
+    def leave_at_once(self) -> None:
+        """The process ends now; nobody else must stay."""
 
     async def run(self) -> int:
         """Serve until a stop signal; returns the exit code."""
-        _warn_of_root()
-        self.server = await start_server(self.options, self.prepared, self.endpoints, self._log)
-        stop = stop_on_signals(self._log)
-        _on_hangup(self.reload)
-        announce(self.server.addresses, choose_loop(self.options.loop)[0], self.server.path)
-        self._notifier.ready(self._status())
-        self._pet_watchdog()
-        name = await stop
-        await wait_before_stop(name, self.options, self._notifier)
-        await self.server.drain()
-        self._notifier.close()
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            logger.warning("running as root, which greeting needs only for ports below 1024")
+        await self.start()
+        try:
+            await self._serve_metrics()
+            stop = self._listen_to_signals()
+            self.announce()
+            self.notifier.ready(self.status())
+            self._pet_watchdog()
+            name = await stop
+            self.notifier.stopping()
+            if self.options.stop_delay:
+                logger.info("%s: serving for another %g s", name, self.options.stop_delay)
+                await asyncio.sleep(self.options.stop_delay)
+            logger.info("%s: closing the door", name, extra={"event": "stopping", "reason": name})
+        finally:
+            await self.stop()
+        _report(await self.snapshot())
         if self._watchdog is not None:
             self._watchdog.cancel()
-        _report(self.server)
+        if self._metrics is not None:
+            self._metrics.close()
+            await self._metrics.wait_closed()
+        self.notifier.close()
         return 0
 
-    def reload(self) -> None:
-        """Bring a new configuration into force, or keep the old one and say why."""
-        self._notifier.reloading()
-        try:
-            new = self._reread()
-            prepared = prepare(new)
-            self.server.update(greeting=prepared.greeting, limits=prepared.limits, tls=prepared.tls)
-        except GreeterError as error:
-            self.reloads["failed"] += 1
-            logger.error("reload failed, the old configuration stays: %s", error, extra={"event": "reload"})
-        else:
-            self.reloads["ok"] += 1
-            warn_of_restart(self.options, new, workers=False)
-            self.prepared = prepared
-            logger.info("Reloaded", extra={"event": "reload"})
-        self._notifier.ready(self._status())
+    def status(self) -> str:
+        """For ``systemctl status``."""
+        return f"serving on {', '.join(self.addresses)}"
 
-    def _status(self) -> str:
-        return f"serving on {', '.join(self.server.addresses)}"
+    def reread(self) -> tuple[ServeOptions, Prepared]:
+        """The options as they are now, checked. Raises ConfigError."""
+        new = self._reread()
+        return new, prepare(new)
+
+    def reload_done(self) -> None:
+        """Count and log it."""
+        self.reloads["ok"] += 1
+        logger.info("Reloaded", extra={"event": "reload"})
+
+    def reload_failed(self, error: Exception) -> None:
+        """Count and log it."""
+        self.reloads["failed"] += 1
+        logger.error("reload failed, the old configuration stays: %s", error, extra={"event": "reload"})
+
+    async def _serve_metrics(self) -> None:
+        if self.options.metrics is not None:
+            from greeter.metrics import serve_metrics
+
+            self._metrics = await serve_metrics(self.options.metrics, self.snapshot)
+            logger.info("Metrics on %s", self._metrics.address, extra={"event": "metrics"})
 
     def _pet_watchdog(self) -> None:
-        if (interval := self._notifier.watchdog_interval) is not None:
-            self._notifier.watchdog()
+        if (interval := self.notifier.watchdog_interval) is not None:
+            self.notifier.watchdog()
             self._watchdog = asyncio.get_running_loop().call_later(interval, self._pet_watchdog)
+
+    def _listen_to_signals(self) -> asyncio.Future[str]:
+        """A future of the name of the first stop signal; the second one does not return."""
+        loop = asyncio.get_running_loop()
+        stop: asyncio.Future[str] = loop.create_future()
+
+        def on_signal(name: str) -> None:
+            if not stop.done():
+                stop.set_result(name)
+                return
+            logger.warning("%s again: leaving at once", name)
+            self.log.flush()
+            self.leave_at_once()
+            os._exit(INTERRUPTED)
+
+        # Elsewhere there are no such handlers, and Ctrl-C is KeyboardInterrupt.
+        with contextlib.suppress(NotImplementedError, AttributeError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, on_signal, number.name)
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+        return stop
+
+
+class Single(Process):
+    """One process that serves by itself."""
+
+    server: Server
+
+    async def start(self) -> None:
+        self.server = await start_server(self.options, self.prepared, self.endpoints, self.log)
+
+    async def stop(self) -> None:
+        await self.server.drain()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return self.server.addresses
+
+    def announce(self) -> None:
+        announce(self.addresses, choose_loop(self.options.loop)[0], self.server.path)
+
+    async def snapshot(self) -> Snapshot:
+        return Snapshot.of(
+            self.server.stats,
+            reloads=dict(self.reloads),
+            certificate_expiry=self.prepared.certificate_expiry,
+        )
+
+    def reload(self) -> None:
+        self.notifier.reloading()
+        try:
+            new, prepared = self.reread()
+            self.server.update(greeting=prepared.greeting, limits=prepared.limits, tls=prepared.tls)
+        except GreeterError as error:
+            self.reload_failed(error)
+        else:
+            warn_of_restart(self.options, new, workers=False)
+            self.prepared = prepared
+            self.reload_done()
+        self.notifier.ready(self.status())
+
+    def leave_at_once(self) -> None:
+        pass
+
+
+async def serve_as_worker(
+    channel: WorkerChannel, options: ServeOptions, prepared: Prepared, log: LogStream
+) -> int:
+    """Serve the sockets of a parent until it says that it is enough, or is gone."""
+    try:
+        server = await start_server(options, prepared, channel.endpoints, log)
+    except GreeterError as error:
+        channel.failed(str(error))
+        return 1
+    leave = channel.open(lambda: Snapshot.of(server.stats).to_json())
+    loop = asyncio.get_running_loop()
+    # A terminal and a process manager signal the whole group; here it is the parent that decides.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, lambda: None)
+    told = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, told.set)
+    leave.add_done_callback(lambda _: told.set())
+    channel.ready()
+    await told.wait()
+    await server.drain()
+    channel.close()
+    return 0
 
 
 async def start_server(
@@ -162,29 +260,6 @@ async def start_server(
     )
 
 
-async def wait_before_stop(name: str, options: ServeOptions, notifier: Notifier) -> None:
-    """Say that the end has come, and go on serving for the time that load balancers need to notice."""
-    notifier.stopping()
-    if options.stop_delay:
-        logger.info("%s: serving for another %g s", name, options.stop_delay)
-        await asyncio.sleep(options.stop_delay)
-    logger.info("%s: closing the door", name, extra={"event": "stopping", "reason": name})
-
-
-def _report(server: Server) -> None:
-    """The last line."""
-    stats = server.stats
-    rejected = sum(stats.rejected.values())
-    logger.info(
-        "Stopped: %d greeted of %d accepted, %d failed%s",
-        stats.greeted,
-        stats.accepted,
-        sum(stats.failed.values()),
-        f", {rejected} turned away" if rejected else "",
-        extra={"event": "stopped"},
-    )
-
-
 def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1) -> None:
     """The start lines, one for each endpoint."""
     processes = f", {workers} workers" if workers > 1 else ""
@@ -199,41 +274,14 @@ def warn_of_restart(old: ServeOptions, new: ServeOptions, *, workers: bool) -> N
         logger.warning("%s has changed, which takes effect with a restart", flag)
 
 
-def stop_on_signals(log: LogStream) -> asyncio.Future[str]:
-    """A future of the name of the first stop signal; the second one does not return."""
-    loop = asyncio.get_running_loop()
-    stop: asyncio.Future[str] = loop.create_future()
-
-    def on_signal(name: str) -> None:
-        if not stop.done():
-            stop.set_result(name)
-            return
-        logger.warning("%s again: leaving at once", name)
-        log.flush()
-        os._exit(INTERRUPTED)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # elsewhere, Ctrl-C is KeyboardInterrupt
-            loop.add_signal_handler(number, on_signal, number.name)
-    return stop
-
-
-def _on_hangup(reload: Callable[[], None]) -> None:
-    with contextlib.suppress(NotImplementedError, AttributeError):  # a system without SIGHUP
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-
-
-def _warn_of_root() -> None:
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        logger.warning("running as root, which greeting needs only for ports below 1024")
-
-
-def _leave_no_thread_behind(log: LogStream) -> None:
-    """A sync greeting that never returns holds a thread, and Python would wait for it for ever."""
-    stuck = [thread for thread in threading.enumerate() if thread.name.startswith("greeter-callable")]
-    for thread in stuck:
-        thread.join(0.1)
-    if any(thread.is_alive() for thread in stuck):
-        logger.warning("leaving %d greeting callables that do not return", len(stuck))
-        log.flush()
-        os._exit(0)
+def _report(total: Snapshot) -> None:
+    """The last line."""
+    rejected = sum(total.rejected.values())
+    logger.info(
+        "Stopped: %d greeted of %d accepted, %d failed%s",
+        total.greeted,
+        total.accepted,
+        sum(total.failed.values()),
+        f", {rejected} turned away" if rejected else "",
+        extra={"event": "stopped"},
+    )

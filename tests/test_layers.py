@@ -23,17 +23,23 @@ PACKAGE = ROOT / "greeter"
 LAYERS = [
     {"errors"},
     {"endpoint", "greeting", "deadlines", "stats", "proxy_protocol", "limits"},  # the pure layer ends here
-    {"fdlimit", "loops", "sources", "options", "systemd", "tls", "parking", "snapshot"},
+    {"fdlimit", "loops", "sources", "systemd", "tls", "parking", "snapshot", "channel"},
+    {"child"},
     {"listeners"},
     {"reception", "httpd"},
-    {"acceptor", "vestibule", "logs", "prepare", "metrics"},
+    {"acceptor", "vestibule", "logs", "metrics"},
     {"connection"},
     {"stream"},
     {"instant"},
     {"paths"},
     {"server", "client"},
     {"loadtest"},
-    {"service", "workers", "demo"},
+    {"values"},
+    {"options"},
+    {"commandline", "prepare"},
+    {"service", "workers", "demo", "loadcommand"},
+    {"parent"},
+    {"startup"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -43,7 +49,7 @@ IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "si
 IMPURE |= {"threading", "time", "click", "uvloop"}
 # Where a client goes through: nothing of it may be known to those who play the client, nor they to it.
 HOUSE = {"listeners", "reception", "acceptor", "vestibule", "connection", "stream", "instant", "parking"}
-HOUSE |= {"server", "service", "workers"}
+HOUSE |= {"paths", "server", "service", "workers", "parent", "startup"}
 STRANGERS = [({"client"}, HOUSE), ({"loadtest"}, HOUSE)]
 
 
@@ -136,15 +142,26 @@ def test_a_module_opens_with_a_docstring(name: str) -> None:
 
 
 def test_all_is_what_is_imported() -> None:
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    body = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    for node in list(body):
+        if isinstance(node, ast.If):  # TYPE_CHECKING: what is imported when it is first used
+            body += node.body
     imported = [
         alias.asname or alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        for node in body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("greeter.")
         for alias in node.names
     ]
     assert sorted(imported) == sorted(greeter.__all__)
     assert len(set(greeter.__all__)) == len(greeter.__all__)
+
+
+def test_what_is_imported_later_is_there_and_nothing_else() -> None:
+    from greeter import loadtest
+
+    assert greeter.load is loadtest.load
+    with pytest.raises(AttributeError, match="module 'greeter' has no attribute 'unload'"):
+        greeter.unload  # noqa: B018  # that it is missing is the test
 
 
 @pytest.mark.parametrize("name", greeter.__all__)
@@ -190,7 +207,7 @@ def test_importing_greeter_loads_the_standard_library_only() -> None:
     # ... and of greeter itself only what a library user can need.
     assert {part(name.removeprefix("greeter").removeprefix(".") or "__init__") for name in ours} <= (
         set().union(*LAYERS[: height("server") + 1]) | {"__init__"}
-    ) - {"options", "sources", "logs", "loops", "systemd"}
+    ) - {"sources", "logs", "loops", "systemd", "metrics", "httpd", "snapshot"}
 
 
 def test_the_command_line_loads_what_it_needs_only() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from greeter import ServerStats
-from greeter.stats import FAILURES, REJECTIONS
+from greeter.stats import BOUNDS, FAILURES, REJECTIONS, TimeBuckets
 
 
 def test_everything_starts_at_zero() -> None:
@@ -32,3 +34,28 @@ def test_every_class_and_every_counter_says_what_it_counts() -> None:
     assert not FAILURES.keys() & REJECTIONS.keys()
     for field in dataclasses.fields(ServerStats):
         assert f"``{field.name}``" in (ServerStats.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"),
+    [(0.0, 0), (0.0001, 0), (0.000101, 1), (0.001, 3), (10.0, len(BOUNDS) - 1), (10.01, len(BOUNDS))],
+)
+def test_a_bucket_has_its_upper_bound_in_it(seconds: float, bucket: int) -> None:
+    times = TimeBuckets()
+    times.add(seconds, clients=3)
+    assert times.counts[bucket] == sum(times.counts) == 3
+    assert times.micros == int(seconds * 1_000_000) * 3
+
+
+def test_buckets_of_several_servers_add_up() -> None:
+    one, two = TimeBuckets(), TimeBuckets()
+    one.add(0.0002)
+    two.add(0.0002)
+    two.add(99)
+    both = one + two
+    assert (both.counts[1], both.counts[-1], both.micros) == (2, 1, 99_000_400)
+    assert (sum(one.counts), sum(two.counts)) == (1, 2)
+
+
+def test_bounds_go_up() -> None:
+    assert list(BOUNDS) == sorted(set(BOUNDS))

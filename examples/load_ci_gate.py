@@ -1,0 +1,32 @@
+"""A gate for continuous integration: it passes only if the service keeps its limits under load.
+
+    python examples/load_ci_gate.py 127.0.0.1:9999
+
+The exit code is 0, or 99 for a limit that was missed, or 98 if this machine could not make the load.
+"""
+
+import asyncio
+import sys
+
+from greeter.loadtest import LoadPlan, Threshold, load
+from greeter.loadtest.render import summary
+
+LIMITS = ("response:p99<250ms", "connect:max<=1s", "errors:rate<0.1%", "rate:achieved>=90")
+
+
+async def gate(target: str) -> int:
+    plan = LoadPlan(
+        target,
+        rate=100,
+        duration=1.0,
+        warmup=0.25,
+        expect="Thank you",
+        thresholds=[Threshold.parse(limit) for limit in LIMITS],
+    )
+    report = await load(plan)
+    print(summary(report))
+    return report.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(gate(sys.argv[1])))

@@ -1,0 +1,66 @@
+"""A run against an earlier one: what moved, by how much, and whether that is too much.
+
+The law: a gate that cries wolf is switched off. So a percentile is compared when there are enough
+latencies beyond it to speak of one (p99.9 from 10,000 on, in both runs), and never min, p99.99 or max,
+which are luck; and a move of 2 µs is none, because either figure may be off by one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEFAULT_TOLERANCE = 10.0
+
+_PHASES = ("connect", "first_byte", "service", "response")  # in a closed loop the last two are the same
+_STATS = {"mean": 0, "p50": 0, "p90": 0, "p99": 0, "p99.9": 10_000}  # from so many latencies on
+_NO_MOVE_US = 2
+# What makes two runs two different questions.
+_PLAN = ("mode", "target", "rate", "stages", "connections", "hold_s", "until", "tls", "workers")
+
+
+def compare(
+    new: dict[str, Any], old: dict[str, Any], tolerance: float = DEFAULT_TOLERANCE, name: str = "baseline"
+) -> dict[str, Any]:
+    """Compare two reports' JSON. A figure that is worse by more than ``tolerance`` percent fails."""
+    figures = [
+        _latency(phase, stat, new["latency_us"][phase], old["latency_us"][phase], tolerance)
+        for phase in (_PHASES if new["plan"]["mode"] == "open" else _PHASES[:-1])
+        for stat, least in _STATS.items()
+        if (old["latency_us"][phase]["count"] or 0) > 0
+        and min(new["latency_us"][phase]["count"] or least, old["latency_us"][phase]["count"]) >= least
+    ]
+    for rate in ("achieved", "greeted"):
+        before, now = old["rate"][rate], new["rate"][rate]
+        figures.append(_move(f"rate {rate}", "/s", before, now, now < before * (1 - tolerance / 100)))
+    before, now = _error_rate(old), _error_rate(new)
+    if before is not None and now is not None:
+        figures.append(_move("errors", "%", before, now, now > before * (1 + tolerance / 100)))
+    return {
+        "name": name,
+        "tolerance_percent": tolerance,
+        "differences": [
+            f"{key.removesuffix('_s')}: {old['plan'].get(key)} then, {new['plan'].get(key)} now"
+            for key in _PLAN
+            if old["plan"].get(key) != new["plan"].get(key)
+        ],
+        "figures": figures,
+        "passed": not any(figure["worse"] for figure in figures),
+    }
+
+
+def _latency(
+    phase: str, stat: str, new: dict[str, Any], old: dict[str, Any], tolerance: float
+) -> dict[str, Any]:
+    before, now = old[stat], new[stat]
+    worse = now is None or (now > before * (1 + tolerance / 100) and now - before > _NO_MOVE_US)
+    return _move(f"{phase} {stat}", "us", before, now, worse)
+
+
+def _move(figure: str, unit: str, old: float, new: float | None, worse: bool) -> dict[str, Any]:
+    change = None if new is None or not old else round(100 * (new - old) / old, 3)
+    return {"figure": figure, "unit": unit, "old": old, "new": new, "change_percent": change, "worse": worse}
+
+
+def _error_rate(report: dict[str, Any]) -> float | None:
+    attempted = report["connections"]["attempted"]
+    return 100 * report["connections"]["failed"] / attempted if attempted else None

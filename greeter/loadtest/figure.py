@@ -1,0 +1,134 @@
+"""What plotly.js is told, in the few words that the charts need: a line, bars, an axis of times.
+
+The law: a figure is plain data. Colours are names, ``var(--failed)``, that the page's style sheet knows,
+once for light and once for dark; times are in seconds, and plotly writes them as 850µs or 3.1ms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from greeter.loadtest.units import number, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from greeter.loadtest.series import Slot
+
+Trace = dict[str, Any]
+Axis = dict[str, Any]
+
+FEW = 60  # points that are no more than this are marked one by one
+TIME: Axis = {"ticksuffix": " s", "rangemode": "nonnegative", "hoverformat": ".4~g"}
+LATENCY: Axis = {"type": "log", "tickformat": "~s", "ticksuffix": "s", "hoverformat": ".3~s"}
+BEFORE = {"dash": "dot", "width": 1.5}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows; the first cell of each is its heading."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """``hint`` says how to read it, ``summary`` in one sentence what it shows; ``figure`` is what plotly.js
+    takes, and None when there is nothing to draw; ``table`` has the same figures as text."""
+
+    id: str
+    title: str
+    hint: str
+    summary: str
+    figure: dict[str, Any] | None
+    table: Table
+
+
+def figure(data: list[Trace], *, x: Axis = TIME, y: Axis, height: int = 320, **layout: Any) -> dict[str, Any]:
+    """A figure of ``data`` with what all of them have in common."""
+    axis = {
+        "gridcolor": "var(--grid)",
+        "linecolor": "var(--line)",
+        "zerolinecolor": "var(--grid)",
+        "automargin": True,
+    }
+    return {
+        "data": data,
+        "layout": {
+            "height": height,
+            "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "font": {"family": "system-ui, sans-serif", "size": 12, "color": "var(--ink)"},
+            "hovermode": "x unified",
+            "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--line)"},
+            "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+            "showlegend": len(data) > 1,
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--muted)", "activecolor": "var(--ink)"},
+            "xaxis": {**axis, **x},
+            "yaxis": {**axis, **y},
+            **layout,
+        },
+    }
+
+
+def line(
+    name: str,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    color: str,
+    *,
+    before: bool = False,
+    show: str = "%{y}",
+) -> Trace:
+    """A line through points, each marked where they are few. ``before`` is drawn as the older run's,
+    ``show`` is how plotly.js is to write a point."""
+    return {
+        "type": "scatter",
+        "name": f"{name}, before" if before else name,
+        "x": xs,
+        "y": ys,
+        "mode": "lines+markers" if len(xs) <= FEW else "lines",
+        "line": {"color": f"var(--{color})", "width": 2, **(BEFORE if before else {})},
+        "marker": {"size": 5},
+        "opacity": 0.75 if before else 1,
+        "hovertemplate": f"{show} {name}{', before' * before}<extra></extra>",
+    }
+
+
+def along(
+    name: str, run: Sequence[Slot], value: Callable[[Slot], float], color: str, *, before: bool = False
+) -> Trace:
+    """A line along time."""
+    return line(name, [slot.middle for slot in run], [value(slot) for slot in run], color, before=before)
+
+
+def bars(name: str, run: Sequence[Slot], value: Callable[[Slot], float], color: str) -> Trace:
+    """A bar for each slot, as wide as it is long."""
+    return {
+        "type": "bar",
+        "name": name,
+        "x": [slot.middle for slot in run],
+        "y": [value(slot) for slot in run],
+        "width": [slot.span for slot in run],
+        "marker": {"color": f"var(--{color})", "line": {"width": 0}},
+        "hovertemplate": f"%{{y}} {name}<extra></extra>",
+    }
+
+
+def time_table(
+    now: Sequence[Slot], then: Sequence[Slot] | None, columns: dict[str, Callable[[Slot], str]]
+) -> Table:
+    """A row for each slot; with an older run, each column twice."""
+    heads = list(columns)
+    if then is not None:
+        heads += [f"{name}, before" for name in columns]
+    rows = []
+    for index in range(max(len(now), len(then or ()))):
+        here = [run[index] if index < len(run) else None for run in (now, then) if run is not None]
+        named = next(slot for slot in here if slot)
+        cells = [show(slot) if slot else "-" for slot in here for show in columns.values()]
+        rows.append([f"{number(named.begin)} to {seconds(named.begin + named.span)}", *cells])
+    return Table(("time", *heads), rows)

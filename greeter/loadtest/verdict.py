@@ -1,0 +1,121 @@
+"""The run in words: one sentence that settles it, and those that must not be missed.
+
+The law: the worst news comes first, in the order of the exit codes. A figure that is not the server's is
+never given without saying whose it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from greeter.loadtest.kernel import COUNTERS
+from greeter.loadtest.units import latency, number, seconds
+
+
+def sentence(report: dict[str, Any]) -> str:
+    """The verdict on a report's JSON."""
+    connections, rate = report["connections"], report["rate"]
+    attempted, greeted = connections["attempted"], connections["greeted"]
+    if report["interrupted"]:
+        return (
+            f"Interrupted after {seconds(report['duration_s'])}: {_greeted(greeted, attempted)} until then, "
+            f"and {number(connections['cut_off'])} were still open."
+        )
+    if report["generator"]["saturated"]:
+        return (
+            f"The generator was the limit: it began {number(rate['achieved'])} of {number(rate['target'])} "
+            f"connections per second, {_lateness(report)}, so these figures are its own and not the "
+            "server's. Give it more workers or ask for less."
+        )
+    if not report["passed"]:
+        return "Not passed: " + "; ".join(_missed(report)) + "."
+    if not greeted:
+        return f"Nothing was greeted: {_classes(report) or 'nothing was attempted'}."
+    slowest = report["latency_us"]["response"]["max"]
+    sentence = f"{_greeted(greeted, attempted)}, the slowest in {latency(slowest)}"
+    return sentence + (f"; {_classes(report)}." if greeted < attempted else ".")
+
+
+def remarks(report: dict[str, Any]) -> list[str]:
+    """What a reader has to know to read the figures right, a sentence each."""
+    generator, connections = report["generator"], report["connections"]
+    said = list(report["notes"])
+    if report["plan"]["mode"] == "closed":
+        said.append("closed loop: the next client waits for one before it, which hides a server's stalls")
+        busiest = max(generator["cpu_percent"], default=0)
+        if busiest >= 90:
+            said.append(f"a worker used {busiest:.0f} % of a core: the generator may have been the limit")
+    elif connections["unstarted"] and not generator["saturated"]:
+        said.append(
+            f"{number(connections['unstarted'])} connections were due and never began: "
+            f"{number(report['plan']['connections'])} were open, as many as may be"
+        )
+    said += [
+        f"{count} connects took {band.removesuffix('s')} s or a little more, as one whose SYN was sent again"
+        for band, count in report["syn_retransmits"].items()
+        if count
+    ]
+    said += [
+        f"{name} +{number(count)}: {COUNTERS.get(name, 'counted by the kernel')}"
+        for name, count in report["kernel"].items()
+        if count
+    ]
+    if connections["reset_after_greeting"]:
+        said.append(f"{number(connections['reset_after_greeting'])} were reset after the greeting")
+    if connections["closed_while_held"]:
+        said.append(f"{number(connections['closed_while_held'])} were closed by the server while held open")
+    if generator["latencies_over_60_s"]:
+        said.append(f"{number(generator['latencies_over_60_s'])} latencies over 60 s are counted as 60 s")
+    return said
+
+
+def _greeted(greeted: int, attempted: int) -> str:
+    if greeted == attempted:
+        return f"All {number(attempted)} clients were greeted"
+    return f"{number(greeted)} of {number(attempted)} clients were greeted"
+
+
+def _classes(report: dict[str, Any]) -> str:
+    """The errors, the most frequent first, with the system's words where it gave them."""
+    words = []
+    for name, count in sorted(report["errors"].items(), key=lambda item: -item[1]):
+        if count:
+            reasons = report["error_reasons"].get(name, {})
+            why = max(reasons, key=lambda reason: reasons[reason], default="")
+            words.append(f"{number(count)} {name}" + f" ({why})" * bool(why))
+    return ", ".join(words)
+
+
+def _lateness(report: dict[str, Any]) -> str:
+    generator = report["generator"]
+    busiest = max(generator["cpu_percent"], default=0)
+    return f"{latency(generator['lag_p99_us'])} late at p99, with {busiest:.0f} % of a core used"
+
+
+def _missed(report: dict[str, Any]) -> list[str]:
+    missed = [
+        f"{threshold['expr']} was {figure(threshold['actual'], threshold['unit'])}"
+        for threshold in report["thresholds"]
+        if not threshold["passed"]
+    ]
+    moves = (report["baseline"] or {}).get("figures", ())
+    return missed + [describe(move) for move in moves if move["worse"]]
+
+
+def figure(value: float | None, unit: str) -> str:
+    """A threshold's figure with its unit."""
+    if value is None:
+        return "not measured"
+    return f"{value:.4g}{unit if unit in ('%', '/s') else ' ' * bool(unit) + unit}"
+
+
+def describe(move: dict[str, Any]) -> str:
+    """One figure of a comparison: ``response p99 went from 3.1 ms to 4.2 ms (+35 %)``."""
+
+    def show(value: float | None) -> str:
+        if value is None:
+            return "nothing"
+        return latency(value) if move["unit"] == "us" else figure(value, move["unit"])
+
+    change = "" if move["change_percent"] is None else f" ({move['change_percent']:+.3g} %)"
+    return f"{move['figure']} went from {show(move['old'])} to {show(move['new'])}{change}"

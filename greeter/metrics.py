@@ -1,0 +1,107 @@
+"""``--metrics HOST:PORT``: a Snapshot as Prometheus text, and where scrapers get it.
+
+The law: a number is made by the server or not at all. Nothing is counted, kept or measured for the metrics
+alone; a scrape reads what is there, and costs nothing until it comes.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Awaitable, Callable
+from itertools import accumulate
+from typing import TYPE_CHECKING, TypeAlias
+
+from greeter import __version__
+from greeter.errors import MissingExtra
+from greeter.httpd import TEXT, PageServer, serve_pages
+from greeter.snapshot import Snapshot
+from greeter.stats import BOUNDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+    from greeter.endpoint import Endpoint
+
+# The text format's own version, not ours.
+EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+
+Collect: TypeAlias = Callable[[], Awaitable[Snapshot]]
+
+
+async def serve_metrics(endpoint: Endpoint, collect: Collect) -> PageServer:
+    """Answer ``/metrics`` on ``endpoint`` with what ``collect`` returns, and ``/healthz`` with "ok".
+
+    ``collect`` is awaited for each scrape. Raises MissingExtra without prometheus-client, and ListenFailed.
+    """
+    render(Snapshot())  # what is missing is said now, and what has to be loaded is loaded
+
+    async def metrics() -> tuple[str, bytes]:
+        return EXPOSITION, render(await collect())
+
+    async def health() -> tuple[str, bytes]:
+        return TEXT, b"ok\n"
+
+    return await serve_pages(endpoint, {"/metrics": metrics, "/healthz": health})
+
+
+def render(snapshot: Snapshot) -> bytes:
+    """``snapshot`` in the Prometheus text format 0.0.4. Raises MissingExtra without prometheus-client."""
+    try:
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.registry import Collector
+    except ImportError:
+        raise MissingExtra("--metrics", "metrics") from None
+
+    class Counted(Collector):
+        def collect(self) -> Iterator[Metric]:
+            return _metrics(snapshot)
+
+    registry = CollectorRegistry()
+    registry.register(Counted())
+    return generate_latest(registry)
+
+
+def _metrics(now: Snapshot) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    for name, value, text in (
+        ("accepted", now.accepted, "Connections taken from the listen queue."),
+        ("greeted", now.greeted, "Clients whose greeting and end of stream the kernel has taken."),
+        ("sent_bytes", now.bytes_sent, "Bytes of the greetings of greeted clients."),
+        ("linger_timeouts", now.linger_timeouts, "Greeted clients cut off because they did not close."),
+        ("accept_errors", now.accept_errors, "Times accepting failed for want of descriptors or memory."),
+        ("drains", now.drains, "Times a server closed its door and finished with everybody inside."),
+        ("worker_restarts", now.worker_restarts, "Worker processes that died and were replaced."),
+    ):
+        yield CounterMetricFamily(f"greeter_{name}", text, value=value)
+    for name, label, values, text in (
+        ("failed", "class", now.failed, "Accepted connections that were not greeted, by class."),
+        ("rejected", "reason", now.rejected, "Accepted connections that were turned away, by reason."),
+        ("reloads", "result", now.reloads, "Reloads of the configuration, by result."),
+    ):
+        family = CounterMetricFamily(f"greeter_{name}", text, labels=[label])
+        for key, value in values.items():
+            family.add_metric([key], value)
+        yield family
+    text = "Connections that are open: being greeted or lingering."
+    yield GaugeMetricFamily("greeter_open_connections", text, value=now.open)
+    text = "Greeted clients that have not closed yet."
+    yield GaugeMetricFamily("greeter_lingering_connections", text, value=now.lingering)
+    if now.certificate_expiry is not None:
+        text = "When the TLS certificate in use expires, in seconds since the epoch."
+        yield GaugeMetricFamily("greeter_certificate_expiry_seconds", text, value=now.certificate_expiry)
+    times = now.greeting_time
+    buckets = [*map(str, BOUNDS), "+Inf"]
+    yield HistogramMetricFamily(
+        "greeter_greeting_seconds",
+        "Time from accept until the kernel had the whole greeting.",
+        buckets=list(zip(buckets, accumulate(times.counts), strict=True)),
+        sum_value=times.micros / 1e6,
+    )
+    info = GaugeMetricFamily(
+        "greeter_build_info", "Always 1; the labels say what runs.", labels=["version", "python"]
+    )
+    info.add_metric([__version__, platform.python_version()], 1)
+    yield info

@@ -1,0 +1,127 @@
+"""``greeter serve --workers N``: one parent that keeps the sockets, and N workers that serve.
+
+The law: the parent never accepts, so it has nothing to lose and nothing to do; whatever becomes of a
+worker, the clients in the listen queue wait for another one. A reload checks the new configuration here
+first, then replaces the workers one by one; if one does not come up, the old ones serve on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from greeter.child import WorkerFailed
+from greeter.errors import GreeterError
+from greeter.listeners import open_listeners
+from greeter.loops import choose_loop
+from greeter.paths import path_name
+from greeter.service import Process, announce, warn_of_restart
+from greeter.snapshot import Snapshot, Totals
+from greeter.workers import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from greeter.listeners import Listener
+
+logger = logging.getLogger("greeter")
+
+# Above a worker's own drain deadline, so that it is the worker that says whom it cut off.
+GRACE = 2.0
+
+
+class Parent(Process):
+    """The process that was started, with ``count`` workers that run the same command line."""
+
+    def __init__(self, argv: Sequence[str], count: int, **process: Any) -> None:
+        super().__init__(**process)
+        self._command = [sys.executable, "-m", "greeter", *argv]
+        self._count = count
+        self._listeners: list[Listener] = []
+        self._totals = Totals()
+        self._supervisor: Supervisor
+        self._reloading: asyncio.Task[None] | None = None
+        self._again = False
+
+    async def start(self) -> None:
+        options = self.options
+        self._listeners = open_listeners(self.endpoints, backlog=options.backlog, unix_mode=options.unix_mode)
+        self._supervisor = Supervisor(
+            self._command,
+            self._listeners,
+            self._count,
+            on_stats=lambda pid, stats: self._totals.update(pid, Snapshot.from_json(stats)),
+            on_left=self._totals.retire,
+            retire_timeout=options.drain_timeout + GRACE,
+        )
+        try:
+            await self._supervisor.start()
+        except BaseException:
+            self._close()
+            raise
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(listener.address for listener in self._listeners)
+
+    def announce(self) -> None:
+        prepared = self.prepared
+        path = path_name(
+            prepared.greeting,
+            self.options.accept,
+            proxied=prepared.proxy_from is not None,
+            tls=prepared.tls is not None,
+        )
+        announce(self.addresses, choose_loop(self.options.loop)[0], path, self._count)
+
+    async def snapshot(self) -> Snapshot:
+        await self._supervisor.stats()
+        mine = Snapshot(
+            reloads=dict(self.reloads),
+            worker_restarts=self._supervisor.restarts,
+            certificate_expiry=self.prepared.certificate_expiry,
+        )
+        return self._totals.total() + mine
+
+    def reload(self) -> None:
+        """Bring a new configuration into force; one more time afterwards if it is asked for meanwhile."""
+        if self._reloading is not None:
+            self._again = True
+            return
+        self._reloading = asyncio.get_running_loop().create_task(self._reload())
+
+    async def _reload(self) -> None:
+        self.notifier.reloading()
+        try:
+            new, prepared = self.reread()
+            await self._supervisor.replace_all()
+        except (GreeterError, WorkerFailed) as error:
+            self.reload_failed(error)
+        else:
+            warn_of_restart(self.options, new, workers=True)
+            self.prepared = prepared
+            self.reload_done()
+        self.notifier.ready(self.status())
+        self._reloading = None
+        if self._again:
+            self._again = False
+            self.reload()
+
+    async def stop(self) -> None:
+        if self._reloading is not None:
+            self._reloading.cancel()
+            await asyncio.wait([self._reloading])
+        await self._supervisor.stop(self.options.drain_timeout + GRACE)
+        self._close()
+
+    def leave_at_once(self) -> None:
+        for pid in self._supervisor.pids:
+            os.kill(pid, signal.SIGKILL)
+
+    def _close(self) -> None:
+        for listener in self._listeners:
+            listener.close()

@@ -1,0 +1,154 @@
+"""The exception tree: what each error is, what it says, what it carries, and that it travels."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import inspect
+import os
+import pickle
+import re
+import socket
+import ssl
+
+import pytest
+
+from greeter import errors
+from greeter.errors import (
+    ConfigError,
+    ConnectFailed,
+    GreeterError,
+    GreetFailed,
+    GreetingError,
+    GreetReset,
+    GreetTimeout,
+    ListenFailed,
+    MissingExtra,
+    ProxyProtocolError,
+    ReplyTooLarge,
+    reason,
+)
+
+REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 1)")
+PUBLIC = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if inspect.isclass(kind) and issubclass(kind, GreeterError) and not name.startswith("_")
+}
+ONE_OF_EACH: list[tuple[GreeterError, str]] = [
+    (GreeterError("it went wrong"), "it went wrong"),
+    (ConfigError("x is wrong"), "x is wrong"),
+    (
+        MissingExtra("--loop uvloop", "uvloop"),
+        "--loop uvloop needs an optional package: pip install 'greeter[uvloop]'",
+    ),
+    (ListenFailed("127.0.0.1:1", REFUSED), "cannot listen on 127.0.0.1:1: connection refused"),
+    (ListenFailed("fd:0", "not a stream socket"), "cannot listen on fd:0: not a stream socket"),
+    (GreetingError("the greeting callable raised"), "the greeting callable raised"),
+    (ProxyProtocolError("no such family", 5), "no such family"),
+    (GreetFailed("not greeted"), "not greeted"),
+    (ConnectFailed("127.0.0.1:1", REFUSED), "cannot connect to 127.0.0.1:1: connection refused"),
+    (ConnectFailed("x:1", "not a host name"), "cannot connect to x:1: not a host name"),
+    (GreetTimeout("x:1", "connect", 5.0), "x:1: no connection within 5 s"),
+    (GreetTimeout("x:1", "first byte", 0.5), "x:1: connected, but no greeting within 0.5 s"),
+    (
+        GreetTimeout("x:1", "end", 10, b"220"),
+        "x:1: the greeting did not end (3 bytes came) within 10 s",
+    ),
+    (GreetReset("x:1"), "x:1: connection reset before the greeting"),
+    (ReplyTooLarge("x:1", 4, b"abcd"), "x:1: the greeting is longer than 4 bytes"),
+]
+BUILT_INS = {
+    ConfigError: ValueError,
+    MissingExtra: ImportError,
+    ListenFailed: OSError,
+    ProxyProtocolError: ValueError,
+    ConnectFailed: OSError,
+    GreetTimeout: TimeoutError,
+    GreetReset: ConnectionResetError,
+    ReplyTooLarge: ValueError,
+}
+
+
+def each(case: tuple[GreeterError, str]) -> str:
+    return f"{type(case[0]).__name__}: {case[1]}"
+
+
+@pytest.mark.parametrize(("error", "line"), ONE_OF_EACH, ids=map(each, ONE_OF_EACH))
+def test_the_message_is_one_complete_line(error: GreeterError, line: str) -> None:
+    assert str(error) == line
+    assert isinstance(error, GreeterError)
+
+
+def test_the_table_above_has_every_public_error() -> None:
+    assert {type(error) for error, _ in ONE_OF_EACH} == set(PUBLIC.values())
+
+
+@pytest.mark.parametrize(("error", "built_in"), BUILT_INS.items())
+def test_each_is_the_built_in_that_callers_already_catch(
+    error: type[Exception], built_in: type[Exception]
+) -> None:
+    assert issubclass(error, built_in)
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    drawn = re.findall(r"^ *[│ ]*[├└]── (\w+)(?:\((\w+)\))?", errors.__doc__ or "", re.MULTILINE)
+    assert {name for name, _ in drawn} == PUBLIC.keys() - {"GreeterError"}
+    for name, built_in in drawn:
+        assert not built_in or built_in in {base.__name__ for base in PUBLIC[name].__mro__}
+
+
+def test_an_error_without_words_still_has_a_name() -> None:
+    assert str(GreeterError()) == "GreeterError"
+
+
+def test_system_failures_carry_what_the_system_gave() -> None:
+    for error in (ListenFailed("x:1", REFUSED), ConnectFailed("x:1", REFUSED)):
+        assert (error.errno, error.strerror) == (errno.ECONNREFUSED, REFUSED.strerror)
+    assert ListenFailed("x:1", "its words").errno is None
+    assert ListenFailed("x:1", REFUSED).endpoint == ConnectFailed("x:1", REFUSED).target == "x:1"
+
+
+def test_the_fields_of_the_others() -> None:
+    late = GreetTimeout("x:1", "end", 2.0, b"22")
+    assert (late.target, late.phase, late.seconds, late.received) == ("x:1", "end", 2.0, b"22")
+    large = ReplyTooLarge("x:1", 2, b"22")
+    assert (large.target, large.limit, large.received) == ("x:1", 2, b"22")
+    assert GreetReset("x:1").target == "x:1"
+    assert MissingExtra("a chart", "report").extra == "report"
+    assert (ProxyProtocolError("no", 7).offset, ProxyProtocolError("no").offset) == (7, 0)
+
+
+@pytest.mark.parametrize("error", [error for error, _ in ONE_OF_EACH], ids=map(each, ONE_OF_EACH))
+def test_errors_travel_between_processes(error: GreeterError) -> None:
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+        assert vars(again) == vars(error)
+        for name in ("errno", "strerror"):
+            assert getattr(again, name, None) == getattr(error, name, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EADDRINUSE, "anything"), "address already in use"),
+        (REFUSED, "connection refused"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "name or service not known"),
+        (socket.gaierror(8, "A positive number elsewhere"), "a positive number elsewhere"),
+        (
+            ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)"),
+            "wrong version number",
+        ),
+        (ConnectionAbortedError("SSL handshake is taking longer"), "SSL handshake is taking longer"),
+        (ConnectionResetError(), "ConnectionResetError"),
+    ],
+)
+def test_reason_is_the_words_of_whoever_numbered_the_error(error: OSError, words: str) -> None:
+    assert reason(error) == words
+
+
+def test_reason_knows_every_number_of_the_system() -> None:
+    for code in errno.errorcode:
+        words = os.strerror(code)
+        assert reason(OSError(code, "")).lower() == words.lower()

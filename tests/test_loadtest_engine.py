@@ -1,0 +1,364 @@
+"""The engine against real sockets, on every loop; each server misbehaves in one known way."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from greeter.loadtest import LoadPlan, Stage, alarm, engine
+from greeter.loadtest.engine import Engine
+from greeter.loadtest.outcome import GREETED
+from greeter.loadtest.poller import Readers
+from greeter.loadtest.target import Target, resolve
+from tests.loadtest_peers import (
+    GREETING,
+    abort_with_reset,
+    greet,
+    greet_and_stay,
+    refused_endpoint,
+    say_nothing,
+    serving,
+    unattended,
+    wait_for_client,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from greeter.loadtest.metrics import Metrics
+    from greeter.loadtest.timeline import Interval
+    from tests.loadtest_peers import Handler
+
+pytestmark = pytest.mark.usefixtures("no_fd_leak")
+
+
+@pytest.fixture(params=["epoll", "readers"])
+def eyes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine with epoll and timerfd, and as it is on a system without them."""
+    if request.param == "readers":
+        monkeypatch.setattr(engine, "new_poller", Readers)
+        monkeypatch.setattr(alarm, "_timerfd", lambda: None)
+
+
+async def run(target: str, **options: Any) -> Metrics:
+    options = {"timeout": 5.0, **options}
+    plan = LoadPlan(target, **options)
+    metrics = await Engine(plan, await resolve(plan)).run()
+    assert metrics.attempted == sum(metrics.outcomes.values())
+    assert metrics.failed.total == metrics.attempted - metrics.outcomes[GREETED]
+    return metrics
+
+
+def outcomes(metrics: Metrics) -> dict[str, int]:
+    return {outcome: count for outcome, count in metrics.outcomes.items() if count}
+
+
+async def pieces(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    for byte in GREETING:
+        writer.write(bytes((byte,)))
+        await writer.drain()
+        await asyncio.sleep(0)
+
+
+async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(GREETING)
+    await reader.read()
+
+
+async def reset_at_once(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    abort_with_reset(writer)
+
+
+async def reset_behind(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(GREETING)
+    await asyncio.sleep(0.02)
+    abort_with_reset(writer)
+
+
+async def megabyte(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(bytes(1_000_000))
+    await writer.drain()
+
+
+@pytest.mark.usefixtures("eyes")
+@pytest.mark.parametrize(
+    ("handler", "options", "outcome"),
+    [
+        (greet, {}, GREETED),
+        (greet, {"expect": "you for"}, GREETED),
+        (pieces, {"expect": "Thank you for connecting"}, GREETED),
+        (greet_and_stay, {"until": "line", "expect": "220 "}, GREETED),
+        (megabyte, {"max_bytes": 1_000_000}, GREETED),
+        (greet, {"until": "line"}, GREETED),  # the end of the stream ends a line too
+        (say_nothing, {}, "empty"),
+        (greet, {"expect": "Hello"}, "unexpected_greeting"),
+        (greet_and_stay, {"until": "line", "expect": "Hello"}, "unexpected_greeting"),
+        (megabyte, {"max_bytes": 999_999}, "too_large"),
+        (wait_for_client, {"timeout": 0.05}, "connected_no_greeting"),
+        (stall, {"timeout": 0.05}, "greeting_timeout"),
+        (stall, {"until": "line", "timeout": 0.05}, "greeting_timeout"),
+        (reset_at_once, {}, "reset"),
+        (reset_behind, {}, "reset"),
+        (reset_behind, {"expect": "connecting"}, GREETED),
+        (reset_behind, {"expect": "Hello"}, "reset"),
+    ],
+)
+async def test_every_connection_ends_in_its_class(
+    handler: Handler, options: dict[str, Any], outcome: str
+) -> None:
+    async with serving(handler) as target:
+        metrics = await run(target, count=20, connections=20, **options)
+    assert outcomes(metrics) == {outcome: 20}
+    assert metrics.connect.total == 20
+    assert metrics.reset_after_greeting == (20 if handler is reset_behind and outcome == GREETED else 0)
+    answered = outcome in (GREETED, "empty", "unexpected_greeting")
+    assert metrics.service.total == metrics.response.total == 20 * answered
+    assert metrics.first_byte.total == 20 * (answered and outcome != "empty")
+
+
+@pytest.mark.usefixtures("eyes")
+async def test_nobody_listens() -> None:
+    metrics = await run(refused_endpoint(), count=20)
+    assert outcomes(metrics) == {"connect_refused": 20}
+    assert metrics.connect.total == 0
+    assert metrics.reasons == {"connect_refused": {"Connection refused": 20}}
+
+
+async def test_a_queue_that_nobody_accepts_from() -> None:
+    with unattended(backlog=3) as (_, target):
+        metrics = await run(target, count=12, connections=12, timeout=0.3, connect_timeout=0.15)
+    found = outcomes(metrics)
+    assert GREETED not in found
+    # The queue takes one more than its length; those in it are connected as far as they can know.
+    assert found["connected_no_greeting"] >= 4
+    assert set(found) <= {"connected_no_greeting", "connect_timeout"}
+    assert metrics.connect.total == found["connected_no_greeting"]
+
+
+@pytest.mark.usefixtures("eyes")
+async def test_a_unix_socket(tmp_path: Path) -> None:
+    async with serving(greet, path=str(tmp_path / "s")) as target:
+        assert outcomes(await run(target, count=30, connections=7)) == {GREETED: 30}
+    async with serving(greet, path=f"\0greeter-load-{id(tmp_path)}") as target:
+        assert target.startswith("unix:@")
+        assert outcomes(await run(target, count=30, connections=7)) == {GREETED: 30}
+    metrics = await run(f"unix:{tmp_path}/none", count=2)
+    assert outcomes(metrics) == {"connect_error": 2}
+    assert metrics.reasons == {"connect_error": {"No such file or directory": 2}}
+
+
+@pytest.mark.usefixtures("eyes")
+async def test_a_unix_queue_that_is_full_is_waited_for(tmp_path: Path) -> None:
+    with unattended(path=str(tmp_path / "s")) as (listener, target):
+        listener.setblocking(False)
+        running = asyncio.create_task(run(target, count=5, connections=5))
+        loop = asyncio.get_running_loop()
+        for _ in range(5):
+            client, _ = await loop.sock_accept(listener)
+            client.sendall(GREETING)
+            client.close()
+        metrics = await running
+    assert outcomes(metrics) == {GREETED: 5}
+    with unattended(path=str(tmp_path / "t")) as (_, target):
+        metrics = await run(target, count=5, connections=5, timeout=0.1, connect_timeout=0.05)
+    assert outcomes(metrics) == {"connected_no_greeting": 1, "connect_timeout": 4}
+
+
+async def test_ipv6() -> None:
+    async with serving(greet, "::1") as target:
+        assert outcomes(await run(target, count=10)) == {GREETED: 10}
+
+
+async def test_source_addresses_take_turns() -> None:
+    seen: list[str] = []
+
+    async def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(writer.get_extra_info("peername")[0])
+        writer.write(GREETING)
+
+    async with serving(note) as target:
+        metrics = await run(target, count=10, source_ips=["127.0.0.2", "127.0.0.3"])
+    assert outcomes(metrics) == {GREETED: 10}
+    assert sorted(seen) == ["127.0.0.2"] * 5 + ["127.0.0.3"] * 5
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EADDRINUSE])
+async def test_running_out_is_this_machines_doing(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, turn = Target.open, itertools.count()
+
+    def every_other(self: Target) -> Any:
+        if next(turn) % 2:
+            raise OSError(code, "injected")
+        return real(self)
+
+    monkeypatch.setattr(Target, "open", every_other)
+    async with serving(greet) as target:
+        metrics = await run(target, count=20, connections=2)
+    assert outcomes(metrics) == {GREETED: 10, "local_exhausted": 10}
+
+
+async def test_out_of_ports_is_this_machines_doing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoPorts(socket.socket):
+        def connect_ex(self, _: Any) -> int:
+            return errno.EADDRNOTAVAIL
+
+    monkeypatch.setattr(Target, "open", lambda _: NoPorts())
+    began = time.monotonic()
+    metrics = await run("127.0.0.1:9", count=10, connections=10)
+    assert outcomes(metrics) == {"local_exhausted": 10}
+    assert time.monotonic() - began >= 0.09, "a closed loop waits between attempts"
+    metrics = await run("127.0.0.1:9", count=10, rate=10_000)
+    assert outcomes(metrics) == {"local_exhausted": 10}
+
+
+@pytest.mark.usefixtures("eyes")
+async def test_hold_keeps_them_open_together() -> None:
+    async with serving(greet_and_stay) as target:
+        metrics = await run(target, count=50, connections=50, until="line", hold=0.15)
+    assert outcomes(metrics) == {GREETED: 50}
+    assert metrics.peak_open == 50
+    assert metrics.closed_while_held == 0
+    assert (metrics.response.percentiles(99)[0] or 0) < 150_000, (
+        "the time that it is held is not the server's"
+    )
+
+
+@pytest.mark.usefixtures("eyes")
+async def test_a_server_may_close_what_is_held() -> None:
+    async def brief(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 ready\r\n250 and some more\r\n")
+        await asyncio.sleep(0.05)
+
+    async with serving(brief) as target:
+        began = time.monotonic()
+        metrics = await run(target, count=10, connections=10, until="line", hold=4.0)
+    assert outcomes(metrics) == {GREETED: 10}
+    assert metrics.closed_while_held == 10
+    assert time.monotonic() - began < 3.0
+
+
+async def test_what_has_ended_is_held_too_and_let_go_when_the_time_is_over() -> None:
+    async with serving(greet) as target:
+        began = time.monotonic()
+        metrics = await run(target, connections=5, duration=0.2, hold=60.0)
+    assert outcomes(metrics) == {GREETED: 5}
+    assert metrics.closed_while_held == 0
+    assert time.monotonic() - began < 10
+
+
+async def test_a_duration_ends_it_and_whoever_has_begun_is_followed_to_the_end() -> None:
+    async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.1)
+        writer.write(GREETING)
+
+    async with serving(slow) as target:
+        metrics = await run(target, connections=4, duration=0.25)
+    assert outcomes(metrics) == {GREETED: 12}
+    assert metrics.scheduled == pytest.approx(0.25, abs=0.05)
+    assert metrics.elapsed >= 0.3
+
+
+async def test_the_warm_up_is_left_out() -> None:
+    served = 0
+
+    async def count(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal served
+        served += 1
+        writer.write(GREETING)
+
+    async with serving(count) as target:
+        metrics = await run(target, rate=200, count=40, warmup=0.25)
+        assert outcomes(metrics) == {GREETED: 40}
+        assert served == 90
+        assert metrics.lag.total == 40
+        assert sum(row["attempted"] for row in metrics.timeline.rows()) == 40
+        served = 0
+        metrics = await run(target, connections=3, duration=0.1, warmup=0.1)
+        assert 0 < metrics.attempted < served
+
+
+@pytest.mark.usefixtures("eyes")
+async def test_an_open_loop_keeps_its_schedule() -> None:
+    async with serving(greet) as target:
+        metrics = await run(target, rate=200, duration=0.3)
+    assert outcomes(metrics) == {GREETED: 60}
+    assert metrics.unstarted == 0
+    assert metrics.scheduled == 0.3
+    assert metrics.elapsed >= 0.3
+    assert metrics.lag.total == 60
+
+
+async def test_without_a_free_slot_arrivals_wait_and_are_timed_from_when_they_were_due() -> None:
+    async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.05)
+        writer.write(GREETING)
+
+    async with serving(slow) as target:
+        metrics = await run(target, rate=80, duration=0.4, connections=2)
+    # Two at a time, a twentieth of a second each: 40 a second of the 80 that are due.
+    assert metrics.attempted + metrics.unstarted == 32
+    assert 10 <= metrics.attempted <= 18
+    service, response = metrics.service.percentiles(50, 100), metrics.response.percentiles(50, 100)
+    assert 50_000 <= (service[0] or 0) < 90_000
+    assert (response[1] or 0) > 150_000, "the last waited for about half of the run"
+    assert (metrics.lag.percentiles(90)[0] or 0) < 25_000, "which is not the generator's doing"
+
+
+async def test_stages_are_followed() -> None:
+    async with serving(greet) as target:
+        metrics = await run(target, rate=100, stages=[Stage(0.2, 100), Stage(0.2, 0)])
+    assert outcomes(metrics) == {GREETED: 30}
+    assert metrics.scheduled == pytest.approx(0.4)
+
+
+async def test_stop_gives_the_figures_so_far() -> None:
+    async with serving(wait_for_client) as target:
+        plan = LoadPlan(target, rate=100, duration=60.0, timeout=30.0)
+        worker = Engine(plan, await resolve(plan))
+        running = asyncio.create_task(worker.run())
+        await asyncio.sleep(0.3)
+        worker.stop()
+        metrics = await running
+    assert metrics.interrupted
+    assert metrics.attempted == 0
+    assert 15 <= metrics.cut_off <= 32
+    assert metrics.cut_off + metrics.unstarted == pytest.approx(30, abs=10)
+    assert metrics.elapsed == pytest.approx(0.3, abs=0.2)
+    assert sum(row["attempted"] for row in metrics.timeline.rows()) == 0
+    worker.stop()  # once more is no harm
+
+
+async def test_cancelling_leaves_nothing_open_and_keeps_the_figures() -> None:
+    async with serving(greet_and_stay) as target:
+        plan = LoadPlan(target, connections=20, until="line", hold=30.0)
+        worker = Engine(plan, await resolve(plan))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.15):
+                await worker.run()
+    assert outcomes(worker.metrics) == {GREETED: 20}
+
+
+async def test_an_error_of_the_engine_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(Engine, "_begin", broken)
+    with pytest.raises(RuntimeError, match="injected"):
+        await run("127.0.0.1:9", count=1)
+
+
+async def test_intervals_are_told_as_they_end() -> None:
+    told: list[tuple[Interval, int]] = []
+    async with serving(greet) as target:
+        plan = LoadPlan(target, rate=100, duration=0.6, workers=2)
+        worker = Engine(plan, await resolve(plan), 1, lambda interval, index: told.append((interval, index)))
+        metrics = await worker.run()
+    assert [index for _, index in told] == [1] * len(told)
+    assert [interval.begin for interval, _ in told] == [0.0, 0.25, 0.5]
+    assert sum(interval.attempted for interval, _ in told) == metrics.attempted == 30

@@ -1,0 +1,87 @@
+"""Every example of the load tester, run as its first lines say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+from tests.conftest import PATIENCE, ROOT
+from tests.loadtest_peers import greet, refused_endpoint, say_nothing, serving
+
+
+async def run(example: str, *args: str) -> tuple[int, str]:
+    """The exit code and the standard output; once more if this machine was too busy to make the load."""
+    for _ in range(10):
+        code, out = await run_once(example, *args)
+        if code != 98:
+            break
+    return code, out
+
+
+async def run_once(example: str, *args: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, f"examples/{example}", *args, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return process.returncode, out.decode()
+
+
+async def from_a_coroutine() -> None:
+    code, out = await run("load_from_coroutine.py")
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.partition(" greeted")[0] for line in lines] == ["100/s: 40", "200/s: 80", "400/s: 160"]
+
+
+async def a_gate() -> None:
+    async with serving(greet) as good:
+        code, page = await run("load_ci_gate.py", good)
+    assert code == 0, page
+    assert "100 greeted" in page
+    async with serving(say_nothing) as bad:
+        code, page = await run("load_ci_gate.py", bad)
+    assert code == 99
+    assert "MISSED  errors:rate<0.1%             100%" in page
+
+
+async def a_baseline(path: Path) -> None:
+    assert (await run("load_baseline.py", refused_endpoint(), str(path)))[0] == 1
+    assert path.name not in os.listdir(path.parent), "a run that failed is no baseline"
+    async with serving(greet) as target:
+        code, out = await run("load_baseline.py", target, str(path))
+        assert code == 0, out
+        hard_to_keep(path)
+        code, out = await run("load_baseline.py", target, str(path))
+    assert code == 99
+    assert "WORSE   response p50 went from 1 µs to " in out
+
+
+def hard_to_keep(path: Path) -> None:
+    values = json.loads(path.read_text())
+    for stat in ("mean", "p50", "p90", "p99"):
+        values["latency_us"]["response"][stat] = 1
+    path.write_text(json.dumps(values))
+
+
+def test_they_do_what_they_say(tmp_path: Path) -> None:
+    """All at the same time: they wait more than they work."""
+
+    async def all_of_them() -> None:
+        await asyncio.gather(from_a_coroutine(), a_gate(), a_baseline(tmp_path / "last-run.json"))
+
+    asyncio.run(all_of_them())
+
+
+def test_they_are_short() -> None:
+    for path in Path(ROOT, "examples").glob("load_*.py"):
+        assert len(path.read_text().splitlines()) <= 40, path

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from greeter.loadtest import LoadPlan, Threshold
+from greeter.loadtest.histogram import Histogram, index_of
+from greeter.loadtest.verdict import describe, figure, remarks
+from tests.test_loadtest_report import lagging, metrics, report
+
+
+def test_all_and_some() -> None:
+    assert report(metrics(100, 0, 0)).verdict == "All 100 clients were greeted, the slowest in 3 ms."
+    some = "98 of 100 clients were greeted, the slowest in 3 ms; 1 connect_refused, 1 empty."
+    assert report().verdict == some
+
+
+def test_nothing_greeted_names_class_and_count() -> None:
+    m = metrics(0, 0, 1000)
+    m.reason("connect_refused", "Connection refused")
+    assert report(m).verdict == "Nothing was greeted: 1,000 connect_refused (Connection refused)."
+    assert report(metrics(0, 0, 0)).verdict == "Nothing was greeted: nothing was attempted."
+
+
+def test_the_generator_was_the_limit() -> None:
+    m = lagging(20, 99)
+    m.scheduled = 10.0
+    assert report(m).verdict == (
+        "The generator was the limit: it began 10 of 100 connections per second, 20 ms late at p99, "
+        "with 99 % of a core used, so these figures are its own and not the server's. "
+        "Give it more workers or ask for less."
+    )
+
+
+def test_interrupted() -> None:
+    m = metrics()
+    m.interrupted, m.cut_off, m.elapsed = True, 7, 3.21
+    assert report(m).verdict == (
+        "Interrupted after 3.21 s: 98 of 100 clients were greeted until then, and 7 were still open."
+    )
+
+
+def test_what_was_missed_and_what_got_worse() -> None:
+    plan = LoadPlan(
+        rate=100,
+        duration=1.0,
+        thresholds=[Threshold.parse("response:p99<1ms"), Threshold.parse("errors:rate<9%")],
+    )
+    new, old = report(metrics(ms=6), plan), report()
+    assert new.verdict == "Not passed: response:p99<1ms was 6.003 ms."
+    verdict = new.against(old).verdict
+    assert "response p99 went from 3 ms to 6 ms (+100 %)" in verdict
+    nothing = report(metrics(0), plan)
+    assert nothing.verdict.startswith("Not passed: response:p99<1ms was 3.001 ms")
+    assert report(metrics(0, 0), plan).verdict.startswith("Not passed: response:p99<1ms was not measured")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (None, "ms", "not measured"),
+        (3.14159, "ms", "3.142 ms"),
+        (0.1, "%", "0.1%"),
+        (950, "/s", "950/s"),
+        (7, "", "7"),
+    ],
+)
+def test_figures_have_their_unit(value: float | None, unit: str, text: str) -> None:
+    assert figure(value, unit) == text
+
+
+def test_a_move_in_words() -> None:
+    move = {"figure": "errors", "unit": "%", "old": 0, "new": 0.5, "change_percent": None, "worse": True}
+    assert describe(move) == "errors went from 0% to 0.5%"
+    move = {
+        "figure": "service p50",
+        "unit": "us",
+        "old": 900,
+        "new": None,
+        "change_percent": None,
+        "worse": True,
+    }
+    assert describe(move) == "service p50 went from 900 µs to nothing"
+
+
+def said(*parts: str, **changes: Any) -> None:
+    found = "\n".join(remarks(replace(report(), **changes).to_dict()))
+    for part in parts:
+        assert part in found
+    assert found or not parts
+
+
+def test_nothing_is_remarked_of_a_plain_run() -> None:
+    assert remarks(report().to_dict()) == []
+
+
+def test_what_must_not_be_missed_is_remarked() -> None:
+    said("raised the limit", notes=["raised the limit"])
+    said("2 connects took 1 s", "1 connects took 7 s", syn_retransmits={"1s": 2, "3s": 0, "7s": 1})
+    said(
+        "ListenOverflows +12: connections that found an accept queue full",
+        kernel={"ListenOverflows": 12, "X": 0},
+    )
+    said("Other +1: counted by the kernel", kernel={"Other": 1})
+    connections = report().connections
+    said("3 were reset after the greeting", connections=connections | {"reset_after_greeting": 3})
+    said("4 were closed by the server while held", connections=connections | {"closed_while_held": 4})
+    said(
+        "5 connections were due and never began: 1,000 were open", connections=connections | {"unstarted": 5}
+    )
+    said("6 latencies over 60 s", generator=report().generator | {"latencies_over_60_s": 6})
+
+
+def test_a_closed_loop_says_what_it_hides() -> None:
+    found = remarks(report(plan=LoadPlan()).to_dict())
+    assert found == ["closed loop: the next client waits for one before it, which hides a server's stalls"]
+    m = metrics()
+    m.cpu_percent = [97.0]
+    assert "a worker used 97 % of a core" in remarks(report(m, LoadPlan()).to_dict())[1]
+
+
+def test_saturation_speaks_for_the_unstarted() -> None:
+    m = lagging(20, 99)
+    m.unstarted, m.lag = 5, Histogram({index_of(20_000): 1})
+    assert remarks(report(m).to_dict()) == []

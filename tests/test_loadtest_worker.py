@@ -1,0 +1,109 @@
+"""A worker process, spoken to as its parent does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from greeter.loadtest import LoadPlan
+from greeter.loadtest.metrics import Metrics
+from greeter.loadtest.outcome import GREETED
+from greeter.loadtest.target import Target
+from tests.conftest import PATIENCE
+from tests.loadtest_peers import greet, serving, wait_for_client
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class Parent:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    def say(self, message: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(message).encode() + b"\n")
+
+    async def hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            line = await self.process.stdout.readline()
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+
+@contextlib.asynccontextmanager
+async def worker(target: str, *, intervals: bool = False, **options: Any) -> AsyncIterator[Parent]:
+    """A worker that is ready to begin."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "greeter.loadtest.worker",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=2**24,
+    )  # fmt: skip
+    parent = Parent(process)
+    plan = LoadPlan(target, **options)
+    host, _, port = target.rpartition(":")
+    parent.say(
+        {
+            "plan": plan.to_dict(),
+            "target": Target(socket.AF_INET, (host, int(port))).to_json(),
+            "index": 0,
+            "intervals": intervals,
+        }
+    )
+    try:
+        assert "ready" in await parent.hear()
+        yield parent
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await process.communicate()
+
+
+async def test_it_begins_when_it_is_told_and_reports() -> None:
+    async with serving(greet) as target, worker(target, rate=100, count=20, intervals=True) as parent:
+        begin = time.monotonic() + 0.1
+        parent.say({"begin": begin})
+        message = await parent.hear()
+        told = 0
+        while "interval" in message:
+            told += message["interval"][1]
+            message = await parent.hear()
+        assert time.monotonic() >= begin + 0.19
+        metrics = Metrics.from_json(message["metrics"])
+        assert metrics.outcomes[GREETED] == told == 20
+        assert await parent.process.wait() == 0
+
+
+async def test_interrupts_are_for_the_parent_and_stop_is_a_line() -> None:
+    async with serving(wait_for_client) as target, worker(target, duration=60.0, connections=3) as parent:
+        parent.say({"begin": time.monotonic()})
+        os.kill(parent.process.pid, signal.SIGINT)
+        await asyncio.sleep(0.1)
+        parent.say({"stop": True})
+        metrics = Metrics.from_json((await parent.hear())["metrics"])
+        assert metrics.interrupted
+        assert metrics.cut_off == 3
+        assert await parent.process.wait() == 0
+
+
+async def test_without_its_parent_it_ends() -> None:
+    async with serving(wait_for_client) as target:
+        async with worker(target, duration=60.0) as parent:
+            assert parent.process.stdin is not None
+            parent.say({"begin": time.monotonic()})
+            parent.process.stdin.close()
+            async with asyncio.timeout(PATIENCE):
+                assert await parent.process.wait() == 0
+        async with worker(target, duration=60.0) as parent:
+            assert parent.process.stdin is not None
+            parent.process.stdin.close()
+            async with asyncio.timeout(PATIENCE):
+                assert await parent.process.wait() == 0
