@@ -36,6 +36,7 @@ from greeter.server import Server, serve
 from greeter.stats import ServerStats
 
 if TYPE_CHECKING:
+    from greeter.limits import Limits
     from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "GreeterError",
     "Greeting",
     "GreetingError",
+    "Limits",
     "ListenFailed",
     "LoadPlan",
     "LoadReport",
@@ -68,10 +70,22 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """The load tester is loaded when it is first used (PEP 562): most programs never do."""
-    if name in ("LoadPlan", "LoadReport", "Threshold", "load"):
-        from greeter import loadtest
+# What most programs never use, and what would make up a third of the time that importing takes.
+_LATER = {
+    "Limits": "greeter.limits",
+    "LoadPlan": "greeter.loadtest",
+    "LoadReport": "greeter.loadtest",
+    "Threshold": "greeter.loadtest",
+    "load": "greeter.loadtest",
+}
 
-        return getattr(loadtest, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    """Import the rest when it is first used (PEP 562)."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_LATER[name]), name)
+    globals()[name] = value
+    return value

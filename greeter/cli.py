@@ -31,7 +31,8 @@ INTERRUPTED = 128 + signal.SIGINT
 def cli() -> None:
     """Accept, say the first byte, close; and lose nobody.
 
-    Options can also be given as environment variables: the name in upper case behind GREETER_.
+    Options can also be given as environment variables: the name in upper case behind GREETER_, for
+    load behind GREETER_LOAD_.
     """
 
 
@@ -97,7 +98,7 @@ def greet(ctx: click.Context, /, **_: object) -> int:
 
 
 @cli.command()
-@with_options(LoadOptions)
+@with_options(LoadOptions, prefix="GREETER_LOAD_")
 @click.pass_context
 def load(ctx: click.Context, /, **_: object) -> int:
     """Load TARGET (default 127.0.0.1:9999) with connections and tell how it greeted them.

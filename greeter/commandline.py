@@ -20,17 +20,22 @@ from greeter.options import KEY
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 OptionsT = TypeVar("OptionsT")
 
+PREFIX = "GREETER_"
 
-def with_options(
-    cls: type[Any], *, config: bool = False
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a command with the options of ``cls``; ``config`` adds ``--config FILE.toml``."""
+
+def with_options(cls: type[Any], *, config: bool = False, prefix: str = PREFIX) -> Decorator:
+    """Decorate a command with the options of ``cls``; ``config`` adds ``--config FILE.toml``.
+
+    ``prefix`` is that of the environment variables.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for field in reversed(dataclasses.fields(cls)):
-            function = _parameter(field)(function)
+            function = _parameter(field, prefix)(function)
         if config:
             function = click.option(
                 "--config",
@@ -76,7 +81,7 @@ def _flag(name: str) -> str:
 
 
 def _variable(name: str) -> str:
-    return f"GREETER_{name.upper()}"
+    return PREFIX + name.upper()
 
 
 # Where a value comes from, by rank, and how its option is spelled there.
@@ -85,7 +90,7 @@ _RANK |= {ParameterSource.COMMANDLINE: 3, ParameterSource.ENVIRONMENT: 2, Parame
 _SPELL = {3: _flag, 2: _variable, 1: _dashed}
 
 
-def _parameter(field: dataclasses.Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _parameter(field: dataclasses.Field[Any], prefix: str) -> Decorator:
     meta = field.metadata[KEY]
     if meta["argument"]:
         return click.argument(field.name, type=meta["type"], default=str(field.default), metavar="[TARGET]")
@@ -106,7 +111,7 @@ def _parameter(field: dataclasses.Field[Any]) -> Callable[[Callable[..., Any]], 
         multiple=many,
         default=[str(item) for item in default] if many else default,
         show_default=default not in (None, False),
-        envvar=_variable(field.name),
+        envvar=prefix + field.name.upper(),
         show_envvar=True,
         help=meta["help"],
     )

@@ -3,7 +3,7 @@
 The law: a greeting accepted is a greeting delivered. The order is always the same: every byte, then
 half-close, then discard what the client says until it closes or the linger deadline passes, then close.
 Closing with unread input would make the kernel send a reset that can overtake the greeting (RFC 1122,
-4.2.2.13; RFC 9293, 3.6.1). TLS has no half-close: there, close_notify takes its place (RFC 8446, 6.1).
+4.2.2.13; RFC 9293, 3.6.1).
 
 There is no task, no timer and no read buffer per client: a client costs what asyncio's own objects cost,
 and a task only while it is brought in or an async greeting is awaited.
@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import socket
 from typing import TYPE_CHECKING, cast
 
 from greeter.errors import GreetingError
-from greeter.tls import describe_peer
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
     from concurrent.futures import ThreadPoolExecutor
 
+    from greeter.address import Address
     from greeter.greeting import Greeting, Peer
     from greeter.listeners import Listener
-    from greeter.reception import Address, Reception
+    from greeter.reception import Reception
+    from greeter.seal import Seal
     from greeter.vestibule import Vestibule
 
 # One write of at most this many bytes at a time: what waits in user space for a slow client is bounded.
@@ -60,16 +62,17 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_address",  # of the client, where accept() or a PROXY header told it
-        "_arrived",  # and counted
+        "_count",  # which client of the server it is; 0 until it has arrived
+        "_family",  # of that address, where it is not the listener's
         "_house",
         "_listener",
         "_paused",  # the kernel has not yet taken all that was written
         "_peer_done",  # the client has ended its side
-        "_rest",  # what is still to be written, or None
+        "_pieces",  # what is still to be written, or None
+        "_seal",  # TLS, or None
         "_size",  # of the greeting; negative until it is there
         "_spoken",  # the end of stream is sent, or nothing will be
         "_task",  # brings the client in, or makes an async greeting
-        "_tls",
         "_transport",
     )
 
@@ -77,31 +80,32 @@ class Connection(asyncio.Protocol):
         self._house = house
         self._listener = listener
         self._address: Address = None
-        self._arrived = self._paused = self._peer_done = self._spoken = self._tls = False
-        self._rest: memoryview | None = None
+        self._count = self._family = 0
+        self._paused = self._peer_done = self._spoken = False
+        self._pieces: Iterator[bytes | memoryview] | None = None
+        self._seal: Seal | None = None
         self._size = -1
         self._task: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
 
     def bring_in(self, sock: socket.socket, address: Address, begun: tuple[bytes, int] | None) -> None:
         """The client was accepted elsewhere, and perhaps part of its greeting was sent there."""
-        self._arrived = True
+        house = self._house
+        self._count = house.reception.stats.accepted
         self._address = address
         if begun is not None:
             greeting, sent = begun
-            self._rest, self._size = memoryview(greeting)[sent:], len(greeting)
-        house = self._house
+            self._pieces, self._size = _cut(memoryview(greeting)[sent:]), len(greeting)
         house.reception.wait(self)
         self._task = house.reception.loop.create_task(house.vestibule.bring_in(self, sock))
 
-    def introduce(self, address: Address) -> None:
+    def introduce(self, address: Address, family: int) -> None:
         """A PROXY header has told who the client is."""
-        self._address = address
+        self._address, self._family = address, family
 
-    @property
-    def connected(self) -> bool:
-        """Whether there is a transport: the client is past the vestibule."""
-        return self._transport is not None
+    def sealed(self, seal: Seal) -> None:
+        """What is written from here on goes through TLS."""
+        self._seal = seal
 
     def address(self) -> Address:
         """The client's address, as accept() gives it; None if it had left before it could be asked."""
@@ -120,14 +124,11 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast("asyncio.Transport", transport)
         reception = self._house.reception
-        self._tls = self._house.vestibule.tls is not None
-        # With no buffer allowed, "not paused" means that the kernel has every byte written so far. TLS
-        # pauses at its limit rather than above it, so there it is one byte, and what is still with the
-        # transport below is not seen.
-        transport.set_write_buffer_limits(1 if self._tls else 0, 0)
-        if not self._arrived and not self._arrive():
+        # With no buffer allowed, "not paused" means that the kernel has every byte written so far.
+        transport.set_write_buffer_limits(0, 0)
+        if not self._count and not self._arrive():
             return
-        if self._rest is not None:
+        if self._pieces is not None:
             self._go_on()
             return
         words = reception.words
@@ -146,13 +147,13 @@ class Connection(asyncio.Protocol):
 
     def _arrive(self) -> bool:
         reception = self._house.reception
-        self._arrived = True
         curious = reception.access_log is not None or reception.admission is not None
         address = self.address() if curious else None
         if not reception.arrive(address):
             reception.dismiss(self)
             self.abort()
             return False
+        self._count = reception.stats.accepted
         if curious:
             reception.remember(self, address)
         if reception.room <= 0:
@@ -160,14 +161,12 @@ class Connection(asyncio.Protocol):
         return True
 
     def _peer(self) -> Peer:
-        address, family = self.address(), self._listener.family
-        if isinstance(address, tuple):  # a PROXY header may come from another family
-            family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        peer = self._house.reception.peer(address, family, self._listener.address)
-        if self._tls and self._transport is not None:
-            ssl_object = self._transport.get_extra_info("ssl_object")
-            subject = describe_peer(self._transport.get_extra_info("peercert"))
-            peer = dataclasses.replace(peer, tls_version=ssl_object.version() or "", tls_subject=subject)
+        listener = self._listener
+        peer = self._house.reception.peer(
+            self.address(), self._family or listener.family, listener.address, self._count
+        )
+        if (seal := self._seal) is not None:
+            peer = dataclasses.replace(peer, tls_version=seal.version, tls_subject=seal.subject)
         return peer
 
     async def _compose(self, words: Greeting) -> None:
@@ -189,6 +188,8 @@ class Connection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._house.reception.not_made(self.address(), error)
             self._house.reception.dismiss(self)
+            if self._seal is not None:
+                self._transport.write(b"".join(self._seal.pieces(b"")))
             self._half_close()
 
     # -- sending it
@@ -196,19 +197,24 @@ class Connection(asyncio.Protocol):
     def _send(self, data: bytes) -> None:
         assert self._transport is not None
         self._size = len(data)
-        if len(data) <= CHUNK:
+        if self._seal is not None:
+            self._pieces = self._seal.pieces(data)
+        elif len(data) <= CHUNK:
             self._transport.write(data)
         else:
-            self._rest = memoryview(data)
+            self._pieces = _cut(memoryview(data))
         self._go_on()
 
     def _go_on(self) -> None:
         """Write until the kernel takes no more; then half-close."""
         transport = self._transport
         assert transport is not None
-        while self._rest is not None and not self._paused:
-            chunk, self._rest = self._rest[:CHUNK], self._rest[CHUNK:] or None
-            transport.write(chunk)
+        while self._pieces is not None and not self._paused:
+            piece = next(self._pieces, None)
+            if piece is None:
+                self._pieces = None
+            else:
+                transport.write(piece)
         if transport.is_closing():  # the write failed, or a deadline passed: connection_lost follows
             return
         if self._paused:
@@ -221,7 +227,11 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        if self._size >= 0 and not self._spoken:
+        # In a later turn: asyncio calls this amid its own writing, and looks for an end of stream after it.
+        self._house.reception.loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        if self._size >= 0 and not self._spoken and not self._paused:
             self._go_on()
 
     def _half_close(self) -> bool:
@@ -229,7 +239,7 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._spoken = True
         try:
-            if self._peer_done or self._tls:
+            if self._peer_done:
                 self._transport.close()
             else:
                 self._transport.write_eof()
@@ -245,11 +255,14 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._peer_done = True
-        # Keep the transport open while we have something to say; TLS ends both sides at once.
-        return not self._spoken and not self._tls
+        return not self._spoken  # keep the transport open while we have something to say
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._spoken = True
         if self._task is not None:
             self._task.cancel()
         self._house.reception.left(self)
+
+
+def _cut(data: memoryview) -> Iterator[memoryview]:
+    return (data[at : at + CHUNK] for at in range(0, len(data), CHUNK))

@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from greeter.address import describe
 from greeter.client import Reply, greet
 from greeter.errors import MissingExtra
 from greeter.fdlimit import raise_fd_limit
 from greeter.loadtest import LoadPlan, load, render
 from greeter.loops import choose_loop, run
-from greeter.reception import describe
 from greeter.server import serve
 
 if TYPE_CHECKING:
+    from greeter.address import Address
     from greeter.loops import LoopName
-    from greeter.reception import Address
     from greeter.server import Server
 
 Say = Callable[[str], None]

@@ -29,8 +29,8 @@ def raise_fd_limit() -> int | None:
 
 # Descriptors that stay free for whatever else the process does: logs, names to resolve, a metrics scrape.
 RESERVE = 12
-# asyncio goes on accepting for a wake-up or two after it was told to pause, eight at a time.
-OVERSHOOT = 8
+# asyncio accepts eight at a time, and may do so twice before it hears that it is to pause.
+OVERSHOOT = 16
 
 
 def connection_capacity(listeners: int) -> int:

@@ -18,9 +18,10 @@ from greeter.errors import GreetingError
 from greeter.listeners import DIED_IN_QUEUE
 
 if TYPE_CHECKING:
+    from greeter.address import Address
     from greeter.greeting import Greeting
     from greeter.listeners import Listener
-    from greeter.reception import Address, Reception
+    from greeter.reception import Reception
     from greeter.stream import StreamPath
 
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux; elsewhere the end of stream takes its own segment
@@ -104,7 +105,8 @@ class Instant:
             self._stream.take(sock.detach(), address, listener)
             return None
         try:
-            return reception.words.render(reception.peer(address, listener.family, listener.address))
+            count = reception.stats.accepted
+            return reception.words.render(reception.peer(address, listener.family, listener.address, count))
         except GreetingError as error:
             reception.not_made(address, error)
             reception.remember(sock, address)

@@ -16,7 +16,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from greeter.reception import Address, describe
+from greeter.address import Address, describe
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle

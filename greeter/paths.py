@@ -53,7 +53,8 @@ def choose_path(house: House, stream: StreamPath, listeners: list[Listener], acc
     name = path_name(reception.words, accept, proxied=proxied, tls=tls, watch=can_watch(reception.loop))
     if name == "instant":
         return Acceptor(reception, listeners, name, Instant(reception, stream).greet_queue)
-    if proxied or tls:
-        # Whoever is not let in must not cost a handshake, so it must not be asyncio that accepts.
+    if proxied or tls or any(listener.inherited for listener in listeners):
+        # Whoever is not let in must not cost a handshake, so it must not be asyncio that accepts; and
+        # asyncio would shorten the listen queue of a socket that others made, and may serve as well.
         return Acceptor(reception, listeners, name, stream.greet_queue)
     return stream

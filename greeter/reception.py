@@ -11,8 +11,9 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
+from greeter.address import Address, describe, text_of
 from greeter.deadlines import Deadlines
 from greeter.errors import GreetingError, reason
 from greeter.greeting import Greeting, Peer
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("greeter")
 
-# What accept() returns: (host, port, ...) of a TCP client, the mostly empty name of a Unix one, and
-# None where the client had left before it could be asked.
-Address: TypeAlias = Any
 AccessLog: TypeAlias = Callable[[Address], None]
 
 
@@ -229,9 +227,9 @@ class Reception:
 
     # -- what is said
 
-    def peer(self, address: Address, family: int, server: str) -> Peer:
-        """The Peer that a greeting sees."""
-        host, port = address[:2] if isinstance(address, tuple) else (_text(address), 0)
+    def peer(self, address: Address, family: int, server: str, count: int) -> Peer:
+        """The Peer that a greeting sees; it is the client number ``count``."""
+        host, port = address[:2] if isinstance(address, tuple) else (text_of(address), 0)
         return Peer(
             host=host,
             port=port,
@@ -239,7 +237,7 @@ class Reception:
             server=server,
             hostname=self.hostname,
             time=time.time(),
-            count=self.stats.accepted,
+            count=count,
         )
 
     # -- how many there are, and waiting until there are none
@@ -335,17 +333,3 @@ class Reception:
         self.stats.linger_timeouts += 1
         self.lingering.admit(guest)  # until it has left
         guest.abort()
-
-
-def describe(address: Address) -> str:
-    """The client as log lines show it: ``('127.0.0.1', 3747)``, and never a raw newline."""
-    if isinstance(address, tuple):
-        return repr(address[:2])
-    return repr("unix:" + _text(address)) if address is not None else "a client that had left"
-
-
-def _text(address: Address) -> str:
-    """A Unix socket's name: text, or bytes when it is abstract."""
-    if isinstance(address, bytes):
-        return address.decode(errors="backslashreplace").replace("\0", "@", 1)
-    return address or ""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from greeter.address import Address, describe
 from greeter.connection import House
 from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
 from greeter.errors import ConfigError, reason
@@ -17,7 +18,7 @@ from greeter.fdlimit import connection_capacity
 from greeter.greeting import DEFAULT_GREETING, Greeting, GreetingSource
 from greeter.listeners import BACKLOG, Listener, adopt, open_listeners
 from greeter.paths import Accept, choose_path
-from greeter.reception import AccessLog, Address, Reception, describe, logger
+from greeter.reception import AccessLog, Reception, logger
 from greeter.stream import StreamPath
 from greeter.vestibule import Vestibule
 
@@ -74,13 +75,7 @@ class Server:
             pause=lambda: self._path.stop(),
             resume=lambda: self._path.resume(),
         )
-        self._vestibule = Vestibule(
-            self._reception,
-            tls=tls,
-            proxy_from=proxy_from,
-            greet_timeout=greet_timeout,
-            linger_timeout=linger_timeout,
-        )
+        self._vestibule = Vestibule(self._reception, tls=tls, proxy_from=proxy_from)
         self._listeners = listeners
         house = House(self._reception, self._vestibule)
         self._stream = StreamPath(house, listeners, backlog=backlog)

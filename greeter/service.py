@@ -95,9 +95,9 @@ class Process(ABC):
 
     async def run(self) -> int:
         """Serve until a stop signal; returns the exit code."""
+        await self.start()
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             logger.warning("running as root, which greeting needs only for ports below 1024")
-        await self.start()
         try:
             await self._serve_metrics()
             stop = self._listen_to_signals()

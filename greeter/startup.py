@@ -72,7 +72,10 @@ def _kind(argv: Sequence[str], workers: int) -> Callable[..., Process]:
 @contextlib.contextmanager
 def _logging(options: ServeOptions) -> Iterator[LogStream]:
     """The log of a service, on stderr."""
-    log = LogStream(sys.stderr.fileno(), options.log_format, options.log_level.upper())
+    # Without a stderr (2>&-), Python has none either, and its number may belong to a socket by now.
+    fd = sys.stderr.fileno() if sys.stderr is not None else os.open(os.devnull, os.O_WRONLY)
+    log = LogStream(fd, options.log_format, options.log_level.upper())
+    before = logger.level
     logging.getLogger().addHandler(log)
     logger.setLevel(options.log_level.upper())
     try:
@@ -80,6 +83,7 @@ def _logging(options: ServeOptions) -> Iterator[LogStream]:
     finally:
         log.flush()
         logging.getLogger().removeHandler(log)
+        logger.setLevel(before)
 
 
 def _cores() -> int:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from greeter.connection import Connection, House
 
 if TYPE_CHECKING:
+    from greeter.address import Address
     from greeter.listeners import Listener
-    from greeter.reception import Address
 
 # How many connections asyncio accepts per wake-up, which it derives from its backlog argument; a large
 # number starves everything else on the loop.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from greeter.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from os import PathLike
 
     Path = str | PathLike[str]
@@ -59,11 +60,11 @@ def expiry(cert: Path) -> float:
         raise ConfigError(f"cannot read the certificate {str(cert)!r}: {_why(error)}") from error
 
 
-def describe_peer(transport_info: dict[str, object] | None) -> str:
+def describe_peer(certificate: Mapping[str, object] | None) -> str:
     """The subject of a client's certificate, as in ``CN=alice,O=Example``; empty without one."""
-    if not transport_info:
+    if not certificate:
         return ""
-    subject = transport_info.get("subject")
+    subject = certificate.get("subject")
     assert isinstance(subject, tuple)
     short = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
     return ",".join(f"{short.get(name, name)}={value}" for part in reversed(subject) for name, value in part)

@@ -8,30 +8,33 @@ fails here is closed without a greeting, and the greeting callable never hears o
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import TYPE_CHECKING, Protocol, cast
 
+from greeter.address import describe
 from greeter.errors import ProxyProtocolError
-from greeter.reception import Guest, describe, logger
+from greeter.reception import Guest, logger
 
 if TYPE_CHECKING:
     import asyncio
     import socket
 
+    from greeter.address import Address
     from greeter.limits import Networks
     from greeter.proxy_protocol import Header
-    from greeter.reception import Address, Reception
+    from greeter.reception import Reception
+    from greeter.seal import Seal
 
 
 class Newcomer(Guest, Protocol):
     """A guest, and asyncio protocol, that is on its way to a transport."""
 
-    @property
-    def connected(self) -> bool:
-        """Whether it has one."""
-
-    def introduce(self, address: Address) -> None:
+    def introduce(self, address: Address, family: int) -> None:
         """A PROXY header has told who the client is."""
+
+    def sealed(self, seal: Seal) -> None:
+        """What is written from here on goes through TLS."""
 
 
 class Vestibule:
@@ -43,20 +46,11 @@ class Vestibule:
     """
 
     def __init__(
-        self,
-        reception: Reception,
-        *,
-        tls: ssl.SSLContext | None,
-        proxy_from: Networks | None,
-        greet_timeout: float,
-        linger_timeout: float,
+        self, reception: Reception, *, tls: ssl.SSLContext | None, proxy_from: Networks | None
     ) -> None:
         self._reception = reception
         self.tls = tls
         self.proxy_from = proxy_from
-        self._handshake_timeout = greet_timeout
-        # Our own linger deadline is the one that counts; asyncio's is there for good measure.
-        self._shutdown_timeout = linger_timeout + 1.0
 
     async def bring_in(self, guest: Newcomer, sock: socket.socket) -> None:
         """Take an accepted socket through all of it, up to ``guest.connection_made``.
@@ -64,36 +58,45 @@ class Vestibule:
         The socket is ours: it is closed if that is not reached, whatever the reason.
         """
         reception = self._reception
+        passed = False
         try:
-            if self.proxy_from is not None and not await self._past_the_proxy(guest, sock):
+            passed = await self._past_the_proxy(guest, sock) and await self._past_the_handshake(guest, sock)
+            if passed:
+                await reception.loop.connect_accepted_socket(lambda: cast("asyncio.Protocol", guest), sock)
+        except OSError as error:  # it was reset on the way in
+            logger.debug("%s: %s", describe(guest.address()), error)
+            passed = False
+        except BaseException:
+            passed = False
+            raise
+        finally:
+            if not passed:
                 sock.close()
                 reception.left(guest)
-                return
-            tls = self.tls
-            await reception.loop.connect_accepted_socket(
-                lambda: cast("asyncio.Protocol", guest),
-                sock,
-                ssl=tls,
-                ssl_handshake_timeout=self._handshake_timeout if tls else None,
-                ssl_shutdown_timeout=self._shutdown_timeout if tls else None,
-            )
-        except (ssl.SSLError, ConnectionError, TimeoutError, EOFError) as error:
-            sock.close()
-            if self.tls is not None and not guest.connected:
-                logger.info("%s: no TLS handshake (%s)", describe(guest.address()), _reason(error))
-                reception.failed(guest, "tls")
-            reception.left(guest)
-        except BaseException:
-            sock.close()
-            reception.left(guest)
-            raise
+
+    async def _past_the_handshake(self, guest: Newcomer, sock: socket.socket) -> bool:
+        if self.tls is None:
+            return True
+        from greeter.seal import Seal  # only a server with TLS needs it
+
+        seal = Seal(self.tls)
+        try:
+            await shake_hands(self._reception.loop, sock, seal)
+        except (ssl.SSLError, OSError) as error:
+            logger.info("%s: no TLS handshake (%s)", describe(guest.address()), _reason(error))
+            self._reception.failed(guest, "tls")
+            return False
+        guest.sealed(seal)
+        return True
 
     async def _past_the_proxy(self, guest: Newcomer, sock: socket.socket) -> bool:
         """Learn the client's real address from the header, and whether it may come in."""
+        if self.proxy_from is None:
+            return True
         reception = self._reception
         address = guest.address()
         # A Unix socket's file permissions say who may connect.
-        if isinstance(address, tuple) and address[0].partition("%")[0] not in (self.proxy_from or ()):
+        if isinstance(address, tuple) and address[0].partition("%")[0] not in self.proxy_from:
             reception.refused("untrusted")
             reception.dismiss(guest)
             return False
@@ -104,7 +107,8 @@ class Vestibule:
             reception.failed(guest, "proxy")
             return False
         if header.source is not None:
-            guest.introduce(header.source)
+            assert header.family is not None
+            guest.introduce(header.source, header.family)
         if not reception.let_in(guest.address()):
             reception.dismiss(guest)
             return False
@@ -126,6 +130,25 @@ async def read_header(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> H
             raise ProxyProtocolError("the end of stream came first", len(taken))
         taken += more
     return parsed.header
+
+
+async def shake_hands(loop: asyncio.AbstractEventLoop, sock: socket.socket, seal: Seal) -> None:
+    """Do the handshake. Raises ssl.SSLError, after the client was told why, and ConnectionError."""
+    received = b""
+    done = False
+    while not done:
+        try:
+            done = seal.shake(received)
+        except ssl.SSLError:
+            with contextlib.suppress(OSError):
+                await loop.sock_sendall(sock, seal.to_send())
+            raise
+        if reply := seal.to_send():
+            await loop.sock_sendall(sock, reply)
+        if not done:
+            received = await loop.sock_recv(sock, 16384)
+            if not received:
+                raise ConnectionError("the end of stream came first")
 
 
 def _reason(error: Exception) -> str:

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "greeter"
 # for the modules of a subpackage too.
 LAYERS = [
     {"errors"},
-    {"endpoint", "greeting", "deadlines", "stats", "proxy_protocol", "limits"},  # the pure layer ends here
+    {"address", "endpoint", "greeting", "deadlines", "stats", "proxy_protocol", "limits"},  # the pure layer ends here
     {"fdlimit", "loops", "sources", "systemd", "tls", "parking", "snapshot", "channel"},
     {"child"},
     {"listeners"},

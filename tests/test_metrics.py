@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import greeter
 from greeter import Endpoint, MissingExtra, ServerStats, greet, serve
 from greeter.metrics import render, serve_metrics
-from greeter.snapshot import BOUNDS, Snapshot, TimeBuckets
+from greeter.snapshot import Snapshot
+from greeter.stats import BOUNDS, TimeBuckets
 from tests.conftest import PATIENCE, ROOT
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greeter import ServerStats
-from greeter.snapshot import BOUNDS, Snapshot, TimeBuckets, Totals
+from greeter.snapshot import Snapshot, Totals
+from greeter.stats import BOUNDS, TimeBuckets
 
 COUNT = st.integers(0, 10**12)
 BY_NAME = st.dictionaries(st.sampled_from(["reset", "tls", "rate"]), COUNT)

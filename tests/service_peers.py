@@ -1,0 +1,190 @@
+"""What surrounds a service: something that starts it as an init system does, and clients that keep coming."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from tests.conftest import PATIENCE, ROOT, Process, loop_factories
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+HELLO = b"Thank you for connecting"
+STAGES = [(loop, path) for loop in loop_factories() for path in ("stream", "instant")]
+
+
+async def on_every_stage(play: Callable[[str, str], Awaitable[None]]) -> None:
+    """Play it with each pair of loop and accept path, all at once: most of what a service does is wait."""
+
+    async def named(loop: str, path: str) -> None:
+        try:
+            await play(loop, path)
+        except Exception as error:
+            error.add_note(f"({loop}, {path})")
+            raise
+
+    async with asyncio.TaskGroup() as group:
+        for stage in STAGES:
+            group.create_task(named(*stage))
+
+
+# Puts descriptors where systemd puts them, from 3 on, limits how many there may be, and becomes greeter.
+_INIT = """
+import json, os, resource, sys
+fds, files = json.loads(sys.argv[1])
+for place, fd in enumerate(fds):
+    os.dup2(fd, 3 + place)
+if fds:
+    os.environ.update(LISTEN_FDS=str(len(fds)), LISTEN_PID=str(os.getpid()))
+if files:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+os.execv(sys.executable, [sys.executable, "-m", "greeter", *sys.argv[2:]])
+"""
+
+
+@contextlib.asynccontextmanager
+async def running(
+    *command: str,
+    ready: str = "Listening on ",
+    env: Mapping[str, str] | None = None,
+    fds: tuple[int, ...] = (),
+) -> AsyncIterator[Process]:
+    """A program in its own process, entered when its stderr has a line with ``ready``."""
+    child = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        pass_fds=fds,
+        env={**os.environ, **(env or {})},
+    )
+    process = Process(child)
+    try:
+        if ready:
+            line = await process.line_with(ready)
+            process.address = line.partition(ready)[2].split(" ")[0]
+        yield process
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+        with contextlib.suppress(asyncio.LimitOverrunError):
+            await child.communicate()
+
+
+def started_by_init(
+    *args: str,
+    sockets: tuple[socket.socket, ...] = (),
+    files: int = 0,
+    env: Mapping[str, str] | None = None,
+) -> contextlib.AbstractAsyncContextManager[Process]:
+    """``greeter ARGS`` with listening sockets from descriptor 3 on, and no more than so many open files."""
+    fds = tuple(sock.fileno() for sock in sockets)
+    return running(sys.executable, "-c", _INIT, json.dumps([fds, files]), *args, fds=fds, env=env)
+
+
+def descriptors(pid: int, kind: str = "") -> int:
+    """How many a process has open, of all or of a kind such as ``socket:``."""
+    found = 0
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            found += os.readlink(f"/proc/{pid}/fd/{fd}").startswith(kind)
+    return found
+
+
+async def lines_with(process: Process, text: str, count: int) -> list[str]:
+    """The first ``count`` lines of stderr with ``text`` in them, as soon as there are so many."""
+    assert process.process.stderr is not None
+    async with asyncio.timeout(PATIENCE):
+        while len(found := [line for line in process.lines if text in line]) < count:
+            raw = await process.process.stderr.readline()
+            assert raw, f"{len(found)} lines with {text!r} in {process.lines}"
+            process.lines.append(raw.decode().removesuffix("\n"))
+    return found[:count]
+
+
+class Crowd:
+    """Clients in a closed loop: each comes, says something, listens to the end, and comes again at once.
+
+    A visit ends in one of three ways. It is ``greeted`` when ``whole`` says so of what was heard and of
+    the client's own port, and the stream ended in order. It is ``refused`` when there was no connection;
+    then that client comes no more. Everything else is ``lost``, in words. ``present`` are connected now.
+    """
+
+    def __init__(self, port: int, whole: Callable[[bytes, int], bool], host: str = "127.0.0.1") -> None:
+        self.greeted = self.refused = self.present = 0
+        self.lost: list[str] = []
+        self.last = b""  # that was heard
+        self._where = (host, port)
+        self._whole = whole
+        self._leaving = False
+        self._marks: list[tuple[int, asyncio.Future[None]]] = []
+
+    async def more(self, visits: int) -> None:
+        """Wait until so many more have been greeted."""
+        mark: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._marks.append((self.greeted + visits, mark))
+        async with asyncio.timeout(PATIENCE):
+            await mark
+
+    def leave(self) -> None:
+        """Finish the visits that are under way and come no more."""
+        self._leaving = True
+
+    async def keep_coming(self) -> None:
+        """The life of one client."""
+        while not self._leaving and not self.lost:
+            with socket.socket() as sock:
+                sock.setblocking(False)
+                try:
+                    await asyncio.get_running_loop().sock_connect(sock, self._where)
+                except ConnectionRefusedError:
+                    self.refused += 1
+                    return
+                self.present += 1
+                await self._listen(sock)
+                self.present -= 1
+
+    async def _listen(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        heard = b""
+        port = sock.getsockname()[1]
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await loop.sock_sendall(sock, b"Hello, is there anybody in there?")
+                while chunk := await loop.sock_recv(sock, 65536):
+                    heard += chunk
+        except OSError as error:
+            self.lost.append(f"after {heard!r}: {error!r}")
+            return
+        self.last = heard
+        if not self._whole(heard, port):
+            self.lost.append(f"an orderly end after {heard!r}")
+            return
+        self.greeted += 1
+        for mark in [mark for mark in self._marks if mark[0] <= self.greeted]:
+            self._marks.remove(mark)
+            if not mark[1].done():
+                mark[1].set_result(None)
+
+
+@contextlib.asynccontextmanager
+async def crowd(
+    port: int, *, clients: int = 60, whole: Callable[[bytes, int], bool] = lambda heard, _: heard == HELLO
+) -> AsyncIterator[Crowd]:
+    """So many clients for as long as the block runs; it is left when the last of them has left."""
+    them = Crowd(port, whole)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(clients):
+            group.create_task(them.keep_coming())
+        try:
+            yield them
+        finally:
+            them.leave()

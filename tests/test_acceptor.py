@@ -1,0 +1,146 @@
+"""Accepting by hand: batches, the rest between them, and stopping at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from greeter import serve
+from greeter.acceptor import ACCEPT_BATCH, BUSY, Acceptor, can_watch
+from tests.conftest import PATIENCE
+from tests.peers import Outcome, read_to_end, speak_first, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greeter.listeners import Listener
+    from greeter.server import Server
+
+GREETED = Outcome(b"Thank you for connecting", reset=False)
+
+pytestmark = pytest.mark.usefixtures("no_fd_leak")
+
+
+class Watched:
+    """A server whose acceptor says how many clients it took each time, and who is in its queue."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.batches: list[int] = []
+        assert isinstance(server._path, Acceptor)
+        self.acceptor = server._path
+        take: Callable[[Listener, int], int] = self.acceptor.greet_queue
+
+        def noted(listener: Listener, limit: int) -> int:
+            self.batches.append(take(listener, limit))
+            return self.batches[-1]
+
+        self.acceptor.greet_queue = noted
+
+    @property
+    def resting(self) -> int:
+        return len(self.acceptor._resting)
+
+    def queue(self, clients: int) -> list[socket.socket]:
+        """So many clients, in the listen queue until the caller awaits something."""
+        return [socket.create_connection(("127.0.0.1", self.server.port)) for _ in range(clients)]
+
+
+async def outcomes(clients: list[socket.socket]) -> list[Outcome]:
+    for client in clients:
+        client.setblocking(False)
+    async with asyncio.timeout(PATIENCE):
+        return await asyncio.gather(*map(read_to_end, clients))
+
+
+def here(**options: Any) -> Any:
+    return serve(port=0, access_log=False, accept="instant", **options)
+
+
+async def test_few_clients_are_no_load() -> None:
+    async with here() as server:
+        watched = Watched(server)
+        clients = watched.queue(BUSY - 1)
+        await until(lambda: watched.batches == [BUSY - 1], "all in one wake-up")
+        assert watched.resting == 0
+        assert await outcomes(clients) == [GREETED] * (BUSY - 1)
+
+
+async def test_under_load_it_rests_between_batches() -> None:
+    async with here() as server:
+        watched = Watched(server)
+        first = watched.queue(BUSY)
+        await until(lambda: watched.batches == [BUSY], "all in one wake-up")
+        assert watched.resting == 1
+        second = watched.queue(3)
+        # Nobody is told before the rest is over, and then they come together.
+        await until(lambda: len(watched.batches) == 2, "the rest is over")
+        assert watched.batches == [BUSY, 3]
+        assert watched.resting == 0
+        assert await outcomes(first + second) == [GREETED] * (BUSY + 3)
+
+
+async def test_a_long_queue_is_taken_in_batches_without_a_rest() -> None:
+    async with here() as server:
+        watched = Watched(server)
+        count = 2 * ACCEPT_BATCH + BUSY
+        clients = watched.queue(count)
+        turns = 0
+        while sum(watched.batches) < count:
+            await asyncio.sleep(0)  # others get a turn in between
+            turns += 1
+        assert watched.batches == [ACCEPT_BATCH, ACCEPT_BATCH, BUSY]
+        assert turns >= 3
+        assert await outcomes(clients) == [GREETED] * count
+
+
+async def test_it_may_be_stopped_while_it_rests() -> None:
+    async with here(listen=["127.0.0.1:0", "127.0.0.1:0"]) as server:
+        watched = Watched(server)
+        first = watched.queue(BUSY)
+        await until(lambda: watched.resting == 1, "it rests, on one of the two")
+        watched.acceptor.stop()
+        watched.acceptor.stop()
+        assert watched.resting == 0
+        second = watched.queue(5)
+        await asyncio.sleep(0.01)  # many times the rest
+        assert server.stats.accepted == BUSY
+        watched.acceptor.resume()
+        watched.acceptor.resume()
+        assert await outcomes(first + second) == [GREETED] * (BUSY + 5)
+        other = int(server.addresses[1].rpartition(":")[2])
+        assert await speak_first(other, 18) == GREETED
+
+
+@pytest.mark.parametrize("how", ["close", "drain"])
+async def test_whoever_comes_during_the_rest_is_not_forgotten_at_the_end(how: str) -> None:
+    server = await here()
+    watched = Watched(server)
+    first = watched.queue(BUSY)
+    await until(lambda: watched.resting == 1, "it rests")
+    second = watched.queue(5)
+    if how == "close":
+        server.close()
+    ending = asyncio.create_task(server.drain())
+    assert await outcomes(first + second) == [GREETED] * (BUSY + 5)
+    async with asyncio.timeout(PATIENCE):
+        assert await ending is True
+    assert server.stats.greeted == BUSY + 5
+
+
+def test_a_loop_without_readers_cannot_watch() -> None:
+    class Blind(asyncio.AbstractEventLoop):
+        pass
+
+    class ProactorEventLoop(Blind):
+        def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:
+            raise NotImplementedError
+
+    class Sighted(Blind):
+        def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:
+            pass
+
+    assert [can_watch(kind()) for kind in (Blind, ProactorEventLoop, Sighted)] == [False, False, True]

@@ -1,0 +1,405 @@
+"""One client of the stream path: greetings that take their time, that fail, and that go in parts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from greeter import Greeting, Peer, serve
+from greeter.connection import CHUNK, Connection, House
+from tests.conftest import PATIENCE
+from tests.peers import Outcome, connect, read_to_end, reset, speak_first, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from greeter.server import Server, Serving
+
+NOTHING = Outcome(b"", reset=False)
+
+pytestmark = pytest.mark.usefixtures("no_fd_leak")
+
+
+def here(greeting: Any, **options: Any) -> Serving:
+    """serve() on a free port and on the stream path, without an access log."""
+    return serve(greeting, **{"port": 0, "access_log": False, "accept": "stream", **options})
+
+
+def it_adds_up(server: Server) -> bool:
+    stats = server.stats
+    return stats.accepted == stats.greeted + sum(stats.failed.values())
+
+
+class Bell:
+    """An async greeting that waits for a bell, and whoever it had to give up."""
+
+    def __init__(self) -> None:
+        self.rung = asyncio.Event()
+        self.waiting = 0
+        self.cancelled: list[int] = []
+
+    async def __call__(self, peer: Peer) -> str:
+        self.waiting += 1
+        try:
+            await self.rung.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(peer.count)
+            raise
+        finally:
+            self.waiting -= 1
+        return f"Hello {peer.port}"
+
+
+# -- async greetings ---------------------------------------------------------------------------------------
+
+
+async def test_many_may_wait_at_once() -> None:
+    bell = Bell()
+    async with here(bell) as server:
+        clients = [await connect(server.port) for _ in range(100)]
+        ports = [client.getsockname()[1] for client in clients]
+        await until(lambda: bell.waiting == 100, "all of them wait")
+        assert (server.stats.open, server.stats.greeted) == (100, 0)
+        bell.rung.set()
+        outcomes = await asyncio.gather(*map(read_to_end, clients))
+        assert outcomes == [Outcome(f"Hello {port}".encode(), reset=False) for port in ports]
+        assert server.stats.greeted == 100
+
+
+@pytest.mark.parametrize("kind", ["async", "thread", "quick"])
+async def test_each_of_many_at_once_has_its_own_number(kind: str, accept: str) -> None:
+    """Not that of the last one who had come when the greeting began."""
+
+    async def later(peer: Peer) -> str:
+        return str(peer.count)
+
+    def now(peer: Peer) -> str:
+        return str(peer.count)
+
+    async with here(Greeting(now, quick=True), accept=accept) as server:
+        server.update(greeting=later if kind == "async" else Greeting(now, quick=kind == "quick"))
+        with contextlib.ExitStack() as stack:
+            knocks = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
+            for client in knocks:
+                stack.enter_context(client).setblocking(False)
+            outcomes = await asyncio.gather(*map(read_to_end, knocks))
+    assert sorted(int(outcome.data) for outcome in outcomes) == list(range(1, 51))
+
+
+@pytest.mark.parametrize("answer", ["raise", "type", "encoding"])
+async def test_one_that_fails_costs_its_client_only(answer: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def greeting(peer: Peer) -> Any:
+        await asyncio.sleep(0)
+        if peer.count > 1:
+            return "fine"
+        if answer == "raise":
+            raise ZeroDivisionError("a bug\nforged line")
+        return 42 if answer == "type" else "\ud800"
+
+    async with here(greeting) as server:
+        with caplog.at_level(logging.WARNING):
+            assert await speak_first(server.port, 18) == NOTHING
+        assert await speak_first(server.port, 18) == Outcome(b"fine", reset=False)
+        assert server.stats.failed["greeting_error"] == server.stats.greeted == 1
+        (record,) = caplog.records
+        why = {"raise": "raised ZeroDivisionError: a bug", "type": "returned int", "encoding": "UTF-8"}
+        assert why[answer] in record.getMessage()
+        await until(lambda: server.stats.open == 0, "both have left")
+        assert it_adds_up(server)
+
+
+async def test_one_that_fails_when_its_client_has_left_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    bell = asyncio.Event()
+
+    async def greeting(peer: Peer) -> str:
+        try:
+            await bell.wait()
+        finally:
+            raise ZeroDivisionError
+
+    async with here(greeting) as server:
+        client = await connect(server.port)
+        await until(lambda: server.stats.accepted == 1, "accepted")
+        reset(client)
+        await until(lambda: server.stats.open == 0, "it has left")
+        assert {why: n for why, n in server.stats.failed.items() if n} == {"reset": 1}
+    assert caplog.records == []
+
+
+async def test_one_that_takes_too_long_is_given_up_alone(caplog: pytest.LogCaptureFixture) -> None:
+    bell = Bell()
+
+    async def greeting(peer: Peer) -> str:
+        return await bell(peer) if peer.count == 1 else "fine"
+
+    async with here(greeting, greet_timeout=0.2) as server:
+        late = await connect(server.port)
+        name = late.getsockname()
+        await until(lambda: bell.waiting == 1, "it waits")
+        assert await speak_first(server.port, 18) == Outcome(b"fine", reset=False)
+        assert (await read_to_end(late)).data == b""
+        await until(lambda: server.stats.open == 0, "both have left")
+        assert bell.cancelled == [1]
+        assert server.stats.failed["greet_timeout"] == server.stats.greeted == 1
+        assert it_adds_up(server)
+    assert [record.getMessage() for record in caplog.records] == [f"{name}: not greeted within 0.2 s"]
+
+
+async def test_the_greeting_of_a_client_that_leaves_is_given_up() -> None:
+    bell = Bell()
+    async with here(bell) as server:
+        client = await connect(server.port)
+        await until(lambda: bell.waiting == 1, "it waits")
+        reset(client)
+        await until(lambda: bell.waiting == 0, "it is given up")
+        assert bell.cancelled == [1]
+        assert {why: n for why, n in server.stats.failed.items() if n} == {"reset": 1}
+        assert server.stats.open == 0
+
+
+async def test_a_client_may_end_its_side_while_it_waits() -> None:
+    bell = Bell()
+    async with here(bell) as server:
+        client = await connect(server.port)
+        port = client.getsockname()[1]
+        client.shutdown(socket.SHUT_WR)
+        await until(lambda: bell.waiting == 1, "it waits")
+        bell.rung.set()
+        assert await read_to_end(client) == Outcome(f"Hello {port}".encode(), reset=False)
+        await until(lambda: server.stats.open == 0, "it has left")
+        assert (server.stats.greeted, server.stats.linger_timeouts) == (1, 0)
+
+
+async def test_a_client_may_say_a_lot_while_it_waits() -> None:
+    bell = Bell()
+    async with here(bell) as server:
+        loop = asyncio.get_running_loop()
+        client = await connect(server.port)
+        port = client.getsockname()[1]
+        await loop.sock_sendall(client, b"x" * 1_000_000)
+        bell.rung.set()
+        assert await read_to_end(client) == Outcome(f"Hello {port}".encode(), reset=False)
+        assert server.stats.greeted == 1
+
+
+async def test_those_who_still_wait_at_the_end_are_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+    bell = Bell()
+    server = await here(bell)
+    clients = [await connect(server.port) for _ in range(3)]
+    await until(lambda: bell.waiting == 3, "they wait")
+    assert await server.drain(0.05) is False
+    await until(lambda: bell.waiting == 0, "all are given up")
+    assert bell.cancelled == [1, 2, 3]
+    assert server.stats.failed["aborted"] == 3
+    assert it_adds_up(server)
+    assert "cut off 3 connections" in caplog.text
+    for client in clients:
+        client.close()
+
+
+# -- sync greetings that may wait --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bell() -> Iterator[threading.Event]:
+    """Rung at the end at the latest, so that no thread is left behind."""
+    bell = threading.Event()
+    yield bell
+    bell.set()
+
+
+async def test_a_sync_greeting_runs_in_a_thread_and_holds_up_nobody(bell: threading.Event) -> None:
+    threads: list[str] = []
+
+    def greeting(peer: Peer) -> str:
+        threads.append(threading.current_thread().name)
+        if peer.count == 1:
+            assert bell.wait(PATIENCE)
+        return f"Hello {peer.count}"
+
+    async with here(greeting) as server:
+        first = await connect(server.port)
+        await until(lambda: len(threads) == 1, "it waits in its thread")
+        for count in (2, 3, 4):
+            assert await speak_first(server.port, 18) == Outcome(f"Hello {count}".encode(), reset=False)
+        bell.set()
+        assert await read_to_end(first) == Outcome(b"Hello 1", reset=False)
+    assert len(threads) == 4
+    assert all(name.startswith("greeter-callable") for name in threads)
+
+
+async def test_a_thread_that_is_stuck_costs_its_client_only(bell: threading.Event) -> None:
+    def greeting(peer: Peer) -> str:
+        if peer.count == 1:
+            bell.wait()
+        return "fine"
+
+    async with here(greeting, greet_timeout=0.2) as server:
+        stuck = await connect(server.port)
+        await until(lambda: server.stats.accepted == 1, "accepted")
+        assert await speak_first(server.port, 18) == Outcome(b"fine", reset=False)
+        assert (await read_to_end(stuck)).data == b""
+        assert await speak_first(server.port, 18) == Outcome(b"fine", reset=False)
+        assert (server.stats.failed["greet_timeout"], server.stats.greeted) == (1, 2)
+
+
+@pytest.mark.parametrize("answer", ["raise", "type", "awaitable"])
+async def test_a_thread_that_fails_costs_its_client_only(
+    answer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def promise() -> str:
+        return "promised"
+
+    def greeting(peer: Peer) -> Any:
+        if peer.count > 1:
+            return "fine"
+        if answer == "raise":
+            raise ZeroDivisionError("a bug")
+        return 42 if answer == "type" else promise()
+
+    async with here(greeting) as server:
+        assert await speak_first(server.port, 18) == NOTHING
+        assert await speak_first(server.port, 18) == Outcome(b"fine", reset=False)
+        assert server.stats.failed["greeting_error"] == server.stats.greeted == 1
+    why = {"raise": "raised ZeroDivisionError: a bug", "type": "returned int", "awaitable": "async def"}
+    (record,) = caplog.records
+    assert why[answer] in record.getMessage()
+
+
+async def test_a_quick_greeting_runs_in_the_loop() -> None:
+    threads: list[threading.Thread] = []
+
+    def greeting(peer: Peer) -> str:
+        threads.append(threading.current_thread())
+        return "Hello"
+
+    async with here(Greeting(greeting, quick=True)) as server:
+        assert await speak_first(server.port, 18) == Outcome(b"Hello", reset=False)
+    assert threads == [threading.current_thread()]
+
+
+# -- greetings that go in parts ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [CHUNK, CHUNK + 1, 12 * CHUNK])
+async def test_what_waits_for_a_slow_client_is_one_chunk(size: int) -> None:
+    """Of an asynchronous greeting too: it may be of any size."""
+    data = bytes(range(256)) * (size // 256) + b"!" * (size % 256)
+
+    async def greeting(peer: Peer) -> bytes:
+        return data
+
+    async with here(greeting) as server:
+        client = await connect(server.port, receive_buffer=4096)
+        await until(lambda: server.stats.accepted == 1, "accepted")
+        assert await read_to_end(client) == Outcome(data, reset=False)
+        assert (server.stats.greeted, server.stats.bytes_sent) == (1, size)
+
+
+async def test_a_client_that_leaves_amid_its_greeting_was_not_greeted() -> None:
+    async with here(b"g" * 8_000_000) as server:
+        client = await connect(server.port, receive_buffer=4096)
+        assert await asyncio.get_running_loop().sock_recv(client, 1000)
+        reset(client)
+        await until(lambda: server.stats.open == 0, "it has left")
+        assert {why: n for why, n in server.stats.failed.items() if n} == {"reset": 1}
+        assert (server.stats.greeted, server.stats.bytes_sent) == (0, 0)
+
+
+class Wire:
+    """A transport that takes what it is allowed to take, and notes what it is told."""
+
+    def __init__(self, *, full: bool = False, broken: bool = False) -> None:
+        self.told: list[str] = []
+        self.taken = 0
+        self.full = full  # the kernel takes no more
+        self.broken = broken  # the client is found to be gone at the half-close
+        self.protocol: Connection
+        self._closing = False
+
+    def set_write_buffer_limits(self, high: int, low: int) -> None:
+        pass
+
+    def get_extra_info(self, name: str) -> object:
+        return ("192.0.2.7", 3747) if name == "peername" else None
+
+    def write(self, data: bytes) -> None:
+        self.taken += len(data)
+        if self.full:
+            self.protocol.pause_writing()
+
+    def write_eof(self) -> None:
+        self.told.append("write_eof")
+        if self.broken:
+            raise OSError(107, "irrelevant")
+
+    def close(self) -> None:
+        self._end("close")
+
+    def abort(self) -> None:
+        self._end("abort")
+
+    def _end(self, how: str) -> None:
+        self.told.append(how)
+        if not self._closing:
+            self._closing = True
+            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+
+def connection_over(wire: Wire, server: Server) -> Connection:
+    """A connection of the server whose transport is ``wire``."""
+    house = House(server._reception, server._vestibule)
+    connection = wire.protocol = Connection(house, server._listeners[0])
+    connection.connection_made(wire)  # type: ignore[arg-type]  # all of it that is used
+    return connection
+
+
+async def test_the_half_close_does_not_come_amid_the_transports_own_writing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """asyncio calls resume_writing() in its write handler, and then half-closes itself if it is to.
+
+    A half-close of ours in between would be followed by another, which fails if the client has closed by
+    then: an error with a traceback in the log, for a client that was greeted whole.
+    """
+    async with here(b"Hello") as server:
+        wire = Wire(full=True)
+        connection = connection_over(wire, server)
+        assert (wire.taken, wire.told, server.stats.greeted) == (5, [], 0)
+        wire.full = False
+        connection.resume_writing()
+        assert wire.told == []
+        await until(lambda: wire.told == ["write_eof"], "half-closed in a later turn")
+        assert server.stats.greeted == 1
+        wire.close()
+
+
+async def test_a_client_found_gone_at_the_half_close_is_lost() -> None:
+    async with here(b"Hello") as server:
+        wire = Wire(broken=True)
+        connection_over(wire, server)
+        assert wire.told == ["write_eof", "abort"]
+        await until(lambda: server.stats.failed["reset"] == 1, "it has left")
+        assert (server.stats.greeted, server.stats.open) == (0, 0)
+
+
+async def test_a_client_that_leaves_before_the_next_part_gets_no_more() -> None:
+    async with here(b"x" * 3 * CHUNK) as server:
+        wire = Wire(full=True)
+        connection = connection_over(wire, server)
+        assert wire.taken == CHUNK
+        connection.resume_writing()
+        connection.connection_lost(ConnectionResetError())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (server.stats.greeted, server.stats.failed["reset"], server.stats.open) == (0, 1, 0)
+        assert wire.told == []

@@ -1,0 +1,476 @@
+"""serve() and Server: what is refused and why, which path is chosen, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import logging
+import os
+import socket
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import greeter
+from greeter import ConfigError, Greeting, ListenFailed, Peer, serve
+from greeter.fdlimit import OVERSHOOT
+from greeter.limits import Limits
+from tests.conftest import PATIENCE
+from tests.peers import Outcome, connect, read_to_end, reset, speak_first, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from greeter.paths import Accept
+    from greeter.server import Server, Serving
+
+GREETED = Outcome(b"Thank you for connecting", reset=False)
+
+pytestmark = pytest.mark.usefixtures("no_fd_leak")
+
+
+def here(greeting: Any = greeter.greeting.DEFAULT_GREETING, **options: Any) -> Serving:
+    """serve() on a free port, without an access log."""
+    return serve(greeting, **{"port": 0, "access_log": False, **options})
+
+
+def tls() -> ssl.SSLContext:
+    """A context that will do as long as nobody shakes hands."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+
+async def in_time(awaitable: Any) -> Any:
+    """The result of what must come to an end."""
+    async with asyncio.timeout(PATIENCE):
+        return await awaitable
+
+
+async def slow(peer: Peer) -> str:
+    return f"Hello {peer.port}"
+
+
+def plain(peer: Peer) -> str:
+    return f"Hello {peer.port}"
+
+
+class Slow:
+    async def __call__(self, peer: Peer) -> str:
+        return "Hello"
+
+
+# -- arguments ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": "/s", "listen": [":1"]}, "give one of path, sock and listen"),
+        ({"greet_timeout": -1}, "greet_timeout is a number of seconds from 0, not -1"),
+        ({"greet_timeout": float("nan")}, "greet_timeout is a number of seconds from 0, not nan"),
+        ({"linger_timeout": -0.5}, "linger_timeout is a number of seconds from 0, not -0.5"),
+        ({"drain_timeout": -2}, "drain_timeout is a number of seconds from 0, not -2"),
+        ({"backlog": 0}, "backlog is at least 1, not 0"),
+        ({"accept": "quick"}, "accept is auto, stream or instant, not 'quick'"),
+        ({"greeting": 42}, "a greeting is text, bytes or a callable, not int"),
+        ({"greeting": "$nobody"}, r"unknown name \$nobody"),
+        ({"port": 65536}, "65536"),
+        ({"listen": ["localhost"]}, "localhost"),
+        ({"proxy_from": ["10.0.0.1/8"]}, "proxy_from '10.0.0.1/8' has host bits set"),
+        ({"proxy_from": []}, "proxy_from names no network"),
+    ],
+    ids=str,
+)
+def test_a_value_that_cannot_be_right_is_refused_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        serve(**options)
+
+
+def test_one_place_at_a_time() -> None:
+    with socket.socket() as sock, pytest.raises(ConfigError, match="give one of"):
+        serve(sock=sock, path="/s")
+
+
+@pytest.mark.parametrize("name", ["greet_timeout", "linger_timeout", "drain_timeout"])
+def test_no_time_at_all_is_a_time(name: str) -> None:
+    here(**{name: 0})
+
+
+# -- the accept path ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("greeting", "options", "why"),
+    [
+        (slow, {}, "an async greeting has to be awaited"),
+        (Slow(), {}, "an async greeting has to be awaited"),
+        (functools.partial(slow), {}, "an async greeting has to be awaited"),
+        (plain, {}, "a sync greeting that is not declared quick runs in a thread"),
+        ("Hello", {"ssl": tls()}, "TLS comes before the greeting"),
+        ("Hello", {"proxy_from": ["127.0.0.1"]}, "a PROXY header comes before the greeting"),
+        ("Hello", {"proxy_from": ["::1"], "ssl": tls()}, "a PROXY header comes before the greeting"),
+    ],
+    ids=["async", "object", "partial", "thread", "tls", "proxy", "both"],
+)
+async def test_what_instant_cannot_do_is_refused_with_the_reason(
+    greeting: Any, options: Any, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^cannot accept on the instant path: {why}$"):
+        await here(greeting, accept="instant", **options)
+    async with here(greeting, accept="auto", **options) as server:
+        assert server.path == "stream"
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    ["Hello", b"\0", "Hello $host", Greeting(plain, quick=True), Greeting(Greeting(plain), quick=True)],
+    ids=["text", "bytes", "template", "quick", "made quick"],
+)
+@pytest.mark.parametrize("accept", ["auto", "instant", "stream"])
+async def test_auto_is_instant_where_it_can(greeting: Any, accept: Accept) -> None:
+    async with here(greeting, accept=accept) as server:
+        assert server.path == ("stream" if accept == "stream" else "instant")
+        assert repr(server) == f"<greeter.Server 127.0.0.1:{server.port} {server.path}>"
+
+
+@pytest.fixture
+def blind_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that cannot watch a socket, as on Windows."""
+    monkeypatch.setattr("greeter.paths.can_watch", lambda loop: False)
+
+
+@pytest.mark.usefixtures("blind_loop")
+async def test_a_loop_that_cannot_watch_serves_on_the_stream_path() -> None:
+    async with here() as server:
+        assert server.path == "stream"
+        assert await speak_first(server.port, 18) == GREETED
+    with pytest.raises(ConfigError, match="instant path: this event loop cannot watch a socket"):
+        await here(accept="instant")
+    for option, what in (({"ssl": tls()}, "TLS"), ({"proxy_from": ["::1"]}, "a PROXY header")):
+        with pytest.raises(ConfigError, match=f"^{what} needs an event loop that can watch a socket$"):
+            await here(**option)
+
+
+# -- where -------------------------------------------------------------------------------------------------
+
+
+def bound(listening: bool) -> socket.socket:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    if listening:
+        sock.listen(5)
+    return sock
+
+
+@pytest.mark.parametrize("listening", [False, True])
+async def test_a_socket_of_the_caller_becomes_ours(listening: bool, accept: Accept) -> None:
+    sock = bound(listening)
+    port = sock.getsockname()[1]
+    async with here(sock=sock, accept=accept) as server:
+        assert (server.port, server.sockets) == (port, (sock,))
+        assert await speak_first(port, 18) == GREETED
+    assert sock.fileno() == -1
+
+
+async def test_a_unix_socket_of_the_caller_keeps_its_file(tmp_path: Path, accept: Accept) -> None:
+    path = tmp_path / "s"
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    async with here(sock=sock, accept=accept) as server:
+        assert server.addresses == (f"unix:{path}",)
+        assert (await greeter.greet(path=str(path))).data == GREETED.data
+        with pytest.raises(LookupError, match="listens on no port"):
+            _ = server.port
+    assert path.exists()
+
+
+async def test_a_socket_that_cannot_listen_stays_the_callers() -> None:
+    with socket.socket() as unbound, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        for sock, why in ((unbound, "not bound to a port"), (datagrams, "not a stream socket")):
+            with pytest.raises(ListenFailed, match=why):
+                await here(sock=sock)
+            assert sock.fileno() >= 0
+
+
+async def test_a_port_that_is_taken() -> None:
+    with bound(listening=True) as sock:
+        taken = sock.getsockname()[1]
+        with pytest.raises(ListenFailed, match=f"127.0.0.1:{taken}: address already in use"):
+            await here(port=taken)
+        with pytest.raises(ListenFailed, match="already in use"):  # and the free one is let go of
+            await here(listen=["127.0.0.1:0", f"127.0.0.1:{taken}"])
+
+
+async def test_a_failed_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def fail(server: Server) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("greeter.server.Server._start", fail)
+    with pytest.raises(ZeroDivisionError):
+        await here(listen=["127.0.0.1:0", f"unix:{tmp_path}/s"])
+    assert os.listdir(tmp_path) == []
+
+
+async def test_the_port_is_that_of_the_first_tcp_listener(tmp_path: Path) -> None:
+    async with here(listen=[f"unix:{tmp_path}/s", "127.0.0.1:0", "127.0.0.1:0"]) as server:
+        assert server.addresses[1] == f"127.0.0.1:{server.port}"
+
+
+async def test_the_mode_of_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    async with here(path=str(path), unix_mode=0o600):
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert not path.exists()
+
+
+# -- what is written down ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("access_log", "level", "lines"), [(True, logging.INFO, 1), (True, logging.WARNING, 0), (False, 10, 0)]
+)
+async def test_the_access_log_is_at_info(
+    access_log: bool, level: int, lines: int, accept: Accept, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(level, "greeter"):
+        async with serve(port=0, accept=accept, access_log=access_log) as server:
+            client = await connect(server.port)
+            name = client.getsockname()
+            assert await read_to_end(client) == GREETED
+    records = [record for record in caplog.records if record.name == "greeter"]
+    assert [record.getMessage() for record in records] == [f"Got a connection from {name}"] * lines
+    assert [(record.event, record.peer) for record in records] == [("connection", str(name))] * lines  # type: ignore[attr-defined]  # both are extras
+
+
+# -- while it runs -----------------------------------------------------------------------------------------
+
+
+async def test_update_takes_effect_with_the_next_client(accept: Accept) -> None:
+    async with here("one", accept=accept) as server:
+        assert (await speak_first(server.port, 18)).data == b"one"
+        server.update(greeting="two")
+        assert (await speak_first(server.port, 18)).data == b"two"
+        server.update(greeting=slow)  # of a kind that the instant path cannot say
+        client = await connect(server.port)
+        port = client.getsockname()[1]
+        assert await read_to_end(client) == Outcome(f"Hello {port}".encode(), reset=False)
+        server.update(greeting=plain)
+        assert (await speak_first(server.port, 18)).data.startswith(b"Hello ")
+        server.update()
+        assert (await speak_first(server.port, 18)).data.startswith(b"Hello ")
+        assert server.stats.greeted == 5
+
+
+async def test_an_update_that_is_wrong_changes_nothing() -> None:
+    async with here("one") as server:
+        for wrong, message in (
+            ({"greeting": 42}, "a greeting is text"),
+            ({"tls": tls()}, "TLS cannot be turned on while serving"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                server.update(**{"greeting": "two", "limits": Limits(deny=["127.0.0.1"]), **wrong})  # type: ignore[arg-type]  # wrong on purpose
+            assert (await speak_first(server.port, 18)).data == b"one"
+        assert sum(server.stats.rejected.values()) == 0
+
+
+async def test_limits_can_be_set_changed_and_lifted(accept: Accept) -> None:
+    turned_away = Outcome(b"", reset=False)
+    async with here(accept=accept) as server:
+        assert await speak_first(server.port, 0) == GREETED
+        server.update(limits=Limits(deny=["127.0.0.0/8"]))
+        assert await speak_first(server.port, 0) == turned_away
+        server.update(limits=Limits(allow=["127.0.0.0/8"]))
+        assert await speak_first(server.port, 0) == GREETED
+        server.update(limits=Limits())
+        assert await speak_first(server.port, 0) == GREETED
+        assert (server.stats.accepted, server.stats.greeted) == (4, 3)
+        assert server.stats.rejected["denied"] == 1
+        await until(lambda: server.stats.open == 0, "all gone")
+
+
+async def test_one_address_has_its_share(accept: Accept) -> None:
+    async with here(accept=accept, limits=Limits(max_per_ip=2)) as server:
+        first = await connect(server.port)
+        second = await connect(server.port)
+        await until(lambda: server.stats.greeted == 2, "both are in")
+        assert await speak_first(server.port, 0) == Outcome(b"", reset=False)
+        assert await read_to_end(first) == GREETED
+        await until(lambda: server.stats.open == 1, "one has left")
+        assert await speak_first(server.port, 0) == GREETED
+        assert await read_to_end(second) == GREETED
+        assert server.stats.rejected["per_ip"] == 1
+        await until(lambda: server.stats.open == 0, "all gone")
+
+
+async def test_at_capacity_those_in_the_queue_wait_for_room(
+    accept: Accept, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each client stays until it has been greeted and somebody else needs its place."""
+    capacity, clients = 5, 40
+    seen = 0
+    loop = asyncio.get_running_loop()
+    with caplog.at_level(logging.WARNING):
+        started = loop.time()
+        async with here(accept=accept, limits=Limits(max_connections=capacity)) as server:
+            queue = [await connect(server.port) for _ in range(clients)]
+            await until(lambda: server.stats.open >= capacity, "it is full")
+            for client in queue:
+                assert await in_time(loop.sock_recv(client, 100)) == GREETED.data
+                seen = max(seen, server.stats.open)
+                assert await read_to_end(client) == Outcome(b"", reset=False)
+        elapsed = loop.time() - started
+    assert capacity <= seen <= capacity + OVERSHOOT  # for which descriptors are kept in reserve
+    assert server.stats.accepted == server.stats.greeted == clients
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].startswith(f"at {capacity} connections: accepting is paused")
+    assert len(lines) <= 1 + elapsed
+
+
+async def test_a_system_without_descriptors_loses_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the instant path, where accept() is ours; tests/test_faults.py does it to all of them."""
+    monkeypatch.setattr("greeter.reception.RETRY_SECONDS", 0.02)
+    async with here(accept="instant") as server:
+        (listener,) = server._listeners
+        really = listener.accept_fd
+        failing = iter([errno.EMFILE, errno.ECONNABORTED, errno.ENOBUFS, errno.EPERM])
+
+        def accept_fd() -> Any:
+            if number := next(failing, None):
+                raise OSError(number, os.strerror(number))
+            return really()
+
+        listener.accept_fd = accept_fd
+        outcomes = await asyncio.gather(*(speak_first(server.port, 18) for _ in range(10)))
+        assert outcomes == [GREETED] * 10
+        assert server.stats.accept_errors == 2
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("cannot accept (too many open files): accepting is paused")
+
+
+# -- how it ends -------------------------------------------------------------------------------------------
+
+
+async def test_serve_forever_ends_with_close() -> None:
+    server = await here()
+    serving = asyncio.create_task(server.serve_forever())
+    await asyncio.sleep(0)
+    assert server.is_serving()
+    assert not serving.done()
+    server.close()
+    await in_time(serving)
+    assert not server.is_serving()
+    await in_time(server.serve_forever())  # there is nothing left to wait for
+    await in_time(server.wait_closed())
+
+
+async def test_serve_forever_drains_when_it_is_cancelled(accept: Accept) -> None:
+    server = await here(accept=accept, linger_timeout=PATIENCE)
+    client = await connect(server.port)
+    await until(lambda: server.stats.greeted == 1, "greeted")
+    serving = asyncio.create_task(server.serve_forever())
+    await asyncio.sleep(0)
+    serving.cancel()
+    await until(lambda: server.sockets == (), "the door is closed")
+    assert not serving.done()
+    assert await read_to_end(client) == GREETED
+    with pytest.raises(asyncio.CancelledError):
+        await in_time(serving)
+    assert server.stats.open == 0
+
+
+async def test_it_can_be_closed_twice(accept: Accept) -> None:
+    server = await here(accept=accept)
+    server.close()
+    server.close()
+    assert await in_time(server.drain()) is True
+    assert await in_time(server.drain()) is True
+    await in_time(server.wait_closed())
+    assert (server.sockets, server.is_serving(), server.stats.open) == ((), False, 0)
+
+
+async def test_two_who_drain_at_the_same_time(accept: Accept) -> None:
+    server = await here(accept=accept)
+    client = await connect(server.port)
+    drains = [asyncio.create_task(server.drain()) for _ in range(2)]
+    assert await read_to_end(client) == GREETED
+    assert await in_time(asyncio.gather(*drains)) == [True, True]
+
+
+@pytest.mark.parametrize("when", ["at the door", "inside"])
+async def test_a_drain_that_is_cancelled_cuts_off_at_once(
+    accept: Accept, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await here(accept=accept, linger_timeout=PATIENCE)
+    client = await connect(server.port)
+    await until(lambda: server.stats.greeted == 1, "greeted")
+    draining = asyncio.create_task(server.drain())
+    await asyncio.sleep(0)
+    if when == "inside":
+        await until(lambda: server.sockets == (), "the door is closed")
+    draining.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await in_time(draining)
+    assert (server.sockets, server.stats.open) == ((), 0)
+    assert "cut off 1 connections" in caplog.text
+    client.close()
+
+
+async def test_wait_closed_waits_for_the_last_client(accept: Accept) -> None:
+    server = await here(accept=accept, linger_timeout=PATIENCE)
+    client = await connect(server.port)
+    await until(lambda: server.stats.greeted == 1, "greeted")
+    waiting = asyncio.create_task(server.wait_closed())
+    server.close()
+    await asyncio.sleep(0.01)  # more than it would take if it did not wait
+    assert not waiting.done()
+    assert await read_to_end(client) == GREETED
+    await in_time(waiting)
+
+
+async def test_those_who_gave_up_in_the_queue_are_counted_once(accept: Accept) -> None:
+    server = await here(accept=accept)
+    for _ in range(20):
+        reset(socket.create_connection(("127.0.0.1", server.port)))
+    # No await since: all of them are in the listen queue, and gone.
+    server.close()
+    await in_time(server.wait_closed())
+    assert server.stats.accepted == 20
+    assert {why: n for why, n in server.stats.failed.items() if n} == {"reset": 20}
+    assert server.stats.greeted == 0
+
+
+async def test_a_close_that_cannot_accept_says_so(caplog: pytest.LogCaptureFixture, accept: Accept) -> None:
+    server = await here(accept=accept)
+    (listener,) = server._listeners
+
+    def accept_fd() -> Any:
+        raise OSError(errno.EMFILE, "irrelevant")
+
+    listener.accept_fd = accept_fd
+    server.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "closing with clients in the listen queue: too many open files"
+    ]
+    await in_time(server.wait_closed())
+
+
+@pytest.fixture
+def inherited() -> Iterator[socket.socket]:
+    """A listening socket that somebody else keeps open."""
+    with bound(listening=True) as sock:
+        yield sock
+
+
+async def test_a_socket_that_others_serve_too_outlives_us(inherited: socket.socket, accept: Accept) -> None:
+    """As with systemd or a parent: who comes after the end waits for the next one."""
+    where = f"fd:{inherited.fileno()}"
+    async with here(listen=[where], accept=accept) as first:
+        assert await speak_first(first.port, 18) == GREETED
+    client = await connect(first.port)
+    async with here(listen=[where], accept=accept) as second:
+        assert second.port == first.port
+        assert await read_to_end(client) == GREETED

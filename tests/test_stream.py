@@ -1,0 +1,186 @@
+"""asyncio's own servers, paused and resumed without a loss, and sockets that are taken over."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from greeter import serve
+from greeter.limits import Limits
+from greeter.stream import StreamPath
+from tests.conftest import PATIENCE
+from tests.peers import Outcome, connect, read_to_end, speak_first, until
+
+if TYPE_CHECKING:
+    from greeter.server import Server, Serving
+
+GREETED = Outcome(b"Thank you for connecting", reset=False)
+
+pytestmark = pytest.mark.usefixtures("no_fd_leak", "blind_loop")
+
+
+@pytest.fixture
+def blind_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop of which nobody knows that it can watch a socket: it has to do the accepting."""
+    monkeypatch.setattr("greeter.paths.can_watch", lambda loop: False)
+
+
+def here(**options: Any) -> Serving:
+    return serve(**{"port": 0, "access_log": False, **options})
+
+
+def path_of(server: Server) -> StreamPath:
+    assert isinstance(server._path, StreamPath)
+    return server._path
+
+
+async def greeted(clients: list[socket.socket]) -> None:
+    for client in clients:
+        client.setblocking(False)
+        assert await read_to_end(client) == GREETED
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_paused_and_resumed_it_loses_nobody() -> None:
+    async with here() as server:
+        path = path_of(server)
+        waiting: list[socket.socket] = []
+        for _ in range(5):
+            path.stop()
+            path.stop()
+            waiting += [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
+            await turns(3)
+            accepted = server.stats.accepted
+            await turns(10)
+            assert server.stats.accepted == accepted
+            path.resume()
+            path.resume()
+            waiting.append(await connect(server.port))
+        await greeted(waiting)
+        assert server.stats.greeted == 55
+
+
+@pytest.mark.parametrize("turns_before", range(6))
+async def test_it_may_be_paused_while_it_resumes(turns_before: int) -> None:
+    """Wherever it is by then, it accepts no more; and then it can be resumed all the same."""
+    async with here(listen=["127.0.0.1:0"] * 3) as server:
+        path = path_of(server)
+        path.stop()
+        path.resume()
+        await turns(turns_before)
+        path.stop()
+        await turns(5)
+        ports = [int(address.rpartition(":")[2]) for address in server.addresses]
+        clients = [socket.create_connection(("127.0.0.1", port)) for port in ports]
+        await turns(20)
+        assert server.stats.accepted == 0
+        path.resume()
+        await greeted(clients)
+
+
+@pytest.mark.parametrize("turns_before", range(4))
+async def test_it_may_be_resumed_at_once(turns_before: int) -> None:
+    async with here() as server:
+        path = path_of(server)
+        path.stop()
+        path.resume()
+        await turns(turns_before)
+        path.stop()
+        path.resume()  # before anything has come of either
+        assert await speak_first(server.port, 18) == GREETED
+
+
+@pytest.mark.parametrize("turns_before", range(6))
+async def test_it_may_be_closed_while_it_resumes(turns_before: int) -> None:
+    """Nothing that listens is left; the fixture looks for it."""
+    server = await here(listen=["127.0.0.1:0"] * 3)
+    path = path_of(server)
+    path.stop()
+    path.resume()
+    await turns(turns_before)
+    server.close()
+    async with asyncio.timeout(PATIENCE):
+        await server.wait_closed()
+    await turns(5)
+    for address in server.addresses:
+        with pytest.raises(ConnectionRefusedError):
+            await connect(int(address.rpartition(":")[2]))
+
+
+async def test_a_client_that_is_being_accepted_when_it_is_paused_is_greeted() -> None:
+    """asyncio accepts in one turn and attaches in a later one (cpython #109564)."""
+    for before in range(6):
+        async with here() as server:
+            client = socket.create_connection(("127.0.0.1", server.port))
+            await turns(before)
+            path_of(server).stop()
+            await turns(5)
+            path_of(server).resume()
+            await greeted([client])
+
+
+async def test_a_resume_that_fails_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes a descriptor, and there may be none."""
+    monkeypatch.setattr("greeter.reception.RETRY_SECONDS", 0.01)
+    async with here() as server:
+        path = path_of(server)
+        failing = iter([errno.EMFILE, errno.ENFILE])
+
+        class Bare(socket.socket):
+            def dup(self) -> Any:
+                if number := next(failing, None):
+                    raise OSError(number, os.strerror(number))
+                return super().dup()
+
+        (listener,) = server._listeners
+        path.stop()
+        with listener.sock as old:
+            listener.sock = Bare(fileno=old.detach())
+        listener.sock.setblocking(False)
+        client = socket.create_connection(("127.0.0.1", server.port))
+        path.resume()
+        await greeted([client])
+        assert server.stats.accept_errors == 2
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("cannot accept (too many open files): accepting is paused")
+
+
+async def test_at_capacity_asyncio_pauses() -> None:
+    async with here(limits=Limits(max_connections=2)) as server:
+        clients = [await connect(server.port) for _ in range(40)]
+        for client in clients:
+            assert await read_to_end(client) == GREETED
+    assert server.stats.greeted == 40
+
+
+async def test_asyncio_takes_few_at_a_time_and_the_queue_is_long() -> None:
+    """Its backlog argument is both; the queue has to have its own length."""
+    async with here() as server:
+        clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
+        await greeted(clients)
+        assert server.stats.greeted == 200
+
+
+async def test_whoever_is_not_let_in_is_closed() -> None:
+    async with here(limits=Limits(deny=["127.0.0.1"])) as server:
+        assert (await speak_first(server.port, 0)).data == b""
+        assert server.stats.rejected["denied"] == server.stats.accepted == 1
+        await until(lambda: server.stats.open == 0, "it has left")
+    server = await here(limits=Limits(deny=["127.0.0.1"]))
+    client = socket.create_connection(("127.0.0.1", server.port))
+    server.close()  # which takes it from the queue by hand
+    client.setblocking(False)
+    assert (await read_to_end(client)).data == b""
+    assert server.stats.rejected["denied"] == 1
+    assert server.stats.open == 0

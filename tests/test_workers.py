@@ -1,0 +1,550 @@
+"""Workers as processes: they die, are replaced and leave, and no client notices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from greeter import Endpoint, GreeterError, greet
+from greeter.channel import PARENT_GONE
+from greeter.child import WorkerFailed
+from greeter.listeners import Listener, open_listeners
+from greeter.snapshot import Snapshot, Totals
+from greeter.workers import Backoff, Supervisor
+from tests.conftest import PATIENCE, ROOT, loop_factories
+from tests.peers import connect, read_to_end, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+COMMAND = [sys.executable, "-m", "tests.worker_process"]
+
+# What depends on the parent's loop is tested on both of them; a process is slow to start.
+pytestmark = [pytest.mark.usefixtures("in_root"), pytest.mark.asyncio(loop_factories=["asyncio"])]
+on_both_loops = pytest.mark.asyncio(loop_factories=list(loop_factories()))
+
+
+@pytest.fixture
+def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def door() -> Iterator[Listener]:
+    (listener,) = open_listeners([Endpoint.parse("127.0.0.1:0")])
+    yield listener
+    listener.close()
+
+
+def port_of(door: Listener) -> int:
+    assert isinstance(door.endpoint.port, int)
+    return door.endpoint.port
+
+
+@contextlib.asynccontextmanager
+async def working(door: Listener, count: int = 2, **options: Any) -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(
+        options.pop("command", COMMAND), [door], count, task=options.pop("task", {}), **options
+    )
+    async with asyncio.timeout(PATIENCE):
+        await supervisor.start()
+    try:
+        yield supervisor
+    finally:
+        async with asyncio.timeout(PATIENCE):
+            await supervisor.stop(5.0)
+
+
+def exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# -- a quiet life ----------------------------------------------------------------------------------------
+
+
+@on_both_loops
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_workers_greet_report_and_leave() -> None:
+    (door,) = open_listeners([Endpoint.parse("127.0.0.1:0")])
+    left: list[int] = []
+    async with working(door, 2, on_left=left.append) as supervisor:
+        pids = supervisor.pids
+        assert len(set(pids)) == 2
+        replies = await asyncio.gather(*(greet(port=port_of(door)) for _ in range(8)))
+        assert [reply.data for reply in replies] == [b"hello"] * 8
+        reports = await supervisor.stats()
+        assert sum(Snapshot.from_json(report).greeted for report in reports) == 8
+        assert await supervisor.stop(PATIENCE)
+        assert sorted(left) == sorted(pids)
+        assert await supervisor.stats() == []
+    assert not any(map(exists, pids))
+    assert supervisor.restarts == 0
+    door.close()
+
+
+async def test_a_worker_is_a_direct_child_with_its_sockets_and_nothing_else(door: Listener) -> None:
+    with socket.socket() as other:
+        other.set_inheritable(True)
+        async with working(door, 1) as supervisor:
+            (pid,) = supervisor.pids
+            with open(f"/proc/{pid}/stat") as file:  # noqa: ASYNC230  # it is not on a disk
+                parent, group = map(int, file.read().rpartition(")")[2].split()[1:3])
+            assert parent == os.getpid()
+            assert group == pid  # a Ctrl-C in the terminal is not for it
+            theirs = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            assert os.readlink(f"/proc/self/fd/{door.sock.fileno()}") in theirs
+            assert os.readlink(f"/proc/self/fd/{other.fileno()}") not in theirs
+            assert os.readlink(f"/proc/{pid}/fd/0") == os.devnull
+
+
+# -- sudden death ----------------------------------------------------------------------------------------
+
+
+async def queue_up(door: Listener, count: int) -> list[socket.socket]:
+    return [await connect(port_of(door)) for _ in range(count)]
+
+
+@on_both_loops
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_a_killed_worker_is_replaced_and_nobody_queued_is_reset(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (door,) = open_listeners([Endpoint.parse("127.0.0.1:0")])
+    async with working(door) as supervisor:
+        victim, other = supervisor.pids
+        for pid in (victim, other):
+            os.kill(pid, signal.SIGSTOP)
+        clients = await queue_up(door, 20)
+        os.kill(victim, signal.SIGKILL)
+        os.kill(other, signal.SIGCONT)
+        for client in clients:
+            outcome = await read_to_end(client)
+            assert (outcome.data, outcome.reset) == (b"hello", False)
+        await until(lambda: victim not in supervisor.pids, "it is replaced")
+        assert supervisor.pids[1] == other
+        assert supervisor.restarts == 1
+    assert errors(caplog) == [f"worker {victim} was killed by SIGKILL: starting another in 0.1 s"]
+    door.close()
+
+
+async def test_when_all_are_killed_the_queue_waits_for_the_next(door: Listener) -> None:
+    async with working(door) as supervisor:
+        for pid in supervisor.pids:
+            os.kill(pid, signal.SIGSTOP)
+        clients = await queue_up(door, 10)
+        before = supervisor.pids
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        for client in clients:
+            outcome = await read_to_end(client)
+            assert (outcome.data, outcome.reset) == (b"hello", False)
+        await until(lambda: not set(before) & set(supervisor.pids), "both are replaced")
+
+
+async def test_a_crash_loop_backs_off(door: Listener, caplog: pytest.LogCaptureFixture) -> None:
+    async with working(door, 1, task={"mode": "crash"}) as supervisor:
+        await until(lambda: supervisor.restarts == 3, "it crashes again and again")
+        await supervisor.stop()
+    lines = [line.partition(" ")[2].partition(" ")[2] for line in errors(caplog)]
+    assert lines == [f"exited with code 3: starting another in {delay} s" for delay in (0.1, 0.2, 0.4)]
+
+
+async def test_a_replacement_that_does_not_come_up_is_tried_again(
+    door: Listener, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    needed = tmp_path / "needed"
+    needed.touch()
+    async with working(door, 1, task={"needs": str(needed)}) as supervisor:
+        (pid,) = supervisor.pids
+        needed.unlink()
+        os.kill(pid, signal.SIGTERM)
+        await until(lambda: supervisor.restarts == 2, "the first replacement fails")
+        needed.touch()
+        assert (await greet(port=port_of(door))).data == b"hello"
+    first, second, *_ = errors(caplog)
+    assert first == f"worker {pid} was killed by SIGTERM: starting another in 0.1 s"
+    assert second.endswith(
+        "exited with code 3 (no greeting today) before it was ready: starting another in 0.2 s"
+    )
+
+
+async def test_a_worker_that_talks_nonsense_is_replaced(
+    door: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(door, 1, task={"mode": "nonsense"}) as supervisor:
+        (pid,) = supervisor.pids
+        await until(lambda: supervisor.restarts == 1, "it is killed")
+    assert errors(caplog)[:2] == [
+        f"worker {pid} sent what is no message: b'not JSON': killed",
+        f"worker {pid} was killed by SIGKILL: starting another in 0.1 s",
+    ]
+
+
+async def test_the_back_off_doubles_to_a_bound() -> None:
+    backoff = Backoff()
+    assert [backoff.next() for _ in range(8)] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    backoff.reset()
+    assert backoff.next() == 0.1
+
+
+async def test_a_long_and_healthy_life_begins_a_new_series(
+    door: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("greeter.workers.HEALTHY_SECONDS", 0.0)
+    async with working(door, 1, task={"mode": "crash"}) as supervisor:
+        await until(lambda: supervisor.restarts == 2, "it crashes again")
+    assert all(line.endswith("starting another in 0.1 s") for line in errors(caplog))
+
+
+PARENT = """
+import asyncio, sys
+from greeter import Endpoint
+from greeter.listeners import open_listeners
+from greeter.workers import Supervisor
+
+async def main():
+    (door,) = open_listeners([Endpoint.parse("127.0.0.1:0")])
+    task = {"leaves": sys.argv[1]}
+    supervisor = Supervisor([sys.executable, "-m", "tests.worker_process"], [door], 2, task=task)
+    await supervisor.start()
+    print(door.endpoint.port, *supervisor.pids, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def death_of(pid: int) -> None:
+    """Wait until a process that is not our child is gone."""
+    gone = asyncio.Event()
+    pidfd = os.pidfd_open(pid)
+    asyncio.get_running_loop().add_reader(pidfd, gone.set)
+    async with asyncio.timeout(PATIENCE):
+        await gone.wait()
+    asyncio.get_running_loop().remove_reader(pidfd)
+    os.close(pidfd)
+
+
+async def test_workers_leave_when_their_parent_is_killed(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.touch()
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PARENT, str(notes)), stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    async with asyncio.timeout(PATIENCE):
+        port, *pids = map(int, (await parent.stdout.readline()).split())
+    inside = await connect(port)
+    assert await asyncio.get_running_loop().sock_recv(inside, 5) == b"hello"
+    deaths = asyncio.gather(*map(death_of, pids))
+    parent.kill()
+    outcome = await read_to_end(inside)  # whoever is inside is still seen off in order
+    assert (outcome.data, outcome.reset) == (b"", False)
+    await deaths
+    await parent.wait()
+    assert notes.read_text() == f"{PARENT_GONE}\n" * 2
+
+
+# -- the end ---------------------------------------------------------------------------------------------
+
+
+@on_both_loops
+async def test_a_worker_that_does_not_leave_is_killed(
+    door: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(door, 2, task={"mode": "stubborn"}) as supervisor:
+        pids = supervisor.pids
+        assert await supervisor.stop(0.1) is False
+    assert not any(map(exists, pids))
+    assert errors(caplog) == [f"worker {pid} was not gone within 0.1 s: killed" for pid in pids]
+
+
+async def test_a_stop_finishes_with_everybody_inside(door: Listener) -> None:
+    async with working(door) as supervisor:
+        inside = [await connect(port_of(door)) for _ in range(4)]
+        for client in inside:
+            assert await asyncio.get_running_loop().sock_recv(client, 5) == b"hello"
+        stopping = asyncio.create_task(supervisor.stop(PATIENCE))
+        for client in inside:
+            outcome = await read_to_end(client)
+            assert (outcome.data, outcome.reset) == (b"", False)
+        assert await stopping
+
+
+async def test_a_stop_while_a_worker_is_on_its_way(door: Listener, caplog: pytest.LogCaptureFixture) -> None:
+    async with working(door, 1) as supervisor:
+        (pid,) = supervisor.pids
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: supervisor._children == [] and supervisor.restarts == 1, "it has died")
+        await until(lambda: supervisor._children != [], "another is on its way")
+        assert await supervisor.stop()
+        assert supervisor._children == []
+
+
+async def test_a_parent_that_is_in_a_hurry_kills_them_all(door: Listener) -> None:
+    async with working(door, 1, task={"mode": "stubborn"}, retire_timeout=PATIENCE) as supervisor:
+        await supervisor.replace_all({})
+        old, new = supervisor._children
+        supervisor.kill()
+        assert await old.gone == await new.gone == -signal.SIGKILL
+
+
+async def test_none_is_started_after_the_end(door: Listener) -> None:
+    async with working(door, 1) as supervisor:
+        await supervisor.stop()
+        with pytest.raises(WorkerFailed, match="no worker is started while they are being stopped"):
+            await supervisor.replace_all()
+        assert supervisor._children == []
+
+
+# -- a start that fails ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "task", "message"),
+    [
+        (2, {"mode": "fail"}, r"worker \d+ exited with code 3 \(no greeting today\) before it was ready"),
+        (1, {"mode": "never ready"}, r"worker \d+ was not ready within 0.5 s"),
+        (1, [], r"worker \d+ exited with code 1 before it was ready"),
+    ],
+)
+@pytest.mark.usefixtures("no_fd_leak", "capfd")  # the last one leaves a traceback
+async def test_a_start_that_fails_leaves_nothing(
+    count: int, task: Any, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (door,) = open_listeners([Endpoint.parse("127.0.0.1:0")])
+    timeout = 0.5 if "never" in str(task) else PATIENCE
+    supervisor = Supervisor(COMMAND, [door], count, task=task, ready_timeout=timeout)
+    with pytest.raises(GreeterError, match=f"^{message}$"):
+        await supervisor.start()
+    assert supervisor._children == []
+    assert errors(caplog) == []
+    door.close()
+
+
+async def test_a_command_that_is_not_there(door: Listener) -> None:
+    supervisor = Supervisor(["/nowhere/python"], [door], 2)
+    with pytest.raises(WorkerFailed, match="^cannot start '/nowhere/python': no such file or directory$"):
+        await supervisor.start()
+
+
+class Busy:
+    """A system that cannot fork for a while."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, times: int) -> None:
+        self.number, self.times = number, times
+        self._popen = subprocess.Popen
+        monkeypatch.setattr(subprocess, "Popen", self)
+
+    def __call__(self, *args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        if self.times:
+            self.times -= 1
+            raise OSError(self.number, os.strerror(self.number))
+        return self._popen(*args, **options)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM])
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_a_system_that_is_busy_is_asked_again(
+    number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (door,) = open_listeners([Endpoint.parse("127.0.0.1:0")])
+    Busy(monkeypatch, number, 2)
+    async with working(door, 1):
+        assert (await greet(port=port_of(door))).data == b"hello"
+    why = os.strerror(number)
+    assert errors(caplog) == [
+        f"cannot start a worker ({why[0].lower() + why[1:]}): trying again in {delay} s"
+        for delay in (0.1, 0.2)
+    ]
+    door.close()
+
+
+async def test_a_system_that_stays_busy(door: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    Busy(monkeypatch, errno.EAGAIN, 1000)
+    supervisor = Supervisor(COMMAND, [door], 1, ready_timeout=0.15)
+    with pytest.raises(WorkerFailed, match="^no worker could be started within 0.15 s$"):
+        await supervisor.start()
+
+
+async def test_a_cancelled_start_leaves_nothing(door: Listener) -> None:
+    supervisor = Supervisor(COMMAND, [door], 2, task={"mode": "never ready"})
+    starting = asyncio.create_task(supervisor.start())
+    await until(lambda: len(supervisor._children) == 2, "they are on their way")
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert supervisor._children == []
+
+
+# -- one after the other ---------------------------------------------------------------------------------
+
+
+@on_both_loops
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_replacing_all_under_load_loses_nobody_and_counts_everybody() -> None:
+    (door,) = open_listeners([Endpoint.parse("127.0.0.1:0")])
+    totals = Totals()
+    seen: list[int] = []
+
+    def on_stats(pid: int, stats: dict[str, Any]) -> None:
+        totals.update(pid, Snapshot.from_json(stats))
+
+    async def client() -> list[bytes]:
+        words = []
+        while not done.is_set():
+            words.append((await greet(port=port_of(door))).data)
+        return words
+
+    done = asyncio.Event()
+    async with working(
+        door, task={"greeting": "old"}, on_stats=on_stats, on_left=totals.retire
+    ) as supervisor:
+        clients = [asyncio.create_task(client()) for _ in range(8)]
+        for turn in range(2):
+            before = supervisor.pids
+            await supervisor.replace_all({"greeting": f"new {turn}"})
+            assert not set(before) & set(supervisor.pids)
+            await supervisor.stats()
+            seen.append(totals.total().greeted)
+        done.set()
+        heard = [word for words in await asyncio.gather(*clients) for word in words]
+        assert (await greet(port=port_of(door))).data == b"new 1"
+        await until(lambda: len(supervisor._children) == 2, "the old ones are gone")
+        await supervisor.stats()
+        assert totals.total().greeted == len(heard) + 1
+        assert set(heard) == {b"old", b"new 0", b"new 1"}
+        assert supervisor.restarts == 0
+        await supervisor.stop()
+        assert totals.total().greeted == len(heard) + 1
+        assert totals.total().open == 0
+    assert seen == sorted(seen)
+    door.close()
+
+
+async def test_a_replacement_that_fails_leaves_the_old_ones(door: Listener) -> None:
+    async with working(door, task={"greeting": "old"}) as supervisor:
+        before = supervisor.pids
+        with pytest.raises(WorkerFailed, match="no greeting today"):
+            await supervisor.replace_all({"mode": "fail"})
+        assert supervisor.pids == before
+        assert supervisor.restarts == 0
+        assert (await greet(port=port_of(door))).data == b"old"
+        for pid in before:  # and whoever comes later has the old task too
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: not set(before) & set(supervisor.pids), "both are replaced")
+        assert (await greet(port=port_of(door))).data == b"old"
+
+
+async def test_a_replaced_worker_that_does_not_leave_is_killed(
+    door: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(door, 1, task={"mode": "stubborn"}, retire_timeout=0.1) as supervisor:
+        (old,) = supervisor.pids
+        await supervisor.replace_all({})
+        await until(lambda: len(supervisor._children) == 1, "it is killed")
+        assert supervisor.restarts == 0
+    assert errors(caplog) == [f"worker {old} was not gone within 0.1 s: killed"]
+
+
+async def test_a_stop_does_not_wait_for_those_that_were_replaced_longer_than_for_others(
+    door: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(door, 1, task={"mode": "stubborn"}, retire_timeout=PATIENCE) as supervisor:
+        (old,) = supervisor.pids
+        await supervisor.replace_all({})
+        assert await supervisor.stop(0.2) is False
+    assert errors(caplog) == [f"worker {old} was not gone within 0.2 s: killed"]
+
+
+async def test_a_worker_that_dies_while_it_is_replaced(door: Listener) -> None:
+    async with working(door, 1, task={"greeting": "same"}) as supervisor:
+        (old,) = supervisor.pids
+        replacing = asyncio.create_task(supervisor.replace_all())  # with the task that they have
+        await until(lambda: len(supervisor._children) == 2, "another is on its way")
+        os.kill(old, signal.SIGKILL)
+        await replacing
+        assert supervisor.pids != (old,)
+        assert (await greet(port=port_of(door))).data == b"same"
+        assert supervisor.restarts == 0
+
+
+# -- reports ---------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_is_stuck_does_not_hold_up_the_report(door: Listener) -> None:
+    async with working(door) as supervisor:
+        await greet(port=port_of(door))
+        assert len(await supervisor.stats()) == 2
+        os.kill(supervisor.pids[0], signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                reports = await supervisor.stats(0.05)
+                assert sum(report["greeted"] for report in reports) == 1
+        finally:
+            os.kill(supervisor.pids[0], signal.SIGCONT)
+        reports = await supervisor.stats()
+        assert sum(report["greeted"] for report in reports) == 1
+
+
+async def test_reports_that_cannot_be_used_are_one_line(
+    door: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_stats(_pid: int, _stats: dict[str, Any]) -> None:
+        raise ValueError("too new")
+
+    async with working(door, 1, on_stats=on_stats) as supervisor:
+        (pid,) = supervisor.pids
+        await supervisor.stats()
+    expected = f"worker {pid}: its stats are of no use: ValueError('too new')"
+    assert errors(caplog) == [expected, expected]  # asked for, and its last
+
+
+async def test_a_worker_that_dies_instead_of_reporting(door: Listener) -> None:
+    async with working(door, 1) as supervisor:
+        (pid,) = supervisor.pids
+        os.kill(pid, signal.SIGSTOP)
+        asking = asyncio.create_task(supervisor.stats(PATIENCE))
+        await asyncio.sleep(0)
+        os.kill(pid, signal.SIGKILL)
+        assert await asking == []
+
+
+# -- a system without pidfd ------------------------------------------------------------------------------
+
+
+@on_both_loops
+async def test_a_death_is_noticed_without_pidfd(
+    door: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def pidfd_open(_pid: int) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    async with working(door, 1) as supervisor:
+        (pid,) = supervisor.pids
+        os.kill(pid, 63)
+        await until(lambda: supervisor.pids != (pid,), "it is replaced")
+        assert (await greet(port=port_of(door))).data == b"hello"
+        assert await supervisor.stop(PATIENCE)
+    # 63 is a real-time signal, which has no name.
+    assert errors(caplog) == [f"worker {pid} was killed by signal 63: starting another in 0.1 s"]
