@@ -107,6 +107,11 @@ class Connection(asyncio.Protocol):
         """What is written from here on goes through TLS."""
         self._seal = seal
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a transport: the client is past the vestibule."""
+        return self._transport is not None
+
     def address(self) -> Address:
         """The client's address, as accept() gives it; None if it had left before it could be asked."""
         if self._address is None and self._transport is not None:

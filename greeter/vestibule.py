@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 class Newcomer(Guest, Protocol):
     """A guest, and asyncio protocol, that is on its way to a transport."""
 
+    @property
+    def connected(self) -> bool:
+        """Whether it has one."""
+
     def introduce(self, address: Address, family: int) -> None:
         """A PROXY header has told who the client is."""
 
@@ -70,7 +74,7 @@ class Vestibule:
             passed = False
             raise
         finally:
-            if not passed:
+            if not passed and not guest.connected:  # else it leaves when its connection is lost
                 sock.close()
                 reception.left(guest)
 
