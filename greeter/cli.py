@@ -16,7 +16,7 @@ import click
 from greeter import __version__
 from greeter.commandline import collect, with_options
 from greeter.errors import ConfigError, GreeterError, reason
-from greeter.options import DemoOptions, GreetOptions, LoadOptions, ServeOptions
+from greeter.options import DemoOptions, GreetOptions, LoadOptions, ReportOptions, ServeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,6 +109,20 @@ def load(ctx: click.Context, /, **_: object) -> int:
     from greeter.loadcommand import run_load
 
     return run_load(collect(LoadOptions, ctx), click.echo)
+
+
+@cli.command()
+@with_options(ReportOptions, prefix="GREETER_REPORT_")
+@click.pass_context
+def report(ctx: click.Context, /, **_: object) -> int:
+    """Show a run of greeter load again, from its JSON: RUN.json, or RUN.json BASELINE.json.
+
+    With --merge, the files are the parts of one run that several machines made. The exit code is that of
+    the run.
+    """
+    from greeter.loadcommand import run_report
+
+    return run_report(collect(ReportOptions, ctx), click.echo)
 
 
 @cli.command()

@@ -93,6 +93,9 @@ _SPELL = {3: _flag, 2: _variable, 1: _dashed}
 def _parameter(field: dataclasses.Field[Any], prefix: str) -> Decorator:
     meta = field.metadata[KEY]
     if meta["argument"]:
+        if meta["multiple"]:
+            kind = meta["type"]
+            return click.argument(field.name, type=kind, nargs=-1, required=True, metavar="RUN.json...")
         return click.argument(field.name, type=meta["type"], default=str(field.default), metavar="[TARGET]")
     flag = _flag(field.name)
     if isinstance(field.default, bool):

@@ -1,4 +1,4 @@
-"""``greeter load`` and the load test of ``greeter demo``: from options to a report, files and an exit code.
+"""``greeter load`` and ``greeter report``: from options to a report, files and an exit code.
 
 The law: results go to where they were asked for, whole or not at all, and an interrupted run still tells
 what it saw.
@@ -12,34 +12,65 @@ import signal
 from typing import TYPE_CHECKING
 
 from greeter.errors import ConfigError, reason
-from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
+from greeter.loadtest import LoadPlan, LoadReport, Threshold, html, load
 from greeter.loadtest.outfile import write
 from greeter.loadtest.progress import progress
 from greeter.loadtest.render import hdr_log, summary, timeline_csv
+from greeter.loadtest.saved import gather
 from greeter.loops import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from greeter.options import LoadOptions
+    from greeter.options import LoadOptions, ReportOptions
 
 
 def run_load(options: LoadOptions, say: Callable[[str], None]) -> int:
     """Carry out a load test, write what was asked for, say the summary; returns the exit code."""
     plan = plan_of(options)
-    old = None if options.baseline is None else read_report(options.baseline)  # before the run, not after
+    # What may be wrong with the old run, or missing for the page, is said before the run, not after it.
+    old = None if options.baseline is None else _baseline(options.baseline)
+    if options.html is not None:
+        html.packages()
     report = run(_load(plan, quiet=options.quiet))
     if old is not None:
         report = report.against(old, options.tolerance, str(options.baseline))
+    return _deliver(
+        report,
+        say,
+        (options.json, report.to_json),
+        (options.csv, lambda: timeline_csv(report)),
+        (options.hdr, lambda: hdr_log(report)),
+        (options.html, lambda: html.page(report, old)),
+    )
+
+
+def run_report(options: ReportOptions, say: Callable[[str], None]) -> int:
+    """Read saved runs, write what was asked for, say the summary; returns the exit code of the run."""
+    report, old = gather(options.runs, merged=options.merge, tolerance=options.tolerance)
+    return _deliver(
+        report, say, (options.json, report.to_json), (options.html, lambda: html.page(report, old))
+    )
+
+
+def _baseline(path: Path) -> LoadReport:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {str(path)!r}: {reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{str(path)!r} is no report of a load test: it is not text") from error
+    return LoadReport.from_json(text, str(path))
+
+
+def _deliver(
+    report: LoadReport, say: Callable[[str], None], *files: tuple[Path | None, Callable[[], str]]
+) -> int:
     say(summary(report).removesuffix("\n"))
-    for path, render in (
-        (options.json, LoadReport.to_json),
-        (options.csv, timeline_csv),
-        (options.hdr, hdr_log),
-    ):
+    for path, render in files:
         if path is not None:
-            write(path, render(report))
+            write(path, render())
     return report.exit_code
 
 
@@ -68,17 +99,6 @@ def plan_of(options: LoadOptions) -> LoadPlan:
         server_name=options.server_name,
         thresholds=[Threshold.parse(text) for text in options.threshold],
     )
-
-
-def read_report(path: Path) -> LoadReport:
-    """A report from its JSON file. Raises ConfigError for one that cannot be read or is of another kind."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {str(path)!r}: {reason(error)}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{str(path)!r} is no report of a load test: it is not text") from error
-    return LoadReport.from_json(text, str(path))
 
 
 async def _load(plan: LoadPlan, *, quiet: bool) -> LoadReport:

@@ -193,7 +193,19 @@ class LoadOptions:
     json: Path | None = option(None, "Write the report there.", FILE)
     csv: Path | None = option(None, "Write the timeline there.", FILE)
     hdr: Path | None = option(None, "Write the histograms there, as an .hlog.", FILE)
+    html: Path | None = option(None, "Write a page to look at there.", FILE)
     quiet: bool = option(False, "Show no progress.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """What ``greeter report`` can be told."""
+
+    runs: tuple[Path, ...] = option((), "", FILE, many=True, argument=True)
+    merge: bool = option(False, "The files are parts of one run, made by several generators: add them up.")
+    tolerance: float = option(10.0, "How many percent worse than the baseline is still good.", PERCENT)
+    html: Path | None = option(None, "Write a page to look at there.", FILE)
+    json: Path | None = option(None, "Write the report there.", FILE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from greeter.stats import BOUNDS, TimeBuckets
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The counters of one process or of several, all plain integers.

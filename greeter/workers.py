@@ -179,6 +179,11 @@ class Supervisor:
             await asyncio.wait([child.gone for child in children])
         return not any(child.overdue for child in children)
 
+    def kill(self) -> None:
+        """End every worker at once, also those on their way in or out: the parent leaves this instant."""
+        for child in self._children:
+            child.kill()
+
     def _keep(self, place: Place) -> None:
         place.keeper = asyncio.get_running_loop().create_task(self._keeper(place))
 

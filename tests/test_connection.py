@@ -323,7 +323,7 @@ class Wire:
         self.protocol: Connection
         self._closing = False
 
-    def set_write_buffer_limits(self, high: int, low: int) -> None:
+    def set_write_buffer_limits(self, high: int, low: int | None = None) -> None:
         pass
 
     def get_extra_info(self, name: str) -> object:

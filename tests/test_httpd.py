@@ -107,8 +107,14 @@ async def test_a_page_by_a_real_client() -> None:
         assert site.asked == 2
 
 
-async def test_what_an_answer_says() -> None:
+async def test_what_an_answer_says_and_that_nothing_runs_after_it() -> None:
     async with serving() as (server, _):
+        sock = await say(server)
+        await until(lambda: len(server._exchanges) == 1, "it arrives")
+        (exchange,) = server._exchanges
+        sock.close()
+        await until(lambda: not server._exchanges, "it has left")
+        assert exchange._timer.cancelled()
         status, fields, body = await ask(server, GOOD)
     assert (status, body) == (200, b"hello\n")
     assert fields.pop("Date").endswith(" GMT")

@@ -27,6 +27,7 @@ LAYERS = [
     {"child"},
     {"listeners"},
     {"reception", "httpd"},
+    {"seal"},
     {"acceptor", "vestibule", "logs", "metrics"},
     {"connection"},
     {"stream"},

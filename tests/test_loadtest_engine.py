@@ -348,7 +348,7 @@ async def test_an_error_of_the_engine_ends_the_run(monkeypatch: pytest.MonkeyPat
     def broken(*_: Any) -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(Engine, "_begin", broken)
+    monkeypatch.setattr(Engine, "_begin_due", broken)
     with pytest.raises(RuntimeError, match="injected"):
         await run("127.0.0.1:9", count=1)
 

@@ -107,3 +107,30 @@ async def test_without_its_parent_it_ends() -> None:
             parent.process.stdin.close()
             async with asyncio.timeout(PATIENCE):
                 assert await parent.process.wait() == 0
+
+
+async def told(plan: LoadPlan) -> dict[str, Any]:
+    """What a worker says to a job without an address."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "greeter.loadtest.worker",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    job = {"plan": plan.to_dict(), "target": None, "index": 0, "intervals": False}
+    async with asyncio.timeout(PATIENCE):
+        out, _ = await process.communicate(json.dumps(job).encode() + b"\n")
+    assert process.returncode == 0
+    message: dict[str, Any] = json.loads(out)
+    return message
+
+
+async def test_on_a_machine_of_its_own_it_looks_the_target_up_itself() -> None:
+    ready = await told(LoadPlan("127.0.0.1:1", rate=10, duration=1.0))
+    assert "ready" in ready
+    assert ready["local"] is True
+    assert ready["notes"] == []
+    unknown = await told(LoadPlan("nobody.invalid:1"))
+    assert unknown["error"].startswith("cannot connect to nobody.invalid:1: ")
+    assert unknown["usage"] is False
+    too_many = await told(LoadPlan(connections=2_000_000_000))
+    assert "connections do not fit" in too_many["error"]
+    assert too_many["usage"] is True

@@ -451,10 +451,9 @@ async def test_everybody_who_waits_for_the_end_hears_of_it() -> None:
 def test_what_a_client_is_called(
     desk: Desk, address: Any, family: int, host: str, port: int, text: str
 ) -> None:
-    desk.reception.arrive(address)
-    peer = desk.reception.peer(address, family, "127.0.0.1:9999")
+    peer = desk.reception.peer(address, family, "127.0.0.1:9999", 7)
     assert (peer.host, peer.port, peer.family) == (host, port, family)
-    assert (peer.server, peer.hostname, peer.count) == ("127.0.0.1:9999", socket.gethostname(), 1)
+    assert (peer.server, peer.hostname, peer.count) == ("127.0.0.1:9999", socket.gethostname(), 7)
     assert describe(address) == text
 
 

@@ -136,18 +136,15 @@ async def test_a_resume_that_fails_is_tried_again(
     async with here() as server:
         path = path_of(server)
         failing = iter([errno.EMFILE, errno.ENFILE])
+        really = socket.socket.dup
 
-        class Bare(socket.socket):
-            def dup(self) -> Any:
-                if number := next(failing, None):
-                    raise OSError(number, os.strerror(number))
-                return super().dup()
+        def dup(sock: socket.socket) -> socket.socket:
+            if number := next(failing, None):
+                raise OSError(number, os.strerror(number))
+            return really(sock)
 
-        (listener,) = server._listeners
+        monkeypatch.setattr(socket.socket, "dup", dup)
         path.stop()
-        with listener.sock as old:
-            listener.sock = Bare(fileno=old.detach())
-        listener.sock.setblocking(False)
         client = socket.create_connection(("127.0.0.1", server.port))
         path.resume()
         await greeted([client])

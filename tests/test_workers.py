@@ -290,6 +290,47 @@ async def test_a_stop_finishes_with_everybody_inside(door: Listener) -> None:
         assert await stopping
 
 
+async def test_the_door_is_closed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greeter.workers.DOOR_SECONDS", 0.2)
+    loop = asyncio.get_running_loop()
+    path = f"{tmp_path}/x"
+    (door,) = open_listeners([Endpoint.unix(path)])
+    async with working(door, 1) as supervisor:
+        (pid,) = supervisor.pids
+        os.kill(pid, signal.SIGSTOP)
+        begin = loop.time()
+        with socket.socket(socket.AF_UNIX) as early:
+            early.connect(path)
+            early.setblocking(False)
+            stopping = asyncio.create_task(supervisor.stop(PATIENCE))
+            await until(lambda: not os.access(path, os.F_OK), "nobody new comes in")
+            os.kill(pid, signal.SIGCONT)
+            assert await loop.sock_recv(early, 5) == b"hello"
+            assert not stopping.done()
+        assert await stopping
+        assert loop.time() - begin >= 0.2
+    door.close()
+
+
+async def test_a_door_that_others_serve_too_is_left_open(
+    door: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greeter.workers.DOOR_SECONDS", 10 * PATIENCE)  # for handshakes that nobody resets
+    door.inherited = True
+    async with working(door, 1) as supervisor:
+        assert await supervisor.stop()
+        (await connect(port_of(door))).close()
+
+
+async def test_the_last_report_is_heard_however_late(door: Listener) -> None:
+    heard: list[int] = []
+    async with working(door, 1, on_stats=lambda _pid, stats: heard.append(stats["greeted"])) as supervisor:
+        assert (await greet(port=port_of(door))).data == b"hello"
+        asyncio.get_running_loop().remove_reader(supervisor._children[0]._channel._sock.fileno())
+        assert await supervisor.stop()
+    assert heard == [1]
+
+
 async def test_a_stop_while_a_worker_is_on_its_way(door: Listener, caplog: pytest.LogCaptureFixture) -> None:
     async with working(door, 1) as supervisor:
         (pid,) = supervisor.pids
@@ -472,20 +513,25 @@ async def test_a_stop_does_not_wait_for_those_that_were_replaced_longer_than_for
     async with working(door, 1, task={"mode": "stubborn"}, retire_timeout=PATIENCE) as supervisor:
         (old,) = supervisor.pids
         await supervisor.replace_all({})
+        deadline = supervisor._children[0]._deadline
         assert await supervisor.stop(0.2) is False
+        assert deadline is not None
+        assert deadline.cancelled()
     assert errors(caplog) == [f"worker {old} was not gone within 0.2 s: killed"]
 
 
 async def test_a_worker_that_dies_while_it_is_replaced(door: Listener) -> None:
-    async with working(door, 1, task={"greeting": "same"}) as supervisor:
+    async with working(door, 1, task={"greeting": "old"}) as supervisor:
         (old,) = supervisor.pids
-        replacing = asyncio.create_task(supervisor.replace_all())  # with the task that they have
+        replacing = asyncio.create_task(supervisor.replace_all({"greeting": "new"}))
         await until(lambda: len(supervisor._children) == 2, "another is on its way")
         os.kill(old, signal.SIGKILL)
         await replacing
-        assert supervisor.pids != (old,)
-        assert (await greet(port=port_of(door))).data == b"same"
         assert supervisor.restarts == 0
+        (new,) = supervisor.pids
+        assert new != old
+        os.kill(new, signal.SIGKILL)  # and whoever comes later has the new task
+        assert (await greet(port=port_of(door))).data == b"new"
 
 
 # -- reports ---------------------------------------------------------------------------------------------

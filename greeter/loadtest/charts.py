@@ -10,14 +10,25 @@ from itertools import pairwise
 from math import ceil, log10
 from typing import TYPE_CHECKING, Any
 
-from greeter.loadtest.figure import FEW, LATENCY, TIME, Chart, Table, along, bars, figure, line, time_table
+from greeter.loadtest.figure import (
+    TIME,
+    Chart,
+    Table,
+    along,
+    bars,
+    figure,
+    latency_axis,
+    line,
+    stretched,
+    time_table,
+)
 from greeter.loadtest.series import curve, edges, heat, slots
 from greeter.loadtest.units import latency, number, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from greeter.loadtest.figure import Trace
+    from greeter.loadtest.figure import Axis, Trace
     from greeter.loadtest.report import LoadReport
     from greeter.loadtest.series import Slot
 
@@ -30,9 +41,14 @@ PHASES = {
     "failed": ("failed after", "from the connect to the failure"),
 }
 _TENFOLDS = [10**n for n in range(9)]
-_NOTHING = "No response was timed, so there is nothing to draw."
+_NOTHING = "No response was timed."
 _PERCENTS = (0, 50, 75, 90, 95, 99, 99.9, 99.99, 99.999, 99.9999)
+_HEAT_HINT = (
+    "A cell stands for the responses that took that long at that time: the stronger its colour, the more "
+    "there were."
+)
 _HEAT_COLUMNS = 10
+_FEW_POINTS = 15
 
 
 def charts(report: LoadReport, baseline: LoadReport | None = None) -> Iterator[Chart]:
@@ -57,7 +73,7 @@ def rates(report: LoadReport, now: Sequence[Slot], then: Sequence[Slot] | None) 
     data = [
         bars("greeted", now, _greeted, "greeted"),
         bars("failed", now, _failed, "failed"),
-        along("begun", now, _begun, "ink"),
+        along("begun", now, _begun, "begun"),
     ]
     if asked := list(_asked_for(report.plan)):
         xs, ys = zip(*asked, strict=True)
@@ -65,13 +81,16 @@ def rates(report: LoadReport, now: Sequence[Slot], then: Sequence[Slot] | None) 
         data[-1]["line"]["dash"] = "dash"
     if then:
         data.append(along("greeted", then, _greeted, "before", before=True))
+    most = max((y for trace in data for y in trace["y"]), default=0)
     return Chart(
         "rates",
         "Connections per second",
         "Greeted and failed count when a connection ends, begun when it begins.",
         f"Over {_length(now)}, {number(report.rate['greeted'] or 0)} per second were greeted on average, "
-        f"{number(max(map(_greeted, now), default=0))} at most.",
-        figure(data, y=_from_zero("/s"), barmode="stack"),
+        f"{number(max(map(_greeted, now)))} at most."
+        if now
+        else "No connection ended.",
+        figure(data, x=_time(now, then), y=_from_zero(most, "/s"), barmode="stack") if now or then else None,
         time_table(
             now,
             then,
@@ -86,12 +105,13 @@ def rates(report: LoadReport, now: Sequence[Slot], then: Sequence[Slot] | None) 
 
 def open_connections(now: Sequence[Slot], then: Sequence[Slot] | None) -> Chart:
     """How many were open at once."""
+    most = max(map(_open, now), default=0)
     return Chart(
         "open",
         "Open connections",
         "The most that were open at once.",
-        f"Over {_length(now)}, {number(max(map(_open, now), default=0))} were open at most.",
-        _area("open", now, then, _open, "open", ""),
+        f"Over {_length(now)}, {number(most)} were open at most." if most else "No connection was open.",
+        _columns("open", now, then, _open, "open", ""),
         time_table(now, then, {"open": lambda slot: number(_open(slot))}),
     )
 
@@ -103,9 +123,10 @@ def failures(now: Sequence[Slot], then: Sequence[Slot] | None) -> Chart:
         "failures",
         "Errors over time",
         "Failed connections per second, when they ended. What they were is told under “Errors”.",
-        f"Over {_length(now)}, "
-        + (f"{number(most)} per second failed at most." if most else "no connection failed."),
-        _area("failed", now, then, _failed, "failed", "/s"),
+        f"Over {_length(now)}, {number(most)} per second failed at most."
+        if most
+        else "No connection failed.",
+        _columns("failed", now, then, _failed, "failed", "/s"),
         time_table(now, then, {"failed per second": lambda slot: number(_failed(slot))}),
     )
 
@@ -114,22 +135,23 @@ def latencies(now: Sequence[Slot], then: Sequence[Slot] | None) -> Chart:
     """Percentiles of the response time along time."""
     data: list[Trace] = []
     for run, stats in ((now, ("max", "p99", "p90", "p50")), (then or (), ("p99", "p50"))):
-        timed = [(slot.middle, found) for slot in run if (found := slot.latencies())]
+        timed = [slot for slot in run if slot.latencies]
         for stat in stats if timed else ():
-            xs, ys = [x for x, _ in timed], [found[stat] / 1e6 for _, found in timed]
-            data.append(line(stat, xs, ys, stat, before=run is then, show="%{y:.3~s}s"))
+            points = stretched(timed, [slot.latencies[stat] / 1e6 for slot in timed])
+            data.append(line(stat, *points, stat, before=run is then, show="%{y:.3~s}s"))
+    ys = [y * 1e6 for trace in data for y in trace["y"]]
 
     def cell(stat: str) -> Callable[[Slot], str]:
-        return lambda slot: latency((slot.latencies() or {}).get(stat))
+        return lambda slot: latency(slot.latencies.get(stat))
 
-    worst = max((found["max"] for slot in now if (found := slot.latencies())), default=None)
+    worst = max((slot.latencies["max"] for slot in now if slot.latencies), default=None)
     return Chart(
         "latencies",
         "Response times over time",
         "From the moment a client was meant to come to the end of its greeting, when it ended. "
         "The scale is logarithmic.",
         _NOTHING if worst is None else f"Over {_length(now)}, the slowest response took {latency(worst)}.",
-        figure(data, y=LATENCY, height=340) if data else None,
+        figure(data, x=_time(now, then), y=latency_axis(ys), height=340) if data else None,
         time_table(now, then, {stat: cell(stat) for stat in ("p50", "p90", "p99", "max")}),
     )
 
@@ -139,7 +161,6 @@ def heat_maps(now: Sequence[Slot], then: Sequence[Slot] | None) -> Iterator[Char
     bounds = edges(now, then or ())
     maps = [heat(run, bounds) for run in (now, then or ())]
     most = max((count for rows in maps for row in rows for count in row), default=0)
-    longest = max((run[-1].begin + run[-1].span for run in (now, then or ()) if run), default=0)
     for suffix, title, run, rows in zip(("", "-before"), ("", ", before"), (now, then), maps, strict=True):
         if run is None:
             continue
@@ -147,22 +168,20 @@ def heat_maps(now: Sequence[Slot], then: Sequence[Slot] | None) -> Iterator[Char
         yield Chart(
             f"heat{suffix}",
             f"Heat map of response times{title}",
-            "A cell stands for the responses that took that long at that time: the stronger its colour, the "
-            "more there were, on a logarithmic scale.",
+            "On the same scales." if suffix else _HEAT_HINT,
             f"{number(sum(map(sum, rows)))} response times over {_length(run)}." if timed else _NOTHING,
-            _heat_figure(run, rows, bounds, most, longest) if timed else None,
+            _heat_figure(run, rows, bounds, most, _time(now, then)) if timed else None,
             _heat_table(run, rows, bounds),
         )
 
 
 def _heat_figure(
-    run: Sequence[Slot], rows: list[list[int]], bounds: list[int], most: int, longest: float
+    run: Sequence[Slot], rows: list[list[int]], bounds: list[int], most: int, x: Axis
 ) -> dict[str, Any]:
     marks = [mark for mark in _TENFOLDS if mark <= most]
-    ends = [round(slot.begin + slot.span, 6) for slot in run]
     trace: Trace = {
         "type": "heatmap",
-        "x": [run[0].begin, *ends],
+        "x": [run[0].begin, *(slot.end for slot in run)],
         "y": [us / 1e6 for us in bounds],
         "z": [[round(log10(count), 2) if count else None for count in row] for row in rows],
         "customdata": rows,
@@ -178,8 +197,7 @@ def _heat_figure(
             "outlinewidth": 0,
         },
     }
-    x, y = {**TIME, "range": [0, longest]}, {**LATENCY, "showgrid": False}
-    y["range"] = [log10(bounds[0] / 1e6), log10(bounds[-1] / 1e6)]
+    y = {**latency_axis(bounds), "showgrid": False}
     return figure([trace], x=x, y=y, height=340, hovermode="closest")
 
 
@@ -189,7 +207,7 @@ def _heat_table(run: Sequence[Slot], rows: list[list[int]], bounds: list[int]) -
     begins = range(0, len(run), each)
     spans = [(run[begin], run[min(begin + each, len(run)) - 1]) for begin in begins]
     return Table(
-        ("took", *(f"{number(a.begin)} to {seconds(b.begin + b.span)}" for a, b in spans)),
+        ("took", *(f"{number(a.begin)} to {seconds(b.end)}" for a, b in spans)),
         [
             [
                 f"{latency(low)} to {latency(high)}",
@@ -209,10 +227,9 @@ def percentiles(report: LoadReport, baseline: LoadReport | None) -> Chart:
         for phase, (name, _) in PHASES.items():
             if run is None or not (points := curve(histogram := run.histogram(phase))):
                 continue
-            xs, ys = zip(*points, strict=True)
-            before = run is baseline
-            trace = line(name, xs, [us / 1e6 for us in ys], phase, before=before)
-            trace["mode"] = "lines+markers" if len(xs) <= FEW // 4 else "lines"
+            xs = [x for x, _ in points]
+            trace = line(name, xs, [us / 1e6 for _, us in points], phase, before=run is baseline)
+            trace["mode"] = "lines+markers" if len(xs) <= _FEW_POINTS else "lines"
             trace["customdata"] = [_percent(x) for x in xs]
             trace["hovertemplate"] = (
                 f"<b>{trace['name']}</b><br>%{{customdata}} % took at most %{{y:.3~s}}s<extra></extra>"
@@ -222,6 +239,7 @@ def percentiles(report: LoadReport, baseline: LoadReport | None) -> Chart:
             cells = [latency(us) for us in histogram.percentiles(*shown, 100)]
             cells[-1:-1] = ["-"] * (len(_PERCENTS) - len(shown))
             rows.append([trace["name"], number(histogram.total), *cells])
+    ys = [y * 1e6 for trace in data for y in trace["y"]]
     far = max((trace["x"][-1] for trace in data), default=10)
     marks = [mark for mark in (1, 2, *_TENFOLDS[1:], 10**9) if mark <= max(far, 10)]
     x = {
@@ -237,35 +255,42 @@ def percentiles(report: LoadReport, baseline: LoadReport | None) -> Chart:
         "point is the slowest of all. Both scales are logarithmic.",
         f"Percentile curves of {', '.join(trace['name'] for trace in data)}."
         if data
-        else "Nothing was timed, so there is nothing to draw.",
-        figure(data, x=x, y=LATENCY, height=400, hovermode="closest") if data else None,
+        else "Nothing was timed.",
+        figure(data, x=x, y=latency_axis(ys), height=400, hovermode="closest") if data else None,
         Table(("phase", "count", "min", *(f"p{p:g}" for p in _PERCENTS[1:]), "max"), rows),
     )
 
 
 def _percent(x: float) -> str:
     """The percentile that one in ``x`` exceeds, with the digits that tell it from 100."""
-    return f"{100 * (1 - 1 / x):.{max(0, ceil(log10(x)) - 1)}f}"
+    digits = max(0, ceil(log10(x)) - 1)
+    text = f"{100 * (1 - 1 / x):.{digits}f}"
+    return text.rstrip("0").rstrip(".") if digits else text
 
 
-def _area(
+def _columns(
     name: str,
     now: Sequence[Slot],
     then: Sequence[Slot] | None,
     value: Callable[[Slot], float],
     color: str,
     unit: str,
-) -> dict[str, Any]:
-    data = [{**along(name, now, value, color), "fill": "tozeroy", "fillcolor": f"var(--{color}-fill)"}]
+) -> dict[str, Any] | None:
+    """Bars and, for the older run, a line; nothing when there was never anything."""
+    data = [bars(name, now, value, color)]
     if then:
         data.append(along(name, then, value, "before", before=True))
     most = max((y for trace in data for y in trace["y"]), default=0)
-    y = _from_zero(unit) | ({} if most else {"range": [0, 1]})
-    return figure(data, y=y, height=220)
+    return figure(data, x=_time(now, then), y=_from_zero(most, unit), height=240) if most else None
 
 
-def _from_zero(unit: str) -> dict[str, Any]:
-    return {"rangemode": "tozero", "ticksuffix": unit, "tickformat": ",~r", "hoverformat": ",.4~r"}
+def _time(now: Sequence[Slot], then: Sequence[Slot] | None) -> Axis:
+    """The axis of time: the same for all that is along time."""
+    return {**TIME, "range": [0, max((run[-1].end for run in (now, then) if run), default=1)]}
+
+
+def _from_zero(most: float, unit: str) -> Axis:
+    return {"range": [0, 1.08 * most or 1], "ticksuffix": unit, "tickformat": ",~r", "hoverformat": ",.4~r"}
 
 
 def _asked_for(plan: dict[str, Any]) -> Iterator[tuple[float, float]]:
@@ -282,7 +307,7 @@ def _asked_for(plan: dict[str, Any]) -> Iterator[tuple[float, float]]:
 
 
 def _length(run: Sequence[Slot]) -> str:
-    return seconds(run[-1].begin + run[-1].span) if run else "no time"
+    return seconds(run[-1].end)
 
 
 def _begun(slot: Slot) -> float:

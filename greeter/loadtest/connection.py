@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from greeter.loadtest.plan import LoadPlan
     from greeter.loadtest.target import Target
 
-# What ``happened`` says of a connection that is held and that the peer has closed: a class of no count.
-CLOSED = "closed while held"
-
 # Errors of a socket that was connected. Linux says EPIPE for a reset behind the end of the stream.
 _RESETS = (errno.ECONNRESET, errno.EPIPE)
 
@@ -50,9 +47,9 @@ class Connection:
     """``intended`` is when it was meant to begin, ``start`` when it did; ``connected`` and ``first`` (its
     first byte) are 0 until they happen. All are moments of one clock, in seconds.
 
-    ``fd`` is the descriptor to watch, -1 while there is nothing to watch. ``why`` has the system's words
-    for a failure that has any. ``ended`` says that no more can come from the peer, ``measured`` whether
-    it is part of the run and not of the warm-up, ``held`` that it is only kept open.
+    ``fd`` is its descriptor, -1 if none could be had. ``why`` has the system's words for a failure that
+    has any. ``ended`` says that no more can come from the peer, ``measured`` that it is part of the run
+    and not of the warm-up.
     """
 
     __slots__ = (
@@ -62,9 +59,9 @@ class Connection:
         "error",
         "fd",
         "first",
-        "held",
         "intended",
         "measured",
+        "queued",
         "received",
         "rules",
         "sock",
@@ -83,28 +80,30 @@ class Connection:
         self.connected = self.first = 0.0
         self.fd = -1
         self.received = self.error = 0
-        self.ended = self.held = False
+        self.ended = False
         self.why = ""
 
     def open(self) -> str | None:
         """Make the socket and connect. Returns the class in which that failed, or None.
 
-        If ``fd`` is -1 afterwards, connecting has to be tried again later: a Unix socket whose queue is
-        full says EAGAIN, and there is no event for "no longer" (connect(2)).
+        ``queued`` says afterwards that ``connect`` has to be called again later: a Unix socket whose
+        queue is full says EAGAIN, and there is no event for "no longer" (connect(2)).
         """
         try:
             self.sock = self.rules.target.open()
         except OSError as error:
             return self._not_connected(error.errno or 0)
+        self.fd = self.sock.fileno()
         return self.connect()
 
     def connect(self) -> str | None:
         """Connect, as the last part of ``open``, or once more."""
         code = self.sock.connect_ex(self.rules.target.address)
         if code in _UNDER_WAY:
-            self.fd = self.sock.fileno()
+            self.queued = False
             return None
         if code == errno.EAGAIN and self.rules.target.family == socket.AF_UNIX:
+            self.queued = True
             return None
         return self._not_connected(code)
 
@@ -118,9 +117,7 @@ class Connection:
             self.error = self.error or code
         if not self.connected:
             self.connected = now
-        if mask & READABLE:
-            return self.drain() if self.held else self.read(mask, now)
-        return None
+        return self.read(mask, now) if mask & READABLE else None
 
     def read(self, mask: int, now: float) -> str | None:
         """Take what there is: the class in which it has ended, or None if there is more to come."""
@@ -168,16 +165,16 @@ class Connection:
             return "unexpected_greeting"
         return GREETED
 
-    def drain(self) -> str | None:
-        """Discard what comes behind the greeting: CLOSED when the peer has closed or reset it."""
+    def drain(self) -> bool:
+        """Discard what comes behind the greeting; true when the peer has closed or reset it."""
         try:
             while self.sock.recv_into(self.rules.buffer):
                 pass
         except _NOTHING_YET:
-            return None
+            return False
         except OSError as error:
             self.error = error.errno or errno.EIO
-        return CLOSED
+        return True
 
     def overdue(self) -> str:
         """The class of a connection whose deadline has passed."""

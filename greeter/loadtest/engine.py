@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
+from itertools import takewhile
 from math import inf
 from time import monotonic, thread_time
 from typing import TYPE_CHECKING
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from greeter.loadtest.plan import LoadPlan
     from greeter.loadtest.target import Target
 
-# So often a turn looks whether more has happened before it gives way to the loop.
+# After many events a turn looks whether there are more, but so often at the most: the loop has others.
+_MANY = 64
 _ROUNDS = 4
 # So often a Unix socket whose queue is full is tried again.
 _RETRY_SECONDS = 0.005
@@ -57,20 +59,24 @@ class Engine:
         self.metrics = Metrics()
         self._plan, self._index, self._on_interval = plan, index, on_interval
         self._open_loop = plan.mode == "open"
-        self._slots = plan.share(index)
         self._schedules: list[tuple[Pacer, float]] = [(plan.pacer(index), 0.0)]
         if plan.warmup:
             self._schedules.insert(0, (plan.warmup_pacer(index), -plan.warmup))
         self._rules = Rules(plan, target)
-        self._hold, self._timeout, self._connect_timeout = plan.hold, plan.timeout, plan.connect_timeout
-        self._table: dict[int, Connection] = {}
-        self._connecting: Deadlines[Connection] = Deadlines()
-        self._unanswered: Deadlines[Connection] = Deadlines()
-        self._held: Deadlines[Connection] = Deadlines()
+        self._timeout, self._connect_timeout, self._hold = plan.timeout, plan.connect_timeout, plan.hold
+        # Who is waited for, by descriptor and in the order of their beginning, which is that of their
+        # deadlines too: those without a greeting yet, and of these those without a connection yet.
+        self._waiting: dict[int, Connection] = {}
+        self._connecting: dict[int, Connection] = {}
+        self._held: dict[int, Connection] = {}
+        self._held_until: Deadlines[Connection] = Deadlines()
         self._queued: list[Connection] = []  # Unix connects to be tried again …
         self._retry_at = inf  # … at this moment
-        self._interval, self._interval_end = Interval(), inf
+        self._slots = self._free = plan.share(index)
         self._freed = -inf  # when a slot last came free after there had been none
+        self._interval, self._interval_end = Interval(), inf
+        self._uncounted = 0
+        self._check_at = -inf  # no deadline passes before
         self._over = False
 
     async def run(self, begin: float | None = None) -> Metrics:
@@ -110,32 +116,39 @@ class Engine:
             self._done.set_exception(error)
 
     def _turn(self) -> None:
-        poll, table = self._poller.poll, self._table
+        poll, waiting, connecting = self._poller.poll, self._waiting, self._connecting
         for _ in range(_ROUNDS):
             events = poll()
             now = monotonic()
             if now >= self._interval_end:
                 self._turn_interval(now)
             for fd, mask in events:
-                connection = table[fd]
+                connection = waiting.get(fd)
+                if connection is None:
+                    self._happened_to_held(fd, now)
+                    continue
                 outcome = connection.happened(mask, now)
                 if connection.connected == now:
-                    self._connecting.discard(connection)
+                    connecting.pop(fd, None)
                 if outcome is not None:
                     self._end(connection, outcome, now)
             due = self._begin_due()
-            if len(table) > self._interval.open:
-                self._interval.open = len(table)
-            if not events:
+            if len(events) < _MANY:
                 break
-        self._expire(now)
-        if self._over and not table and not self._queued:
+        if self._slots - self._free > self._interval.open:
+            self._interval.open = self._slots - self._free
+        if now >= self._check_at:
+            self._expire(now)
+        if self._uncounted >= _MANY:
+            self._count_recorded()
+        if self._over and self._free == self._slots:
             self._done.set_result(None)
             return
-        self._alarm.set(min(due, self._next_deadline(), self._interval_end))
+        self._alarm.set(min(due, self._check_at, self._interval_end))
 
     def _turn_interval(self, now: float) -> None:
         """Close the interval that is over and begin the one that ``now`` is in."""
+        self._count_recorded()
         interval = self._interval
         if self._zero < self._interval_end:
             self.metrics.response.add(interval.response)
@@ -144,8 +157,13 @@ class Engine:
             if self._on_interval is not None:
                 self._on_interval(interval, self._index)
         number = int((now - self._zero) / INTERVAL)
-        self._interval = Interval(number * INTERVAL, open=len(self._table))
+        self._interval = Interval(number * INTERVAL, open=self._slots - self._free)
         self._interval_end = self._zero + (number + 1) * INTERVAL
+
+    def _count_recorded(self) -> None:
+        self._uncounted = 0
+        self.metrics.count()
+        self._interval.response.count()
 
     # -- beginning
 
@@ -153,7 +171,7 @@ class Engine:
         """Begin what is due and has a free slot; returns the moment at which there is more to do."""
         if self._over:
             return inf
-        table, slots, pace = self._table, self._slots, self._pacer.pace
+        rules, pace, watch = self._rules, self._pacer.pace, self._poller.watch
         for _ in range(BATCH):
             now = monotonic()
             wait, stop = pace(now - self._origin, self._started)
@@ -161,80 +179,97 @@ class Engine:
                 return self._next_schedule(now)
             if wait > 0:
                 return now + wait
-            if len(table) + len(self._queued) >= slots:
+            if not self._free:
                 return self._origin + (self._pacer.end or inf)
-            outcome = self._begin(now + wait, now)
-            if outcome == "local_exhausted" and not self._open_loop:
-                return now + _PAUSE_SECONDS
+            self._started += 1
+            self._free -= 1
+            connection = rules.connection(rules, now + wait, now, self._measuring)
+            if self._measuring:
+                self._interval.attempted += 1
+                if self._open_loop:
+                    self.metrics.lag.record(now - max(now + wait, self._freed))
+            outcome = connection.open()
+            if outcome is None:
+                fd = connection.fd
+                self._waiting[fd] = self._connecting[fd] = connection
+                if connection.queued:
+                    self._try_again(connection, now)
+                else:
+                    watch(fd)
+            else:
+                self._end(connection, outcome, now)
+                if outcome == "local_exhausted" and not self._open_loop:
+                    return now + _PAUSE_SECONDS
         return now
 
-    def _begin(self, intended: float, now: float) -> str | None:
-        """Begin one connection; returns the class in which it has ended already, or None."""
-        self._started += 1
-        connection = self._rules.connection(self._rules, intended, now, self._measuring)
-        if self._measuring:
-            self._interval.attempted += 1
-            if self._open_loop:
-                self.metrics.lag.record(now - max(intended, self._freed))
-        outcome = connection.open()
-        self._connecting.add(connection, now + self._connect_timeout)
-        self._unanswered.add(connection, now + self._timeout)
-        if connection.fd < 0:
-            self._not_under_way(connection, outcome, now)
-        else:
-            self._table[connection.fd] = connection
-            self._poller.watch(connection.fd)
-        return outcome
-
-    def _not_under_way(self, connection: Connection, outcome: str | None, now: float) -> None:
-        """Put a connection where it belongs that has ended already, or has to be tried again."""
-        if outcome is not None:
-            self._end(connection, outcome, now)
-        else:
-            self._queued.append(connection)
-            self._retry_at = min(self._retry_at, now + _RETRY_SECONDS)
+    def _try_again(self, connection: Connection, now: float) -> None:
+        """Connect again later: a Unix socket whose queue is full."""
+        self._queued.append(connection)
+        self._retry_at = min(self._retry_at, now + _RETRY_SECONDS)
+        self._check_at = min(self._check_at, self._retry_at)
 
     def _retry(self, now: float) -> None:
-        """Try the Unix connects again whose queue was full, first come first."""
+        """Connect those again whose queue was full, first come first."""
         queued, self._queued, self._retry_at = self._queued, [], inf
         for connection in queued:
+            if connection.fd not in self._waiting:
+                continue  # its deadline has passed
             outcome = connection.connect()
-            if connection.fd < 0:
-                self._not_under_way(connection, outcome, now)
+            if outcome is not None:
+                self._end(connection, outcome, now)
+            elif connection.queued:
+                self._try_again(connection, now)
             else:
-                self._table[connection.fd] = connection
                 self._poller.watch(connection.fd)
 
+    # -- deadlines
+
     def _expire(self, now: float) -> None:
-        """End, or let go, whatever has waited for as long as it may."""
+        """End, or let go, whoever has waited for as long as he may; and know when to look again."""
         if now >= self._retry_at:
             self._retry(now)
-        for queue in (self._connecting, self._unanswered):
-            for connection in queue.expire(now):
-                self._end(connection, connection.overdue(), now)
-        for connection in self._held.expire(now):
-            self._close(connection, now)
+        for connection in _begun_by(now - self._connect_timeout, self._connecting):
+            self._end(connection, connection.overdue(), now)
+        for connection in _begun_by(now - self._timeout, self._waiting):
+            self._end(connection, connection.overdue(), now)
+        for connection in self._held_until.expire(now):
+            self._let_go(connection, now)
+        # Whoever comes later has at least the shortest of the times before him.
+        self._check_at = min(
+            now + min(self._connect_timeout, self._timeout, self._hold or inf),
+            _oldest(self._connecting) + self._connect_timeout,
+            _oldest(self._waiting) + self._timeout,
+            self._held_until.first() or inf,
+            self._retry_at,
+        )
 
-    def _next_deadline(self) -> float:
-        queues = (self._connecting, self._unanswered, self._held)
-        return min(self._retry_at, *(queue.first() or inf for queue in queues))
+    def _happened_to_held(self, fd: int, now: float) -> None:
+        connection = self._held.get(fd)
+        if connection is not None and connection.drain():
+            self.metrics.closed_while_held += connection.measured and not connection.ended
+            self._let_go(connection, now)
+
+    def _let_go(self, connection: Connection, now: float) -> None:
+        """Close a connection that was held."""
+        del self._held[connection.fd]
+        self._held_until.discard(connection)
+        self._close(connection, now)
 
     # -- ending
 
     def _end(self, connection: Connection, outcome: str, now: float) -> None:
         """Count a connection that has ended in ``outcome``; hold it or close it."""
+        fd = connection.fd
+        self._waiting.pop(fd, None)
         if not connection.connected:
-            self._connecting.discard(connection)
-        self._unanswered.discard(connection)
-        if connection.held:
-            self.metrics.closed_while_held += connection.measured and not connection.ended
-        elif connection.measured:
+            self._connecting.pop(fd, None)
+        if connection.measured:
             self._count(connection, outcome, now)
         if self._hold and outcome == GREETED:
-            connection.held = True
-            self._held.add(connection, now + self._hold)
+            self._held[fd] = connection
+            self._held_until.add(connection, now + self._hold)
             if connection.ended:
-                self._poller.forget(connection.fd)
+                self._poller.forget(fd)
         else:
             self._close(connection, now)
 
@@ -251,25 +286,22 @@ class Engine:
                 metrics.service.record(now - start)
         if outcome == GREETED:
             self._interval.greeted += 1
-            metrics.reset_after_greeting += connection.error != 0
+            if connection.error:
+                metrics.reset_after_greeting += 1
         else:
             self._interval.failed += 1
             metrics.failed.record(now - start)
             if connection.why:
                 metrics.reason(outcome, connection.why)
         self._last_end = now
+        self._uncounted += 1
 
     def _close(self, connection: Connection, now: float) -> None:
         """Close a connection, and give its slot free."""
-        if len(self._table) + len(self._queued) >= self._slots:
+        if not self._free:
             self._freed = now
-        if connection.fd >= 0:
-            self._poller.forget(connection.fd)
-            del self._table[connection.fd]
-        elif connection in self._queued:
-            self._queued.remove(connection)
-        if connection.held:
-            self._held.discard(connection)
+        self._free += 1
+        self._poller.forget(connection.fd)
         connection.close()
 
     # -- the end of the run
@@ -299,8 +331,8 @@ class Engine:
                 metrics.scheduled = pacer.length or 0.0
         if self._plan.duration is not None and elapsed >= self._plan.duration:
             self._hold = 0.0
-            for connection in self._held.expire(inf):
-                self._close(connection, now)
+            for connection in self._held_until.expire(inf):
+                self._let_go(connection, now)
 
     def _finish(self) -> None:
         """Close what is open, and the books."""
@@ -308,13 +340,22 @@ class Engine:
         if not self._over:
             self._end_schedule(now)
         self._turn_interval(now)
-        cut_off = [c for c in (*self._table.values(), *self._queued) if not c.held]
-        for connection in cut_off:
+        for connection in self._waiting.values():
             if connection.measured:
                 metrics.cut_off += 1
                 metrics.timeline.retract(connection.start - self._zero)
-        for connection in (*self._table.values(), *self._queued):
+        for connection in (*self._waiting.values(), *self._held.values()):
             self._close(connection, now)
         if not self._open_loop:
             metrics.service.add(metrics.response)
         metrics.elapsed = max(metrics.scheduled, self._last_end - self._zero)
+
+
+def _begun_by(moment: float, waiting: dict[int, Connection]) -> list[Connection]:
+    """Those begun by then; they are in the order of their beginning."""
+    return list(takewhile(lambda connection: connection.start <= moment, waiting.values()))
+
+
+def _oldest(waiting: dict[int, Connection]) -> float:
+    """When the first of them began."""
+    return next((connection.start for connection in waiting.values()), inf)

@@ -1,15 +1,16 @@
 """What plotly.js is told, in the few words that the charts need: a line, bars, an axis of times.
 
 The law: a figure is plain data. Colours are names, ``var(--failed)``, that the page's style sheet knows,
-once for light and once for dark; times are in seconds, and plotly writes them as 850µs or 3.1ms.
+once for light and once for dark. Times are in seconds, which plotly.js writes as 850µs or 3.1ms.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log10
 from typing import TYPE_CHECKING, Any
 
-from greeter.loadtest.units import number, seconds
+from greeter.loadtest.units import latency, number, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,8 +21,8 @@ Trace = dict[str, Any]
 Axis = dict[str, Any]
 
 FEW = 60  # points that are no more than this are marked one by one
-TIME: Axis = {"ticksuffix": " s", "rangemode": "nonnegative", "hoverformat": ".4~g"}
-LATENCY: Axis = {"type": "log", "tickformat": "~s", "ticksuffix": "s", "hoverformat": ".3~s"}
+TIME: Axis = {"ticksuffix": " s", "hoverformat": ".4~g"}
+_TICKS = [step * 10**n for n in range(8) for step in (1, 2, 5)]  # in µs
 BEFORE = {"dash": "dot", "width": 1.5}
 
 
@@ -58,7 +59,7 @@ def figure(data: list[Trace], *, x: Axis = TIME, y: Axis, height: int = 320, **l
         "data": data,
         "layout": {
             "height": height,
-            "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+            "margin": {"l": 8, "r": 8, "t": 30, "b": 8},
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "font": {"family": "system-ui, sans-serif", "size": 12, "color": "var(--ink)"},
@@ -71,6 +72,18 @@ def figure(data: list[Trace], *, x: Axis = TIME, y: Axis, height: int = 320, **l
             "yaxis": {**axis, **y},
             **layout,
         },
+    }
+
+
+def latency_axis(us: Sequence[float]) -> Axis:
+    """A logarithmic axis for times that are all in ``us`` (microseconds)."""
+    low, high = max(1, min(us)), max(us)
+    ticks = _TICKS if high < 1000 * low else _TICKS[::3]
+    return {
+        "type": "log",
+        "range": [log10(low / 1e6) - 0.08, log10(high / 1e6) + 0.08],
+        "tickvals": [tick / 1e6 for tick in ticks],
+        "ticktext": [latency(tick) for tick in ticks],
     }
 
 
@@ -102,7 +115,14 @@ def along(
     name: str, run: Sequence[Slot], value: Callable[[Slot], float], color: str, *, before: bool = False
 ) -> Trace:
     """A line along time."""
-    return line(name, [slot.middle for slot in run], [value(slot) for slot in run], color, before=before)
+    return line(name, *stretched(run, [value(slot) for slot in run]), color, before=before)
+
+
+def stretched(run: Sequence[Slot], ys: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """Where the points of a line along time are: in the middle of each slot; one alone is as wide as that."""
+    if len(run) == 1:
+        return (run[0].begin, run[0].end), (*ys, *ys)
+    return [slot.middle for slot in run], ys
 
 
 def bars(name: str, run: Sequence[Slot], value: Callable[[Slot], float], color: str) -> Trace:
@@ -130,5 +150,5 @@ def time_table(
         here = [run[index] if index < len(run) else None for run in (now, then) if run is not None]
         named = next(slot for slot in here if slot)
         cells = [show(slot) if slot else "-" for slot in here for show in columns.values()]
-        rows.append([f"{number(named.begin)} to {seconds(named.begin + named.span)}", *cells])
+        rows.append([f"{number(named.begin)} to {seconds(named.end)}", *cells])
     return Table(("time", *heads), rows)

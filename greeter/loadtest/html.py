@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 # What an exit code is called, and the kind of news that it is.
 _RESULTS = {
-    0: ("Passed", "good"),
-    1: ("Nothing was greeted", "bad"),
-    98: ("The generator was the limit", "bad"),
-    99: ("Not passed", "bad"),
-    130: ("Interrupted", "odd"),
+    0: ("✓ Passed", "good"),
+    1: ("✗ Failed", "bad"),
+    98: ("✗ Not valid", "bad"),
+    99: ("✗ Failed", "bad"),
+    130: ("– Not complete", "odd"),
 }
 
 
@@ -58,8 +58,12 @@ def page(report: LoadReport, baseline: LoadReport | None = None) -> str:
     plotly = offline.get_plotlyjs()
     try:
         drawn = list(charts(report, baseline))
+    except ConfigError:  # which is a ValueError too
+        raise
     except ValueError as error:
-        raise ConfigError(f"the report on {report.target} has a histogram that cannot be read: {error}") from None
+        raise ConfigError(
+            f"the report on {report.target} has a histogram that cannot be read: {error}"
+        ) from None
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -93,13 +97,16 @@ def _policy(*scripts: str) -> str:
     """A content security policy (CSP level 3) that lets these scripts run, by their hash, and no other."""
     hashes = " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts)
     # plotly.js sets styles, and draws a heat map into a picture of its own.
-    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:"
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "form-action 'none'; base-uri 'none'"
+    )
 
 
 def _result(report: LoadReport) -> tuple[str, str]:
     """The word for the run and the kind of news that it is."""
     if report.exit_code == 0 and not report.thresholds and report.baseline is None:
-        return ("Done", "good") if not report.connections["failed"] else ("Done, with errors", "odd")
+        return ("✗ Errors", "odd") if report.connections["failed"] else ("✓ Done", "good")
     return _RESULTS[report.exit_code]
 
 
@@ -107,7 +114,9 @@ def _plan(plan: dict[str, Any]) -> dict[str, str]:
     """The plan in words: what was chosen, without what was left alone."""
     open_loop = plan["mode"] == "open"
     found = {
-        "loop": "open: clients come on a schedule" if open_loop else "closed: the next client waits for one before it",
+        "loop": "open: clients come on a schedule"
+        if open_loop
+        else "closed: the next client waits for one before it",
         "rate": None if plan["rate"] is None else f"{number(plan['rate'])}/s",
         "stages": ", ".join(f"{seconds(s['duration_s'])} to {number(s['rate'])}/s" for s in plan["stages"]),
         "open at once": f"at most {number(plan['connections'])}",

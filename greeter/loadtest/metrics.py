@@ -72,6 +72,11 @@ class Metrics:
             why = "other reasons"
         reasons[why] = reasons.get(why, 0) + 1
 
+    def count(self) -> None:
+        """Count what the histograms have recorded."""
+        for name in HISTOGRAMS:
+            getattr(self, name).count()
+
     def merge(self, other: Metrics) -> None:
         """Add what another worker measured in the same run."""
         for name in HISTOGRAMS:

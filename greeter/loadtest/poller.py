@@ -13,6 +13,7 @@ arrived, behind all of its data; a poller that cannot know leaves it out.
 from __future__ import annotations
 
 import select
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -46,17 +47,12 @@ class Epoll:
     def __init__(self, loop: AbstractEventLoop, wake: Callable[[], None]) -> None:
         self._loop = loop
         self._epoll = select.epoll()
-        self._register, self._poll = self._epoll.register, self._epoll.poll
+        self.watch: Callable[[int], None] = partial(self._epoll.register, eventmask=_EVERYTHING)
+        self.poll: Callable[[], list[tuple[int, int]]] = partial(self._epoll.poll, 0, BATCH)
         loop.add_reader(self._epoll.fileno(), wake)
-
-    def watch(self, fd: int) -> None:
-        self._register(fd, _EVERYTHING)
 
     def forget(self, fd: int) -> None:
         """Nothing to do: closing it takes it out, and without a new edge there is no event."""
-
-    def poll(self) -> list[tuple[int, int]]:
-        return self._poll(0, BATCH)
 
     def close(self) -> None:
         self._loop.remove_reader(self._epoll.fileno())

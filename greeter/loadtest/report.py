@@ -72,14 +72,16 @@ class LoadReport:
 
     @property
     def exit_code(self) -> int:
-        """130 interrupted, 98 the generator was the limit, 99 a limit missed, 1 nothing greeted, or 0."""
+        """130 interrupted, 98 the generator was the limit, 99 a limit missed, 1 nothing greeted or a part of
+        the load lost, or 0."""
         if self.interrupted:
             return 130
         if self.generator["saturated"]:
             return 98
         if not self.passed:
             return 99
-        return 0 if self.connections["greeted"] else 1
+        lost = any(part.get("lost") for part in self.generator.get("parts", ()))
+        return 0 if self.connections["greeted"] and not lost else 1
 
     @property
     def verdict(self) -> str:

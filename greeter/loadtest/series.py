@@ -1,13 +1,14 @@
 """The figures of a report in the shape that a chart wants them: along time, along the percentiles.
 
 The law: nothing here grows with the run. Time has as many points as the timeline has buckets, a curve has
-twenty points for each tenfold, and a heat map has at most 64 rows.
+twenty points for each tenfold, and a heat map has at most 40 rows.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from greeter.loadtest.histogram import keys_at, lowest
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from greeter.loadtest.histogram import Histogram
 
 _PER_TENFOLD = 20
-_MOST_ROWS = 64
+_TIMELINE_BITS = 8  # what a bucket of the timeline keeps of a latency
+_MOST_ROWS = 40
 _PERCENTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Slot:
     """A stretch of the run: ``span`` seconds from ``begin`` seconds on, and what was counted in it."""
 
@@ -35,14 +37,25 @@ class Slot:
     def middle(self) -> float:
         return round(self.begin + self.span / 2, 6)
 
+    @property
+    def end(self) -> float:
+        return round(self.begin + self.span, 6)
+
     def per_second(self, name: str) -> float:
         """``attempted``, ``greeted`` or ``failed``, by the second."""
         return round(float(getattr(self.bucket, name)) / self.span, 3)
 
-    def latencies(self) -> dict[str, int] | None:
-        """Median, p90, p99 and maximum of the response times in µs; None when there were none."""
+    @cached_property
+    def latencies(self) -> dict[str, int]:
+        """Median, p90, p99 and maximum of the response times in µs; empty when there were none.
+
+        As everywhere, a latency is the upper end of its class: of those with the same leading bits.
+        """
         found = keys_at(self.bucket.latencies, *_PERCENTS.values())
-        return dict(zip(_PERCENTS, found, strict=True)) if found else None
+        return {
+            name: us + (1 << _shift(us, _TIMELINE_BITS)) - 1
+            for name, us in zip(_PERCENTS, found, strict=False)
+        }
 
 
 def slots(width: float, rows: list[dict[str, Any]], duration: float) -> list[Slot]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from greeter.loadtest.histogram import Histogram, decode, encode, keys_at, lowest
+from greeter.loadtest.histogram import HIGHEST_US, Histogram, decode, encode, index_of, keys_at, lowest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,10 +78,9 @@ class Bucket:
         return dict(zip(self.packed[::2], self.packed[1::2], strict=True))
 
     def count(self, latencies: Iterable[tuple[int, int]]) -> None:
-        """Count latencies in µs, each so many times."""
+        """Count latencies, given as the least µs of their classes, each so many times."""
         counts = self.latencies
         for us, count in latencies:
-            us = us >> _shift(us) << _shift(us)
             counts[us] = counts.get(us, 0) + count
         self.packed = array("Q", chain.from_iterable(sorted(counts.items())))
 
@@ -99,6 +99,7 @@ class Timeline:
     def __init__(self) -> None:
         self.width = FIRST_WIDTH
         self.buckets: list[Bucket] = []
+        self._coarse = _coarse()  # made now, and not in the middle of a run
 
     def add(self, interval: Interval) -> None:
         """Count what happened in ``interval``."""
@@ -107,7 +108,8 @@ class Timeline:
         bucket.greeted += interval.greeted
         bucket.failed += interval.failed
         bucket.open = max(bucket.open, interval.open)
-        bucket.count((lowest(index), count) for index, count in interval.response.counts.items())
+        coarse = self._coarse
+        bucket.count((coarse[index], count) for index, count in interval.response.unordered().items())
 
     def retract(self, begin: float) -> None:
         """Take back one connection that was begun at ``begin`` and cut off by the end of the run."""
@@ -169,6 +171,13 @@ def _percentiles(latencies: dict[int, int]) -> dict[str, float | None]:
     """The median and the 99th percentile in µs: the upper ends of their classes."""
     found = [us + (1 << _shift(us)) - 1 for us in keys_at(latencies, 50, 99)]
     return dict(zip(("p50_us", "p99_us"), found or (None, None), strict=True))
+
+
+@cache
+def _coarse() -> array[int]:
+    """The least µs of the class of every bucket of a Histogram; a table, because each interval needs it."""
+    values = map(lowest, range(index_of(HIGHEST_US) + 1))
+    return array("L", [us >> _shift(us) << _shift(us) for us in values])
 
 
 def _shift(us: int) -> int:

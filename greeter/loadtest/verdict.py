@@ -33,6 +33,9 @@ def sentence(report: dict[str, Any]) -> str:
         return f"Nothing was greeted: {_classes(report) or 'nothing was attempted'}."
     slowest = report["latency_us"]["response"]["max"]
     sentence = f"{_greeted(greeted, attempted)}, the slowest in {latency(slowest)}"
+    parts = report["generator"].get("parts", ())
+    if lost := sum(bool(part.get("lost")) for part in parts):
+        sentence = f"A part of the load is missing, that of {lost} of {len(parts)} workers. {sentence}"
     return sentence + (f"; {_classes(report)}." if greeted < attempted else ".")
 
 

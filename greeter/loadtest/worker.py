@@ -3,7 +3,8 @@
 The law: a worker does nothing of its own accord. It reads a job (one line of JSON) from standard input and
 says that it is ready; reads the moment to begin, of the clock that all processes of a machine share; tells
 of each interval, if it was asked to; and writes its figures when the run is over. A line ``stop``, or the
-end of its input because its parent is gone, ends the run at once. Interrupts are for the parent.
+end of its input because its parent is gone, ends the run at once. Interrupts are for the parent. A job
+without an address is that of a machine of its own: the worker looks it up, and makes room, itself.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from greeter.errors import ConfigError, GreeterError
 from greeter.loadtest.engine import Engine
+from greeter.loadtest.histogram import package
 from greeter.loadtest.kernel import uvloop_version
 from greeter.loadtest.plan import LoadPlan
-from greeter.loadtest.target import Target, dress
+from greeter.loadtest.preflight import preflight
+from greeter.loadtest.target import Target, dress, resolve
 from greeter.loops import run
 
 if TYPE_CHECKING:
@@ -32,9 +36,19 @@ async def work() -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
     job = json.loads(await orders.readline())
     plan = LoadPlan.from_dict(job["plan"])
-    target = dress(Target.from_json(job["target"]), plan)
+    notes: list[str] = []
+    if job["target"] is not None:
+        target = dress(Target.from_json(job["target"]), plan)
+    else:
+        try:
+            package()
+            target = await resolve(plan)
+            notes = preflight(plan, target)
+        except GreeterError as error:
+            _tell(error=str(error), usage=isinstance(error, ConfigError))
+            return
     engine = Engine(plan, target, job["index"], _tell_interval if job["intervals"] else None)
-    _tell(ready=uvloop_version(loop))
+    _tell(ready=uvloop_version(loop), local=target.local, notes=notes)
     begin = await orders.readline()
     if not begin:
         return  # the parent has thought better of it, or is gone

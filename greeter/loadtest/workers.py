@@ -31,6 +31,14 @@ _COMMAND = (sys.executable, "-P", "-m", "greeter.loadtest.worker")
 _LONGEST_LINE = 2**28
 
 
+def invocation() -> tuple[tuple[str, ...], dict[str, str]]:
+    """The command that starts a worker process, and its environment.
+
+    It finds what this process finds, and no module that lies in the working directory.
+    """
+    return _COMMAND, {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
 class WorkerFailed(GreeterError):
     """A worker process ended without its figures. ``index`` is its number, ``status`` its exit status."""
 
@@ -83,10 +91,9 @@ class Workers:
             _say(process, {"stop": True})
 
     async def _start(self, index: int) -> Process:
-        # The worker finds what this process finds, and no module that lies in the working directory.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        command, environment = invocation()
         process = await asyncio.create_subprocess_exec(
-            *_COMMAND, stdin=PIPE, stdout=PIPE, limit=_LONGEST_LINE, env=environment
+            *command, stdin=PIPE, stdout=PIPE, limit=_LONGEST_LINE, env=environment
         )
         job = {
             "plan": self._plan.to_dict(),

@@ -7,8 +7,12 @@
   const config = {
     responsive: true,
     displaylogo: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     displayModeBar: touch ? false : "hover",
+    // Named one by one: plotly.js 4 has a button by default that sends the chart to its makers.
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+    showSendToCloud: false,
+    plotlyServerURL: "",
+    topojsonURL: "",
   };
 
   // Colours are names that the style sheet knows: var(--failed).
@@ -19,7 +23,7 @@
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, paint(inner, style)]));
     }
-    const name = typeof value === "string" && value.match(/^var\((--[a-z0-9-]+)\)$/);
+    const name = typeof value === "string" && value.match(/^var\((--[a-z0-9_-]+)\)$/);
     return name ? style.getPropertyValue(name[1]).trim() : value;
   };
 

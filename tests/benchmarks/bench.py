@@ -1,0 +1,222 @@
+"""What a group of rows is given: rounds to make, servers that are up, and the load.
+
+The law: a group says what it compares and how often; how a server is started, where it runs and how it
+ends is here. Whatever is not on this machine is left out, and the header says what and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
+from tests.benchmarks import machine
+from tests.benchmarks.load import GREETING, Load, compile_c
+from tests.benchmarks.nginx import Nginx, find_nginx
+from tests.benchmarks.process import (
+    PATIENCE,
+    ROOT,
+    Process,
+    WouldNotStart,
+    environment,
+    on_processor,
+    processors,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+T = TypeVar("T")
+
+# A quick run takes this share of the time of a full one.
+QUICK = 1 / 7
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A server that can be started: its name in the table, and the command that serves on a port.
+
+    ``ours`` has to start; of the others, one that does not is left out.
+    """
+
+    name: str
+    command: Callable[[int], Sequence[str]]
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is up."""
+
+    name: str
+    port: int
+    process: Process
+
+
+class Bench:
+    """One run. ``folder`` is for whatever it writes; ``rounds`` overrides how many each group makes."""
+
+    def __init__(self, folder: Path, *, quick: bool = False, rounds: int | None = None) -> None:
+        self.folder = folder
+        self.quick = quick
+        self._rounds = rounds
+        self.measured, self.other = processors()
+        self.loops = ("asyncio", "uvloop") if machine.has_uvloop() else ("asyncio",)
+        self.left_out: dict[str, str] = {}
+        self._started = 0
+
+    # -- what the machine has
+
+    @cached_property
+    def nginx(self) -> Nginx | str:
+        """nginx, or why there is none."""
+        return find_nginx()
+
+    @cached_property
+    def programs(self) -> dict[str, str] | str:
+        """The paths of our programs in C, by name, or why there are none."""
+        compiler = machine.compiler()
+        if compiler is None:
+            return "no C compiler"
+        try:
+            return {name: compile_c(name, self.folder, compiler) for name in ("load", "floor")}
+        except WouldNotStart as error:
+            return f"{compiler} does not compile: {error}"
+
+    @cached_property
+    def load(self) -> Load:
+        program = None if isinstance(self.programs, str) else self.programs["load"]
+        return Load(program, self.other)
+
+    def facts(self) -> dict[str, str]:
+        """Everything that the figures depend on."""
+        facts = machine.facts()
+        facts["nginx"] = self.nginx if isinstance(self.nginx, str) else self.nginx.version
+        compiler = machine.compiler()
+        if isinstance(self.programs, str) or compiler is None:
+            facts["compiler"] = f"{self.programs}; so the load is in Python, and there is no C floor"
+        else:
+            facts["compiler"] = machine.first_line(compiler, "--version")
+        if self.measured is None:
+            facts["pinning"] = "none: there is one processor, which server and load share"
+        else:
+            facts["pinning"] = f"what is measured on cpu {self.measured}, the load on cpu {self.other}"
+        return facts
+
+    # -- rounds
+
+    def size(self, full: int, quick: int) -> int:
+        """How much to do in a round."""
+        return quick if self.quick else full
+
+    def rounds(self, full: int, quick: int, *, seconds: float) -> Iterator[int]:
+        """The numbers of the rounds to make, from 0.
+
+        No round begins after ``seconds`` (a quick run: a share of them), so a slow machine makes fewer; one
+        is always made, and who asked for a number of rounds gets that many.
+        """
+        wanted = self._rounds or self.size(full, quick)
+        end = time.monotonic() + seconds * (QUICK if self.quick else 1)
+        for number in range(wanted):
+            if number and self._rounds is None and time.monotonic() > end:
+                return
+            self.say(f"round {number + 1} of {wanted}")
+            yield number
+
+    def say(self, what: str) -> None:
+        """Show that something happens, where somebody is watching."""
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+
+    # -- servers
+
+    @contextlib.contextmanager
+    def serving(
+        self, contenders: Sequence[Contender], *, greets: bool = True, measured: bool = True
+    ) -> Iterator[list[Server]]:
+        """Those of ``contenders`` that start, up and warm; stopped at the end.
+
+        Each has greeted one client, unless it is of a kind that does not greet. If it is not they that
+        are ``measured``, they run where the load does otherwise.
+        """
+        processor = self.measured if measured else self.other
+        with contextlib.ExitStack() as stack:
+            servers = []
+            for contender in contenders:
+                try:
+                    servers.append(self._start(contender, stack, processor, greets=greets))
+                except WouldNotStart as error:
+                    if contender.ours:
+                        raise
+                    self.left_out[contender.name] = f"would not start: {error}"
+            yield servers
+
+    def _start(
+        self, contender: Contender, stack: contextlib.ExitStack, processor: int | None, *, greets: bool
+    ) -> Server:
+        self.say(f"starting {contender.name}")
+        port = _free_port()
+        self._started += 1
+        log = self.folder / f"server-{self._started}.log"
+        process = Process(contender.command(port), log, processor)
+        stack.callback(process.stop)
+        end = time.monotonic() + PATIENCE
+        while not _answers(port, greets=greets):
+            process.check()
+            if time.monotonic() > end:
+                raise WouldNotStart(f"it did not listen within {PATIENCE:g} s")
+            time.sleep(0.02)
+        return Server(contender.name, port, process)
+
+    # -- programs that end by themselves
+
+    def output(self, *argv: str) -> str:
+        """What a Python program prints that runs where servers are measured."""
+        with on_processor(self.measured):
+            done = subprocess.run(
+                [sys.executable, *argv],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+                cwd=ROOT,
+                env=environment(),
+            )
+        if done.returncode:
+            raise WouldNotStart(f"{' '.join(argv)}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        return done.stdout
+
+
+def counted(count: int, what: str) -> str:
+    """``1 round``, ``2 rounds``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def rotated(items: Sequence[T], number: int) -> list[T]:
+    """``items``, beginning with another one in each round, so that nobody always follows the same one."""
+    first = number % len(items)
+    return [*items[first:], *items[:first]]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _answers(port: int, *, greets: bool) -> bool:
+    """True if somebody listens on the port, and greets if it should."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+            data = b""
+            while greets and (chunk := sock.recv(1024)):
+                data += chunk
+    except OSError:
+        return False
+    return not greets or data == GREETING

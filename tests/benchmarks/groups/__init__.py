@@ -1,0 +1,30 @@
+"""The registry of groups: which questions are asked, in which order.
+
+The law: a group is a module with one question. It has ``run(bench)``, which returns the tables of its
+answer, and its first line of documentation is what ``--list`` shows. To add one, write the module and name
+it here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.benchmarks.bench import Bench
+    from tests.benchmarks.figures import Table
+
+GROUPS = ("greeting", "speak_first", "client", "memory", "startup", "idle")
+
+
+def describe(name: str) -> str:
+    """What the group asks, in a line."""
+    text = importlib.import_module(f"{__name__}.{name}").__doc__ or ""
+    return text.partition("\n")[0]
+
+
+def run(name: str, bench: Bench) -> Sequence[Table]:
+    """Ask the group's question; returns its tables."""
+    return cast("Sequence[Table]", importlib.import_module(f"{__name__}.{name}").run(bench))

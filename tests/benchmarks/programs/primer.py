@@ -1,0 +1,19 @@
+"""The blocking server of every socket primer: one client at a time, a line for each.
+
+The law: nothing else. The listen queue alone is longer than a primer's, so that a crowd is not turned
+away, which would measure the kernel's retries.
+
+usage: primer.py PORT
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=4096)
+while True:
+    client, address = listener.accept()
+    print("Got a connection from", address)
+    client.send(b"Thank you for connecting")
+    client.close()

@@ -1,0 +1,454 @@
+"""The benchmarks: their arithmetic, their tables, and that they run. No time is asserted here."""
+
+from __future__ import annotations
+
+import json
+import os
+import pkgutil
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.benchmarks import groups, machine, report
+from tests.benchmarks.__main__ import main
+from tests.benchmarks.bench import Bench, Contender, counted, rotated
+from tests.benchmarks.figures import Claim, Row, Table, compared, figure, ratio
+from tests.benchmarks.load import GREETING, PROGRAMS, Load, compile_c
+from tests.benchmarks.nginx import Nginx, find_nginx
+from tests.benchmarks.process import Process, WouldNotStart, environment, processors
+from tests.conftest import PATIENCE, ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="they read Linux's /proc")
+
+COMPILER = machine.compiler()
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
+
+
+# -- the arithmetic
+
+
+def test_a_figure_is_the_median_and_the_spread() -> None:
+    found = figure([3.0, 1.0, 2.0, 10.0])
+    assert (found.median, found.low, found.high) == (2.5, 1.0, 10.0)
+    with pytest.raises(ValueError, match="at least one round"):
+        figure([])
+
+
+def test_the_median_of_ratios_is_not_the_ratio_of_medians() -> None:
+    # The machine becomes slower: to a half of its speed, then to a third.
+    ours, theirs = figure([12.0, 18.0, 39.0]), figure([10.0, 20.0, 30.0])
+    assert ratio(ours, theirs).samples == (1.2, 0.9, 1.3)
+    assert ratio(ours, theirs).median == 1.2
+    assert ours.median / theirs.median == 0.9
+
+
+def test_a_ratio_needs_the_same_rounds() -> None:
+    with pytest.raises(ValueError, match="argument 2"):
+        ratio(figure([1.0]), figure([1.0, 2.0]))
+
+
+def test_a_claim_is_about_the_median_ratio_or_about_every_value() -> None:
+    value, spread = figure([1.0]), figure([1.0, 1.2, 9.0])
+    assert Row("x", value).holds is None
+    assert Row("x", value, ratio=spread, claim=Claim(1.2)).holds is True
+    assert Row("x", value, ratio=spread, claim=Claim(1.19)).holds is False
+    assert Row("x", figure([0, 0, 0]), claim=Claim(0)).holds is True
+    assert Row("x", figure([0, 0, 1]), claim=Claim(0)).holds is False
+
+
+def test_rows_are_compared_with_one_of_them() -> None:
+    samples = {"nginx": [10.0, 20.0], "ours": [9.0, 22.0]}
+    nginx, ours = compared(samples, "nginx", claims={"ours": 1.0}, extras={"ours": {"lost": 3}})
+    assert (nginx.name, nginx.claim, nginx.extras) == ("nginx", None, {})
+    assert nginx.ratio is not None
+    assert nginx.ratio.samples == (1.0, 1.0)
+    assert (ours.name, ours.claim, ours.extras) == ("ours", Claim(1.0), {"lost": 3})
+    assert ours.judged == pytest.approx(1.0)
+
+
+# -- what is printed
+
+TABLE = Table(
+    "greeting",
+    "CPU per greeting",
+    "µs",
+    compared(
+        {"nginx": [10.0, 20.0, 30.0], "ours": [11.0, 30.0, 27.0], "theirs": [1000.0, 2000.0, 3000.0]},
+        "nginx",
+        claims={"ours": 1.25, "theirs": 2.0},
+        extras={"ours": {"lost": 0}, "theirs": {"lost": 1234}},
+    ),
+    "nginx",
+)
+PLAIN = Table("idle", "wake-ups", "count", (Row("ours", figure([0.0]), claim=Claim(0)),), digits=0)
+
+
+def test_a_table_as_text() -> None:
+    assert report.as_text(TABLE).splitlines() == [
+        "greeting: CPU per greeting",
+        "                               µs           × nginx   lost     claim",
+        "nginx            20.0 [10.0-30.0]",
+        "ours             27.0 [11.0-30.0]  1.10 [0.90-1.50]      0  ≤ 1.25 ×  holds",
+        "theirs  2,000.0 [1,000.0-3,000.0]            100.00  1,234  ≤ 2.00 ×  MISSED",
+    ]
+    assert report.as_text(PLAIN).splitlines() == [
+        "idle: wake-ups",
+        "      count  claim",
+        "ours      0    ≤ 0  holds",
+    ]
+
+
+def test_the_verdict_names_what_was_missed() -> None:
+    assert report.verdict([TABLE, PLAIN]).splitlines() == [
+        "2 of 3 claims hold.",
+        "missed: greeting, theirs: 100.00, claimed ≤ 2.00 ×",
+    ]
+
+
+def test_json_says_the_same() -> None:
+    said = json.loads(json.dumps(report.as_json({"date": "today"}, [TABLE, PLAIN], {"nginx": "not here"})))
+    assert (said["schema"], said["machine"]) == (report.SCHEMA, {"date": "today"})
+    assert said["left_out"] == {"nginx": "not here"}
+    first, second = said["tables"]
+    assert (first["name"], first["base"], first["unit"]) == ("greeting", "nginx", "µs")
+    ours = first["rows"][1]
+    assert ours["value"] == {"median": 27.0, "min": 11.0, "max": 30.0, "samples": [11.0, 30.0, 27.0]}
+    assert ours["ratio"]["median"] == 1.1
+    assert ours["claim"] == {"limit": 1.25, "found": 1.1, "holds": True}
+    assert ours["extras"] == {"lost": 0}
+    assert (second["base"], second["rows"][0]["ratio"]) == (None, None)
+
+
+def test_the_header_aligns_its_facts() -> None:
+    assert report.header({"date": "today", "machine": "a fast one"}) == "date     today\nmachine  a fast one"
+
+
+def test_the_facts_of_this_machine(tmp_path: Path) -> None:
+    facts = Bench(tmp_path).facts()
+    assert all(facts.values())
+    wanted = "date machine kernel load python uvloop greeter nginx compiler pinning"
+    assert list(facts) == wanted.split()
+    assert "%" in machine.Disturbance().share()
+
+
+# -- the command
+
+
+def test_list_names_every_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(groups.GROUPS)
+    assert all(len(line.split()) > 3 and line.endswith(".") for line in lines)
+    assert set(groups.GROUPS) == {module.name for module in pkgutil.iter_modules(groups.__path__)}
+
+
+@pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--rounds", "0"], ["--rounds", "many"]])
+def test_what_was_typed_wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+    assert arguments[1] in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_found_out_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--json", str(tmp_path / "missing" / "file")]) == 1
+    assert "cannot measure: " in capsys.readouterr().err
+
+
+def test_a_group_runs(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    options = ["--quick", "--only", "startup", "--rounds", "1", "--json", str(file)]
+    command = [sys.executable, "-m", "tests.benchmarks", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("date  ")
+    said = json.loads(file.read_text())
+    assert [table["name"] for table in said["tables"]] == ["import", "command", "command_socket"]
+    for table in said["tables"]:
+        assert f"\n{table['name']}: {table['title']}\n" in done.stdout
+        assert table["base"] in [row["name"] for row in table["rows"]]
+        assert all(len(row["value"]["samples"]) == 1 for row in table["rows"])
+    assert " of 2 claims hold." in done.stdout
+
+
+# -- rounds and servers
+
+
+def test_rounds_end_when_their_time_is_over_but_not_if_so_many_were_asked_for(tmp_path: Path) -> None:
+    assert list(Bench(tmp_path).rounds(5, 2, seconds=60)) == [0, 1, 2, 3, 4]
+    assert list(Bench(tmp_path, quick=True).rounds(5, 2, seconds=60)) == [0, 1]
+    assert list(Bench(tmp_path).rounds(5, 2, seconds=-1)) == [0]
+    assert list(Bench(tmp_path, rounds=3).rounds(5, 2, seconds=-1)) == [0, 1, 2]
+
+
+def test_each_round_begins_with_another_one() -> None:
+    assert [rotated("abc", number) for number in range(4)] == [
+        ["a", "b", "c"],
+        ["b", "c", "a"],
+        ["c", "a", "b"],
+        ["a", "b", "c"],
+    ]
+    assert (counted(1, "round"), counted(2, "round")) == ("1 round", "2 rounds")
+
+
+def primer(port: int) -> list[str]:
+    return [sys.executable, str(PROGRAMS / "primer.py"), str(port)]
+
+
+def test_a_server_is_up_greets_is_measured_and_is_stopped(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    with bench.serving([Contender("primer", primer, ours=True)]) as (server,):
+        before = server.process.settled_cpu_seconds()
+        outcome = Load(None, bench.other).run(server.port, at_once=5, total=50)
+        assert server.process.settled_cpu_seconds() > before
+        assert (outcome.greeted, outcome.lost) == (50, 0)
+        assert 0 < outcome.p50_us <= outcome.p99_us
+        assert outcome.rate > 0
+        switches = server.process.switches()
+        assert server.process.switches() == switches  # it sleeps in accept()
+        assert server.process.resident_bytes() > 1_000_000
+        assert server.process.descriptors() >= 4
+        (pid,) = server.process.family
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_what_is_measured_has_a_processor_of_its_own(tmp_path: Path) -> None:
+    measured, other = processors()
+    mine = os.sched_getaffinity(0)
+    process = Process([sys.executable, "-c", "input()"], tmp_path / "log", measured)
+    try:
+        (pid,) = process.family
+        assert os.sched_getaffinity(pid) == (mine if measured is None else {measured})
+    finally:
+        process.stop()
+    assert os.sched_getaffinity(0) == mine
+    assert measured is None or measured != other
+
+
+def test_a_process_counts_with_its_descendants(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'], stdin=open(sys.argv[1]))"
+    )
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    process = Process([sys.executable, "-c", code, str(fifo)], tmp_path / "log", None)
+    try:
+        with fifo.open("w"):  # returns when the parent has opened it, and is about to start its child
+            end = time.monotonic() + PATIENCE
+            while len(process.family) < 2:
+                del process.family
+                assert time.monotonic() < end
+    finally:
+        process.stop()
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_server_that_does_not_start(ours: bool, tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    code = "import sys; print('first', flush=True); sys.exit('no such module')"
+    contender = Contender("broken", lambda _port: [sys.executable, "-c", code], ours=ours)
+    if ours:
+        with pytest.raises(WouldNotStart, match=r"^no such module$"), bench.serving([contender]):
+            pass
+    else:
+        with bench.serving([contender]) as up:
+            assert up == []
+        assert bench.left_out == {"broken": "would not start: no such module"}
+
+
+def test_options_of_the_environment_do_not_reach_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREETER_LISTEN", "nowhere")
+    monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
+    monkeypatch.setenv("PYTHONPATH", "kept")
+    found = environment()
+    assert "GREETER_LISTEN" not in found
+    assert "PYTHONASYNCIODEBUG" not in found
+    assert (found["PYTHONPATH"], found["PATH"]) == ("kept", os.environ["PATH"])
+
+
+# -- the load
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
+    assert COMPILER is not None
+    return compile_c("load", tmp_path_factory.mktemp("load"), COMPILER)
+
+
+@pytest.fixture(params=["python", pytest.param("c", marks=needs_compiler)])
+def load(request: pytest.FixtureRequest) -> Load:
+    """The load in either language."""
+    return Load(None if request.param == "python" else request.getfixturevalue("compiled"), None)
+
+
+Treatment = tuple["Callable[[socket.socket, bytes], bytes]", bytes]
+
+
+def orderly(client: socket.socket, greeting: bytes) -> bytes:
+    """Everything, the end of stream, and whatever the client says until its end."""
+    client.sendall(greeting)
+    client.shutdown(socket.SHUT_WR)
+    return b"".join(iter(lambda: client.recv(4096), b""))
+
+
+def reset(client: socket.socket, greeting: bytes) -> bytes:
+    client.sendall(greeting)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return b""
+
+
+class OneByOne:
+    """A server that treats so many clients so, one after the other; ``said`` has what each of them said."""
+
+    def __init__(self) -> None:
+        self.said: list[bytes] = []
+        self._sock = socket.create_server(("127.0.0.1", 0))
+        self._sock.settimeout(PATIENCE)
+        self._thread: threading.Thread | None = None
+
+    def start(self, *treatments: Treatment) -> int:
+        """Serve; returns the port."""
+        self._thread = threading.Thread(target=self._serve, args=treatments)
+        self._thread.start()
+        port: int = self._sock.getsockname()[1]
+        return port
+
+    def _serve(self, *treatments: Treatment) -> None:
+        for treat, greeting in treatments:
+            client, _ = self._sock.accept()
+            with client:
+                self.said.append(treat(client, greeting))
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._thread.join(PATIENCE)
+        self._sock.close()
+
+
+@pytest.fixture
+def server() -> Iterator[OneByOne]:
+    server = OneByOne()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("say", [0, 18, 5000])
+def test_every_client_ends_in_one_class(load: Load, say: int, server: OneByOne) -> None:
+    treatments = [(orderly, GREETING)] * 3 + [(orderly, GREETING[:5])] * 2 + [(orderly, b"")] + [(reset, b"")]
+    found = load.run(server.start(*treatments), at_once=2, total=len(treatments), say=say)
+    assert (found.greeted, found.short, found.empty, found.reset, found.failed) == (3, 2, 1, 1, 0)
+    assert found.lost == 4
+    assert 0 < found.p50_us <= found.p99_us < found.seconds * 1e6
+    server.stop()
+    assert server.said == [b"x" * say] * 6 + [b""]
+
+
+def test_a_reset_after_the_greeting_is_a_loss(load: Load, server: OneByOne) -> None:
+    found = load.run(server.start((reset, GREETING)), at_once=1, total=1)
+    assert (found.greeted, found.reset) == (0, 1)
+
+
+@pytest.mark.parametrize("say", [0, 18])
+def test_nobody_listens(load: Load, say: int) -> None:
+    with socket.socket() as sock:  # bound, so that nobody else can have the port
+        sock.bind(("127.0.0.1", 0))
+        found = load.run(sock.getsockname()[1], at_once=2, total=5, say=say)
+    assert (found.greeted, found.failed, found.p99_us) == (0, 5, 0.0)
+
+
+def test_a_load_that_fails_says_why() -> None:
+    with pytest.raises(SystemExit, match="the load failed: "):
+        Load(None, None).run(-1, at_once=1, total=1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["load", "floor"])
+def test_c_compiles_without_a_warning(name: str, tmp_path: Path) -> None:
+    assert COMPILER is not None
+    warnings = ["-O2", "-Wall", "-Wextra", "-Werror"]
+    command = [COMPILER, *warnings, "-o", str(tmp_path / name), str(PROGRAMS / f"{name}.c")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_compiler_that_does_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho 'stdio.h: no such file' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    bench = Bench(tmp_path)
+    assert bench.facts()["compiler"] == (
+        f"{broken} does not compile: stdio.h: no such file; so the load is in Python, and there is no C floor"
+    )
+
+
+# -- nginx
+
+
+@pytest.fixture
+def fake_nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Nginx | str]:
+    """Find an nginx that says of itself what it is told to."""
+
+    def find(says: str) -> Nginx | str:
+        program = tmp_path / "nginx"
+        program.write_text(f"#!/bin/sh\necho '{says}' >&2\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setattr("tests.benchmarks.nginx._MODULE_FOLDERS", ())
+        return find_nginx()
+
+    return find
+
+
+def test_nginx_with_the_stream_module_built_in(fake_nginx: Any, tmp_path: Path) -> None:
+    found = fake_nginx("nginx version: nginx/1.2.3\nconfigure arguments: --with-stream --with-x")
+    assert found == Nginx(str(tmp_path / "nginx"), "1.2.3", "")
+
+
+def test_nginx_whose_stream_module_is_a_file(fake_nginx: Any, tmp_path: Path) -> None:
+    says = f"nginx version: nginx/1.2.3\nconfigure arguments: --modules-path={tmp_path} --with-stream=dynamic"
+    assert fake_nginx(says) == "1.2.3 has no stream module (on Debian: apt-get install libnginx-mod-stream)"
+    module = tmp_path / "ngx_stream_module.so"
+    module.touch()
+    assert fake_nginx(says) == Nginx(str(tmp_path / "nginx"), "1.2.3", str(module))
+
+
+def test_no_nginx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_args, **_options: None)
+    assert str(find_nginx()).startswith("not installed")
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_nginx_greets_and_writes_into_its_folder_only(log: bool, tmp_path: Path) -> None:
+    found = find_nginx()
+    if isinstance(found, str):
+        pytest.skip(f"nginx: {found}")
+    contender = Contender("nginx", lambda port: found.command(port, tmp_path, access_log=log), ours=True)
+    with Bench(tmp_path).serving([contender]) as (server,):
+        assert len(server.process.family) == 2
+        for pid in server.process.family:
+            assert os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+    written = "".join(path.read_text() for path in tmp_path.glob("*.access.log"))
+    assert written.startswith("Got a connection from ('127.0.0.1', ") == log
+    config = next(tmp_path.glob("*.conf")).read_text()
+    assert config.count(str(tmp_path)) == 2 + log
+
+
+def test_the_machines_own_nginx_is_found_where_packages_put_it() -> None:
+    if shutil.which("nginx") is None:
+        pytest.skip("there is no nginx on the PATH")
+    assert not str(find_nginx()).startswith("not installed")

@@ -1,0 +1,444 @@
+"""Locust with greeter's generator: masters and workers on this machine, each a process of its own.
+
+Locust replaces the sockets of a process that imports it, so that this one does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from greeter.loadtest import LoadReport
+from greeter.loadtest.histogram import lowest
+from greeter.loadtest.metrics import HISTOGRAMS, Metrics
+from tests.conftest import ROOT, greeter_process
+from tests.loadtest_peers import checked, greet, refused_endpoint, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.one_interpreter
+if find_spec("locust") is None:
+    pytest.skip("needs the extra locust", allow_module_level=True)
+
+PATIENCE = 25.0
+# As many scenarios at a time as the machine can start processes for, with most of them waiting.
+AT_ONCE = 4
+
+
+class Locust:
+    """A Locust that was started, and what it says, on its way to two files."""
+
+    def __init__(self, process: asyncio.subprocess.Process, path: Path) -> None:
+        self.process, self._path = process, path
+
+    @property
+    def out(self) -> str:
+        return self._path.with_suffix(".out").read_text()
+
+    @property
+    def log(self) -> str:
+        return self._path.with_suffix(".log").read_text()
+
+    async def ended(self) -> int:
+        async with asyncio.timeout(PATIENCE):
+            return await self.process.wait()
+
+    def complaints(self) -> list[str]:
+        """What it logged as errors, without the time and the machine."""
+        return [line.partition("/ERROR/")[2] for line in self.log.splitlines() if "/ERROR/" in line]
+
+
+def free_port() -> int:
+    """A port that nobody has, and that no client is given: Locust's master cannot tell of a port 0."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+class Fleet:
+    """Processes that are gone when it is left."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.json = directory / "run.json"
+        self._started: list[Locust] = []
+        self.port = str(free_port())
+
+    async def __aenter__(self) -> Fleet:
+        self.directory.mkdir()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for locust in self._started:
+            if locust.process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(locust.process.pid, signal.SIGKILL)  # the group that it leads, see below
+                await locust.process.wait()
+
+    async def start(self, *command: str) -> Locust:
+        path = self.directory / str(len(self._started))
+        with path.with_suffix(".out").open("wb") as out, path.with_suffix(".log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, *command, cwd=ROOT, stdout=out, stderr=log, start_new_session=True
+            )
+        self._started.append(Locust(process, path))
+        return self._started[-1]
+
+    async def locust(self, *options: str, file: str = "examples/distributed/locustfile.py") -> Locust:
+        return await self.start("-m", "locust", "-f", file, *options)
+
+    async def master(self, *options: str, workers: int = 2, **file: str) -> Locust:
+        return await self.locust(
+            *("--headless", "--only-summary", "--master", "--expect-workers", str(workers)),
+            *("--master-bind-host", "127.0.0.1", "--master-bind-port", self.port),
+            *("--greeter-json", str(self.json), *options),
+            **file,
+        )
+
+    async def worker(self, **file: str) -> Locust:
+        return await self.locust("--worker", "--master-port", self.port, **file)
+
+    def locustfile(self, text: str) -> str:
+        path = self.directory / "locustfile.py"
+        path.write_text(textwrap.dedent(text))
+        return str(path)
+
+    def report(self) -> LoadReport:
+        return checked(LoadReport.from_json(self.json.read_text()))
+
+
+# It keeps what every worker reported, as it came.
+KEEPING = """
+    import json, os
+    from locust import events
+    from greeter.loadtest.locust import GreeterUser
+
+    class Canary(GreeterUser):
+        plan = {"thresholds": ["response:p50<2us"], "rate": 1, "duration": 60}
+
+    @events.worker_report.add_listener
+    def keep(client_id, data, **_):
+        if "metrics" in data["greeter"]:
+            with open(os.path.join(os.path.dirname(__file__), client_id + ".json"), "w") as file:
+                json.dump(data["greeter"]["metrics"], file)
+"""
+
+
+async def two_workers_and_a_master(fleet: Fleet) -> None:
+    """All that was counted arrives, and is judged; options go before the plan of the class."""
+    file = fleet.locustfile(KEEPING)
+    async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as server:
+        options = ("-H", server.address, "-t", "2s", "-u", "99", "--greeter-rate", "300")
+        workers = [await fleet.worker(file=file) for _ in range(2)]
+        master = await fleet.master(*options, file=file)
+        code = await master.ended()
+        assert [await worker.ended() for worker in workers] == [0, 0]
+        await server.stop()
+    report = fleet.report()
+    assert code == report.exit_code
+    assert code == (98 if report.generator["saturated"] else 99), "a machine may be too busy for anything"
+    assert report.thresholds[0]["expr"] == "response:p50<2us"
+    assert not report.passed
+    assert report.plan["connections"] == 99
+    assert report.plan["workers"] == 2
+    assert "MISSED  response:p50<2us" in master.out
+
+    counted = [Metrics.from_json(json.loads(path.read_text())) for path in fleet.directory.glob("*_*.json")]
+    parts = report.generator["parts"]
+    connections = report.connections
+    assert len(counted) == len(parts) == 2
+    assert sum(part["attempted"] for part in parts) == connections["attempted"] == connections["greeted"]
+    assert connections["attempted"] + connections["unstarted"] == 600
+    assert sorted(m.attempted for m in counted) == sorted(part["attempted"] for part in parts)
+    assert min(m.attempted for m in counted) > 0
+    assert (
+        f"Stopped: {connections['greeted']} greeted of {connections['greeted']} accepted" in server.lines[-1]
+    )
+    assert f"{connections['greeted']}     0(0.00%)" in master.log, "Locust's own statistics have them too"
+
+    # The percentiles are those of all samples, each as its histogram has it, in a row.
+    for phase in HISTOGRAMS:
+        samples = sorted(
+            lowest(index)
+            for m in counted
+            for index, count in getattr(m, phase).counts.items()
+            for _ in range(count)
+        )
+        assert report.histogram(phase).total == len(samples)
+        for stat in (
+            ("p50", "p99", "p99.9") if phase in ("connect", "first_byte", "service", "response") else ()
+        ):
+            true = samples[max(1, int(float(stat[1:]) * len(samples) / 100 + 0.5)) - 1]
+            found = report.latency_us[phase][stat]
+            assert found is not None
+            assert true <= found <= true * 1.001, (phase, stat)
+
+
+async def a_script(fleet: Fleet) -> None:
+    """The example of a master with two workers, and every file that there is."""
+    names = ("json", "html", "csv", "hdr")
+    outputs = [word for name in names for word in (f"--greeter-{name}", str(fleet.directory / f"run.{name}"))]
+    if find_spec("plotly") is None or find_spec("jinja2") is None:
+        del outputs[2:4]
+    async with serving(greet) as target:
+        script = await fleet.start("examples/distributed/run.py", "-H", target, *outputs)
+        code = await script.ended()
+    report = fleet.report()
+    assert code == report.exit_code
+    if code != 98:  # on a machine that is too busy
+        assert code == 0
+        assert script.out.strip().splitlines()[-1].startswith("All 400 clients were greeted")
+    assert report.plan["expect"] == "Thank you"
+    written = {name for name in os.listdir(fleet.directory) if name.startswith("run.")}
+    assert written == {os.path.basename(path) for path in outputs[1::2]}
+
+
+async def serving_count() -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
+    """A server, and a semaphore that is released for every client."""
+    came = asyncio.Semaphore(0)
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.release()
+        await greet(reader, writer)
+
+    async with serving(handler) as target:
+        yield target, came
+
+
+async def clients(came: asyncio.Semaphore, count: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        for _ in range(count):
+            await came.acquire()
+
+
+async def a_worker_dies(fleet: Fleet) -> None:
+    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+        options = ("-H", target, "-t", "3s", "--greeter-rate", "100")
+        master = await fleet.master(*options)
+        workers = [await fleet.worker() for _ in range(2)]
+        await clients(came, 50)
+        workers[0].process.kill()
+        code = await master.ended()
+        assert await workers[1].ended() == 0
+    report = fleet.report()
+    assert code == report.exit_code
+    assert code in (1, 98)
+    lost, other = sorted(report.generator["parts"], key=lambda part: not part["lost"])
+    assert lost["lost"] == "it sends no heartbeat"
+    assert (lost["attempted"], other["lost"]) == (0, None)
+    assert report.connections["attempted"] == other["attempted"] > 0
+    assert report.connections["attempted"] <= 150
+    text = f"worker {lost['name']} was lost, and with it 150 of 300 connections: it sends no heartbeat"
+    assert text in master.out
+    if code == 1:
+        assert "A part of the load is missing, that of 1 of 2 workers." in master.out
+
+
+def generators(pid: int) -> list[int]:
+    """The generators among the children of a process, and not Locust's other helpers."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(c) for c in children if b"loadtest.worker" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+async def a_generator_dies(fleet: Fleet) -> None:
+    """The process under a Locust worker; the worker itself is well. The limit of the class is missed."""
+    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+        master = await fleet.master("-H", target, "-t", "60s", "--greeter-rate", "100", workers=1)
+        worker = await fleet.worker()
+        await clients(came, 20)
+        [generator] = generators(worker.process.pid)
+        os.kill(generator, signal.SIGKILL)
+        assert await master.ended() == 99
+        await worker.ended()
+    [part] = fleet.report().generator["parts"]
+    assert part["lost"] == "its generator ended with status -9"
+
+
+async def interrupted(fleet: Fleet) -> None:
+    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+        master = await fleet.master("-H", target, "-t", "60s", "--greeter-rate", "100", workers=1)
+        worker = await fleet.worker()
+        await clients(came, 50)
+        master.process.send_signal(signal.SIGINT)
+        assert await master.ended() == 130
+        assert await worker.ended() == 0
+    report = fleet.report()
+    assert report.interrupted
+    assert report.connections["attempted"] >= 50
+    assert "Interrupted after " in master.out
+
+
+async def without_a_master(fleet: Fleet) -> None:
+    """Locust for itself; and a target that nobody answers for."""
+    options = (
+        "-H",
+        refused_endpoint(),
+        "-u",
+        "2",
+        "--greeter-count",
+        "50",
+        "--greeter-json",
+        str(fleet.json),
+    )
+    file = fleet.locustfile(
+        """
+        from greeter.loadtest.locust import GreeterUser
+        class Canary(GreeterUser):
+            pass
+        """
+    )
+    locust = await fleet.locust("--headless", "--only-summary", *options, file=file)
+    assert await locust.ended() == 1
+    report = fleet.report()
+    assert report.plan["mode"] == "closed"
+    assert report.errors["connect_refused"] == 50
+    assert report.verdict in locust.out
+    assert "connect_refused" in locust.log, "also among Locust's errors"
+
+
+async def nobody_comes(fleet: Fleet) -> None:
+    master = await fleet.master("--expect-workers-max-wait", "1")
+    assert await master.ended() == 1
+    assert master.complaints() == ["locust.main: Gave up waiting for workers to connect"]
+    assert not fleet.json.exists()
+
+
+async def another_version(fleet: Fleet) -> None:
+    file = fleet.locustfile(
+        """
+        import greeter
+        greeter.__version__ = "0.0.7"
+        from greeter.loadtest.locust import GreeterUser
+        class Canary(GreeterUser):
+            pass
+        """
+    )
+    master = await fleet.master("-H", refused_endpoint(), workers=1)
+    worker = await fleet.worker(file=file)
+    assert await master.ended() == 2
+    assert await worker.ended() == 0
+    from greeter import __version__
+
+    [line] = master.complaints()
+    assert line.startswith("greeter: worker ")
+    assert line.endswith(f" cannot take part: it has greeter 0.0.7, and the master {__version__}")
+    assert not fleet.json.exists()
+
+
+async def what_is_wrong_with_the_plan(fleet: Fleet) -> None:
+    """Said before anybody waits for a worker."""
+    for options, words in (
+        (["--greeter-threshold", "response:p99"], "threshold 'response:p99' does not read METRIC:STAT<VALUE"),
+        (["--greeter-rate", "many"], "'many' is no number"),
+        (["--greeter-baseline", "/nowhere.json"], "cannot read '/nowhere.json': no such file or directory"),
+        (["--greeter-tolerance", "some"], "'some' is not a number of percent"),
+    ):
+        master = await fleet.master(*options)
+        assert await master.ended() == 2
+        [line] = master.complaints()
+        assert line.startswith(f"greeter: {words}")
+        assert not fleet.json.exists()
+
+
+async def what_is_wrong_with_the_class(fleet: Fleet) -> None:
+    file = fleet.locustfile(
+        """
+        from greeter.loadtest.locust import GreeterUser
+        class Canary(GreeterUser):
+            plan = {"speed": 9}
+        class Finch(GreeterUser):
+            pass
+        """
+    )
+    master = await fleet.master("Canary", file=file)
+    assert await master.ended() == 2
+    assert "the plan of Canary is none: " in master.complaints()[0]
+    assert "'speed'" in master.complaints()[0]
+    master = await fleet.master(file=file)
+    assert await master.ended() == 2
+    assert "one load at a time: choose one of " in master.complaints()[0]
+
+
+async def no_extra(fleet: Fleet) -> None:
+    code = "import sys; sys.modules['locust'] = None; import greeter.loadtest.locust"
+    python = await fleet.start("-c", code)
+    assert await python.ended() == 1
+    assert (
+        python.log.strip()
+        .splitlines()[-1]
+        .endswith("greeter.loadtest.locust needs an optional package: pip install 'greeter[locust]'")
+    )
+
+
+async def nowhere_to_write(fleet: Fleet) -> None:
+    path = fleet.directory / "nowhere" / "run.json"
+    options = ("-H", refused_endpoint(), "--greeter-count", "10", "--greeter-json", str(path))
+    locust = await fleet.locust("--headless", "--only-summary", *options)
+    assert await locust.ended() == 1
+    assert locust.complaints() == [f"greeter: cannot write {path}: no such file or directory"]
+
+
+SCENARIOS = (
+    a_worker_dies,  # the longest first
+    two_workers_and_a_master,
+    a_script,
+    what_is_wrong_with_the_plan,
+    interrupted,
+    a_generator_dies,
+    another_version,
+    without_a_master,
+    what_is_wrong_with_the_class,
+    nobody_comes,
+    nowhere_to_write,
+    no_extra,
+)
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exception | None]:
+    """Every scenario, several at the same time: most of what they do is wait."""
+    directory = tmp_path_factory.mktemp("locust")
+
+    async def play() -> dict[str, Exception | None]:
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def one(scenario: Any) -> Exception | None:
+            async with room, Fleet(directory / scenario.__name__) as fleet:
+                try:
+                    await scenario(fleet)
+                except (Exception, AssertionError) as error:
+                    for locust in fleet._started:
+                        error.add_note(f"-- {locust.process}\n{locust.out}{locust.log}")
+                    return error
+            return None
+
+        found = await asyncio.gather(*map(one, SCENARIOS))
+        return {scenario.__name__: error for scenario, error in zip(SCENARIOS, found, strict=True)}
+
+    return asyncio.run(play())
+
+
+@pytest.mark.parametrize("scenario", [scenario.__name__ for scenario in SCENARIOS])
+def test_scenario(scenario: str, played: dict[str, Exception | None]) -> None:
+    if error := played[scenario]:
+        raise error
+
+
+def test_the_examples_are_short() -> None:
+    for path in Path(ROOT, "examples/distributed").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 40, path
