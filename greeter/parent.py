@@ -8,9 +8,9 @@ first, then replaces the workers one by one; if one does not come up, the old on
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
-import os
-import signal
+import pickle
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from greeter.child import WorkerFailed
 from greeter.errors import GreeterError
 from greeter.listeners import open_listeners
 from greeter.loops import choose_loop
+from greeter.options import ServeOptions
 from greeter.paths import path_name
 from greeter.service import Process, announce, warn_of_restart
 from greeter.snapshot import Snapshot, Totals
@@ -32,6 +33,19 @@ logger = logging.getLogger("greeter")
 
 # Above a worker's own drain deadline, so that it is the worker that says whom it cut off.
 GRACE = 2.0
+
+
+def pack(options: ServeOptions) -> str:
+    """The options for a worker, which must not read them anew: after a reload that failed, the old ones
+    are in force for whoever takes a dead worker's place."""
+    return base64.b64encode(pickle.dumps(options)).decode()
+
+
+def unpack(task: str) -> ServeOptions:
+    """What ``pack`` made, in our own child."""
+    options = pickle.loads(base64.b64decode(task))
+    assert isinstance(options, ServeOptions)
+    return options
 
 
 class Parent(Process):
@@ -54,6 +68,7 @@ class Parent(Process):
             self._command,
             self._listeners,
             self._count,
+            task=pack(options),
             on_stats=lambda pid, stats: self._totals.update(pid, Snapshot.from_json(stats)),
             on_left=self._totals.retire,
             retire_timeout=options.drain_timeout + GRACE,
@@ -98,7 +113,7 @@ class Parent(Process):
         self.notifier.reloading()
         try:
             new, prepared = self.reread()
-            await self._supervisor.replace_all()
+            await self._supervisor.replace_all(pack(new))
         except (GreeterError, WorkerFailed) as error:
             self.reload_failed(error)
         else:
@@ -119,8 +134,7 @@ class Parent(Process):
         self._close()
 
     def leave_at_once(self) -> None:
-        for pid in self._supervisor.pids:
-            os.kill(pid, signal.SIGKILL)
+        self._supervisor.kill()
 
     def _close(self) -> None:
         for listener in self._listeners:

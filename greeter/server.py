@@ -16,7 +16,7 @@ from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
 from greeter.errors import ConfigError, reason
 from greeter.fdlimit import connection_capacity
 from greeter.greeting import DEFAULT_GREETING, Greeting, GreetingSource
-from greeter.listeners import BACKLOG, Listener, adopt, open_listeners
+from greeter.listeners import BACKLOG, DIED_IN_QUEUE, Listener, adopt, open_listeners
 from greeter.paths import Accept, choose_path
 from greeter.reception import AccessLog, Reception, logger
 from greeter.stream import StreamPath
@@ -155,6 +155,15 @@ class Server:
     async def _start(self) -> None:
         await self._path.start()
         self._serving = True
+
+    def accept_failed(self, error: OSError) -> None:
+        """The event loop could not accept: pause, and try again in a while.
+
+        asyncio and uvloop tell the loop's exception handler alone, which belongs to the application;
+        theirs logs a traceback for each try and tries again at once. See ``greeter.service``.
+        """
+        if error.errno not in DIED_IN_QUEUE and self._serving:
+            self._reception.cannot_accept(error)
 
     async def serve_forever(self) -> None:
         """Serve until ``close()`` or ``drain()``; when cancelled, drain first."""

@@ -37,6 +37,10 @@ def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ())
     ConfigError. ``argv`` is that command line, for workers.
     """
     channel = WorkerChannel.from_environment()
+    if channel is not None:
+        from greeter.parent import unpack
+
+        options = unpack(channel.task)
     with _logging(options) as log:
         prepared = prepare(options)
         raise_fd_limit()

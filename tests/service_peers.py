@@ -35,7 +35,7 @@ async def on_every_stage(play: Callable[[str, str], Awaitable[None]]) -> None:
 
 
 # Puts descriptors where systemd puts them, from 3 on, limits how many there may be, and becomes greeter.
-_INIT = """
+INIT = """
 import json, os, resource, sys
 fds, files = json.loads(sys.argv[1])
 for place, fd in enumerate(fds):
@@ -87,7 +87,7 @@ def started_by_init(
 ) -> contextlib.AbstractAsyncContextManager[Process]:
     """``greeter ARGS`` with listening sockets from descriptor 3 on, and no more than so many open files."""
     fds = tuple(sock.fileno() for sock in sockets)
-    return running(sys.executable, "-c", _INIT, json.dumps([fds, files]), *args, fds=fds, env=env)
+    return running(sys.executable, "-c", INIT, json.dumps([fds, files]), *args, fds=fds, env=env)
 
 
 def descriptors(pid: int, kind: str = "") -> int:

@@ -47,7 +47,7 @@ DESK, PHONE = (1280, 900), (360, 740)
 # What each chart has drawn: its marks, by kind, and those of them that have a shape.
 MARKS = """
 const marks = (chart) => (what, ok) => [...chart.querySelectorAll(what)].filter(ok).length;
-const drawn = (image) => image.href.baseVal.startsWith("data:image/png") && image.getBoundingClientRect().width;
+const drawn = (map) => map.href.baseVal.startsWith("data:image/png") && map.getBoundingClientRect().width;
 const count = (chart, of = marks(chart)) => ({
   traces: chart.data.length,
   bars: of(".barlayer .trace.bars", (trace) => trace.querySelector(".point path")),
@@ -111,12 +111,14 @@ class Browser:
         urls = []
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
-            if message["method"] == "Network.requestWillBeSent":
-                urls.append(message["params"]["request"]["url"])
+            params = message["params"]
+            # Chromium's own first tab may still be loading, from within Chromium.
+            if message["method"] == "Network.requestWillBeSent" and "chrome://" not in params["documentURL"]:
+                urls.append(params["request"]["url"])
             elif message["method"] == "Network.webSocketCreated":
-                urls.append(message["params"]["url"])
-        assert urls, "the page itself is one"
-        return [url for url in urls[1:] if not url.startswith(("data:", "blob:"))]
+                urls.append(params["url"])
+        assert self.driver.current_url in urls, "the page itself is one"
+        return [url for url in urls if not url.startswith((self.driver.current_url, "data:", "blob:"))]
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def recorded(values: list[int]) -> tuple[Histogram, Any]:
     return ours, theirs
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(microseconds, min_size=1, max_size=50))
 @example([HIGHEST_US])
 @example([1, 2047, 2048, 2049])
@@ -52,7 +52,7 @@ def test_every_figure_is_that_of_the_package(values: list[int]) -> None:
     assert summary == {name: theirs.get_value_at_percentile(percent) for name, percent in PERCENTILES.items()}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(microseconds, max_size=30))
 def test_what_is_encoded_is_what_was_recorded(values: list[int]) -> None:
     ours, theirs = recorded(values)
@@ -61,7 +61,7 @@ def test_what_is_encoded_is_what_was_recorded(values: list[int]) -> None:
     assert Histogram.decode(ours.encode()).counts == ours.counts
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(microseconds)
 def test_a_bucket_holds_its_value_to_three_digits(us: int) -> None:
     index = index_of(us)
@@ -73,7 +73,7 @@ def test_a_bucket_holds_its_value_to_three_digits(us: int) -> None:
     assert one.counts == {index: 1}, "record has index_of written out"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(microseconds, max_size=30), st.lists(microseconds, max_size=30))
 def test_adding_is_recording_all(some: list[int], others: list[int]) -> None:
     whole = recorded(some)[0]

@@ -321,7 +321,9 @@ async def nobody_comes(fleet: Fleet) -> None:
 async def another_version(fleet: Fleet) -> None:
     file = fleet.locustfile(
         """
-        import greeter
+        import gevent, greeter
+        from locust import events
+        events.init.add_listener(lambda **_: gevent.sleep(1.5))  # connected, and not yet to be spoken to
         greeter.__version__ = "0.0.7"
         from greeter.loadtest.locust import GreeterUser
         class Canary(GreeterUser):

@@ -24,9 +24,9 @@ def timeline(*counts: int) -> Timeline:
 
 
 def bucket(latencies: dict[int, int]) -> Bucket:
-    made = Bucket()
-    made.count(latencies.items())
-    return made
+    made = Timeline()
+    made.add(Interval(response=Histogram({index_of(us): count for us, count in latencies.items()})))
+    return made.buckets[0]
 
 
 # -- along time
@@ -67,7 +67,7 @@ def test_the_latencies_of_a_slot() -> None:
 @settings(max_examples=50)
 def test_they_are_those_of_the_timeline(latencies: dict[int, int]) -> None:
     made = Timeline()
-    made.add(Interval(response=Histogram({index_of(us): n for us, n in latencies.items()})))
+    made.buckets.append(bucket(latencies))
     row = made.rows()[0]
     found = slots(1.0, [row], 1.0)[0].latencies
     assert (found.get("p50"), found.get("p99")) == (row["p50_us"], row["p99_us"])

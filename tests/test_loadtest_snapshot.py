@@ -8,7 +8,7 @@ from greeter.loadtest.timeline import INTERVAL, Interval
 
 
 def interval(number: int, attempted: int, us: int = 1000, open: int = 1) -> Interval:
-    return Interval(number * INTERVAL, attempted, attempted, 0, open, Histogram({us: attempted}))
+    return Interval(number * INTERVAL, attempted, attempted, 0, open, Histogram({us: attempted}, sparse=True))
 
 
 def test_intervals_add_up_to_the_run_so_far() -> None:
@@ -45,8 +45,8 @@ def test_a_worker_that_is_late_with_its_interval_counts_where_it_belongs() -> No
 
 def test_it_does_not_grow() -> None:
     snapshot = Snapshot()
-    for number in range(10_000):
+    for number in range(1000):
         snapshot.add(interval(number, 1))
     assert len(snapshot.rates) == 240
-    assert snapshot.attempted == 10_000
+    assert snapshot.attempted == 1000
     assert snapshot.rate == pytest.approx(4.0)

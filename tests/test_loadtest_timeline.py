@@ -12,7 +12,7 @@ from greeter.loadtest.timeline import INTERVAL, MOST_BUCKETS, Interval, Timeline
 
 
 def interval(begin: float, *latencies: float, open: int = 1, failed: int = 0) -> Interval:
-    response = Histogram()
+    response = Histogram(sparse=True)
     for latency in latencies:
         response.record(latency)
     n = len(latencies)
@@ -65,7 +65,7 @@ def test_a_gap_of_hours_is_no_problem() -> None:
 moments = st.lists(st.integers(0, 40_000).map(lambda n: n * INTERVAL), max_size=30)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(moments, moments)
 def test_merging_is_adding_whatever_the_widths(some: list[float], others: list[float]) -> None:
     apart, other, whole = Timeline(), Timeline(), Timeline()

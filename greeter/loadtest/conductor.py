@@ -41,6 +41,8 @@ _LEAD_SECONDS = 0.1
 # A clock is asked so often, for a short way there and back.
 _READINGS = 5
 
+_SILENT = f"worker {{}} did not answer within {_PATIENCE_SECONDS:g} s: it is gone, or has no GreeterUser"
+
 logger = logging.getLogger("greeter")
 
 
@@ -126,6 +128,11 @@ class Conductor:
         return assemble(plan, list(self._parts.values()), stamp)
 
     def _prepare(self, part: Part, job: dict[str, Any]) -> None:
+        # Locust counts a worker as ready a little before that can be spoken to: what is said then is lost.
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while not self._order(part.name, "clock").wait(timeout=1.0):
+            if time.monotonic() > end:
+                raise GreeterError(_SILENT.format(part.name))
         answer = self._ask(part.name, "prepare", index=part.index, **job)
         part.host, part.notes, part.environment = answer["host"], answer["notes"], answer["environment"]
 
@@ -177,10 +184,7 @@ class Conductor:
         try:
             answer: dict[str, Any] = pending.get(timeout=_PATIENCE_SECONDS)
         except gevent.Timeout:
-            raise GreeterError(
-                f"worker {name} did not answer within {_PATIENCE_SECONDS:g} s: it is gone, or its locustfile "
-                "has no GreeterUser"
-            ) from None
+            raise GreeterError(_SILENT.format(name)) from None
         if "error" in answer:
             kind = ConfigError if answer["usage"] else GreeterError
             raise kind(f"worker {name} cannot take part: {answer['error']}")

@@ -27,11 +27,10 @@ from greeter.loadtest.poller import BATCH, new_poller
 from greeter.loadtest.timeline import INTERVAL, Interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from greeter.loadtest.pacer import Pacer
     from greeter.loadtest.plan import LoadPlan
     from greeter.loadtest.target import Target
+    from greeter.loadtest.timeline import OnInterval
 
 # After many events a turn looks whether there are more, but so often at the most: the loop has others.
 _MANY = 64
@@ -50,11 +49,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        plan: LoadPlan,
-        target: Target,
-        index: int = 0,
-        on_interval: Callable[[Interval, int], None] | None = None,
+        self, plan: LoadPlan, target: Target, index: int = 0, on_interval: OnInterval | None = None
     ) -> None:
         self.metrics = Metrics()
         self._plan, self._index, self._on_interval = plan, index, on_interval
@@ -140,7 +135,8 @@ class Engine:
         if now >= self._check_at:
             self._expire(now)
         if self._uncounted >= _MANY:
-            self._count_recorded()
+            self._uncounted = 0
+            self.metrics.count(self._interval)
         if self._over and self._free == self._slots:
             self._done.set_result(None)
             return
@@ -148,22 +144,14 @@ class Engine:
 
     def _turn_interval(self, now: float) -> None:
         """Close the interval that is over and begin the one that ``now`` is in."""
-        self._count_recorded()
         interval = self._interval
         if self._zero < self._interval_end:
-            self.metrics.response.add(interval.response)
-            self.metrics.timeline.add(interval)
-            self.metrics.peak_open = max(self.metrics.peak_open, interval.open)
+            self.metrics.take(interval)
             if self._on_interval is not None:
                 self._on_interval(interval, self._index)
         number = int((now - self._zero) / INTERVAL)
         self._interval = Interval(number * INTERVAL, open=self._slots - self._free)
         self._interval_end = self._zero + (number + 1) * INTERVAL
-
-    def _count_recorded(self) -> None:
-        self._uncounted = 0
-        self.metrics.count()
-        self._interval.response.count()
 
     # -- beginning
 
@@ -212,7 +200,7 @@ class Engine:
         """Connect those again whose queue was full, first come first."""
         queued, self._queued, self._retry_at = self._queued, [], inf
         for connection in queued:
-            if connection.fd not in self._waiting:
+            if self._waiting.get(connection.fd) is not connection:
                 continue  # its deadline has passed
             outcome = connection.connect()
             if outcome is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.loadtest.histogram import Histogram
 from greeter.loadtest.outcome import FAILURES, GREETED
-from greeter.loadtest.timeline import Timeline
+from greeter.loadtest.timeline import Interval, Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,10 +72,18 @@ class Metrics:
             why = "other reasons"
         reasons[why] = reasons.get(why, 0) + 1
 
-    def count(self) -> None:
-        """Count what the histograms have recorded."""
+    def count(self, interval: Interval) -> None:
+        """Count what the histograms have recorded, and that of the interval that is going on."""
+        interval.response.count()
         for name in HISTOGRAMS:
             getattr(self, name).count()
+
+    def take(self, interval: Interval) -> None:
+        """Add an interval that is over."""
+        self.count(interval)
+        self.response.add(interval.response)
+        self.timeline.add(interval)
+        self.peak_open = max(self.peak_open, interval.open)
 
     def merge(self, other: Metrics) -> None:
         """Add what another worker measured in the same run."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from greeter.loadtest import kernel, report
 from greeter.loadtest.engine import Engine
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from greeter.loadtest.plan import LoadPlan
     from greeter.loadtest.report import LoadReport
     from greeter.loadtest.target import Target
-    from greeter.loadtest.timeline import Interval
-
-    OnInterval: TypeAlias = Callable[[Interval, int], None]
+    from greeter.loadtest.timeline import Interval, OnInterval
 
 
 async def load(

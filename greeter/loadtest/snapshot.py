@@ -6,7 +6,6 @@ is; adding up, percentiles and drawing are done by the one who looks, when he lo
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from greeter.loadtest.histogram import Histogram
@@ -27,7 +26,7 @@ class Snapshot:
         self.attempted = self.greeted = self.failed = 0
         self.response = Histogram()
         self._open: dict[int, int] = {}
-        self._attempts: deque[tuple[float, int]] = deque(maxlen=_KEPT)
+        self._attempts: dict[float, int] = {}
 
     def add(self, interval: Interval, worker: int = 0) -> None:
         """Take in an interval that has ended."""
@@ -37,11 +36,9 @@ class Snapshot:
         self.failed += interval.failed
         self.response.add(interval.response)
         self._open[worker] = interval.open
-        for place, (begin, count) in enumerate(self._attempts):
-            if begin == interval.begin:  # another worker's, of the same time
-                self._attempts[place] = (begin, count + interval.attempted)
-                return
-        self._attempts.append((interval.begin, interval.attempted))
+        self._attempts[interval.begin] = self._attempts.get(interval.begin, 0) + interval.attempted
+        while len(self._attempts) > _KEPT:
+            del self._attempts[min(self._attempts)]
 
     @property
     def open(self) -> int:
@@ -50,13 +47,14 @@ class Snapshot:
     @property
     def rate(self) -> float:
         """Connections begun per second, over the last second."""
-        last = [count for begin, count in self._attempts if begin > self.elapsed - 1 - INTERVAL / 2]
+        since = self.elapsed - 1 - INTERVAL / 2
+        last = [count for begin, count in self._attempts.items() if begin > since]
         return sum(last) / (len(last) * INTERVAL) if last else 0.0
 
     @property
     def rates(self) -> list[float]:
         """Connections begun per second, in each quarter of a second of the last minute."""
-        return [count / INTERVAL for _, count in sorted(self._attempts)]
+        return [count / INTERVAL for _, count in sorted(self._attempts.items())]
 
     def percentile_us(self, percent: float) -> float | None:
         """A percentile of the response times so far, in µs."""

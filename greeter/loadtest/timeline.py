@@ -9,10 +9,11 @@ of several workers add up too.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from greeter.loadtest.histogram import HIGHEST_US, Histogram, decode, encode, index_of, keys_at, lowest
 
@@ -62,6 +63,10 @@ class Interval:
         return cls(begin, attempted, greeted, failed, most, Histogram(dict(pairs), sparse=True))
 
 
+# Who wants to know of each interval as it ends, with the number of the worker.
+OnInterval: TypeAlias = Callable[[Interval, int], None]
+
+
 @dataclass(slots=True)
 class Bucket:
     """As an Interval. Its latencies are packed, the least µs of a class and a count in turns."""
@@ -78,7 +83,11 @@ class Bucket:
         return dict(zip(self.packed[::2], self.packed[1::2], strict=True))
 
     def count(self, latencies: Iterable[tuple[int, int]]) -> None:
-        """Count latencies, given as the least µs of their classes, each so many times."""
+        """Count latencies in µs, each so many times."""
+        self.count_classes((us >> _shift(us) << _shift(us), count) for us, count in latencies)
+
+    def count_classes(self, latencies: Iterable[tuple[int, int]]) -> None:
+        """Count latencies that are given as the least µs of their classes."""
         counts = self.latencies
         for us, count in latencies:
             counts[us] = counts.get(us, 0) + count
@@ -90,7 +99,7 @@ class Bucket:
         self.greeted += other.greeted
         self.failed += other.failed
         self.open = self.open + other.open if alongside else max(self.open, other.open)
-        self.count(other.latencies.items())
+        self.count_classes(other.latencies.items())
 
 
 class Timeline:
@@ -109,7 +118,7 @@ class Timeline:
         bucket.failed += interval.failed
         bucket.open = max(bucket.open, interval.open)
         coarse = self._coarse
-        bucket.count((coarse[index], count) for index, count in interval.response.unordered().items())
+        bucket.count_classes((coarse[index], count) for index, count in interval.response.unordered().items())
 
     def retract(self, begin: float) -> None:
         """Take back one connection that was begun at ``begin`` and cut off by the end of the run."""

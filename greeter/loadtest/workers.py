@@ -20,10 +20,9 @@ from greeter.loadtest.metrics import Metrics, merged
 from greeter.loadtest.timeline import Interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from greeter.loadtest.plan import LoadPlan
     from greeter.loadtest.target import Target
+    from greeter.loadtest.timeline import OnInterval
 
 # From "all are ready" to the common beginning: for the word to reach all of them.
 _LEAD_SECONDS = 0.05
@@ -54,7 +53,7 @@ class Workers:
         self,
         plan: LoadPlan,
         target: Target,
-        on_interval: Callable[[Interval, int], None] | None = None,
+        on_interval: OnInterval | None = None,
     ) -> None:
         self.uvloop: str | None = None
         self._plan, self._target, self._on_interval = plan, target, on_interval
