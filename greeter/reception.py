@@ -274,15 +274,18 @@ class Reception:
         """Accept no more until somebody leaves."""
         self._hold_back(f"at {self.capacity} connections")
 
-    def cannot_accept(self, error: OSError) -> None:
-        """The system lacks what a connection needs: try again in a while, or when somebody leaves."""
+    def cannot_accept(self, error: OSError, *, paused: bool = False) -> None:
+        """The system lacks what a connection needs: try again in a while, or when somebody leaves.
+
+        ``paused``: the event loop has paused by itself, and will go on by itself.
+        """
         self.stats.accept_errors += 1
-        self._hold_back(f"cannot accept ({reason(error)})")
-        if self._retry is None:
+        self._hold_back(f"cannot accept ({reason(error)})", paused=paused)
+        if self._retry is None and not paused:
             self._retry = self.loop.call_later(RETRY_SECONDS, self._go_on)
 
-    def _hold_back(self, why: str) -> None:
-        if not self._paused:
+    def _hold_back(self, why: str, *, paused: bool = False) -> None:
+        if not self._paused and not paused:
             self._paused = True
             self._pause()
         if self._may_complain("paused"):

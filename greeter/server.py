@@ -157,13 +157,14 @@ class Server:
         self._serving = True
 
     def accept_failed(self, error: OSError) -> None:
-        """The event loop could not accept: pause, and try again in a while.
+        """The event loop could not accept, as it told its exception handler, which is the application's.
 
-        asyncio and uvloop tell the loop's exception handler alone, which belongs to the application;
-        theirs logs a traceback for each try and tries again at once. See ``greeter.service``.
+        asyncio has paused by then, and tries again in a second (cpython #151615: at the price of a
+        traceback for each of eight tries, if nobody takes them). uvloop would try again at once.
         """
         if error.errno not in DIED_IN_QUEUE and self._serving:
-            self._reception.cannot_accept(error)
+            pauses = isinstance(self._reception.loop, asyncio.BaseEventLoop)
+            self._reception.cannot_accept(error, paused=pauses)
 
     async def serve_forever(self) -> None:
         """Serve until ``close()`` or ``drain()``; when cancelled, drain first."""

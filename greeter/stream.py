@@ -104,7 +104,10 @@ class StreamPath:
         """
         sock = socket.socket(listener.family, socket.SOCK_STREAM, fileno=fd)
         sock.setblocking(False)
-        Connection(self._house, listener).bring_in(sock, address, begun)
+        guest = Connection(self._house, listener)
+        if not self._reception.proxied:  # else its address is not yet known
+            self._reception.remember(guest, address)
+        guest.bring_in(sock, address, begun)
 
     def _started(self, task: asyncio.Task[None]) -> None:
         self._starting = None

@@ -128,7 +128,7 @@ class Crowd:
         self._marks: list[tuple[int, asyncio.Future[None]]] = []
 
     async def more(self, visits: int) -> None:
-        """Wait until so many more have been greeted."""
+        """Wait until so many more have been greeted; raises when one is lost meanwhile."""
         mark: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._marks.append((self.greeted + visits, mark))
         async with asyncio.timeout(PATIENCE):
@@ -162,17 +162,22 @@ class Crowd:
                 while chunk := await loop.sock_recv(sock, 65536):
                     heard += chunk
         except OSError as error:
-            self.lost.append(f"after {heard!r}: {error!r}")
+            self._lose(f"after {heard!r}: {error!r}")
             return
         self.last = heard
         if not self._whole(heard, port):
-            self.lost.append(f"an orderly end after {heard!r}")
+            self._lose(f"by an orderly end after {heard!r}")
             return
         self.greeted += 1
-        for mark in [mark for mark in self._marks if mark[0] <= self.greeted]:
-            self._marks.remove(mark)
-            if not mark[1].done():
-                mark[1].set_result(None)
+        for wanted, mark in self._marks:
+            if wanted <= self.greeted and not mark.done():
+                mark.set_result(None)
+
+    def _lose(self, how: str) -> None:
+        self.lost.append(how)
+        for _, mark in self._marks:
+            if not mark.done():
+                mark.set_exception(AssertionError(f"a client was lost {how}"))
 
 
 @contextlib.asynccontextmanager

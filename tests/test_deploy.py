@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
@@ -14,7 +14,8 @@ import socket
 import subprocess
 import sys
 import tomllib
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -25,16 +26,11 @@ from greeter.options import ServeOptions
 from tests.conftest import ROOT, greeter_process, loop_factories, run_greeter
 from tests.service_peers import HELLO, INIT, crowd, running
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 DEPLOY = ROOT / "examples" / "deploy"
 
-pytestmark = [
-    pytest.mark.asyncio(loop_factories=["asyncio"]),
-    # What these files say about other programs does not depend on the interpreter.
-    pytest.mark.one_interpreter,
-]
+# What these files say about other programs does not depend on the interpreter.
+pytestmark = pytest.mark.one_interpreter
+alone = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
 def text(name: str) -> str:
@@ -43,7 +39,7 @@ def text(name: str) -> str:
 
 def options_of(verb: str, words: list[str]) -> dict[str, Any]:
     """What a command makes of its words. Raises click.UsageError for what it does not know."""
-    return dict(cli.commands[verb].make_context(verb, words).params)
+    return dict(cli.commands[verb].make_context(verb, list(words)).params)
 
 
 def local(words: list[str]) -> list[str]:
@@ -161,6 +157,11 @@ def allowed_calls() -> set[str]:
     return found
 
 
+def only_child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+@alone
 @needs_analyze
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 @pytest.mark.parametrize("loop", list(loop_factories()))
@@ -176,11 +177,10 @@ async def test_the_unit_allows_what_the_service_calls(loop: str, tmp_path: Path)
         command += ["--config", str(DEPLOY / "greeter.toml"), "--metrics", "127.0.0.1:0"]
         async with running(*command, fds=(door.fileno(),)) as tracer:
             assert (await greet(port=door.getsockname()[1])).data == HELLO
-            with open(f"/proc/{tracer.pid}/task/{tracer.pid}/children") as children:
-                (pid,) = children.read().split()
+            pid = only_child(tracer.pid)
             signals = (signal.SIGHUP, "Reloaded"), (signal.SIGTERM, "Stopped: 1 greeted of 1 accepted")
             for number, line in signals:
-                subprocess.run(["kill", f"-{number}", pid], check=True)
+                os.kill(pid, number)
                 await tracer.line_with(line)
             assert await tracer.ended() == 0
     started = (tmp_path / "calls").read_text()
@@ -201,6 +201,7 @@ else:
 """
 
 
+@alone
 @pytest.mark.parametrize("loop", list(loop_factories()))
 async def test_no_new_code_is_needed(loop: str) -> None:
     args = ("serve", "--listen", "127.0.0.1:0", "--loop", loop)
@@ -212,6 +213,7 @@ async def test_no_new_code_is_needed(loop: str) -> None:
     assert service.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
 
 
+@alone
 async def test_the_configuration_is_one() -> None:
     args = ("--config", str(DEPLOY / "greeter.toml"), "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
     async with greeter_process("serve", *args) as service:
@@ -232,6 +234,7 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split()[0], line.partition(" ")[2]) for line in lines if line and not line.startswith("#")]
 
 
+@alone
 async def test_the_container_file() -> None:
     found = dict(instructions())
     assert [name for name, _ in instructions()].count("CMD") == 1
@@ -252,8 +255,8 @@ async def test_the_container_file() -> None:
                 assert (ROOT / source).exists()
     extras = re.search(r"\[([\w,]+)\]", found["RUN"])
     assert extras
-    with open(ROOT / "pyproject.toml", "rb") as file:
-        assert set(extras[1].split(",")) <= set(tomllib.load(file)["project"]["optional-dependencies"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
     async with greeter_process("serve", *local(words), ready='"event": "listening"') as service:
         address = json.loads(await service.line_with('"event": "listening"'))["address"]
         program, health, target, *rest = json.loads(found["HEALTHCHECK"].partition(" CMD ")[2])
@@ -325,6 +328,7 @@ def test_haproxy_takes_the_configuration() -> None:
     assert {float(s) > patience for s in re.findall(r"timeout (?:client|server) (\d+)s", text("haproxy.cfg"))}
 
 
+@alone
 @needs_haproxy
 @pytest.mark.parametrize("header", ["send-proxy-v2", "send-proxy"])
 async def test_a_greeter_that_stops_behind_haproxy_loses_no_client(header: str, tmp_path: Path) -> None:
@@ -365,6 +369,7 @@ async def test_a_greeter_that_stops_behind_haproxy_loses_no_client(header: str, 
     assert sum(greeted) >= clients.greeted
 
 
+@alone
 @needs_haproxy
 async def test_haproxy_finds_out_that_a_greeter_is_well(tmp_path: Path) -> None:
     """By its greeting: a service that accepts and says something else is not used."""

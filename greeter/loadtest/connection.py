@@ -32,7 +32,7 @@ class Rules:
     """What all connections of a run have in common: where they go, and what a whole greeting is."""
 
     def __init__(self, plan: LoadPlan, target: Target) -> None:
-        self.target = target
+        self.target, self.address, self.open = target, target.address, target.open
         self.connection = TLSConnection if plan.tls else Connection
         self.until_line = plan.until == "line"
         self.expect = None if plan.expect is None else plan.expect.encode(errors="surrogateescape")
@@ -80,7 +80,7 @@ class Connection:
         self.connected = self.first = 0.0
         self.fd = -1
         self.received = self.error = 0
-        self.ended = False
+        self.ended = self.queued = False
         self.why = ""
 
     def open(self) -> str | None:
@@ -89,19 +89,22 @@ class Connection:
         ``queued`` says afterwards that ``connect`` has to be called again later: a Unix socket whose
         queue is full says EAGAIN, and there is no event for "no longer" (connect(2)).
         """
+        rules = self.rules
         try:
-            self.sock = self.rules.target.open()
+            self.sock = sock = rules.open()
         except OSError as error:
             return self._not_connected(error.errno or 0)
-        self.fd = self.sock.fileno()
-        return self.connect()
+        self.fd = sock.fileno()
+        code = sock.connect_ex(rules.address)
+        return None if code in _UNDER_WAY else self._refused(code)
 
     def connect(self) -> str | None:
-        """Connect, as the last part of ``open``, or once more."""
-        code = self.sock.connect_ex(self.rules.target.address)
-        if code in _UNDER_WAY:
-            self.queued = False
-            return None
+        """Connect once more."""
+        self.queued = False
+        code = self.sock.connect_ex(self.rules.address)
+        return None if code in _UNDER_WAY else self._refused(code)
+
+    def _refused(self, code: int) -> str | None:
         if code == errno.EAGAIN and self.rules.target.family == socket.AF_UNIX:
             self.queued = True
             return None

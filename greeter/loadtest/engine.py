@@ -262,22 +262,22 @@ class Engine:
             self._close(connection, now)
 
     def _count(self, connection: Connection, outcome: str, now: float) -> None:
-        metrics, start = self.metrics, connection.start
+        metrics, interval, start = self.metrics, self._interval, connection.start
         metrics.outcomes[outcome] += 1
         if connection.connected:
             metrics.connect.record(connection.connected - start)
         if outcome in ANSWERED:
             if connection.first:
                 metrics.first_byte.record(connection.first - start)
-            self._interval.response.record(now - connection.intended)
+            interval.response.record(now - connection.intended)
             if self._open_loop:
                 metrics.service.record(now - start)
         if outcome == GREETED:
-            self._interval.greeted += 1
+            interval.greeted += 1
             if connection.error:
                 metrics.reset_after_greeting += 1
         else:
-            self._interval.failed += 1
+            interval.failed += 1
             metrics.failed.record(now - start)
             if connection.why:
                 metrics.reason(outcome, connection.why)
