@@ -252,6 +252,11 @@ class Reception:
         """How many more may come."""
         return self.capacity - self.present
 
+    def hold(self, capacity: int) -> None:
+        """Let so many in at once from here on; those who wait for room hear of it."""
+        self.capacity = capacity
+        self._gone(())
+
     async def all_left(self) -> None:
         """Wait until nobody is here."""
         while self.present:

@@ -94,8 +94,8 @@ class Server:
     ) -> None:
         """Go on with another greeting, other limits, another certificate: from the next client on.
 
-        None leaves a thing as it is. Raises ConfigError before anything is changed. TLS can be renewed,
-        not turned on.
+        None leaves a thing as it is; TLS can be renewed, not turned on. Raises ConfigError, and changes
+        nothing then.
         """
         words = None if greeting is None else Greeting(greeting)
         if tls is not None and self._vestibule.tls is None:
@@ -108,12 +108,10 @@ class Server:
             self._limit(limits)
 
     def _limit(self, limits: Limits) -> None:
-        from greeter.limits import (
-            Admission,  # with ipaddress, a tenth of what the whole package takes to load
-        )
+        from greeter.limits import Admission  # not for everybody: with ipaddress, it is slow to load
 
         reception = self._reception
-        reception.capacity = min(self._fd_capacity, limits.max_connections or self._fd_capacity)
+        reception.hold(min(self._fd_capacity, limits.max_connections or self._fd_capacity))
         if reception.admission is not None:
             reception.admission.replace(limits)
         else:
@@ -159,8 +157,7 @@ class Server:
     def accept_failed(self, error: OSError) -> None:
         """The event loop could not accept, as it told its exception handler, which is the application's.
 
-        asyncio has paused by then, and tries again in a second (cpython #151615: at the price of a
-        traceback for each of eight tries, if nobody takes them). uvloop would try again at once.
+        asyncio has paused by then, and tries again in a second. uvloop would try again at once.
         """
         if error.errno not in DIED_IN_QUEUE and self._serving:
             pauses = isinstance(self._reception.loop, asyncio.BaseEventLoop)

@@ -76,7 +76,7 @@ Load test of 127.0.0.1:9999: open loop, 100/s, at most 20 open, 2 workers, 1 s
   generator    20 %, 50 % of a core; late by 100 µs at p99, 100 µs at most
 
   - one note
-  - ListenOverflows +3: connections that found an accept queue full
+  - ListenOverflows +3 on this machine: connections that found an accept queue full
 
 Not passed: errors:rate<1% was 2%.
 """

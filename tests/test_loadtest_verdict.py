@@ -100,10 +100,10 @@ def test_what_must_not_be_missed_is_remarked() -> None:
     said("raised the limit", notes=["raised the limit"])
     said("2 connects took 1 s", "1 connects took 7 s", syn_retransmits={"1s": 2, "3s": 0, "7s": 1})
     said(
-        "ListenOverflows +12: connections that found an accept queue full",
+        "ListenOverflows +12 on this machine: connections that found an accept queue full",
         kernel={"ListenOverflows": 12, "X": 0},
     )
-    said("Other +1: counted by the kernel", kernel={"Other": 1})
+    said("Other +1 on this machine: counted by the kernel", kernel={"Other": 1})
     connections = report().connections
     said("3 were reset after the greeting", connections=connections | {"reset_after_greeting": 3})
     said("4 were closed by the server while held", connections=connections | {"closed_while_held": 4})

@@ -59,7 +59,7 @@ def remarks(report: dict[str, Any]) -> list[str]:
         if count
     ]
     said += [
-        f"{name} +{number(count)}: {COUNTERS.get(name, 'counted by the kernel')}"
+        f"{name} +{number(count)} on this machine: {COUNTERS.get(name, 'counted by the kernel')}"
         for name, count in report["kernel"].items()
         if count
     ]
