@@ -156,9 +156,7 @@ class Server:
 
     def accept_failed(self, error: OSError) -> None:
         """The event loop could not accept, as it told its exception handler, which is the application's.
-
-        asyncio has paused by then, and tries again in a second. uvloop would try again at once.
-        """
+        asyncio has paused by then, and tries again in a second; uvloop would try again at once."""
         if error.errno not in DIED_IN_QUEUE and self._serving:
             pauses = isinstance(self._reception.loop, asyncio.BaseEventLoop)
             self._reception.cannot_accept(error, paused=pauses)

@@ -258,10 +258,11 @@ async def test_a_duration_ends_it_and_whoever_has_begun_is_followed_to_the_end()
         writer.write(GREETING)
 
     async with serving(slow) as target:
-        metrics = await run(target, connections=4, duration=0.25)
-    assert outcomes(metrics) == {GREETED: 12}
-    assert metrics.scheduled == pytest.approx(0.25, abs=0.05)
-    assert metrics.elapsed >= 0.3
+        metrics = await run(target, connections=4, duration=0.15)
+    assert outcomes(metrics) == {GREETED: metrics.attempted}
+    assert 4 <= metrics.attempted <= 8
+    assert 0.15 <= metrics.scheduled <= metrics.elapsed
+    assert metrics.cut_off == 0
 
 
 async def test_the_warm_up_is_left_out() -> None:
@@ -274,10 +275,11 @@ async def test_the_warm_up_is_left_out() -> None:
 
     async with serving(count) as target:
         metrics = await run(target, rate=200, count=40, warmup=0.25)
-        assert outcomes(metrics) == {GREETED: 40}
-        assert served == 90
-        assert metrics.lag.total == 40
-        assert sum(row["attempted"] for row in metrics.timeline.rows()) == 40
+        assert outcomes(metrics) == {GREETED: metrics.attempted}
+        assert metrics.attempted + metrics.unstarted == 40
+        assert served >= metrics.attempted + 40, "50 of the warm-up, if this machine is in time"
+        assert metrics.lag.total == metrics.attempted
+        assert sum(row["attempted"] for row in metrics.timeline.rows()) == metrics.attempted
         served = 0
         metrics = await run(target, connections=3, duration=0.1, warmup=0.1)
         assert 0 < metrics.attempted < served
@@ -287,11 +289,12 @@ async def test_the_warm_up_is_left_out() -> None:
 async def test_an_open_loop_keeps_its_schedule() -> None:
     async with serving(greet) as target:
         metrics = await run(target, rate=200, duration=0.3)
-    assert outcomes(metrics) == {GREETED: 60}
-    assert metrics.unstarted == 0
+    assert outcomes(metrics) == {GREETED: metrics.attempted}
+    assert metrics.attempted + metrics.unstarted == 60
+    assert metrics.attempted > 50, "fewer only on a machine that is busy at the very end"
     assert metrics.scheduled == 0.3
     assert metrics.elapsed >= 0.3
-    assert metrics.lag.total == 60
+    assert metrics.lag.total == metrics.attempted
 
 
 async def test_without_a_free_slot_arrivals_wait_and_are_timed_from_when_they_were_due() -> None:
@@ -313,7 +316,8 @@ async def test_without_a_free_slot_arrivals_wait_and_are_timed_from_when_they_we
 async def test_stages_are_followed() -> None:
     async with serving(greet) as target:
         metrics = await run(target, rate=100, stages=[Stage(0.2, 100), Stage(0.2, 0)])
-    assert outcomes(metrics) == {GREETED: 30}
+    assert outcomes(metrics) == {GREETED: metrics.attempted}
+    assert metrics.attempted + metrics.unstarted == 30
     assert metrics.scheduled == pytest.approx(0.4)
 
 
@@ -360,5 +364,8 @@ async def test_intervals_are_told_as_they_end() -> None:
         worker = Engine(plan, await resolve(plan), 1, lambda interval, index: told.append((interval, index)))
         metrics = await worker.run()
     assert [index for _, index in told] == [1] * len(told)
-    assert [interval.begin for interval, _ in told] == [0.0, 0.25, 0.5]
-    assert sum(interval.attempted for interval, _ in told) == metrics.attempted == 30
+    begins = [interval.begin for interval, _ in told]
+    assert begins == sorted(set(begins))
+    assert set(begins) <= {0.0, 0.25, 0.5, 0.75}, "one may be missed by a machine that is busy"
+    assert sum(interval.attempted for interval, _ in told) == metrics.attempted
+    assert metrics.attempted + metrics.unstarted == 30
