@@ -39,29 +39,41 @@ class StreamPath:
         self._listeners = listeners
         self._backlog = backlog
         self._servers: list[asyncio.Server] = []
+        self._wanted = False  # whether to accept, as it was said last
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to accept."""
-        for listener in self._listeners:
-            server = await self._reception.loop.create_server(
-                functools.partial(Connection, self._house, listener),
-                sock=listener.sock.dup(),
-                backlog=ACCEPT_BATCH,
-            )
-            self._servers.append(server)
-            listener.listen(self._backlog)
+        self._wanted = True
+        await self._serve()
 
     def resume(self) -> None:
         """Accept again after ``stop``."""
+        self._wanted = True
         if self._starting is None and not self._servers:
-            self._starting = self._reception.loop.create_task(self.start())
+            self._starting = self._reception.loop.create_task(self._serve())
             self._starting.add_done_callback(self._started)
 
     def stop(self) -> None:
         """Accept no more. Those in the listen queue stay there."""
-        if self._starting is not None:
-            self._starting.cancel()
+        self._wanted = False
+        if self._starting is None:  # else it is done when that has come to its end
+            self._unserve()
+
+    async def _serve(self) -> None:
+        for listener in self._listeners:
+            sock = listener.sock.dup()
+            try:
+                server = await self._reception.loop.create_server(
+                    functools.partial(Connection, self._house, listener), sock=sock, backlog=ACCEPT_BATCH
+                )
+            except BaseException:
+                sock.close()
+                raise
+            self._servers.append(server)
+            listener.listen(self._backlog)
+
+    def _unserve(self) -> None:
         loop = self._reception.loop
         for server in self._servers:
             if isinstance(loop, asyncio.BaseEventLoop):
@@ -111,6 +123,9 @@ class StreamPath:
 
     def _started(self, task: asyncio.Task[None]) -> None:
         self._starting = None
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or not self._wanted:
+            self._unserve()
+        elif (error := task.exception()) is not None:
+            self._unserve()
             assert isinstance(error, OSError)
             self._reception.cannot_accept(error)
