@@ -22,7 +22,15 @@ PACKAGE = ROOT / "greeter"
 # for the modules of a subpackage too.
 LAYERS = [
     {"errors"},
-    {"address", "endpoint", "greeting", "deadlines", "stats", "proxy_protocol", "limits"},  # the pure layer ends here
+    {
+        "address",
+        "endpoint",
+        "greeting",
+        "deadlines",
+        "stats",
+        "proxy_protocol",
+        "limits",
+    },  # the pure layer ends here
     {"fdlimit", "loops", "sources", "systemd", "tls", "parking", "snapshot", "channel"},
     {"child"},
     {"listeners"},

@@ -222,7 +222,11 @@ def test_each_guest_ends_in_one_counter(desk: Desk, caplog: pytest.LogCaptureFix
     no_tls.leave()
     assert desk.stats.accepted == 6
     assert (desk.stats.greeted, desk.stats.bytes_sent) == (2, 10)
-    assert {why: n for why, n in desk.stats.failed.items() if n} == {"greeting_error": 1, "reset": 2, "tls": 1}
+    assert {why: n for why, n in desk.stats.failed.items() if n} == {
+        "greeting_error": 1,
+        "reset": 2,
+        "tls": 1,
+    }
     assert reception.present == 0
     assert desk.clock.timers == []
     assert warnings(caplog) == ["('192.0.2.7', 3747): a bug"]

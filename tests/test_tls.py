@@ -316,7 +316,9 @@ class TestServing:
             assert [reply.data for reply in replies] == [HELLO] * 30
             assert not any(reply.reset for reply in replies)
 
-    @pytest.mark.parametrize("parts", [[18], [200_000], [18] * 10, [20_000] * 10], ids=["little", "much", "on", "on and on"])
+    @pytest.mark.parametrize(
+        "parts", [[18], [200_000], [18] * 10, [20_000] * 10], ids=["little", "much", "on", "on and on"]
+    )
     async def test_clients_that_speak_first_are_greeted(
         self, files: Files, client: ssl.SSLContext, parts: list[int]
     ) -> None:
