@@ -90,7 +90,7 @@ class Plan:
         struct.pack_into("i", self._file, self._offset[call] + 4 * field, value)
 
     def arm(self, call: str, error: str, count: int, *, skip: int = 0, part: int = 0) -> None:
-        """Let ``count`` calls fail after the next ``skip``; the first of them takes ``part`` bytes, if any."""
+        """Let ``count`` calls fail after the next ``skip``; the first takes ``part`` bytes, if any."""
         self._set(call, self.DELIVERED, 0)
         self._set(call, self.SKIP, skip)
         self._set(call, self.ERROR, getattr(errno, error))
@@ -275,7 +275,7 @@ def on_its_way_to_the_stream(service: Service, fault: Fault) -> None:
 
 
 def hard_times(service: Service, fault: Fault) -> None:
-    """Nothing to accept with for a while: those who come wait in the queue, and are greeted when it is over."""
+    """Nothing to accept with for a while: who comes waits in the queue, and is greeted when it is over."""
     since = time.monotonic()
     assert service.heard_by(service.knock(2)) == 2
     hit = service.plan.delivered

@@ -16,7 +16,6 @@ from greeter.address import describe
 from greeter.errors import GreetingError
 from greeter.greeting import Greeting
 from greeter.limits import Admission, Limits
-from greeter.address import describe
 from greeter.reception import COMPLAIN_SECONDS, RETRY_SECONDS, Reception, Waiting
 from greeter.stats import FAILURES
 from tests.conftest import PATIENCE
@@ -151,7 +150,12 @@ def test_deadlines_a_moment_apart_are_one_wake_up(waiting: tuple[Any, VirtualLoo
 def test_whoever_is_late_may_be_admitted_anew(waiting: tuple[Any, VirtualLoop], late: list[str]) -> None:
     table, clock = waiting
     again: Callable[[str], None] = table.admit
-    table._on_late = lambda name: (late.append(name), again(name))
+
+    def on_late(name: str) -> None:
+        late.append(name)
+        again(name)
+
+    table._on_late = on_late
     table.admit("a")
     clock.advance(6.1)
     assert late == ["a", "a", "a"]
@@ -394,10 +398,10 @@ def test_without_descriptors_it_tries_again_in_a_while(caplog: pytest.LogCapture
 
 
 def test_a_system_that_stays_without_is_asked_twice_a_second(caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk(resume=lambda: desk.reception.cannot_accept(OSError(12, "irrelevant")))
-    desk.reception.cannot_accept(OSError(12, "irrelevant"))
-    desk.clock.advance(9.9)
-    assert desk.stats.accept_errors == 1 + 9.5 // RETRY_SECONDS
+    room: Desk = Desk(resume=lambda: room.reception.cannot_accept(OSError(12, "irrelevant")))
+    room.reception.cannot_accept(OSError(12, "irrelevant"))
+    room.clock.advance(9.9)
+    assert room.stats.accept_errors == 1 + 9.5 // RETRY_SECONDS
     assert len(warnings(caplog)) == 10
 
 

@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import ssl
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +22,7 @@ from tests.peers import Outcome, connect, read_to_end, reset, speak_first, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from greeter.paths import Accept
     from greeter.server import Server, Serving

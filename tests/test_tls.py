@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import logging
 import shutil
@@ -31,6 +30,7 @@ from tests.service_peers import HELLO, lines_with
 from tests.test_proxy_protocol import tcp4
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
