@@ -16,8 +16,6 @@ pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 async def run_example(*args: str) -> tuple[int, str, str]:
     child = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-X",
-        "dev",
         "-W",
         "error",
         *args,
