@@ -115,17 +115,17 @@ class Crowd:
 
     A visit ends in one of three ways. It is ``greeted`` when ``whole`` says so of what was heard and of
     the client's own port, and the stream ended in order. It is ``refused`` when there was no connection;
-    then that client comes no more. Everything else is ``lost``, in words. ``present`` are connected now.
+    then that client comes no more. Everything else is ``lost``, in words. ``present`` are on a visit.
     """
 
     def __init__(self, port: int, whole: Callable[[bytes, int], bool], host: str = "127.0.0.1") -> None:
         self.greeted = self.refused = self.present = 0
         self.lost: list[str] = []
-        self.last = b""  # that was heard
         self._where = (host, port)
         self._whole = whole
         self._leaving = False
         self._marks: list[tuple[int, asyncio.Future[None]]] = []
+        self._connecting: dict[asyncio.Task[None], socket.socket] = {}
 
     async def more(self, visits: int) -> None:
         """Wait until so many more have been greeted; raises when one is lost meanwhile."""
@@ -138,19 +138,41 @@ class Crowd:
         """Finish the visits that are under way and come no more."""
         self._leaving = True
 
+    def give_up(self) -> None:
+        """Nobody listens any more: whoever still has no connection is refused, but for the time it takes.
+
+        A segment that was dropped as the door closed is sent again after a second, and refused then.
+        """
+        for task, sock in self._connecting.items():
+            try:
+                sock.getpeername()
+            except OSError:
+                task.cancel()
+
     async def keep_coming(self) -> None:
         """The life of one client."""
         while not self._leaving and not self.lost:
             with socket.socket() as sock:
                 sock.setblocking(False)
-                try:
-                    await asyncio.get_running_loop().sock_connect(sock, self._where)
-                except ConnectionRefusedError:
-                    self.refused += 1
-                    return
                 self.present += 1
-                await self._listen(sock)
-                self.present -= 1
+                try:
+                    if not await self._connect(sock):
+                        self.refused += 1
+                        return
+                    await self._listen(sock)
+                finally:
+                    self.present -= 1
+
+    async def _connect(self, sock: socket.socket) -> bool:
+        connecting = asyncio.ensure_future(asyncio.get_running_loop().sock_connect(sock, self._where))
+        self._connecting[connecting] = sock
+        try:
+            await connecting
+        except (ConnectionRefusedError, asyncio.CancelledError):  # either way, this client ends here
+            return False
+        finally:
+            del self._connecting[connecting]
+        return True
 
     async def _listen(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -164,7 +186,6 @@ class Crowd:
         except OSError as error:
             self._lose(f"after {heard!r}: {error!r}")
             return
-        self.last = heard
         if not self._whole(heard, port):
             self._lose(f"by an orderly end after {heard!r}")
             return
@@ -185,6 +206,7 @@ async def crowd(
     port: int, *, clients: int = 60, whole: Callable[[bytes, int], bool] = lambda heard, _: heard == HELLO
 ) -> AsyncIterator[Crowd]:
     """So many clients for as long as the block runs; it is left when the last of them has left."""
+    asyncio.get_running_loop().set_debug(False)  # which would be most of the load
     them = Crowd(port, whole)
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):

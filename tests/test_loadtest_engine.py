@@ -243,13 +243,46 @@ async def test_a_server_may_close_what_is_held() -> None:
     assert time.monotonic() - began < 3.0
 
 
-async def test_what_has_ended_is_held_too_and_let_go_when_the_time_is_over() -> None:
+@pytest.mark.usefixtures("eyes")
+async def test_what_has_ended_is_held_too() -> None:
     async with serving(greet) as target:
         began = time.monotonic()
-        metrics = await run(target, connections=5, duration=0.2, hold=60.0)
+        metrics = await run(target, count=5, connections=5, hold=0.2)
     assert outcomes(metrics) == {GREETED: 5}
     assert metrics.closed_while_held == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began >= 0.2
+
+
+async def test_when_the_time_is_over_nobody_is_held_any_longer() -> None:
+    async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.15)
+        writer.write(GREETING)
+
+    for handler in (greet, slow):  # one greets within the time, one behind it
+        async with serving(handler) as target:
+            began = time.monotonic()
+            metrics = await run(target, connections=5, duration=0.1, hold=60.0)
+        assert outcomes(metrics) == {GREETED: 5}
+        assert metrics.closed_while_held == 0
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("outcome", ["connect_timeout", "connected_no_greeting"])
+async def test_each_has_a_deadline_of_its_own(outcome: str) -> None:
+    timeouts = {"connect_timeout": 0.1, "timeout": 5.0}
+    if outcome == "connected_no_greeting":
+        timeouts = {"connect_timeout": 5.0, "timeout": 0.1}
+    length = 0 if outcome == "connect_timeout" else 100
+    with (
+        unattended(length) as (listener, target),
+        socket.create_connection(listener.getsockname()),  # now a queue of no length is full
+    ):
+        metrics = await run(target, rate=50, duration=0.3, **timeouts)
+    assert outcomes(metrics) == {outcome: metrics.attempted}
+    # Whoever begins just behind a look at the deadlines is not left until the next but one.
+    least, most = metrics.failed.percentiles(0, 90)
+    assert (least or 0) >= 100_000
+    assert (most or 0) < 150_000
 
 
 async def test_a_duration_ends_it_and_whoever_has_begun_is_followed_to_the_end() -> None:

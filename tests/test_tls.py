@@ -70,6 +70,12 @@ def files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Fi
     return Files(tmp_path_factory.mktemp("tls"), authority)
 
 
+@pytest.fixture(autouse=True)
+def _the_door_closes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is on the way in when these servers close; a real one keeps it ajar for 50 ms."""
+    monkeypatch.setattr("greeter.server.DOOR_SECONDS", 0.0)
+
+
 @pytest.fixture
 def client(files: Files) -> ssl.SSLContext:
     """The context of a client that trusts the authority."""
@@ -347,12 +353,12 @@ class TestServing:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # also for those that it accepts
         tls = server_context(files.both)
         async with serve(greeting, sock=door, ssl=tls, linger_timeout=0.1, access_log=False) as server:
-            seen = await visit(server.port, client, receive_buffer=4096, rest=lambda: time.sleep(0.4))
+            seen = await visit(server.port, client, receive_buffer=4096, rest=lambda: time.sleep(0.25))
             assert_greeted(seen, greeting)
 
     async def test_a_client_that_never_reads_is_cut_off(self, files: Files, client: ssl.SSLContext) -> None:
         async with serve(
-            b"g" * 4_000_000, port=0, ssl=server_context(files.both), greet_timeout=0.5, access_log=False
+            b"g" * 4_000_000, port=0, ssl=server_context(files.both), greet_timeout=0.2, access_log=False
         ) as server:
             with socket.socket() as raw:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -480,7 +486,7 @@ class TestServing:
         self, files: Files, client: ssl.SSLContext, fault: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with serve(
-            port=0, ssl=server_context(files.both), greet_timeout=0.3, access_log=False
+            port=0, ssl=server_context(files.both), greet_timeout=0.2, access_log=False
         ) as server:
             with caplog.at_level(logging.INFO, "greeter"):
                 sock = await connect(server.port)
