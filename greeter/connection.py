@@ -16,9 +16,9 @@ import dataclasses
 from typing import TYPE_CHECKING, cast
 
 from greeter.errors import GreetingError
+from greeter.handover import Handover, accepted
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
     from concurrent.futures import ThreadPoolExecutor
 
@@ -36,11 +36,13 @@ THREADS = 32
 
 
 class House:
-    """What the connections of a server share: reception, vestibule, and threads for slow callables."""
+    """What the connections of a server share: reception, vestibule, the way to a transport, and threads for
+    slow callables."""
 
     def __init__(self, reception: Reception, vestibule: Vestibule) -> None:
         self.reception = reception
         self.vestibule = vestibule
+        self.hand_over = Handover(reception.loop)
         self._threads: ThreadPoolExecutor | None = None
 
     def threads(self) -> ThreadPoolExecutor:
@@ -88,16 +90,25 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
 
-    def bring_in(self, sock: socket.socket, address: Address, begun: tuple[bytes, int] | None) -> None:
-        """The client was accepted elsewhere, and perhaps part of its greeting was sent there."""
+    def bring_in(self, fd: int, address: Address, begun: tuple[bytes, int] | None) -> None:
+        """The client was accepted by hand, and perhaps part of its greeting was sent there."""
         house = self._house
         self._count = house.reception.stats.accepted
         self._address = address
         if begun is not None:
             greeting, sent = begun
             self._pieces, self._size = _cut(memoryview(greeting)[sent:]), len(greeting)
-        house.reception.wait(self)
-        self._task = house.reception.loop.create_task(house.vestibule.bring_in(self, sock))
+        reception = house.reception
+        reception.wait(self)
+        family = self._listener.family
+        if not house.vestibule.empty:
+            coming = house.vestibule.bring_in(self, accepted(family, fd))
+            self._task = reception.loop.create_task(coming)
+            return
+        try:
+            house.hand_over(fd, family, self)
+        except OSError:  # it was reset on the way in
+            reception.left(self)
 
     def introduce(self, address: Address, family: int) -> None:
         """A PROXY header has told who the client is."""
@@ -119,6 +130,7 @@ class Connection(asyncio.Protocol):
         return self._address
 
     def abort(self) -> None:
+        self._spoken = True
         if self._task is not None:
             self._task.cancel()
         if self._transport is not None:
@@ -128,6 +140,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast("asyncio.Transport", transport)
+        if self._spoken:  # given up in the turn before this one
+            transport.abort()
+            return
         reception = self._house.reception
         # With no buffer allowed, "not paused" means that the kernel has every byte written so far.
         transport.set_write_buffer_limits(0, 0)
@@ -147,11 +162,11 @@ class Connection(asyncio.Protocol):
             else:
                 self._send(data)
         else:
-            reception.wait(self)
             self._task = reception.loop.create_task(self._compose(words))
 
     def _arrive(self) -> bool:
         reception = self._house.reception
+        reception.wait(self)
         curious = reception.access_log is not None or reception.admission is not None
         address = self.address() if curious else None
         if not reception.arrive(address):
@@ -222,9 +237,7 @@ class Connection(asyncio.Protocol):
                 transport.write(piece)
         if transport.is_closing():  # the write failed, or a deadline passed: connection_lost follows
             return
-        if self._paused:
-            self._house.reception.wait(self)
-        elif self._half_close():
+        if not self._paused and self._half_close():
             self._house.reception.greeted(self, self._size)
 
     def pause_writing(self) -> None:

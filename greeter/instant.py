@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from greeter.greeting import Greeting
     from greeter.listeners import Listener
     from greeter.reception import Reception
-    from greeter.stream import StreamPath
+    from greeter.stream import Stream
 
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux; elsewhere the end of stream takes its own segment
 _SEND_FLAGS = MSG_MORE | socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
@@ -44,7 +44,7 @@ class Instant:
     only a part of it, goes to ``stream``.
     """
 
-    def __init__(self, reception: Reception, stream: StreamPath) -> None:
+    def __init__(self, reception: Reception, stream: Stream) -> None:
         self._reception = reception
         self._stream = stream
 

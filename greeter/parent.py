@@ -64,6 +64,8 @@ class Parent(Process):
     async def start(self) -> None:
         options = self.options
         self._listeners = open_listeners(self.endpoints, backlog=options.backlog, unix_mode=options.unix_mode)
+        for listener in self._listeners:
+            listener.cork()  # which a worker does not do to a socket that it was given
         self._supervisor = Supervisor(
             self._command,
             self._listeners,

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from greeter.acceptor import Acceptor, can_watch
 from greeter.errors import ConfigError
 from greeter.instant import Instant, why_not_instant
+from greeter.loopserver import LoopServer
 
 if TYPE_CHECKING:
     from greeter.connection import House
     from greeter.greeting import Greeting
     from greeter.listeners import Listener
-    from greeter.stream import StreamPath
+    from greeter.stream import Stream
 
 Accept = Literal["auto", "stream", "instant"]
-Path: TypeAlias = "StreamPath | Acceptor"
+Path: TypeAlias = Acceptor | LoopServer
 
 
 def path_name(
@@ -46,15 +47,15 @@ def path_name(
     return "stream"
 
 
-def choose_path(house: House, stream: StreamPath, listeners: list[Listener], accept: Accept) -> Path:
+def choose_path(
+    house: House, stream: Stream, listeners: list[Listener], accept: Accept, *, backlog: int
+) -> Path:
     """The path for the words, the vestibule and the event loop of ``house``. Raises as ``path_name`` does."""
     reception, vestibule = house.reception, house.vestibule
     proxied, tls = vestibule.proxy_from is not None, vestibule.tls is not None
-    name = path_name(reception.words, accept, proxied=proxied, tls=tls, watch=can_watch(reception.loop))
-    if name == "instant":
-        return Acceptor(reception, listeners, name, Instant(reception, stream).greet_queue)
-    if proxied or tls or any(listener.inherited for listener in listeners):
-        # Whoever is not let in must not cost a handshake, so it must not be asyncio that accepts; and
-        # asyncio would shorten the listen queue of a socket that others made, and may serve as well.
-        return Acceptor(reception, listeners, name, stream.greet_queue)
-    return stream
+    watch = can_watch(reception.loop)
+    name = path_name(reception.words, accept, proxied=proxied, tls=tls, watch=watch)
+    if not watch:
+        return LoopServer(house, listeners, stream.greet_queue, backlog=backlog)
+    take = stream.greet_queue if name == "stream" else Instant(reception, stream).greet_queue
+    return Acceptor(reception, listeners, name, take)

@@ -75,18 +75,23 @@ class Waiting(Deadlines[G]):
         """Wait no longer; True if the guest was here."""
         if self._due.pop(guest, None) is None:
             return False
-        if self._timer is not None and not self._due:
-            self._timer.cancel()
-            self._timer = None
+        if not self._due:
+            self._rest()
         return True
 
     def waited(self, guest: G) -> float:
         """Wait no longer; returns for how many seconds the guest was here, 0 if it never was."""
-        due = self._due.get(guest)
+        due = self._due.pop(guest, None)
         if due is None:
             return 0.0
-        self.discard(guest)
+        if not self._due:
+            self._rest()
         return max(0.0, self._loop.time() - due + self.seconds)
+
+    def _rest(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _tick(self) -> None:
         # The loop may fire a little early (its clock's resolution); without the slack that would be a
@@ -180,9 +185,8 @@ class Reception:
             self.admission.release(address[0])
 
     def wait(self, guest: Guest) -> None:
-        """The greeting takes a while, to make or to send: the greet deadline counts from the first call."""
-        if guest not in self.greeting:
-            self.greeting.admit(guest)
+        """The guest has arrived, and is to be greeted before the greet deadline, which counts from here."""
+        self.greeting.admit(guest)
 
     def served(self, sent: int, seconds: float, clients: int = 1) -> None:
         """Every byte for ``clients``, and their end of stream, are with the kernel.
@@ -196,7 +200,7 @@ class Reception:
 
     def greeted(self, guest: Guest, sent: int) -> None:
         """The guest was served, and from here on may linger."""
-        self.served(sent, self.greeting.waited(guest) if self.greeting else 0.0)
+        self.served(sent, self.greeting.waited(guest))
         self.lingering.admit(guest)
 
     def not_made(self, address: Address, error: GreetingError) -> None:
@@ -219,10 +223,9 @@ class Reception:
         self.stats.failed["reset"] += 1
 
     def left(self, guest: Guest) -> None:
-        """The guest's connection is closed."""
-        if not self.lingering.discard(guest):  # neither greeted nor dismissed: it went by itself
-            self.greeting.discard(guest)
-            self.lost()
+        """The guest's connection is closed. Saying so again changes nothing."""
+        if not self.lingering.discard(guest) and self.greeting.discard(guest):
+            self.lost()  # neither greeted nor dismissed: it went by itself
         self._gone((guest,))
 
     # -- what is said
@@ -279,18 +282,15 @@ class Reception:
         """Accept no more until somebody leaves."""
         self._hold_back(f"at {self.capacity} connections")
 
-    def cannot_accept(self, error: OSError, *, paused: bool = False) -> None:
-        """The system lacks what a connection needs: try again in a while, or when somebody leaves.
-
-        ``paused``: the event loop has paused by itself, and will go on by itself.
-        """
+    def cannot_accept(self, error: OSError) -> None:
+        """The system lacks what a connection needs: try again in a while."""
         self.stats.accept_errors += 1
-        self._hold_back(f"cannot accept ({reason(error)})", paused=paused)
-        if self._retry is None and not paused:
+        self._hold_back(f"cannot accept ({reason(error)})")
+        if self._retry is None:
             self._retry = self.loop.call_later(RETRY_SECONDS, self._go_on)
 
-    def _hold_back(self, why: str, *, paused: bool = False) -> None:
-        if not self._paused and not paused:
+    def _hold_back(self, why: str) -> None:
+        if not self._paused:
             self._paused = True
             self._pause()
         if self._may_complain("paused"):

@@ -16,10 +16,10 @@ from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
 from greeter.errors import ConfigError, reason
 from greeter.fdlimit import connection_capacity
 from greeter.greeting import DEFAULT_GREETING, Greeting, GreetingSource
-from greeter.listeners import BACKLOG, DIED_IN_QUEUE, Listener, adopt, open_listeners
+from greeter.listeners import BACKLOG, Listener, adopt, open_listeners
 from greeter.paths import Accept, choose_path
 from greeter.reception import AccessLog, Reception, logger
-from greeter.stream import StreamPath
+from greeter.stream import Stream
 from greeter.vestibule import Vestibule
 
 if TYPE_CHECKING:
@@ -77,11 +77,12 @@ class Server:
         )
         self._vestibule = Vestibule(self._reception, tls=tls, proxy_from=proxy_from)
         self._listeners = listeners
-        house = House(self._reception, self._vestibule)
-        self._stream = StreamPath(house, listeners, backlog=backlog)
+        for listener in listeners:
+            listener.cork()
+        self._house = house = House(self._reception, self._vestibule)
         if limits is not None:
             self._limit(limits)
-        self._path = choose_path(house, self._stream, listeners, accept)
+        self._path = choose_path(house, Stream(house), listeners, accept, backlog=backlog)
         self._serving = False
         self._closed: asyncio.Future[None] = self._reception.loop.create_future()
 
@@ -154,13 +155,6 @@ class Server:
         await self._path.start()
         self._serving = True
 
-    def accept_failed(self, error: OSError) -> None:
-        """The event loop could not accept, as it told its exception handler, which is the application's.
-        asyncio has paused by then, and tries again in a second; uvloop would try again at once."""
-        if error.errno not in DIED_IN_QUEUE and self._serving:
-            pauses = isinstance(self._reception.loop, asyncio.BaseEventLoop)
-            self._reception.cannot_accept(error, paused=pauses)
-
     async def serve_forever(self) -> None:
         """Serve until ``close()`` or ``drain()``; when cancelled, drain first."""
         try:
@@ -186,7 +180,7 @@ class Server:
             except OSError as error:
                 logger.warning("closing with clients in the listen queue: %s", reason(error))
             listener.close()
-        self._stream.close()
+        self._house.close()
         self._closed.set_result(None)
 
     async def drain(self, timeout: float | None = None) -> bool:

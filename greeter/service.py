@@ -11,11 +11,10 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from greeter.errors import GreeterError
 from greeter.loops import choose_loop
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("greeter")
 
 INTERRUPTED = 130
-
-# What asyncio and uvloop call the errors of accept(2), and errors on the way to it.
-_ACCEPTING = re.compile(r"socket\.accept\(\)|_accept_connection|listen callback|accept")
 
 Reread = Callable[[], ServeOptions]
 
@@ -248,7 +244,7 @@ async def start_server(
     options: ServeOptions, prepared: Prepared, endpoints: tuple[Endpoint, ...], log: LogStream
 ) -> Server:
     """The Server that the options describe."""
-    server = await serve(
+    return await serve(
         prepared.greeting,
         listen=endpoints,
         accept=options.accept,
@@ -262,16 +258,6 @@ async def start_server(
         drain_timeout=options.drain_timeout,
         access_log=log.connection if options.access_log and logger.isEnabledFor(logging.INFO) else False,
     )
-
-    def on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        if isinstance(error, OSError) and _ACCEPTING.search(str(context.get("message"))):
-            server.accept_failed(error)
-        else:
-            loop.default_exception_handler(context)
-
-    asyncio.get_running_loop().set_exception_handler(on_exception)
-    return server
 
 
 def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from greeter.address import describe
 from greeter.errors import ProxyProtocolError
+from greeter.listeners import cork
 from greeter.reception import Guest, logger
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class Vestibule:
         self.tls = tls
         self.proxy_from = proxy_from
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing comes before the greeting."""
+        return self.tls is None and self.proxy_from is None
+
     async def bring_in(self, guest: Newcomer, sock: socket.socket) -> None:
         """Take an accepted socket through all of it, up to ``guest.connection_made``.
 
@@ -84,12 +90,14 @@ class Vestibule:
         from greeter.seal import Seal  # only a server with TLS needs it
 
         seal = Seal(self.tls)
+        cork(sock, False)  # it waits for our every word
         try:
             await shake_hands(self._reception.loop, sock, seal)
         except (ssl.SSLError, OSError) as error:
             logger.info("%s: no TLS handshake (%s)", describe(guest.address()), _reason(error))
             self._reception.failed(guest, "tls")
             return False
+        cork(sock, True)
         guest.sealed(seal)
         return True
 

@@ -31,14 +31,14 @@ LAYERS = [
         "proxy_protocol",
         "limits",
     },  # the pure layer ends here
-    {"fdlimit", "loops", "sources", "systemd", "tls", "parking", "snapshot", "channel"},
+    {"fdlimit", "handover", "loops", "sources", "systemd", "tls", "parking", "snapshot", "channel"},
     {"child"},
     {"listeners"},
     {"reception", "httpd"},
     {"seal"},
     {"acceptor", "vestibule", "logs", "metrics"},
     {"connection"},
-    {"stream"},
+    {"stream", "loopserver"},
     {"instant"},
     {"paths"},
     {"server", "client"},
@@ -58,6 +58,7 @@ IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "si
 IMPURE |= {"threading", "time", "click", "uvloop"}
 # Where a client goes through: nothing of it may be known to those who play the client, nor they to it.
 HOUSE = {"listeners", "reception", "acceptor", "vestibule", "connection", "stream", "instant", "parking"}
+HOUSE |= {"handover", "loopserver"}
 HOUSE |= {"paths", "server", "service", "workers", "parent", "startup"}
 STRANGERS = [({"client"}, HOUSE), ({"loadtest"}, HOUSE)]
 

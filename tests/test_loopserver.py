@@ -12,7 +12,7 @@ import pytest
 
 from greeter import serve
 from greeter.limits import Limits
-from greeter.stream import StreamPath
+from greeter.loopserver import LoopServer
 from tests.conftest import PATIENCE
 from tests.peers import Outcome, connect, read_to_end, speak_first, until
 
@@ -34,8 +34,8 @@ def here(**options: Any) -> Serving:
     return serve(**{"port": 0, "access_log": False, **options})
 
 
-def path_of(server: Server) -> StreamPath:
-    assert isinstance(server._path, StreamPath)
+def path_of(server: Server) -> LoopServer:
+    assert isinstance(server._path, LoopServer)
     return server._path
 
 
