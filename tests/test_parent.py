@@ -119,15 +119,17 @@ async def test_a_killed_worker_is_replaced() -> None:
 
 
 async def test_after_a_reload_that_fails_a_dead_worker_is_replaced_by_one_like_it(tmp_path: Path) -> None:
-    """Whatever the files say by then: here, the certificate is broken and the greeting is gone."""
+    """Whatever the files say by then: the configuration and the certificate broken, the greeting gone."""
     authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     certificate, greeting = tmp_path / "both.pem", tmp_path / "greeting"
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
     greeting.write_text("the old one")
     context = client_context(tmp_path / "ca.pem")
-    args = workers("--tls-cert", str(certificate), "--greeting-file", str(greeting))
-    async with greeter_process(*args) as process:
+    config = tmp_path / "greeter.toml"
+    config.write_text(f"greeting-file = '{greeting}'")
+    async with greeter_process(*workers("--tls-cert", str(certificate), "--config", str(config))) as process:
+        config.write_text("broken")
         certificate.write_text("broken")
         greeting.unlink()
         process.process.send_signal(signal.SIGHUP)
