@@ -7,6 +7,7 @@ line wins over the environment, and that over the file.
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -123,6 +124,10 @@ def _parameter(field: dataclasses.Field[Any], prefix: str) -> Decorator:
 def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
     """Make the keys of a TOML file the defaults of the command."""
     if file is None:
+        return
+    from greeter.channel import VARIABLE  # not for a command without a file
+
+    if VARIABLE in os.environ:  # a worker has its options from its parent, whatever the file says by now
         return
     try:
         with open(file, "rb") as stream:

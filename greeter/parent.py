@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import dataclasses
 import logging
+import os
 import pickle
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greeter.child import WorkerFailed
-from greeter.errors import GreeterError
+from greeter.errors import ConfigError, GreeterError, reason
 from greeter.listeners import open_listeners
 from greeter.loops import choose_loop
 from greeter.options import ServeOptions
@@ -25,7 +29,7 @@ from greeter.snapshot import Snapshot, Totals
 from greeter.workers import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from greeter.listeners import Listener
 
@@ -35,17 +39,41 @@ logger = logging.getLogger("greeter")
 GRACE = 2.0
 
 
+# The options whose file a worker has from its parent.
+FILES = ("greeting_file", "tls_cert", "tls_key", "tls_client_ca")
+
+
 def pack(options: ServeOptions) -> str:
-    """The options for a worker, which must not read them anew: after a reload that failed, the old ones
-    are in force for whoever takes a dead worker's place."""
-    return base64.b64encode(pickle.dumps(options)).decode()
+    """The options for a worker, and the files that they name as they are now.
+
+    A worker must read neither of them anew: after a reload that failed, the old ones are in force for
+    whoever takes a dead worker's place. Raises ConfigError for a file that is gone since it was checked.
+    """
+    files: dict[str, bytes] = {}
+    for name in FILES:
+        path: Path | None = getattr(options, name)
+        if path is not None and path.is_file():  # what is no file can be read once only
+            try:
+                files[name] = path.read_bytes()
+            except OSError as error:
+                raise ConfigError(f"cannot read {str(path)!r}: {reason(error)}") from error
+    return base64.b64encode(pickle.dumps((options, files))).decode()
 
 
-def unpack(task: str) -> ServeOptions:
-    """What ``pack`` made, in our own child."""
-    options = pickle.loads(base64.b64decode(task))
+@contextlib.contextmanager
+def unpacked(task: str) -> Iterator[ServeOptions]:
+    """What ``pack`` made, in our own child: options that name files which are there inside the block."""
+    options, files = pickle.loads(base64.b64decode(task))
     assert isinstance(options, ServeOptions)
-    return options
+    paths: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # else the files themselves
+            for name, data in files.items():
+                file = stack.enter_context(open(os.memfd_create(name), "wb"))
+                file.write(data)
+                file.flush()
+                paths[name] = Path(f"/proc/self/fd/{file.fileno()}")
+        yield dataclasses.replace(options, **paths)
 
 
 class Parent(Process):

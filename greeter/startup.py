@@ -37,12 +37,14 @@ def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ())
     ConfigError. ``argv`` is that command line, for workers.
     """
     channel = WorkerChannel.from_environment()
+    files = contextlib.ExitStack()
     if channel is not None:
-        from greeter.parent import unpack
+        from greeter.parent import unpacked
 
-        options = unpack(channel.task)
+        options = files.enter_context(unpacked(channel.task))
     with _logging(options) as log:
-        prepared = prepare(options)
+        with files:
+            prepared = prepare(options)
         raise_fd_limit()
         if channel is not None:
             code = run(serve_as_worker(channel, options, prepared, log), options.loop)

@@ -13,7 +13,7 @@ import ssl
 from typing import TYPE_CHECKING, Protocol, cast
 
 from greeter.address import describe
-from greeter.errors import ProxyProtocolError
+from greeter.errors import ProxyProtocolError, reason
 from greeter.listeners import cork
 from greeter.reception import Guest, logger
 
@@ -163,7 +163,7 @@ async def shake_hands(loop: asyncio.AbstractEventLoop, sock: socket.socket, seal
                 raise ConnectionError("the end of stream came first")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).lower().replace("_", " ")
-    return str(error) or type(error).__name__
+    return reason(error)

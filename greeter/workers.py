@@ -139,19 +139,40 @@ class Supervisor:
         """Replace the workers one by one: start a new one, wait until it serves, retire the old one.
 
         A ``task`` that is not None is that of the new ones, and of all who come later. Raises WorkerFailed
-        when one does not become ready: it is killed, and the old ones serve on in its place and those after.
+        when one does not become ready: it is killed, the old ones serve on in its place and those after, and
+        those before it get workers with the old task again.
         """
-        new_task = self._task if task is None else task
-        for place in self._places:
-            await _cancel(place.keeper)  # nobody else puts a worker here meanwhile
+        before = self._task
+        replaced: list[Place] = []
+        try:
+            for place in self._places:
+                await self._replace(place, before if task is None else task)
+                replaced.append(place)
+        except WorkerFailed:
+            self._task = before
+            await self._take_back(replaced)
+            raise
+
+    async def _replace(self, place: Place, task: object) -> None:
+        """Put a new worker with ``task`` into ``place``; from now on it is everybody's who starts."""
+        await _cancel(place.keeper)  # nobody else puts a worker here meanwhile
+        try:
+            child = await self._launch(task, Backoff())
+            self._task = task
+            old, place.child = place.child, child
+            old.retire(self._retire_timeout)
+        finally:
+            if not self._stopping:
+                self._keep(place)
+
+    async def _take_back(self, places: Sequence[Place]) -> None:
+        """Give ``places`` their old task again: half of a new configuration is not in force."""
+        for place in places:
             try:
-                child = await self._launch(new_task, Backoff())
-                self._task = new_task
-                old, place.child = place.child, child
-                old.retire(self._retire_timeout)
-            finally:
+                await self._replace(place, self._task)
+            except WorkerFailed as error:
                 if not self._stopping:
-                    self._keep(place)
+                    logger.error("worker %d keeps the new configuration: %s", place.child.pid, error)
 
     async def stats(self, timeout: float = ANSWER_SECONDS) -> list[dict[str, Any]]:
         """Ask every worker for a report; returns the latest of each after ``timeout`` seconds at the most."""

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import gc
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,3 +164,26 @@ async def run_greeter(*args: str, env: dict[str, str] | None = None) -> tuple[in
 def accept(request: pytest.FixtureRequest) -> str:
     """The accept path."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tests/faults.c, compiled."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("faults.c needs Linux and a C compiler (cc)")
+    library = tmp_path_factory.mktemp("faults") / "faults.so"
+    options = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    command = [compiler, *options, "-o", str(library), str(ROOT / "tests" / "faults.c"), "-ldl"]
+    subprocess.run(command, check=True)
+    return library
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many rows of the matrix of faults were played, and survived, whichever file they are in."""
+    counts = {
+        outcome: sum("fault" in report.keywords for report in terminalreporter.getreports(outcome))
+        for outcome in ("passed", "failed", "error")
+    }
+    if any(counts.values()):
+        terminalreporter.write_line(f"faults survived {counts['passed']} of {sum(counts.values())}")

@@ -4,11 +4,12 @@
  * FAULTS_FILE is shared with the test: it has one `struct plan` for each call below, which the test fills
  * in while the server runs, and in which we count what was really delivered. Only stream sockets with a
  * name are hit: TCP, and Unix sockets that were accepted. Pipes, files and the event loop's own socket
- * pair work as ever.
+ * pair work as ever. A new process is a call too: fork(2), which everything here comes down to.
  *
  * The real call is made with syscall(2), which needs nothing from libc that may not be there yet.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
@@ -31,9 +32,10 @@ struct plan {
     int32_t delivered; /* how many were hit so far */
 };
 
-enum call { ACCEPT, SEND, RECV, SHUTDOWN, GETPEERNAME, CALLS };
+enum call { ACCEPT, SEND, RECV, SHUTDOWN, GETPEERNAME, SPAWN, CALLS };
 
-static const char *const names[CALLS] = {"accept", "send", "recv", "shutdown", "getpeername"};
+static const char *const names[CALLS] = {"accept", "send", "recv", "shutdown", "getpeername",
+                                         "spawn"};
 static struct plan *plans;
 
 __attribute__((constructor)) static void open_plans(void)
@@ -75,11 +77,12 @@ static bool take(int32_t *number)
     return false;
 }
 
-/* Does this call fail? Then errno says how; unless *part is set, by which it succeeds with so many bytes. */
+/* Does this call fail? Then errno says how; unless *part is set, by which it succeeds with so many bytes.
+ * A call that is not about a descriptor has a negative one. */
 static bool hit(enum call call, int fd, size_t *part)
 {
     struct plan *plan = plans ? &plans[call] : NULL;
-    if (!plan || __atomic_load_n(&plan->left, __ATOMIC_SEQ_CST) <= 0 || !can_be_hit(fd))
+    if (!plan || __atomic_load_n(&plan->left, __ATOMIC_SEQ_CST) <= 0 || (fd >= 0 && !can_be_hit(fd)))
         return false;
     if (take(&plan->skip) || !take(&plan->left))
         return false;
@@ -174,4 +177,21 @@ int shutdown(int fd, int how)
 int getpeername(int fd, struct sockaddr *address, socklen_t *size)
 {
     return hit(GETPEERNAME, fd, NULL) ? -1 : (int)syscall(SYS_getpeername, fd, address, size);
+}
+
+pid_t fork(void)
+{
+    if (hit(SPAWN, -1, NULL))
+        return -1;
+    /* The real one is libc's: it has locks to see to in the child. */
+    pid_t (*real)(void) = (pid_t(*)(void))dlsym(RTLD_NEXT, "fork");
+    return real();
+}
+
+/* A child of vfork(2) runs on our stack, so it cannot be called from here. A system may have none, and then
+ * Python's subprocess calls fork(2) instead. */
+pid_t vfork(void)
+{
+    errno = EINVAL;
+    return -1;
 }

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from pathlib import Path
 
 import pytest
+import trustme
 
 import greeter
+from greeter.errors import ConfigError
 from greeter.options import ServeOptions
-from greeter.parent import pack, unpack
+from greeter.parent import pack, unpacked
+from greeter.sources import greeting_from_file
+from greeter.tls import client_context
 from tests.conftest import PATIENCE, Process, greeter_process
+from tests.peers import until
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -39,7 +45,34 @@ def workers(*args: str) -> tuple[str, ...]:
 
 async def test_options_travel_to_a_worker() -> None:
     options = ServeOptions(greeting="Hello $host", backlog=7)
-    assert unpack(pack(options)) == options
+    with unpacked(pack(options)) as found:
+        assert found == options
+
+
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_files_travel_with_the_options(tmp_path: Path) -> None:
+    file = tmp_path / "greeting"
+    data = bytes(range(256)) * 1000
+    file.write_bytes(data)
+    task = pack(ServeOptions(greeting_file=file, tls_key=Path("/dev/null")))
+    file.write_bytes(b"another")
+    with unpacked(task) as found:
+        assert found.greeting_file is not None
+        assert greeting_from_file(found.greeting_file).fixed == data
+        assert found.tls_key == Path("/dev/null"), "which is no file to keep a copy of"
+
+
+async def test_a_file_that_is_gone_since_it_was_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_bytes(path: Path) -> bytes:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    file = tmp_path / "greeting"
+    file.touch()
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(ConfigError, match=f"^cannot read '{file}': no such file or directory$"):
+        pack(ServeOptions(greeting_file=file))
 
 
 @pytest.mark.parametrize("accept", ["instant", "stream"])
@@ -83,6 +116,33 @@ async def test_a_killed_worker_is_replaced() -> None:
                 assert (await greeter.greet(port=process.port)).data == b"Thank you for connecting"
         assert second in children(process.pid)
         assert await process.stop() == 0
+
+
+async def test_after_a_reload_that_fails_a_dead_worker_is_replaced_by_one_like_it(tmp_path: Path) -> None:
+    """Whatever the files say by then: the configuration and the certificate broken, the greeting gone."""
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate, greeting = tmp_path / "both.pem", tmp_path / "greeting"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    greeting.write_text("the old one")
+    context = client_context(tmp_path / "ca.pem")
+    config = tmp_path / "greeter.toml"
+    config.write_text(f"greeting-file = '{greeting}'")
+    async with greeter_process(*workers("--tls-cert", str(certificate), "--config", str(config))) as process:
+        config.write_text("broken")
+        certificate.write_text("broken")
+        greeting.unlink()
+        process.process.send_signal(signal.SIGHUP)
+        await process.line_with("reload failed, the old configuration stays")
+        before = set(children(process.pid))
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(2):  # they wait in the queue until there is somebody
+            assert (await greeter.greet(port=process.port, ssl=context)).data == b"the old one"
+        await until(lambda: len(set(children(process.pid)) - before) == 2, "both are replaced")
+        assert await process.stop() == 0
+    assert len([line for line in process.lines if "was killed by SIGKILL" in line]) == 2
+    assert not [line for line in process.lines if "before it was ready" in line]
 
 
 async def test_a_start_that_fails_leaves_nobody() -> None:

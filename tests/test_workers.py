@@ -496,6 +496,54 @@ async def test_a_replacement_that_fails_leaves_the_old_ones(door: Listener) -> N
         assert (await greet(port=port_of(door))).data == b"old"
 
 
+async def fail_half_way(supervisor: Supervisor, file: Path, task: dict[str, Any]) -> None:
+    """Replace two workers, of whom the second one does not find the ``file``."""
+    before = supervisor.pids
+    replacing = asyncio.create_task(supervisor.replace_all(task | {"needs": str(file)}))
+    await until(lambda: supervisor.pids[0] != before[0], "the first one is replaced")
+    os.unlink(file)
+    with pytest.raises(WorkerFailed, match="no greeting today"):
+        await replacing
+    assert supervisor.pids[1] == before[1]
+
+
+async def test_a_replacement_that_fails_half_way_is_taken_back(
+    door: Listener, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(door, task={"greeting": "old"}) as supervisor:
+        (tmp_path / "file").touch()
+        await fail_half_way(supervisor, tmp_path / "file", {"greeting": "new"})
+        await until(lambda: len(supervisor._children) == 2, "those that were replaced are gone")
+        assert supervisor.restarts == 0
+        for stopped in supervisor.pids:  # each of them alone
+            os.kill(stopped, signal.SIGSTOP)
+            try:
+                assert (await greet(port=port_of(door))).data == b"old"
+            finally:
+                os.kill(stopped, signal.SIGCONT)
+    assert errors(caplog) == []
+
+
+async def test_what_cannot_be_taken_back_is_said(
+    door: Listener, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    needs = tmp_path / "old"
+    needs.touch()
+    async with working(door, task={"needs": str(needs)}) as supervisor:
+        needs.rename(tmp_path / "new")
+        await fail_half_way(supervisor, tmp_path / "new", {})
+        first, second = supervisor.pids
+        assert len(supervisor._children) == 2
+        needs.touch()
+        os.kill(first, signal.SIGKILL)  # the next one has the old task
+        await until(lambda: first not in supervisor.pids, "it is replaced")
+        assert second in supervisor.pids
+    said, died = errors(caplog)
+    assert said.startswith(f"worker {first} keeps the new configuration: worker ")
+    assert said.endswith(" exited with code 3 (no greeting today) before it was ready")
+    assert died == f"worker {first} was killed by SIGKILL: starting another in 0.1 s"
+
+
 async def test_a_replaced_worker_that_does_not_leave_is_killed(
     door: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
