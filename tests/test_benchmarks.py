@@ -236,7 +236,8 @@ def test_the_load_tester_is_measured_beside_a_bare_client(
     assert base.name == cost.base == ("C" if compiled else "Python") + " epoll client"
     # A client in Python says nothing about the limit, which is one of C.
     assert ours.claim == (Claim(load_cost.LIMIT) if compiled else None)
-    assert all(row.value.low > 0 for row in (*cost.rows, *rate.rows))
+    assert [len(row.value.samples) for row in cost.rows] == [1, 1]  # of so few, the cost may be anything
+    assert all(row.value.low > 0 for row in rate.rows)
     assert [row.claim for row in rate.rows] == [None, Claim(load_cost.LEAST_RATE, at_least=True)]
 
 
