@@ -14,7 +14,7 @@ import pytest
 from greeter.loadtest import LoadPlan, Stage, alarm, engine
 from greeter.loadtest.engine import Engine
 from greeter.loadtest.outcome import GREETED
-from greeter.loadtest.poller import Readers
+from greeter.loadtest.poller import Epoll, Readers
 from greeter.loadtest.target import Target, resolve
 from tests.loadtest_peers import (
     GREETING,
@@ -251,6 +251,48 @@ async def test_what_has_ended_is_held_too() -> None:
     assert outcomes(metrics) == {GREETED: 5}
     assert metrics.closed_while_held == 0
     assert time.monotonic() - began >= 0.2
+
+
+class Echoing(Epoll):
+    """Reports everything twice, as epoll does when the end of a stream arrives while it tells of the data."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._last: list[tuple[int, int]] = []
+        poll = self.poll
+
+        def twice() -> list[tuple[int, int]]:
+            now = poll()
+            events, self._last = self._last + now, now
+            return events
+
+        self.poll = twice
+
+
+async def test_an_end_that_is_told_of_twice_lets_nobody_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "new_poller", Echoing)
+    async with serving(greet) as target:
+        began = time.monotonic()
+        metrics = await run(target, count=20, connections=20, hold=0.6)
+    assert outcomes(metrics) == {GREETED: 20}
+    assert metrics.peak_open == 20
+    assert metrics.closed_while_held == 0
+    assert time.monotonic() - began >= 0.6
+
+
+async def test_who_is_reset_behind_his_end_is_no_longer_held() -> None:
+    async def end_and_reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING)
+        writer.write_eof()
+        await asyncio.sleep(0.05)
+        abort_with_reset(writer)
+
+    async with serving(end_and_reset) as target:
+        began = time.monotonic()
+        metrics = await run(target, count=10, connections=10, hold=4.0)
+    assert outcomes(metrics) == {GREETED: 10}
+    assert metrics.closed_while_held == 10
+    assert time.monotonic() - began < 3.0
 
 
 async def test_when_the_time_is_over_nobody_is_held_any_longer() -> None:

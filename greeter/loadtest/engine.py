@@ -23,7 +23,7 @@ from greeter.loadtest.alarm import Alarm
 from greeter.loadtest.connection import Connection, Rules
 from greeter.loadtest.metrics import Metrics
 from greeter.loadtest.outcome import ANSWERED, GREETED
-from greeter.loadtest.poller import BATCH, new_poller
+from greeter.loadtest.poller import BATCH, FAILED, new_poller
 from greeter.loadtest.timeline import INTERVAL, Interval
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Engine:
             for fd, mask in events:
                 connection = waiting.get(fd)
                 if connection is None:
-                    self._happened_to_held(fd, now)
+                    self._happened_to_held(fd, mask, now)
                     continue
                 outcome = connection.happened(mask, now)
                 if connection.connected == now:
@@ -231,10 +231,12 @@ class Engine:
             self._retry_at,
         )
 
-    def _happened_to_held(self, fd: int, now: float) -> None:
+    def _happened_to_held(self, fd: int, mask: int, now: float) -> None:
         connection = self._held.get(fd)
-        if connection is not None and connection.drain():
-            self.metrics.closed_while_held += connection.measured and not connection.ended
+        if connection is None or (connection.ended and not mask & FAILED):
+            return  # the end of the stream may be told of twice, and is no reason not to hold
+        if connection.ended or connection.drain():
+            self.metrics.closed_while_held += connection.measured
             self._let_go(connection, now)
 
     def _let_go(self, connection: Connection, now: float) -> None:
