@@ -340,6 +340,20 @@ async def test_a_duration_ends_it_and_whoever_has_begun_is_followed_to_the_end()
     assert metrics.cut_off == 0
 
 
+async def test_a_closed_loop_that_waits_for_the_last_was_not_busy_meanwhile() -> None:
+    with unattended(backlog=100) as (_, target):
+        metrics = await run(target, count=20, connections=20, timeout=1.0)
+    (busy,) = metrics.cpu_percent
+    assert metrics.outcomes["connected_no_greeting"] == 20
+    assert 0 < busy < 90, "they began in a moment at full speed, and then there was a second of silence"
+
+
+async def test_nobody_uses_more_than_a_core() -> None:
+    for _ in range(20):  # each is over in a turn or two of the loop
+        metrics = await run(refused_endpoint(), count=200, connections=200)
+        assert 0 < metrics.cpu_percent[0] <= 101  # two clocks, read one after the other
+
+
 async def test_the_warm_up_is_left_out() -> None:
     served = 0
 

@@ -137,6 +137,8 @@ class Engine:
         if self._uncounted >= _MANY:
             self._uncounted = 0
             self.metrics.count(self._interval)
+        if self._over and not self._waiting and not self.metrics.cpu_percent:
+            self._note_cpu()
         if self._over and self._free == self._slots:
             self._done.set_result(None)
             return
@@ -312,8 +314,8 @@ class Engine:
         self._over = True
         metrics, pacer = self.metrics, self._pacer
         metrics.scheduled = elapsed = max(0.0, now - self._zero)
-        metrics.cpu_percent = [100 * (thread_time() - self._cpu) / elapsed if elapsed else 0.0]
         if self._open_loop and self._measuring:
+            self._note_cpu()
             total = pacer.total or 0
             due = bisect_right(range(total), elapsed, key=lambda k: pacer.pace(0.0, k)[0])
             metrics.unstarted = max(0, due - self._started)
@@ -324,11 +326,18 @@ class Engine:
             for connection in self._held_until.expire(inf):
                 self._let_go(connection, now)
 
+    def _note_cpu(self) -> None:
+        """Work out the share of a core, until the end of the schedule, in a closed loop until the last."""
+        elapsed = monotonic() - self._zero
+        self.metrics.cpu_percent = [100 * (thread_time() - self._cpu) / elapsed if elapsed > 0 else 0.0]
+
     def _finish(self) -> None:
         """Close what is open, and the books."""
         now, metrics = monotonic(), self.metrics
         if not self._over:
             self._end_schedule(now)
+        if not metrics.cpu_percent:
+            self._note_cpu()
         self._turn_interval(now)
         for connection in self._waiting.values():
             if connection.measured:
