@@ -88,6 +88,35 @@ async def test_an_interrupt_still_gives_the_summary(tmp_path: Path) -> None:
     assert json.loads(run.read_text())["interrupted"] is True
 
 
+async def test_a_second_interrupt_does_not_wait() -> None:
+    """As when a resolver takes its time: there is nothing yet that could be stopped."""
+    code = (
+        "import asyncio\n"
+        "from greeter import cli, loadcommand\n"
+        "async def load(*_, stop, **__):\n"
+        "    print('looking up', flush=True)\n"
+        "    await stop.wait()\n"
+        "    print('stopping', flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "loadcommand.load = load\n"
+        "raise SystemExit(cli.run(['load', '127.0.0.1:1', '--quiet']))\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    assert process.stdout is not None
+    try:
+        for word in (b"looking up\n", b"stopping\n"):
+            assert await asyncio.wait_for(process.stdout.readline(), PATIENCE) == word
+            process.send_signal(signal.SIGINT)
+        out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+        assert (process.returncode, out, err.strip()) == (130, b"", b"")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def test_a_terminal_shows_it_live_and_stdout_has_the_summary_alone() -> None:
     async with serving(greet) as target:
         ours, theirs = pty.openpty()

@@ -44,7 +44,11 @@ def test_interrupted() -> None:
     m = metrics(100, 0, 0)
     m.interrupted = True
     assert report(m).verdict.endswith("Until then all 100 clients were greeted, and none were still open.")
-    m.cut_off = 1
+    m = metrics(0, 0, 0)
+    m.interrupted, m.cut_off = True, 1
+    assert report(m).verdict.endswith("Until then no client was greeted, and 1 was still open.")
+    m = metrics(100, 0, 0)
+    m.interrupted, m.cut_off = True, 1
     assert report(m).verdict.endswith("Until then all 100 clients were greeted, and 1 was still open.")
 
 

@@ -75,6 +75,8 @@ def remarks(report: dict[str, Any]) -> list[str]:
 
 
 def _greeted(greeted: int, attempted: int) -> str:
+    if not attempted:
+        return "No client was greeted"
     if greeted == attempted == 1:
         return "The only client was greeted"
     if greeted == attempted:
