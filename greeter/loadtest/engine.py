@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from itertools import takewhile
 from math import inf
 from time import monotonic, thread_time
 from typing import TYPE_CHECKING
 
 from greeter.deadlines import Deadlines
 from greeter.loadtest.alarm import Alarm
-from greeter.loadtest.connection import Connection, Rules
+from greeter.loadtest.connection import Connection, Rules, begun_by, oldest
 from greeter.loadtest.metrics import Metrics
 from greeter.loadtest.outcome import ANSWERED, GREETED
 from greeter.loadtest.poller import BATCH, FAILED, new_poller
@@ -218,17 +217,17 @@ class Engine:
         """End, or let go, whoever has waited for as long as he may; and know when to look again."""
         if now >= self._retry_at:
             self._retry(now)
-        for connection in _begun_by(now - self._connect_timeout, self._connecting):
+        for connection in begun_by(now - self._connect_timeout, self._connecting):
             self._end(connection, connection.overdue(), now)
-        for connection in _begun_by(now - self._timeout, self._waiting):
+        for connection in begun_by(now - self._timeout, self._waiting):
             self._end(connection, connection.overdue(), now)
         for connection in self._held_until.expire(now):
             self._let_go(connection, now)
         # Whoever comes later has at least the shortest of the times before him.
         self._check_at = min(
             now + min(self._connect_timeout, self._timeout, self._hold or inf),
-            _oldest(self._connecting) + self._connect_timeout,
-            _oldest(self._waiting) + self._timeout,
+            oldest(self._connecting) + self._connect_timeout,
+            oldest(self._waiting) + self._timeout,
             self._held_until.first() or inf,
             self._retry_at,
         )
@@ -348,13 +347,3 @@ class Engine:
         if not self._open_loop:
             metrics.service.add(metrics.response)
         metrics.elapsed = max(metrics.scheduled, self._last_end - self._zero)
-
-
-def _begun_by(moment: float, waiting: dict[int, Connection]) -> list[Connection]:
-    """Those begun by then; they are in the order of their beginning."""
-    return list(takewhile(lambda connection: connection.start <= moment, waiting.values()))
-
-
-def _oldest(waiting: dict[int, Connection]) -> float:
-    """When the first of them began."""
-    return next((connection.start for connection in waiting.values()), inf)
