@@ -102,9 +102,14 @@ def plan_of(options: LoadOptions) -> LoadPlan:
 
 
 async def _load(plan: LoadPlan, *, quiet: bool) -> LoadReport:
-    stop = asyncio.Event()
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def interrupted() -> None:
+        stop.set()
+        loop.remove_signal_handler(signal.SIGINT)  # a second one does not wait, for a resolver say
+
     with contextlib.suppress(NotImplementedError):  # elsewhere, Ctrl-C is KeyboardInterrupt
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+        loop.add_signal_handler(signal.SIGINT, interrupted)
     with progress(plan, quiet=quiet) as watcher:
         # A live display in the generator's own process would be seen in the figures.
         return await load(plan, on_snapshot=watcher, stop=stop, isolate=watcher is not None)

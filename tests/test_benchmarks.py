@@ -20,9 +20,10 @@ from tests.benchmarks import groups, machine, report
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.bench import Bench, Contender, counted, rotated
 from tests.benchmarks.figures import Claim, Row, Table, compared, figure, ratio
+from tests.benchmarks.groups import load_cost, load_memory
 from tests.benchmarks.load import GREETING, PROGRAMS, Load, compile_c
 from tests.benchmarks.nginx import Nginx, find_nginx
-from tests.benchmarks.process import Process, WouldNotStart, environment, processors
+from tests.benchmarks.process import Process, WouldNotStart, environment, processors, run_to_end
 from tests.conftest import PATIENCE, ROOT
 
 if TYPE_CHECKING:
@@ -67,6 +68,15 @@ def test_a_claim_is_about_the_median_ratio_or_about_every_value() -> None:
     assert Row("x", figure([0, 0, 1]), claim=Claim(0)).holds is False
 
 
+def test_a_claim_may_be_of_at_least_so_much() -> None:
+    value, spread = figure([1.0]), figure([0.8, 1.2, 1.3])
+    assert Row("x", value, ratio=spread, claim=Claim(1.2, at_least=True)).holds is True
+    assert Row("x", value, ratio=spread, claim=Claim(1.21, at_least=True)).holds is False
+    assert Row("x", figure([7, 5, 9]), claim=Claim(5, at_least=True)).holds is True
+    assert Row("x", figure([7, 4.9, 9]), claim=Claim(5, at_least=True)).judged == 4.9
+    assert Row("x", figure([7, 4.9, 9]), claim=Claim(5, at_least=True)).holds is False
+
+
 def test_rows_are_compared_with_one_of_them() -> None:
     samples = {"nginx": [10.0, 20.0], "ours": [9.0, 22.0]}
     nginx, ours = compared(samples, "nginx", claims={"ours": 1.0}, extras={"ours": {"lost": 3}})
@@ -91,6 +101,7 @@ TABLE = Table(
     ),
     "nginx",
 )
+RATE = Table("rate", "clients", "/s", (Row("ours", figure([9e3]), claim=Claim(1e4, at_least=True)),))
 PLAIN = Table("idle", "wake-ups", "count", (Row("ours", figure([0.0]), claim=Claim(0)),), digits=0)
 
 
@@ -107,12 +118,18 @@ def test_a_table_as_text() -> None:
         "      count  claim",
         "ours      0    ≤ 0  holds",
     ]
+    assert report.as_text(RATE).splitlines() == [
+        "rate: clients",
+        "           /s     claim",
+        "ours  9,000.0  ≥ 10,000  MISSED",
+    ]
 
 
 def test_the_verdict_names_what_was_missed() -> None:
-    assert report.verdict([TABLE, PLAIN]).splitlines() == [
-        "2 of 3 claims hold.",
+    assert report.verdict([TABLE, PLAIN, RATE]).splitlines() == [
+        "2 of 4 claims hold.",
         "missed: greeting, theirs: 100.00, claimed ≤ 2.00 ×",
+        "missed: rate, ours: 9,000.00, claimed ≥ 10,000",
     ]
 
 
@@ -125,7 +142,7 @@ def test_json_says_the_same() -> None:
     ours = first["rows"][1]
     assert ours["value"] == {"median": 27.0, "min": 11.0, "max": 30.0, "samples": [11.0, 30.0, 27.0]}
     assert ours["ratio"]["median"] == 1.1
-    assert ours["claim"] == {"limit": 1.25, "found": 1.1, "holds": True}
+    assert ours["claim"] == {"limit": 1.25, "at_least": False, "found": 1.1, "holds": True}
     assert ours["extras"] == {"lost": 0}
     assert (second["base"], second["rows"][0]["ratio"]) == (None, None)
 
@@ -151,6 +168,28 @@ def test_list_names_every_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines] == list(groups.GROUPS)
     assert all(len(line.split()) > 3 and line.endswith(".") for line in lines)
     assert set(groups.GROUPS) == {module.name for module in pkgutil.iter_modules(groups.__path__)}
+
+
+def test_a_quick_run_leaves_out_what_takes_a_minute_unless_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def note(name: str, _: Bench) -> list[Table]:
+        ran.append(name)
+        return []
+
+    monkeypatch.setattr(groups, "run", note)
+    assert main([]) == 0
+    assert ran == list(groups.GROUPS)
+    assert "not measured: load_memory" not in capsys.readouterr().out
+    ran.clear()
+    assert main(["--quick"]) == 0
+    assert ran == [name for name in groups.GROUPS if name not in groups.LONG]
+    assert "not measured: load_memory: it takes a minute" in capsys.readouterr().out
+    ran.clear()
+    assert main(["--quick", "--only", "load_memory"]) == 0
+    assert ran == ["load_memory"]
 
 
 @pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--rounds", "0"], ["--rounds", "many"]])
@@ -182,6 +221,40 @@ def test_a_group_runs(tmp_path: Path) -> None:
         assert table["base"] in [row["name"] for row in table["rows"]]
         assert all(len(row["value"]["samples"]) == 1 for row in table["rows"])
     assert " of 2 claims hold." in done.stdout
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_compiler), False])
+def test_the_load_tester_is_measured_beside_a_bare_client(
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(Bench, "programs", "no C compiler")
+    monkeypatch.setattr(Bench, "size", lambda *_: 500)
+    cost, rate = load_cost.run(Bench(tmp_path, rounds=1))
+    assert [row.name for row in cost.rows] == [row.name for row in rate.rows]
+    base, ours = cost.rows
+    assert base.name == cost.base == ("C" if compiled else "Python") + " epoll client"
+    # A client in Python says nothing about the limit, which is one of C.
+    assert ours.claim == (Claim(load_cost.LIMIT) if compiled else None)
+    assert [len(row.value.samples) for row in cost.rows] == [1, 1]  # of so few, the cost may be anything
+    assert all(row.value.low > 0 for row in rate.rows)
+    assert [row.claim for row in rate.rows] == [None, Claim(load_cost.LEAST_RATE, at_least=True)]
+
+
+def test_a_load_that_lost_anybody_is_none_to_judge_by() -> None:
+    text = json.dumps({"greeted": 9, "seconds": 2.0})
+    assert load_cost._rate(text, 9) == 4.5
+    with pytest.raises(SystemExit, match="9 of 10 clients were greeted"):
+        load_cost._rate(text, 10)
+
+
+def test_memory_of_a_short_load_and_of_a_long_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_memory, "SECONDS", (0.2, 0.4))
+    monkeypatch.setattr(load_memory, "RATE", 100)
+    (table,) = load_memory.run(Bench(tmp_path))
+    assert [row.name for row in table.rows] == ["greeter load for 0.2 s", "greeter load for 0.4 s"]
+    assert all(10 < row.value.low < 200 for row in table.rows)
+    assert [row.claim for row in table.rows] == [None, Claim(load_memory.LIMIT)]
 
 
 # -- rounds and servers
@@ -254,6 +327,17 @@ def test_a_process_counts_with_its_descendants(tmp_path: Path) -> None:
                 assert time.monotonic() < end
     finally:
         process.stop()
+
+
+def test_a_program_is_run_to_its_end(tmp_path: Path) -> None:
+    busy = "import time\nwhile time.process_time() < 0.1: pass\nprint('done')"
+    ended = run_to_end([sys.executable, "-c", busy], None)
+    assert ended.output == "done\n"
+    assert ended.cpu_seconds >= 0.1
+    with pytest.raises(WouldNotStart, match="ended with status 7"):
+        run_to_end([sys.executable, "-c", "raise SystemExit(7)"], None)
+    with pytest.raises(WouldNotStart, match="ended with status -9"):
+        run_to_end([sys.executable, "-c", "import signal; signal.pause()"], None, patience=0.05)
 
 
 @pytest.mark.parametrize("ours", [True, False])

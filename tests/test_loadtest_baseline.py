@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from greeter.loadtest import LoadPlan
+from greeter.loadtest import LoadPlan, Stage
 from greeter.loadtest.baseline import compare
 from tests.loadtest_peers import checked
 from tests.test_loadtest_report import metrics, report
@@ -86,6 +86,11 @@ def test_another_plan_is_another_question() -> None:
     assert compare(other, values())["differences"] == [
         "rate: 100 then, 50 now",
         "connections: 1000 then, 7 now",
+    ]
+    ramp = report(metrics(2000), LoadPlan(stages=[Stage(1.0, 200.0), Stage(0.5, 1000.0)])).to_dict()
+    assert compare(ramp, values())["differences"] == [
+        "rate: 100 then, none now",
+        "stages: none then, 1s:200 0.5s:1000 now",
     ]
 
 

@@ -14,7 +14,7 @@ import pytest
 from greeter.loadtest import LoadPlan, Stage, alarm, engine
 from greeter.loadtest.engine import Engine
 from greeter.loadtest.outcome import GREETED
-from greeter.loadtest.poller import Readers
+from greeter.loadtest.poller import Epoll, Readers
 from greeter.loadtest.target import Target, resolve
 from tests.loadtest_peers import (
     GREETING,
@@ -253,6 +253,48 @@ async def test_what_has_ended_is_held_too() -> None:
     assert time.monotonic() - began >= 0.2
 
 
+class Echoing(Epoll):
+    """Reports everything twice, as epoll does when the end of a stream arrives while it tells of the data."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._last: list[tuple[int, int]] = []
+        poll = self.poll
+
+        def twice() -> list[tuple[int, int]]:
+            now = poll()
+            events, self._last = self._last + now, now
+            return events
+
+        self.poll = twice
+
+
+async def test_an_end_that_is_told_of_twice_lets_nobody_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "new_poller", Echoing)
+    async with serving(greet) as target:
+        began = time.monotonic()
+        metrics = await run(target, count=20, connections=20, hold=0.6)
+    assert outcomes(metrics) == {GREETED: 20}
+    assert metrics.peak_open == 20
+    assert metrics.closed_while_held == 0
+    assert time.monotonic() - began >= 0.6
+
+
+async def test_who_is_reset_behind_his_end_is_no_longer_held() -> None:
+    async def end_and_reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING)
+        writer.write_eof()
+        await asyncio.sleep(0.05)
+        abort_with_reset(writer)
+
+    async with serving(end_and_reset) as target:
+        began = time.monotonic()
+        metrics = await run(target, count=10, connections=10, hold=4.0)
+    assert outcomes(metrics) == {GREETED: 10}
+    assert metrics.closed_while_held == 10
+    assert time.monotonic() - began < 3.0
+
+
 async def test_when_the_time_is_over_nobody_is_held_any_longer() -> None:
     async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.15)
@@ -296,6 +338,20 @@ async def test_a_duration_ends_it_and_whoever_has_begun_is_followed_to_the_end()
     assert 4 <= metrics.attempted <= 8
     assert 0.15 <= metrics.scheduled <= metrics.elapsed
     assert metrics.cut_off == 0
+
+
+async def test_a_closed_loop_that_waits_for_the_last_was_not_busy_meanwhile() -> None:
+    with unattended(backlog=100) as (_, target):
+        metrics = await run(target, count=20, connections=20, timeout=1.0)
+    (busy,) = metrics.cpu_percent
+    assert metrics.outcomes["connected_no_greeting"] == 20
+    assert 0 < busy < 90, "they began in a moment at full speed, and then there was a second of silence"
+
+
+async def test_nobody_uses_more_than_a_core() -> None:
+    for _ in range(20):  # each is over in a turn or two of the loop
+        metrics = await run(refused_endpoint(), count=200, connections=200)
+        assert 0 < metrics.cpu_percent[0] <= 101  # two clocks, read one after the other
 
 
 async def test_the_warm_up_is_left_out() -> None:

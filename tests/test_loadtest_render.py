@@ -86,6 +86,8 @@ Not passed: errors:rate<1% was 2%.
 def test_a_closed_loop_is_said_to_be_one() -> None:
     text = summary(report(metrics(100, 0, 0), LoadPlan(connections=7)))
     assert text.startswith("Load test of 127.0.0.1:9999: closed loop, 7 at a time, 1 s\n")
+    held = summary(report(metrics(100, 0, 0), LoadPlan(connections=7, hold=8.0)))
+    assert held.startswith("Load test of 127.0.0.1:9999: closed loop, 7 at a time, each held for 8 s, 1 s\n")
     assert "as due" not in text
     assert "asked for" not in text
     assert "failed after" not in text

@@ -56,6 +56,11 @@ def test_no_quantities(text: str) -> None:
         parse_quantity(text)
 
 
+def test_a_negative_number_is_said_to_be_one() -> None:
+    with pytest.raises(ConfigError, match=r"^'-5' is no number from 0 on, as in 250, 10k or 1\.5M$"):
+        parse_quantity("-5")
+
+
 @pytest.mark.parametrize(
     ("us", "text"),
     [

@@ -13,6 +13,7 @@ from tests.test_loadtest_report import lagging, metrics, report
 
 def test_all_and_some() -> None:
     assert report(metrics(100, 0, 0)).verdict == "All 100 clients were greeted, the slowest in 3 ms."
+    assert report(metrics(1, 0, 0)).verdict == "The only client was greeted, in 3 ms."
     some = "98 of 100 clients were greeted, the slowest in 3 ms; 1 connect_refused, 1 empty."
     assert report().verdict == some
 
@@ -38,8 +39,17 @@ def test_interrupted() -> None:
     m = metrics()
     m.interrupted, m.cut_off, m.elapsed = True, 7, 3.21
     assert report(m).verdict == (
-        "Interrupted after 3.21 s: 98 of 100 clients were greeted until then, and 7 were still open."
+        "Interrupted after 3.21 s. Until then 98 of 100 clients were greeted, and 7 were still open."
     )
+    m = metrics(100, 0, 0)
+    m.interrupted = True
+    assert report(m).verdict.endswith("Until then all 100 clients were greeted, and none were still open.")
+    m = metrics(0, 0, 0)
+    m.interrupted, m.cut_off = True, 1
+    assert report(m).verdict.endswith("Until then no client was greeted, and 1 was still open.")
+    m = metrics(100, 0, 0)
+    m.interrupted, m.cut_off = True, 1
+    assert report(m).verdict.endswith("Until then all 100 clients were greeted, and 1 was still open.")
 
 
 def test_what_was_missed_and_what_got_worse() -> None:

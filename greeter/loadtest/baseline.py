@@ -39,7 +39,7 @@ def compare(
         "name": name,
         "tolerance_percent": tolerance,
         "differences": [
-            f"{key.removesuffix('_s')}: {old['plan'].get(key)} then, {new['plan'].get(key)} now"
+            f"{key.removesuffix('_s')}: {_show(old['plan'].get(key))} then, {_show(new['plan'].get(key))} now"
             for key in _PLAN
             if old["plan"].get(key) != new["plan"].get(key)
         ],
@@ -59,6 +59,15 @@ def _latency(
 def _move(figure: str, unit: str, old: float, new: float | None, worse: bool) -> dict[str, Any]:
     change = None if new is None or not old else round(100 * (new - old) / old, 3)
     return {"figure": figure, "unit": unit, "old": old, "new": new, "change_percent": change, "worse": worse}
+
+
+def _show(value: Any) -> str:
+    """A choice of a plan as it would be typed."""
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, list):  # of stages
+        return " ".join(f"{stage['duration_s']:g}s:{stage['rate']:g}" for stage in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _error_rate(report: dict[str, Any]) -> float | None:

@@ -12,6 +12,8 @@ import os
 import socket
 import ssl
 from contextlib import suppress
+from itertools import takewhile
+from math import inf
 from typing import TYPE_CHECKING
 
 from greeter.loadtest.outcome import GREETED, connect_failure
@@ -251,3 +253,13 @@ class TLSConnection(Connection):
         if not self.shaken:
             self.sock.do_handshake()
             self.shaken = True
+
+
+def begun_by(moment: float, waiting: dict[int, Connection]) -> list[Connection]:
+    """Those begun by then; they are in the order of their beginning."""
+    return list(takewhile(lambda connection: connection.start <= moment, waiting.values()))
+
+
+def oldest(waiting: dict[int, Connection]) -> float:
+    """When the first of them began."""
+    return next((connection.start for connection in waiting.values()), inf)

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from itertools import takewhile
 from math import inf
 from time import monotonic, thread_time
 from typing import TYPE_CHECKING
 
 from greeter.deadlines import Deadlines
 from greeter.loadtest.alarm import Alarm
-from greeter.loadtest.connection import Connection, Rules
+from greeter.loadtest.connection import Connection, Rules, begun_by, oldest
 from greeter.loadtest.metrics import Metrics
 from greeter.loadtest.outcome import ANSWERED, GREETED
-from greeter.loadtest.poller import BATCH, new_poller
+from greeter.loadtest.poller import BATCH, FAILED, new_poller
 from greeter.loadtest.timeline import INTERVAL, Interval
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ class Engine:
             for fd, mask in events:
                 connection = waiting.get(fd)
                 if connection is None:
-                    self._happened_to_held(fd, now)
+                    self._happened_to_held(fd, mask, now)
                     continue
                 outcome = connection.happened(mask, now)
                 if connection.connected == now:
@@ -137,6 +136,8 @@ class Engine:
         if self._uncounted >= _MANY:
             self._uncounted = 0
             self.metrics.count(self._interval)
+        if self._over and not self._waiting and not self.metrics.cpu_percent:
+            self._note_cpu()
         if self._over and self._free == self._slots:
             self._done.set_result(None)
             return
@@ -216,25 +217,27 @@ class Engine:
         """End, or let go, whoever has waited for as long as he may; and know when to look again."""
         if now >= self._retry_at:
             self._retry(now)
-        for connection in _begun_by(now - self._connect_timeout, self._connecting):
+        for connection in begun_by(now - self._connect_timeout, self._connecting):
             self._end(connection, connection.overdue(), now)
-        for connection in _begun_by(now - self._timeout, self._waiting):
+        for connection in begun_by(now - self._timeout, self._waiting):
             self._end(connection, connection.overdue(), now)
         for connection in self._held_until.expire(now):
             self._let_go(connection, now)
         # Whoever comes later has at least the shortest of the times before him.
         self._check_at = min(
             now + min(self._connect_timeout, self._timeout, self._hold or inf),
-            _oldest(self._connecting) + self._connect_timeout,
-            _oldest(self._waiting) + self._timeout,
+            oldest(self._connecting) + self._connect_timeout,
+            oldest(self._waiting) + self._timeout,
             self._held_until.first() or inf,
             self._retry_at,
         )
 
-    def _happened_to_held(self, fd: int, now: float) -> None:
+    def _happened_to_held(self, fd: int, mask: int, now: float) -> None:
         connection = self._held.get(fd)
-        if connection is not None and connection.drain():
-            self.metrics.closed_while_held += connection.measured and not connection.ended
+        if connection is None or (connection.ended and not mask & FAILED):
+            return  # the end of the stream may be told of twice, and is no reason not to hold
+        if connection.ended or connection.drain():
+            self.metrics.closed_while_held += connection.measured
             self._let_go(connection, now)
 
     def _let_go(self, connection: Connection, now: float) -> None:
@@ -310,8 +313,8 @@ class Engine:
         self._over = True
         metrics, pacer = self.metrics, self._pacer
         metrics.scheduled = elapsed = max(0.0, now - self._zero)
-        metrics.cpu_percent = [100 * (thread_time() - self._cpu) / elapsed if elapsed else 0.0]
         if self._open_loop and self._measuring:
+            self._note_cpu()
             total = pacer.total or 0
             due = bisect_right(range(total), elapsed, key=lambda k: pacer.pace(0.0, k)[0])
             metrics.unstarted = max(0, due - self._started)
@@ -322,11 +325,18 @@ class Engine:
             for connection in self._held_until.expire(inf):
                 self._let_go(connection, now)
 
+    def _note_cpu(self) -> None:
+        """Work out the share of a core, until the end of the schedule, in a closed loop until the last."""
+        elapsed = monotonic() - self._zero
+        self.metrics.cpu_percent = [100 * (thread_time() - self._cpu) / elapsed if elapsed > 0 else 0.0]
+
     def _finish(self) -> None:
         """Close what is open, and the books."""
         now, metrics = monotonic(), self.metrics
         if not self._over:
             self._end_schedule(now)
+        if not metrics.cpu_percent:
+            self._note_cpu()
         self._turn_interval(now)
         for connection in self._waiting.values():
             if connection.measured:
@@ -337,13 +347,3 @@ class Engine:
         if not self._open_loop:
             metrics.service.add(metrics.response)
         metrics.elapsed = max(metrics.scheduled, self._last_end - self._zero)
-
-
-def _begun_by(moment: float, waiting: dict[int, Connection]) -> list[Connection]:
-    """Those begun by then; they are in the order of their beginning."""
-    return list(takewhile(lambda connection: connection.start <= moment, waiting.values()))
-
-
-def _oldest(waiting: dict[int, Connection]) -> float:
-    """When the first of them began."""
-    return next((connection.start for connection in waiting.values()), inf)

@@ -39,7 +39,7 @@ class Metrics:
     system's words for some. ``unstarted`` were due and not begun when the schedule ended; ``cut_off`` were
     open when the run was ``interrupted``, and are in no class. ``elapsed`` is seconds from the beginning to
     the last end, ``scheduled`` to the end of the schedule, and ``cpu_percent`` the share of a core that
-    each worker used until then.
+    each worker used: until then, in a closed loop until the last end, as with its rate.
     """
 
     connect: Histogram = field(default_factory=Histogram)

@@ -52,7 +52,7 @@ class Epoll:
         loop.add_reader(self._epoll.fileno(), wake)
 
     def forget(self, fd: int) -> None:
-        """Nothing to do: closing it takes it out, and without a new edge there is no event."""
+        """Nothing to do: closing it takes it out. An edge that was on its way may still be reported."""
 
     def close(self) -> None:
         self._loop.remove_reader(self._epoll.fileno())

@@ -74,7 +74,8 @@ def _headline(values: dict[str, Any]) -> str:
     else:
         loop = f"open loop, {number(values['rate']['target'])}/s, at most {number(plan['connections'])} open"
     workers = f", {plan['workers']} workers" if plan["workers"] > 1 else ""
-    return f"Load test of {values['target']}: {loop}{workers}, {seconds(values['duration_s'])}"
+    hold = f", each held for {seconds(plan['hold_s'])}" if plan["hold_s"] else ""
+    return f"Load test of {values['target']}: {loop}{workers}{hold}, {seconds(values['duration_s'])}"
 
 
 def _totals(values: dict[str, Any]) -> list[str]:

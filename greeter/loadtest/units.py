@@ -33,7 +33,9 @@ def parse_quantity(text: str) -> float:
     """A number of things from ``250``, ``10k``, ``1.5M``. Raises ConfigError."""
     match = _QUANTITY.fullmatch(text.strip())
     if not match:
-        raise ConfigError(f"{text!r} is no number, as in 250, 10k or 1.5M")
+        negative = re.fullmatch(rf"\s*-{_NUMBER}.*", text)
+        kind = "number from 0 on" if negative else "number"
+        raise ConfigError(f"{text!r} is no {kind}, as in 250, 10k or 1.5M")
     return float(match[1]) * MULTIPLES[match[2].lower()]
 
 

@@ -18,8 +18,10 @@ def sentence(report: dict[str, Any]) -> str:
     attempted, greeted = connections["attempted"], connections["greeted"]
     if report["interrupted"]:
         return (
-            f"Interrupted after {seconds(report['duration_s'])}: {_greeted(greeted, attempted)} until then, "
-            f"and {number(connections['cut_off'])} were still open."
+            f"Interrupted after {seconds(report['duration_s'])}. Until then "
+            f"{_decapitalised(_greeted(greeted, attempted))}, and "
+            f"{number(connections['cut_off']) if connections['cut_off'] else 'none'} "
+            f"{'was' if connections['cut_off'] == 1 else 'were'} still open."
         )
     if report["generator"]["saturated"]:
         return (
@@ -32,7 +34,7 @@ def sentence(report: dict[str, Any]) -> str:
     if not greeted:
         return f"Nothing was greeted: {_classes(report) or 'nothing was attempted'}."
     slowest = report["latency_us"]["response"]["max"]
-    sentence = f"{_greeted(greeted, attempted)}, the slowest in {latency(slowest)}"
+    sentence = f"{_greeted(greeted, attempted)}, {'the slowest ' * (greeted > 1)}in {latency(slowest)}"
     parts = report["generator"].get("parts", ())
     if lost := sum(bool(part.get("lost")) for part in parts):
         sentence = f"A part of the load is missing, that of {lost} of {len(parts)} workers. {sentence}"
@@ -73,9 +75,17 @@ def remarks(report: dict[str, Any]) -> list[str]:
 
 
 def _greeted(greeted: int, attempted: int) -> str:
+    if not attempted:
+        return "No client was greeted"
+    if greeted == attempted == 1:
+        return "The only client was greeted"
     if greeted == attempted:
         return f"All {number(attempted)} clients were greeted"
     return f"{number(greeted)} of {number(attempted)} clients were greeted"
+
+
+def _decapitalised(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
 
 
 def _classes(report: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ What is printed is the median over the rounds, and the least and the greatest.
     process              a process that we started: where it runs, what it used, its end
     machine              date, hardware, versions, and how busy others kept the machine
     report               tables for people, JSON for programs
-    figures              the arithmetic
+    figures              the arithmetic, and what is claimed
     programs/            what runs in processes of its own, two of them in C
 
 Nothing here is a test: the suite checks the arithmetic and that it runs, and asserts no time.

@@ -47,9 +47,14 @@ def ratio(costs: Figure, base: Figure) -> Figure:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a row promises: its median ratio, or every value where it has no ratio, is at most ``limit``."""
+    """What a row promises: its median ratio, or every value where it has no ratio, is at most ``limit``, or
+    at least that much."""
 
     limit: float
+    at_least: bool = False
+
+    def holds(self, found: float) -> bool:
+        return found >= self.limit if self.at_least else found <= self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +74,14 @@ class Row:
     @property
     def holds(self) -> bool | None:
         """Whether the claim holds; None if there is none."""
-        return None if self.claim is None else self.judged <= self.claim.limit
+        return None if self.claim is None else self.claim.holds(self.judged)
 
     @property
     def judged(self) -> float:
-        """What the claim is about."""
-        return self.value.high if self.ratio is None else self.ratio.median
+        """What the claim is about: of the values, the one that is hardest on it."""
+        if self.ratio is not None:
+            return self.ratio.median
+        return self.value.low if self.claim is not None and self.claim.at_least else self.value.high
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,12 +51,15 @@ class Load:
         self._processor = processor
         self._command = [sys.executable, str(PROGRAMS / "load.py")] if program is None else [program]
 
+    def command(self, port: int, *, at_once: int, total: int, say: int = 0) -> list[str]:
+        """The command line of what ``run`` runs."""
+        return [*self._command, *map(str, (port, at_once, total, say, len(GREETING)))]
+
     def run(self, port: int, *, at_once: int, total: int, say: int = 0) -> Outcome:
         """``total`` clients of the port, ``at_once`` of them at a time; each sends ``say`` bytes first."""
-        numbers = (port, at_once, total, say, len(GREETING))
         with on_processor(self._processor):
             done = subprocess.run(
-                [*self._command, *map(str, numbers)],
+                self.command(port, at_once=at_once, total=total, say=say),
                 capture_output=True,
                 text=True,
                 timeout=_PATIENCE,

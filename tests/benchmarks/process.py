@@ -13,7 +13,9 @@ import contextlib
 import os
 import re
 import subprocess
+import threading
 import time
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,6 +138,36 @@ class Process:
             except subprocess.TimeoutExpired:
                 self._child.kill()
                 self._child.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a process printed, and the processor time, user and system, of its whole life."""
+
+    output: str
+    cpu_seconds: float
+
+
+def run_to_end(argv: Sequence[str], processor: int | None, patience: float = 120.0) -> Ended:
+    """Run ``argv`` on ``processor`` until it ends by itself. Raises WouldNotStart if it fails or is stuck."""
+    with on_processor(processor):
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT, env=environment(), text=True
+        )
+    assert child.stdout is not None
+    stuck = threading.Timer(patience, child.kill)
+    stuck.start()
+    try:
+        with child.stdout as out:
+            output = out.read()
+        # Not by the Popen object, which would throw away what the kernel says of the child at its end.
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    finally:
+        stuck.cancel()
+    if child.returncode:
+        raise WouldNotStart(f"{' '.join(argv)} ended with status {child.returncode}")
+    return Ended(output, used.ru_utime + used.ru_stime)
 
 
 def _stat(process: Path) -> list[str]:

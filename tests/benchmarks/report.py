@@ -53,7 +53,11 @@ def _cells(table: Table, row: Row, extras: Sequence[str]) -> list[str]:
 def _claim(row: Row) -> str:
     if row.claim is None:
         return ""
-    return f"≤ {row.claim.limit:g}" if row.ratio is None else f"≤ {row.claim.limit:.2f} ×"
+    sign = "≥" if row.claim.at_least else "≤"
+    limit = row.claim.limit
+    if row.ratio is not None:
+        return f"{sign} {limit:.2f} ×"
+    return f"{sign} {limit:,.0f}" if limit == int(limit) else f"{sign} {limit:g}"
 
 
 def _spread(figure: Figure, digits: int) -> str:
@@ -67,7 +71,7 @@ def verdict(tables: Iterable[Table]) -> str:
     missed = [(table, row) for table, row in judged if not row.holds]
     lines = [f"{len(judged) - len(missed)} of {len(judged)} claims hold."]
     for table, row in missed:
-        lines.append(f"missed: {table.name}, {row.name}: {row.judged:.2f}, claimed {_claim(row)}")
+        lines.append(f"missed: {table.name}, {row.name}: {row.judged:,.2f}, claimed {_claim(row)}")
     return "\n".join(lines)
 
 
@@ -93,7 +97,13 @@ def _table(table: Table) -> dict[str, Any]:
                 "value": _figure(row.value),
                 "ratio": row.ratio and _figure(row.ratio),
                 "extras": dict(row.extras),
-                "claim": row.claim and {"limit": row.claim.limit, "found": row.judged, "holds": row.holds},
+                "claim": row.claim
+                and {
+                    "limit": row.claim.limit,
+                    "at_least": row.claim.at_least,
+                    "found": row.judged,
+                    "holds": row.holds,
+                },
             }
             for row in table.rows
         ],

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from tests.benchmarks.bench import Bench
     from tests.benchmarks.figures import Table
 
-GROUPS = ("greeting", "speak_first", "client", "memory", "startup", "idle")
+GROUPS = ("greeting", "speak_first", "client", "memory", "startup", "idle", "load_cost", "load_memory")
+
+# Those that take a minute and cannot take less; a quick run makes them only if they are named.
+LONG = ("load_memory",)
 
 
 def describe(name: str) -> str:
