@@ -7,7 +7,7 @@ import pytest
 
 from greeter.loadtest import LoadPlan, Threshold
 from greeter.loadtest.histogram import Histogram, index_of
-from greeter.loadtest.verdict import describe, figure, remarks
+from greeter.loadtest.verdict import describe, figure, remarks, sentence
 from tests.test_loadtest_report import lagging, metrics, report
 
 
@@ -52,6 +52,11 @@ def test_what_was_missed_and_what_got_worse() -> None:
     assert new.verdict == "Not passed: response:p99<1ms was 6.003 ms."
     verdict = new.against(old).verdict
     assert "response p99 went from 3 ms to 6 ms (+100 %)" in verdict
+    short = sentence(new.against(old).to_dict(), most=2)
+    assert short.count(" went from ") == 2
+    assert short.startswith("Not passed: response:p99<1ms was 6.003 ms; response ")
+    worse = sum(move["worse"] for move in (new.against(old).baseline or {})["figures"])
+    assert short.endswith(f"; and {worse - 2} more figures became worse.")
     nothing = report(metrics(0), plan)
     assert nothing.verdict.startswith("Not passed: response:p99<1ms was 3.001 ms")
     assert report(metrics(0, 0), plan).verdict.startswith("Not passed: response:p99<1ms was not measured")
