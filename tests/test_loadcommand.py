@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,6 +41,38 @@ async def test_a_run_and_its_files(tmp_path: Path) -> None:
         code, out, err = await run_greeter("report", str(run), "--html", str(page))
         assert (code, err) == (0, "")
         assert page.read_text().lower().startswith("<!doctype html>")
+
+
+async def test_a_page_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, the right exit code, and nothing half-written."""
+    pytest.importorskip("jsonschema")
+    pytest.importorskip("plotly")
+    run, page = tmp_path / "run.json", tmp_path / "page.html"
+    await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", str(run))
+    good = json.loads(run.read_text())
+    for values, words in (
+        ({"a": 1}, "is no report of a load test: it has no schema"),
+        ({**good, "schema": 2}, "has schema 2; this greeter reads schema 1"),
+        ({**good, "connections": {**good["connections"], "greeted": "x"}}, "connections.greeted"),
+        (
+            {**good, "histograms": {**good["histograms"], "service": "HIST"}},
+            "a histogram that cannot be read",
+        ),
+    ):
+        run.write_text(json.dumps(values))
+        code, _, err = await run_greeter("report", str(run), "--html", str(page))
+        assert (code, err.count("\n")) == (2, 1), err
+        assert words in err
+    run.write_text(json.dumps(good))
+    nowhere = tmp_path / "nowhere" / "page.html"
+    code, _, err = await run_greeter("report", str(run), "--html", str(nowhere))
+    assert (code, err) == (1, f"greeter: cannot write {nowhere}: no such file or directory\n")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['plotly'] = None")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, out, err = await run_greeter("report", str(run), "--html", str(page))
+    assert (code, out) == (2, ""), "it is said before anything is done"
+    assert err == "greeter: --html needs an optional package: pip install 'greeter[report]'\n"
+    assert set(os.listdir(tmp_path)) <= {"run.json", "sitecustomize.py", "__pycache__"}
 
 
 async def test_nobody_there() -> None:
