@@ -113,7 +113,12 @@ def test_what_must_not_be_missed_is_remarked() -> None:
     said("3 were reset after the greeting", connections=connections | {"reset_after_greeting": 3})
     said("4 were closed by the server while held", connections=connections | {"closed_while_held": 4})
     said(
-        "5 connections were due and never began: 1,000 were open", connections=connections | {"unstarted": 5}
+        "5 connections were due and never began: 1,000 were open",
+        connections=connections | {"unstarted": 5, "peak_open": 1000},
+    )
+    said(
+        "5 connections were due and never began: they were late, and the schedule ended first",
+        connections=connections | {"unstarted": 5, "peak_open": 999},
     )
     said("6 latencies over 60 s", generator=report().generator | {"latencies_over_60_s": 6})
 

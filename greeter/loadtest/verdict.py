@@ -55,9 +55,11 @@ def remarks(report: dict[str, Any]) -> list[str]:
         if busiest >= 90:
             said.append(f"a worker used {busiest:.0f} % of a core: the generator may have been the limit")
     elif connections["unstarted"] and not generator["saturated"]:
+        full = connections["peak_open"] >= report["plan"]["connections"]
         said.append(
             f"{number(connections['unstarted'])} connections were due and never began: "
-            f"{number(report['plan']['connections'])} were open, as many as may be"
+            + f"{number(report['plan']['connections'])} were open, as many as may be" * full
+            + "they were late, and the schedule ended first" * (not full)
         )
     said += [
         f"{count} connects took {band.removesuffix('s')} s or a little more, as one whose SYN was sent again"
