@@ -48,6 +48,8 @@ def run_load(options: LoadOptions, say: Callable[[str], None]) -> int:
 
 def run_report(options: ReportOptions, say: Callable[[str], None]) -> int:
     """Read saved runs, write what was asked for, say the summary; returns the exit code of the run."""
+    if options.html is not None:
+        html.packages()
     report, old = gather(options.runs, merged=options.merge, tolerance=options.tolerance)
     return _deliver(
         report, say, (options.json, report.to_json), (options.html, lambda: html.page(report, old))

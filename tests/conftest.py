@@ -182,7 +182,9 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many rows of the matrix of faults were played, and survived, whichever file they are in."""
     counts = {
-        outcome: sum("fault" in report.keywords for report in terminalreporter.getreports(outcome))
+        outcome: sum(
+            "fault" in getattr(report, "keywords", ()) for report in terminalreporter.getreports(outcome)
+        )
         for outcome in ("passed", "failed", "error")
     }
     if any(counts.values()):

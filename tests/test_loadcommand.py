@@ -53,13 +53,13 @@ async def test_a_run_and_its_files(tmp_path: Path) -> None:
 
 
 async def test_many_are_held_open_together_and_what_was_raised_for_them_is_said() -> None:
-    """The issue's ten thousand, as far as this machine's limit lets us; the server has as many."""
+    """Ten thousand, as far as this machine's limit lets us; the server has as many."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     many = 10_000 if hard == resource.RLIM_INFINITY else min(10_000, hard - 100)
     if many < 1_000:
         pytest.skip(f"a limit of {hard} open files")
     async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as server:
-        options = f"-c {many} -n {many} --hold 1s --timeout 30s --connect-timeout 30s --quiet"
+        options = f"-c {many} -n {many} --hold 5s --timeout 30s --connect-timeout 30s --quiet"
         low = f"ulimit -Sn 200; exec {sys.executable} -m greeter load {server.address} {options}"
         process = await asyncio.create_subprocess_shell(low, stdout=subprocess.PIPE, cwd=ROOT)
         out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
@@ -207,6 +207,38 @@ async def test_more_than_one_worker_can_make() -> None:
         code, out, err = await run_greeter("load", server.address, "-r", "200k", "-z", "300ms", "--quiet")
     assert (code, err) == (98, "")
     assert out.splitlines()[-1].startswith("The generator was the limit: it began ")
+
+
+async def test_a_page_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, the right exit code, and nothing half-written."""
+    pytest.importorskip("jsonschema")
+    pytest.importorskip("plotly")
+    run, page = tmp_path / "run.json", tmp_path / "page.html"
+    await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", str(run))
+    good = json.loads(run.read_text())
+    for values, words in (
+        ({"a": 1}, "is no report of a load test: it has no schema"),
+        ({**good, "schema": 2}, "has schema 2; this greeter reads schema 1"),
+        ({**good, "connections": {**good["connections"], "greeted": "x"}}, "connections.greeted"),
+        (
+            {**good, "histograms": {**good["histograms"], "service": "HIST"}},
+            "a histogram that cannot be read",
+        ),
+    ):
+        run.write_text(json.dumps(values))
+        code, _, err = await run_greeter("report", str(run), "--html", str(page))
+        assert (code, err.count("\n")) == (2, 1), err
+        assert words in err
+    run.write_text(json.dumps(good))
+    nowhere = tmp_path / "nowhere" / "page.html"
+    code, _, err = await run_greeter("report", str(run), "--html", str(nowhere))
+    assert (code, err) == (1, f"greeter: cannot write {nowhere}: no such file or directory\n")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['plotly'] = None")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, out, err = await run_greeter("report", str(run), "--html", str(page))
+    assert (code, out) == (2, ""), "it is said before anything is done"
+    assert err == "greeter: --html needs an optional package: pip install 'greeter[report]'\n"
+    assert set(os.listdir(tmp_path)) <= {"run.json", "sitecustomize.py", "__pycache__"}
 
 
 async def test_nobody_there() -> None:

@@ -6,12 +6,14 @@ import json
 import random
 import re
 from importlib.resources import files
+from math import log10
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from greeter.loadtest import LoadPlan, LoadReport, Stage
 from greeter.loadtest.charts import charts
+from greeter.loadtest.figure import latency_axis
 from greeter.loadtest.metrics import Metrics
 from greeter.loadtest.outcome import GREETED
 from greeter.loadtest.timeline import Interval
@@ -138,6 +140,23 @@ def test_latencies_are_in_seconds() -> None:
     assert curve["failed after"]["customdata"][-1] == "75"
     assert found["percentiles"].table.rows[0][:4] == ["connect", "99", "3 ms", "3 ms"]
     assert found["percentiles"].table.rows[0][-2:] == ["-", "3 ms"], "no p99.9999 of 99"
+
+
+@pytest.mark.parametrize("us", [[3000.0], [2.0], [1.0, 1.4], [59e6, 60e6], [1500.0, 1600.0], [3.0, 40e6]])
+def test_an_axis_of_times_has_ticks(us: list[float]) -> None:
+    """Two that are shown at the least, however alike the times are, and says that it is logarithmic."""
+    axis = latency_axis(us)
+    low, high = axis["range"]
+    assert low <= log10(min(us) / 1e6) <= log10(max(us) / 1e6) <= high
+    assert sum(low <= log10(tick) <= high for tick in axis["tickvals"]) >= 2
+    assert "log scale" in axis["title"]["text"]
+
+
+def test_every_axis_is_named() -> None:
+    for chart in charts(RUNS["a minute"], RUNS["a second"]):
+        assert chart.figure is not None
+        for axis in ("xaxis", "yaxis"):
+            assert chart.figure["layout"][axis]["title"]["text"], (chart.id, axis)
 
 
 def test_percentiles_have_the_digits_that_tell_them_from_all() -> None:

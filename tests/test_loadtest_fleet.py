@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from greeter.loadtest import LoadPlan
+from greeter.loadtest import LoadPlan, Threshold
 from greeter.loadtest.fleet import Clock, Part, assemble, compared
 from greeter.loadtest.metrics import Metrics
 from greeter.loadtest.outcome import GREETED
@@ -121,6 +121,17 @@ def test_a_lost_part_is_named_and_left_out() -> None:
     assert report.notes[1] == (
         "worker w1 was lost, and with it 1,000 of 2,000 connections: it sends no heartbeat; when last heard "
         "of, 1.25 s into the run, it had begun 1,234 connections"
+    )
+
+
+def test_a_lost_part_is_named_before_other_bad_news() -> None:
+    plan = LoadPlan(
+        "127.0.0.1:9999", rate=1000, duration=2.0, workers=2, thresholds=[Threshold.parse("response:p50<1us")]
+    )
+    report = whole(part(0, [0.001] * 1000), Part("w1", 1, lost="it left"), plan=plan)
+    assert report.exit_code == 99
+    assert report.verdict.startswith(
+        "A part of the load is missing, that of 1 of 2 workers. Not passed: response:p50<1us was "
     )
 
 

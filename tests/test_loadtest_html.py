@@ -256,6 +256,7 @@ PART = {
     "failed": 1,
     "unstarted": 0,
     "response_p99_us": None,
+    "cpu_percent": [97.2, 12.0],
     "saturated": True,
     "interrupted": True,
 }
@@ -287,14 +288,36 @@ def test_parts_are_shown() -> None:
     run = dataclasses.replace(run, generator={**run.generator, "parts": [PART]})
     assert opened(run).rows("Parts")[1] == [
         "a.json",
-        "2026-11-22T20:00:00Z",
+        "✗ was the limit, interrupted",
+        "2026-11-22 20:00:00 UTC",
         "10",
         "9",
         "1",
         "0",
         "-",
-        "✗ was the limit, interrupted",
+        "97 %, 12 %",
     ]
+
+
+def test_a_lost_part_is_marked() -> None:
+    """With the reason, and without figures: that it did nothing is not known."""
+    good = {**PART, "name": "w0", "saturated": False, "interrupted": False, "lost": None}
+    lost = {**good, "name": "w1", "lost": "it sends <no> heartbeat", "attempted": 0}
+    run = report(metrics(3, 0, 0))
+    run = dataclasses.replace(run, generator={**run.generator, "parts": [good, lost]})
+    found = opened(run)
+    assert [row[:2] for row in found.rows("Parts")[1:]] == [
+        ["w0", "✓ kept up"],
+        ["w1", "✗ lost: it sends <no> heartbeat"],
+    ]
+    assert found.rows("Parts")[2][3:] == ["-"] * 6
+    assert "✗ 1 of 2 was lost: what they did is not in the figures of this page." in [
+        text for _, text in found.all("p")
+    ]
+    assert any("Of those that reported, none was the limit." in text for _, text in found.all("p"))
+    assert verdict(found) == ("bad", "✗ Failed")
+    run = dataclasses.replace(run, generator={**run.generator, "parts": [lost]})
+    assert any(text.startswith("None of them has reported.") for _, text in opened(run).all("p"))
 
 
 def test_a_longer_run_makes_no_larger_page() -> None:

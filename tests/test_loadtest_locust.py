@@ -17,6 +17,9 @@ import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import pytest
 
@@ -57,7 +60,8 @@ class Locust:
             return await self.process.wait()
 
     def complaints(self) -> list[str]:
-        """What it logged as errors, without the time and the machine."""
+        """What it logged as errors, without the time and the machine; and nothing was a surprise."""
+        assert "Traceback" not in self.log
         return [line.partition("/ERROR/")[2] for line in self.log.splitlines() if "/ERROR/" in line]
 
 
@@ -68,6 +72,18 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise AssertionError("no port is free")
+
+
+def traced() -> dict[str, str]:
+    """The environment for a process whose lines are measured, if any are: Locust runs them in greenlets."""
+    environment = dict(os.environ)
+    if text := environment.get("COVERAGE_PROCESS_CONFIG"):
+        from coverage.config import CoverageConfig
+
+        config = CoverageConfig.deserialize(text)
+        config.concurrency = ["thread", "greenlet"]
+        environment["COVERAGE_PROCESS_CONFIG"] = config.serialize()
+    return environment
 
 
 class Fleet:
@@ -94,7 +110,13 @@ class Fleet:
         path = self.directory / str(len(self._started))
         with path.with_suffix(".out").open("wb") as out, path.with_suffix(".log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, *command, cwd=ROOT, stdout=out, stderr=log, start_new_session=True
+                sys.executable,
+                *command,
+                cwd=ROOT,
+                stdout=out,
+                stderr=log,
+                env=traced(),
+                start_new_session=True,
             )
         self._started.append(Locust(process, path))
         return self._started[-1]
@@ -113,8 +135,8 @@ class Fleet:
     async def worker(self, **file: str) -> Locust:
         return await self.locust("--worker", "--master-port", self.port, **file)
 
-    def locustfile(self, text: str) -> str:
-        path = self.directory / "locustfile.py"
+    def locustfile(self, text: str, name: str = "locustfile") -> str:
+        path = self.directory / f"{name}.py"
         path.write_text(textwrap.dedent(text))
         return str(path)
 
@@ -202,7 +224,8 @@ async def a_script(fleet: Fleet) -> None:
     assert code == report.exit_code
     if code != 98:  # on a machine that is too busy
         assert code == 0
-        assert script.out.strip().splitlines()[-1].startswith("All 400 clients were greeted")
+        attempted = 400 - report.connections["unstarted"]  # what is due at the very end may come too late
+        assert script.out.strip().splitlines()[-1].startswith(f"All {attempted} clients were greeted")
     assert report.plan["expect"] == "Thank you"
     written = {name for name in os.listdir(fleet.directory) if name.startswith("run.")}
     assert written == {os.path.basename(path) for path in outputs[1::2]}
@@ -228,8 +251,10 @@ async def clients(came: asyncio.Semaphore, count: int) -> None:
 
 async def a_worker_dies(fleet: Fleet) -> None:
     async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+        page = fleet.directory / "run.html"
+        drawn = find_spec("plotly") is not None and find_spec("jinja2") is not None
         options = ("-H", target, "-t", "3s", "--greeter-rate", "100")
-        master = await fleet.master(*options)
+        master = await fleet.master(*options, *(("--greeter-html", str(page)) if drawn else ()))
         workers = [await fleet.worker() for _ in range(2)]
         await clients(came, 50)
         workers[0].process.kill()
@@ -245,8 +270,9 @@ async def a_worker_dies(fleet: Fleet) -> None:
     assert report.connections["attempted"] <= 150
     text = f"worker {lost['name']} was lost, and with it 150 of 300 connections: it sends no heartbeat"
     assert text in master.out
-    if code == 1:
-        assert "A part of the load is missing, that of 1 of 2 workers." in master.out
+    assert "A part of the load is missing, that of 1 of 2 workers." in master.out
+    if drawn:
+        assert "✗ lost: it sends no heartbeat" in page.read_text(encoding="utf-8")
 
 
 def generators(pid: int) -> list[int]:
@@ -281,6 +307,159 @@ async def interrupted(fleet: Fleet) -> None:
     assert report.interrupted
     assert report.connections["attempted"] >= 50
     assert "Interrupted after " in master.out
+
+
+# A master that does not wait as long as others do.
+IMPATIENT = """
+    import greeter.loadtest.conductor as conductor
+    from greeter.loadtest.locust import GreeterUser
+    conductor._PATIENCE_SECONDS, conductor._LAST_PATIENCE_SECONDS = {}, 1.0
+    class Canary(GreeterUser):
+        pass
+"""
+
+# A worker to which something happens on the way; Locust's own users of it are none.
+DISTURBED = """
+    import gevent
+    from greeter.loadtest import station
+    from greeter.loadtest.locust import GreeterUser
+    station._PATIENCE_SECONDS = 5.0
+    class Canary(GreeterUser):
+        pass
+    obey = station.Station._obey
+    def disturbed(self, order):
+        if order["verb"] == "{}":
+            {}
+        obey(self, order)
+    station.Station._obey = disturbed
+"""
+
+
+async def a_generator_freezes(fleet: Fleet) -> None:
+    """The worker is well and says so; what it waits for does not come."""
+    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+        impatient = fleet.locustfile(IMPATIENT.format(5.0), "impatient")
+        options = ("-H", target, "-t", "2s", "--greeter-rate", "100", "--greeter-timeout", "1s")
+        master = await fleet.master(*options, file=impatient, workers=1)
+        worker = await fleet.worker(file=fleet.locustfile(DISTURBED.format("none", "pass"), "worker"))
+        await clients(came, 20)
+        [generator] = generators(worker.process.pid)
+        os.kill(generator, signal.SIGSTOP)
+        assert await master.ended() == 1
+        assert await worker.ended() == 0, "it ends its generator"
+    [part] = fleet.report().generator["parts"]
+    assert part["lost"] == "it did not report in time"
+
+
+async def a_worker_is_stopped_on_the_way(fleet: Fleet) -> None:
+    """Between its readiness and the beginning: the others begin without it."""
+    stop = "self._environment.events.test_stopping.fire(environment=self._environment)"
+    async with serving(greet) as target:
+        disturbed = fleet.locustfile(DISTURBED.format("begin", stop))
+        master = await fleet.master("-H", target, "-t", "1s", "--greeter-rate", "50")
+        workers = [await fleet.worker(), await fleet.worker(file=disturbed)]
+        code = await master.ended()
+        assert [await worker.ended() for worker in workers] == [0, 0]
+    report = fleet.report()
+    assert code == report.exit_code
+    assert code in (1, 98)
+    lost, other = sorted(report.generator["parts"], key=lambda part: not part["lost"])
+    assert lost["lost"].endswith(" cannot take part: it was stopped before the run began")
+    assert other["attempted"] + other["unstarted"] == 25
+
+
+async def a_worker_without_our_user(fleet: Fleet) -> None:
+    file = fleet.locustfile(
+        """
+        from locust import User, task
+        class Canary(User):
+            @task
+            def be_there(self):
+                pass
+        """
+    )
+    master = await fleet.master(workers=1, file=fleet.locustfile(IMPATIENT.format(2.0), "impatient"))
+    worker = await fleet.worker(file=file)
+    assert await master.ended() == 1
+    await worker.ended()
+    [line] = master.complaints()
+    assert line.startswith("greeter: worker ")
+    assert "is gone, or has no GreeterUser" in line
+    assert not fleet.json.exists()
+
+
+async def a_worker_that_gets_stuck(fleet: Fleet) -> None:
+    master = await fleet.master(workers=1, file=fleet.locustfile(IMPATIENT.format(2.0), "impatient"))
+    worker = await fleet.worker(file=fleet.locustfile(DISTURBED.format("prepare", "gevent.sleep(60)")))
+    assert await master.ended() == 1
+    await worker.ended()
+    [line] = master.complaints()
+    assert " did not answer within " in line
+    assert not fleet.json.exists()
+
+
+async def interrupted_in_vain(fleet: Fleet) -> None:
+    """There is no report when nobody reports, and no half of one."""
+    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+        impatient = fleet.locustfile(IMPATIENT.format(30.0), "impatient")
+        options = ("-H", target, "-t", "60s", "--greeter-rate", "100")
+        master = await fleet.master(*options, file=impatient, workers=1)
+        worker = await fleet.worker()
+        await clients(came, 20)
+        worker.process.send_signal(signal.SIGSTOP)
+        master.process.send_signal(signal.SIGINT)
+        assert await master.ended() == 130
+    assert master.complaints() == ["greeter: interrupted, and the workers do not report: there is no report"]
+    assert not fleet.json.exists()
+
+
+async def from_the_web_page(fleet: Fleet) -> None:
+    """Locust stays after a run that was started there, and can start another."""
+    async with serving(greet) as target:
+        port = str(free_port())
+        locust = await fleet.locust(
+            *("--web-host", "127.0.0.1", "--web-port", port, "--greeter-json", str(fleet.json)),
+            file=fleet.locustfile(IMPATIENT.format(30.0)),
+        )
+        old = fleet.directory / "old.json"
+        form = {"user_count": 1, "spawn_rate": 1, "host": target}
+        for count, more in ((20, {}), (30, {"greeter_baseline": str(old), "greeter_tolerance": "1000000%"})):
+            form |= {"greeter_count": count, **more}
+            await answered(f"http://127.0.0.1:{port}/swarm", urlencode(form).encode())
+            async with asyncio.timeout(PATIENCE):
+                while await state_at(port) != "stopped" or not fleet.json.exists():
+                    pass
+            report = fleet.report()
+            assert report.plan["count"] == count
+            assert report.connections["greeted"] == count
+            fleet.json.rename(old)
+        assert report.baseline is not None
+        assert (report.baseline["name"], report.baseline["tolerance_percent"]) == (str(old), 1000000)
+        locust.process.send_signal(signal.SIGTERM)
+        assert await locust.ended() == 0
+
+
+async def state_at(port: str) -> str:
+    state: str = json.loads(await answered(f"http://127.0.0.1:{port}/stats/requests"))["state"]
+    return state
+
+
+async def answered(url: str, data: bytes | None = None) -> bytes:
+    """What is answered there, by a server that may be on its way."""
+
+    def ask() -> bytes:
+        with urlopen(url, data, timeout=PATIENCE) as answer:
+            text: bytes = answer.read()
+            return text
+
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await asyncio.to_thread(ask)
+            except URLError as error:
+                if not isinstance(error.reason, ConnectionRefusedError):
+                    raise
+            await asyncio.sleep(0.05)  # a port has no event that would tell of a listener
 
 
 async def without_a_master(fleet: Fleet) -> None:
@@ -401,7 +580,13 @@ SCENARIOS = (
     a_script,
     what_is_wrong_with_the_plan,
     interrupted,
+    a_generator_freezes,
     a_generator_dies,
+    from_the_web_page,
+    interrupted_in_vain,
+    a_worker_is_stopped_on_the_way,
+    a_worker_that_gets_stuck,
+    a_worker_without_our_user,
     another_version,
     without_a_master,
     what_is_wrong_with_the_class,

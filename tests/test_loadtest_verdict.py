@@ -7,7 +7,7 @@ import pytest
 
 from greeter.loadtest import LoadPlan, Threshold
 from greeter.loadtest.histogram import Histogram, index_of
-from greeter.loadtest.verdict import describe, figure, remarks
+from greeter.loadtest.verdict import describe, figure, remarks, sentence
 from tests.test_loadtest_report import lagging, metrics, report
 
 
@@ -62,6 +62,11 @@ def test_what_was_missed_and_what_got_worse() -> None:
     assert new.verdict == "Not passed: response:p99<1ms was 6.003 ms."
     verdict = new.against(old).verdict
     assert "response p99 went from 3 ms to 6 ms (+100 %)" in verdict
+    short = sentence(new.against(old).to_dict(), most=2)
+    assert short.count(" went from ") == 2
+    assert short.startswith("Not passed: response:p99<1ms was 6.003 ms; response ")
+    worse = sum(move["worse"] for move in (new.against(old).baseline or {})["figures"])
+    assert short.endswith(f"; and {worse - 2} more figures became worse.")
     nothing = report(metrics(0), plan)
     assert nothing.verdict.startswith("Not passed: response:p99<1ms was 3.001 ms")
     assert report(metrics(0, 0), plan).verdict.startswith("Not passed: response:p99<1ms was not measured")
@@ -118,7 +123,12 @@ def test_what_must_not_be_missed_is_remarked() -> None:
     said("3 were reset after the greeting", connections=connections | {"reset_after_greeting": 3})
     said("4 were closed by the server while held", connections=connections | {"closed_while_held": 4})
     said(
-        "5 connections were due and never began: 1,000 were open", connections=connections | {"unstarted": 5}
+        "5 connections were due and never began: 1,000 were open",
+        connections=connections | {"unstarted": 5, "peak_open": 1000},
+    )
+    said(
+        "5 connections were due and never began: they were late, and the schedule ended first",
+        connections=connections | {"unstarted": 5, "peak_open": 999},
     )
     said("6 latencies over 60 s", generator=report().generator | {"latencies_over_60_s": 6})
 

@@ -17,10 +17,12 @@ from greeter.loadtest.figure import (
     along,
     bars,
     figure,
+    grouped,
     latency_axis,
     line,
     stretched,
     time_table,
+    titled,
 )
 from greeter.loadtest.series import curve, edges, heat, slots
 from greeter.loadtest.units import latency, number, seconds
@@ -49,6 +51,10 @@ _HEAT_HINT = (
 )
 _HEAT_COLUMNS = 10
 _FEW_POINTS = 15
+_DOTTED = " Dotted: the run before."
+# Lines that may lie on one another: the wider ones are below, and so are seen.
+_LATENCY_WIDTHS = {"max": 4.0}
+_PHASE_WIDTHS = {"first_byte": 6.0, "service": 4.0}
 
 
 def charts(report: LoadReport, baseline: LoadReport | None = None) -> Iterator[Chart]:
@@ -90,7 +96,9 @@ def rates(report: LoadReport, now: Sequence[Slot], then: Sequence[Slot] | None) 
         f"{number(max(map(_greeted, now)))} at most."
         if now
         else "No connection ended.",
-        figure(data, x=_time(now, then), y=_from_zero(most, "/s"), barmode="stack") if now or then else None,
+        figure(data, x=_time(now, then), y=_from_zero(most, "/s", "connections per second"), barmode="stack")
+        if now or then
+        else None,
         time_table(
             now,
             then,
@@ -111,7 +119,7 @@ def open_connections(now: Sequence[Slot], then: Sequence[Slot] | None) -> Chart:
         "Open connections",
         "The most that were open at once.",
         f"Over {_length(now)}, {number(most)} were open at most." if most else "No connection was open.",
-        _columns("open", now, then, _open, "open", ""),
+        _columns("open", now, then, _open, "open", "", "connections"),
         time_table(now, then, {"open": lambda slot: number(_open(slot))}),
     )
 
@@ -122,11 +130,11 @@ def failures(now: Sequence[Slot], then: Sequence[Slot] | None) -> Chart:
     return Chart(
         "failures",
         "Errors over time",
-        "Failed connections per second, when they ended. What they were is told under “Errors”.",
+        "Failed connections per second, when they ended; under “Errors” is why.",
         f"Over {_length(now)}, {number(most)} per second failed at most."
         if most
         else "No connection failed.",
-        _columns("failed", now, then, _failed, "failed", "/s"),
+        _columns("failed", now, then, _failed, "failed", "/s", "failures per second"),
         time_table(now, then, {"failed per second": lambda slot: number(_failed(slot))}),
     )
 
@@ -138,7 +146,8 @@ def latencies(now: Sequence[Slot], then: Sequence[Slot] | None) -> Chart:
         timed = [slot for slot in run if slot.latencies]
         for stat in stats if timed else ():
             points = stretched(timed, [slot.latencies[stat] / 1e6 for slot in timed])
-            data.append(line(stat, *points, stat, before=run is then, show="%{y:.3~s}s"))
+            trace = line(stat, *points, stat, before=run is then, show="%{y:.3~s}s")
+            data.append(grouped(trace, stat, _LATENCY_WIDTHS))
     ys = [y * 1e6 for trace in data for y in trace["y"]]
 
     def cell(stat: str) -> Callable[[Slot], str]:
@@ -148,8 +157,8 @@ def latencies(now: Sequence[Slot], then: Sequence[Slot] | None) -> Chart:
     return Chart(
         "latencies",
         "Response times over time",
-        "From the moment a client was meant to come to the end of its greeting, when it ended. "
-        "The scale is logarithmic.",
+        "From the moment a client was meant to come to the end of its greeting, when it ended."
+        + _DOTTED * bool(then),
         _NOTHING if worst is None else f"Over {_length(now)}, the slowest response took {latency(worst)}.",
         figure(data, x=_time(now, then), y=latency_axis(ys), height=340) if data else None,
         time_table(now, then, {stat: cell(stat) for stat in ("p50", "p90", "p99", "max")}),
@@ -178,7 +187,7 @@ def heat_maps(now: Sequence[Slot], then: Sequence[Slot] | None) -> Iterator[Char
 def _heat_figure(
     run: Sequence[Slot], rows: list[list[int]], bounds: list[int], most: int, x: Axis
 ) -> dict[str, Any]:
-    marks = [mark for mark in _TENFOLDS if mark <= most]
+    marks = [*(mark for mark in _TENFOLDS if 2 * mark <= most), most]
     trace: Trace = {
         "type": "heatmap",
         "x": [run[0].begin, *(slot.end for slot in run)],
@@ -193,6 +202,7 @@ def _heat_figure(
         "colorbar": {
             "tickvals": [log10(mark) for mark in marks],
             "ticktext": [number(mark) for mark in marks],
+            "title": {"text": "responses", "side": "right", "font": {"size": 11, "color": "var(--muted)"}},
             "thickness": 8,
             "outlinewidth": 0,
         },
@@ -234,7 +244,7 @@ def percentiles(report: LoadReport, baseline: LoadReport | None) -> Chart:
             trace["hovertemplate"] = (
                 f"<b>{trace['name']}</b><br>%{{customdata}} % took at most %{{y:.3~s}}s<extra></extra>"
             )
-            data.append(trace)
+            data.append(grouped(trace, name, {PHASES[key][0]: width for key, width in _PHASE_WIDTHS.items()}))
             shown = [p for p in _PERCENTS if histogram.total >= round(100 / (100 - p))]
             cells = [latency(us) for us in histogram.percentiles(*shown, 100)]
             cells[-1:-1] = ["-"] * (len(_PERCENTS) - len(shown))
@@ -243,6 +253,7 @@ def percentiles(report: LoadReport, baseline: LoadReport | None) -> Chart:
     far = max((trace["x"][-1] for trace in data), default=10)
     marks = [mark for mark in (1, 2, *_TENFOLDS[1:], 10**9) if mark <= max(far, 10)]
     x = {
+        **titled("percentile, on a log scale"),
         "type": "log",
         "tickvals": marks,
         "ticktext": [f"p{_percent(mark)}" for mark in marks],
@@ -252,11 +263,13 @@ def percentiles(report: LoadReport, baseline: LoadReport | None) -> Chart:
         "percentiles",
         "Percentiles",
         "Read it as: p99.9 is what 999 of 1,000 did not exceed. To the right are the slowest few; the last "
-        "point is the slowest of all. Both scales are logarithmic.",
+        "point is the slowest of all." + _DOTTED * (baseline is not None),
         f"Percentile curves of {', '.join(trace['name'] for trace in data)}."
         if data
         else "Nothing was timed.",
-        figure(data, x=x, y=latency_axis(ys), height=400, hovermode="closest") if data else None,
+        figure(data, x=x, y=latency_axis(ys, "latency"), height=420, hovermode="closest", showlegend=True)
+        if data
+        else None,
         Table(("phase", "count", "min", *(f"p{p:g}" for p in _PERCENTS[1:]), "max"), rows),
     )
 
@@ -275,13 +288,14 @@ def _columns(
     value: Callable[[Slot], float],
     color: str,
     unit: str,
+    what: str,
 ) -> dict[str, Any] | None:
     """Bars and, for the older run, a line; nothing when there was never anything."""
     data = [bars(name, now, value, color)]
     if then:
         data.append(along(name, then, value, "before", before=True))
     most = max((y for trace in data for y in trace["y"]), default=0)
-    return figure(data, x=_time(now, then), y=_from_zero(most, unit), height=240) if most else None
+    return figure(data, x=_time(now, then), y=_from_zero(most, unit, what), height=260) if most else None
 
 
 def _time(now: Sequence[Slot], then: Sequence[Slot] | None) -> Axis:
@@ -289,8 +303,16 @@ def _time(now: Sequence[Slot], then: Sequence[Slot] | None) -> Axis:
     return {**TIME, "range": [0, max((run[-1].end for run in (now, then) if run), default=1)]}
 
 
-def _from_zero(most: float, unit: str) -> Axis:
-    return {"range": [0, 1.08 * most or 1], "ticksuffix": unit, "tickformat": ",~r", "hoverformat": ",.4~r"}
+def _from_zero(most: float, unit: str, what: str) -> Axis:
+    axis: Axis = {
+        "range": [0, 1.08 * most or 1],
+        "ticksuffix": unit,
+        "tickformat": ",~r",
+        "hoverformat": ",.4~r",
+    }
+    if not unit and most < _FEW_POINTS:
+        axis["dtick"] = max(1, round(most / 5))  # there is no half of a connection
+    return {**titled(what), **axis}
 
 
 def _asked_for(plan: dict[str, Any]) -> Iterator[tuple[float, float]]:

@@ -107,8 +107,10 @@ class Conductor:
 
     def _carry_out(self, plan: LoadPlan) -> LoadReport:
         job = {"version": __version__, "run": self._run, "plan": plan.to_dict()}
-        preparing = [gevent.spawn(self._prepare, part, job) for part in self._parts.values()]
-        gevent.joinall(preparing, raise_error=True)
+        preparing = [gevent.spawn(self._prepared, part, job) for part in self._parts.values()]
+        for error in (greenlet.get() for greenlet in preparing):
+            if error is not None:
+                raise error
         for part in self._parts.values():
             part.clock = compared(self._ask_clock(part.name) for _ in range(_READINGS))
         lead = _LEAD_SECONDS + 2 * max(part.clock.within for part in self._parts.values())
@@ -126,6 +128,14 @@ class Conductor:
         self._wait_for_reports(begin + _longest(plan) + _PATIENCE_SECONDS)
         stamp = started_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return assemble(plan, list(self._parts.values()), stamp)
+
+    def _prepared(self, part: Part, job: dict[str, Any]) -> GreeterError | None:
+        """Why the worker cannot take part. What a greenlet raises, gevent would show as a traceback."""
+        try:
+            self._prepare(part, job)
+        except GreeterError as error:
+            return error
+        return None
 
     def _prepare(self, part: Part, job: dict[str, Any]) -> None:
         # Locust counts a worker as ready a little before that can be spoken to: what is said then is lost.

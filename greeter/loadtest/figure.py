@@ -21,9 +21,16 @@ Trace = dict[str, Any]
 Axis = dict[str, Any]
 
 FEW = 60  # points that are no more than this are marked one by one
-TIME: Axis = {"ticksuffix": " s", "hoverformat": ".4~g"}
-_TICKS = [step * 10**n for n in range(8) for step in (1, 2, 5)]  # in µs
+_TICKS = [step * 10**n for n in range(9) for step in (1, 2, 5)]  # in µs
 BEFORE = {"dash": "dot", "width": 1.5}
+
+
+def titled(text: str) -> Axis:
+    """The title of an axis: what is measured along it."""
+    return {"title": {"text": text, "standoff": 8, "font": {"size": 11, "color": "var(--muted)"}}}
+
+
+TIME: Axis = {**titled("time since the beginning"), "ticksuffix": " s", "hoverformat": ".4~g"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def figure(data: list[Trace], *, x: Axis = TIME, y: Axis, height: int = 320, **l
         "data": data,
         "layout": {
             "height": height,
-            "margin": {"l": 8, "r": 8, "t": 30, "b": 8},
+            "margin": {"l": 8, "r": 18, "t": 30, "b": 8},
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "font": {"family": "system-ui, sans-serif", "size": 12, "color": "var(--ink)"},
@@ -75,11 +82,15 @@ def figure(data: list[Trace], *, x: Axis = TIME, y: Axis, height: int = 320, **l
     }
 
 
-def latency_axis(us: Sequence[float]) -> Axis:
-    """A logarithmic axis for times that are all in ``us`` (microseconds)."""
+def latency_axis(us: Sequence[float], what: str = "response time") -> Axis:
+    """A logarithmic axis for times that are all in ``us`` (microseconds), with two ticks at the least."""
     low, high = max(1, min(us)), max(us)
     ticks = _TICKS if high < 1000 * low else _TICKS[::3]
+    if sum(low <= tick <= high for tick in ticks) < 2:
+        low = max(tick for tick in ticks if tick <= low)
+        high = min(tick for tick in ticks if tick > high)
     return {
+        **titled(f"{what}, on a log scale"),
         "type": "log",
         "range": [log10(low / 1e6) - 0.08, log10(high / 1e6) + 0.08],
         "tickvals": [tick / 1e6 for tick in ticks],
@@ -109,6 +120,16 @@ def line(
         "opacity": 0.75 if before else 1,
         "hovertemplate": f"{show} {name}{', before' * before}<extra></extra>",
     }
+
+
+def grouped(trace: Trace, name: str, widths: dict[str, float]) -> Trace:
+    """A line that is shown and hidden with the older run's of the same name, which is not in the legend."""
+    if trace["name"] != name:
+        trace["showlegend"] = False
+    elif name in widths:
+        trace["line"]["width"] = widths[name]
+    trace["legendgroup"] = name
+    return trace
 
 
 def along(

@@ -7,6 +7,7 @@ from outside is text, escaped by the template engine, also within the data of th
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from hashlib import sha256
 from importlib.resources import files
@@ -31,6 +32,9 @@ _RESULTS = {
     99: ("✗ Failed", "bad"),
     130: ("– Not complete", "odd"),
 }
+
+# So many figures that got worse are in the verdict on top; the comparison has all of them.
+_MOVES = 3
 
 
 def packages() -> tuple[Any, Any]:
@@ -67,13 +71,14 @@ def page(report: LoadReport, baseline: LoadReport | None = None) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(latency=latency, number=number, seconds=seconds, sentence=_sentence)
+    environment.filters.update(latency=latency, number=number, seconds=seconds)
+    environment.filters.update(moment=_moment, sentence=_sentence)
     template = environment.from_string((place / "report.html.j2").read_text(encoding="utf-8"))
     text: str = template.render(
         r=report.to_dict(),
         old=None if baseline is None else baseline.to_dict(),
         result=_result(report),
-        verdict=report.verdict,
+        verdict=verdict.sentence(report.to_dict(), most=_MOVES),
         remarks=verdict.remarks(report.to_dict()),
         figure=verdict.figure,
         phases=PHASES,
@@ -143,6 +148,11 @@ def _flat(environment: dict[str, Any]) -> dict[str, str]:
         else:
             found[name.replace("_", " ")] = "not used" if value is None else str(value)
     return found
+
+
+def _moment(stamp: str) -> str:
+    """A moment for people, when it is one."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T([\d:]+)(?:\.\d+)?Z$", r"\1 \2 UTC", stamp)
 
 
 def _sentence(words: str) -> str:

@@ -6,14 +6,23 @@ never given without saying whose it is.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 from greeter.loadtest.kernel import COUNTERS
 from greeter.loadtest.units import latency, number, seconds
 
 
-def sentence(report: dict[str, Any]) -> str:
-    """The verdict on a report's JSON."""
+def sentence(report: dict[str, Any], most: int | None = None) -> str:
+    """The verdict on a report's JSON; with ``most``, it names so many figures of a comparison that are worse,
+    and counts the others."""
+    parts = report["generator"].get("parts", ())
+    lost = sum(bool(part.get("lost")) for part in parts)
+    missing = f"A part of the load is missing, that of {lost} of {len(parts)} workers. " if lost else ""
+    return missing + _judgement(report, most)
+
+
+def _judgement(report: dict[str, Any], most: int | None) -> str:
     connections, rate = report["connections"], report["rate"]
     attempted, greeted = connections["attempted"], connections["greeted"]
     if report["interrupted"]:
@@ -30,14 +39,11 @@ def sentence(report: dict[str, Any]) -> str:
             "server's. Give it more workers or ask for less."
         )
     if not report["passed"]:
-        return "Not passed: " + "; ".join(_missed(report)) + "."
+        return "Not passed: " + "; ".join(_missed(report, most)) + "."
     if not greeted:
         return f"Nothing was greeted: {_classes(report) or 'nothing was attempted'}."
     slowest = report["latency_us"]["response"]["max"]
     sentence = f"{_greeted(greeted, attempted)}, {'the slowest ' * (greeted > 1)}in {latency(slowest)}"
-    parts = report["generator"].get("parts", ())
-    if lost := sum(bool(part.get("lost")) for part in parts):
-        sentence = f"A part of the load is missing, that of {lost} of {len(parts)} workers. {sentence}"
     return sentence + (f"; {_classes(report)}." if greeted < attempted else ".")
 
 
@@ -51,9 +57,11 @@ def remarks(report: dict[str, Any]) -> list[str]:
         if busiest >= 90:
             said.append(f"a worker used {busiest:.0f} % of a core: the generator may have been the limit")
     elif connections["unstarted"] and not generator["saturated"]:
+        full = connections["peak_open"] >= report["plan"]["connections"]
         said.append(
             f"{number(connections['unstarted'])} connections were due and never began: "
-            f"{number(report['plan']['connections'])} were open, as many as may be"
+            + f"{number(report['plan']['connections'])} were open, as many as may be" * full
+            + "they were late, and the schedule ended first" * (not full)
         )
     said += [
         f"{count} connects took {band.removesuffix('s')} s or a little more, as one whose SYN was sent again"
@@ -105,14 +113,24 @@ def _lateness(report: dict[str, Any]) -> str:
     return f"{latency(generator['lag_p99_us'])} late at p99, with {busiest:.0f} % of a core used"
 
 
-def _missed(report: dict[str, Any]) -> list[str]:
+def _missed(report: dict[str, Any], most: int | None) -> list[str]:
     missed = [
         f"{threshold['expr']} was {figure(threshold['actual'], threshold['unit'])}"
         for threshold in report["thresholds"]
         if not threshold["passed"]
     ]
-    moves = (report["baseline"] or {}).get("figures", ())
-    return missed + [describe(move) for move in moves if move["worse"]]
+    worse = [move for move in (report["baseline"] or {}).get("figures", ()) if move["worse"]]
+    if most is not None and len(worse) > most:
+        more = len(worse) - most
+        worse = sorted(worse, key=_weight)[:most]
+        return [*missed, *map(describe, worse), f"and {more} more figures became worse"]
+    return missed + [describe(move) for move in worse]
+
+
+def _weight(move: dict[str, Any]) -> tuple[bool, float]:
+    """What puts those moves first that say most: of the response times, and by much."""
+    change = move["change_percent"]
+    return not move["figure"].startswith("response"), -inf if change is None else -abs(change)
 
 
 def figure(value: float | None, unit: str) -> str:
