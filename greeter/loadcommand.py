@@ -11,12 +11,11 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING
 
-from greeter.errors import ConfigError, reason
 from greeter.loadtest import LoadPlan, LoadReport, Threshold, html, load
 from greeter.loadtest.outfile import write
 from greeter.loadtest.progress import progress
 from greeter.loadtest.render import hdr_log, summary, timeline_csv
-from greeter.loadtest.saved import gather
+from greeter.loadtest.saved import gather, read
 from greeter.loops import run
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def run_load(options: LoadOptions, say: Callable[[str], None]) -> int:
     """Carry out a load test, write what was asked for, say the summary; returns the exit code."""
     plan = plan_of(options)
     # What may be wrong with the old run, or missing for the page, is said before the run, not after it.
-    old = None if options.baseline is None else _baseline(options.baseline)
+    old = None if options.baseline is None else read(options.baseline)
     if options.html is not None:
         html.packages()
     report = run(_load(plan, quiet=options.quiet))
@@ -54,16 +53,6 @@ def run_report(options: ReportOptions, say: Callable[[str], None]) -> int:
     return _deliver(
         report, say, (options.json, report.to_json), (options.html, lambda: html.page(report, old))
     )
-
-
-def _baseline(path: Path) -> LoadReport:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {str(path)!r}: {reason(error)}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{str(path)!r} is no report of a load test: it is not text") from error
-    return LoadReport.from_json(text, str(path))
 
 
 def _deliver(

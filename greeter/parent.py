@@ -85,7 +85,7 @@ class Parent(Process):
         self._count = count
         self._listeners: list[Listener] = []
         self._totals = Totals()
-        self._supervisor: Supervisor
+        self._supervisor: Supervisor | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
 
@@ -94,7 +94,7 @@ class Parent(Process):
         self._listeners = open_listeners(self.endpoints, backlog=options.backlog, unix_mode=options.unix_mode)
         for listener in self._listeners:
             listener.cork()  # which a worker does not do to a socket that it was given
-        self._supervisor = Supervisor(
+        self._supervisor = supervisor = Supervisor(
             self._command,
             self._listeners,
             self._count,
@@ -104,7 +104,7 @@ class Parent(Process):
             retire_timeout=options.drain_timeout + GRACE,
         )
         try:
-            await self._supervisor.start()
+            await supervisor.start()
         except BaseException:
             self._close()
             raise
@@ -123,11 +123,17 @@ class Parent(Process):
         )
         announce(self.addresses, choose_loop(self.options.loop)[0], path, self._count)
 
+    @property
+    def supervisor(self) -> Supervisor:
+        """There is one from the start on."""
+        assert self._supervisor is not None
+        return self._supervisor
+
     async def snapshot(self) -> Snapshot:
-        await self._supervisor.stats()
+        await self.supervisor.stats()
         mine = Snapshot(
             reloads=dict(self.reloads),
-            worker_restarts=self._supervisor.restarts,
+            worker_restarts=self.supervisor.restarts,
             certificate_expiry=self.prepared.certificate_expiry,
         )
         return self._totals.total() + mine
@@ -143,15 +149,16 @@ class Parent(Process):
         self.notifier.reloading()
         try:
             new, prepared = self.reread()
-            await self._supervisor.replace_all(pack(new))
+            await self.supervisor.replace_all(pack(new))
         except (GreeterError, WorkerFailed) as error:
             self.reload_failed(error)
         else:
             warn_of_restart(self.options, new, workers=True)
             self.prepared = prepared
             self.reload_done()
+        finally:
+            self._reloading = None
         self.notifier.ready(self.status())
-        self._reloading = None
         if self._again:
             self._again = False
             self.reload()
@@ -160,11 +167,12 @@ class Parent(Process):
         if self._reloading is not None:
             self._reloading.cancel()
             await asyncio.wait([self._reloading])
-        await self._supervisor.stop(self.options.drain_timeout + GRACE)
+        await self.supervisor.stop(self.options.drain_timeout + GRACE)
         self._close()
 
     def leave_at_once(self) -> None:
-        self._supervisor.kill()
+        if self._supervisor is not None:
+            self._supervisor.kill()
 
     def _close(self) -> None:
         for listener in self._listeners:

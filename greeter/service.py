@@ -8,7 +8,6 @@ one. Whatever the log was told is written before the process ends.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -21,6 +20,7 @@ from greeter.loops import choose_loop
 from greeter.options import ServeOptions
 from greeter.prepare import Prepared, need_restart, prepare
 from greeter.server import Server, serve
+from greeter.signals import Signals
 from greeter.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -94,17 +94,19 @@ class Process(ABC):
         """The process ends now; nobody else must stay."""
 
     async def run(self) -> int:
-        """Serve until a stop signal; returns the exit code."""
+        """Serve until a stop signal; returns the exit code. Signals count from the beginning: one that comes
+        while workers start waits until they serve, so that whoever is in the queue by then is greeted."""
+        signals = self._listen_to_signals()
         await self.start()
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             logger.warning("running as root, which greeting needs only for ports below 1024")
         try:
             await self._serve_metrics()
-            stop = self._listen_to_signals()
             self.announce()
             self.notifier.ready(self.status())
             self._pet_watchdog()
-            name = await stop
+            signals.serving()
+            name = await signals.stop
             self.notifier.stopping()
             if self.options.stop_delay:
                 logger.info("%s: serving for another %g s", name, self.options.stop_delay)
@@ -152,26 +154,14 @@ class Process(ABC):
             self.notifier.watchdog()
             self._watchdog = asyncio.get_running_loop().call_later(interval, self._pet_watchdog)
 
-    def _listen_to_signals(self) -> asyncio.Future[str]:
-        """A future of the name of the first stop signal; the second one does not return."""
-        loop = asyncio.get_running_loop()
-        stop: asyncio.Future[str] = loop.create_future()
-
-        def on_signal(name: str) -> None:
-            if not stop.done():
-                stop.set_result(name)
-                return
+    def _listen_to_signals(self) -> Signals:
+        def leave(name: str) -> None:
             logger.warning("%s again: leaving at once", name)
             self.log.flush()
             self.leave_at_once()
             os._exit(INTERRUPTED)
 
-        # Elsewhere there are no such handlers, and Ctrl-C is KeyboardInterrupt.
-        with contextlib.suppress(NotImplementedError, AttributeError):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, on_signal, number.name)
-            loop.add_signal_handler(signal.SIGHUP, self.reload)
-        return stop
+        return Signals(self.reload, leave)
 
 
 class Single(Process):

@@ -43,7 +43,9 @@ def greeting_from_app(spec: str) -> Greeting:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise ConfigError(f"{spec!r}: there is no module {error.name!r}") from error
         raise _broken(spec, module_name, error) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise  # of the person at the terminal
+    except BaseException as error:  # SystemExit, and whatever else a module may think of
         raise _broken(spec, module_name, error) from error
     value: object = module
     for name in attribute.split("."):

@@ -270,6 +270,19 @@ async def test_a_baseline_of_another_schema(tmp_path: Path) -> None:
     assert err == f"greeter: {old} has schema 7; this greeter reads schema 1\n"
 
 
+async def test_a_baseline_that_does_not_hold_together(tmp_path: Path) -> None:
+    """It is held against the schema before the run, and not found out behind it."""
+    old = tmp_path / "old.json"
+    await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", str(old))
+    values = json.loads(old.read_text())
+    values["connections"]["attempted"] = "x"
+    old.write_text(json.dumps(values))
+    code, out, err = await run_greeter("load", "127.0.0.1:1", "--baseline", str(old))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"greeter: {old} is no report of a load test: connections.attempted: ")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

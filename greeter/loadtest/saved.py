@@ -80,7 +80,7 @@ def _package() -> Any:
     try:
         import jsonschema  # type: ignore[import-untyped]  # its types are a package of their own
     except ImportError:
-        raise MissingExtra("greeter report", "report") from None
+        raise MissingExtra("reading a report", "report") from None
     return jsonschema
 
 
