@@ -216,10 +216,10 @@ class Connection(asyncio.Protocol):
 
     def _send(self, data: bytes) -> None:
         assert self._transport is not None
-        self._size = len(data)
+        self._size = size = len(data)
         if self._seal is not None:
             self._pieces = self._seal.pieces(data)
-        elif len(data) <= CHUNK:
+        elif size <= CHUNK:
             self._transport.write(data)
         else:
             self._pieces = _cut(memoryview(data))

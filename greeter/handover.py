@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
@@ -63,7 +63,7 @@ class Handover:
 
         Raises OSError when there can be none; ``fd`` is closed then.
         """
-        sock = cast("socket.socket", self._wrap(family, fd))
+        sock: Any = self._wrap(family, fd)
         making = self._connect(lambda: protocol, sock)
         try:
             made = making.send(None)

@@ -64,10 +64,9 @@ class Waiting(Deadlines[G]):
         self._on_late = on_late
         self._timer: asyncio.TimerHandle | None = None
 
-    def admit(self, guest: G) -> None:
+    def admit(self, guest: G, now: float | None = None) -> None:
         """Wait for ``guest`` from now on."""
-        deadline = self._loop.time() + self.seconds
-        self._due[guest] = deadline
+        self._due[guest] = deadline = (self._loop.time() if now is None else now) + self.seconds
         if self._timer is None:
             self._timer = self._loop.call_at(deadline, self._tick)
 
@@ -79,14 +78,15 @@ class Waiting(Deadlines[G]):
             self._rest()
         return True
 
-    def waited(self, guest: G) -> float:
+    def waited(self, guest: G, now: float) -> float:
         """Wait no longer; returns for how many seconds the guest was here, 0 if it never was."""
         due = self._due.pop(guest, None)
         if due is None:
             return 0.0
         if not self._due:
             self._rest()
-        return max(0.0, self._loop.time() - due + self.seconds)
+        seconds = now - due + self.seconds
+        return seconds if seconds > 0 else 0.0
 
     def _rest(self) -> None:
         if self._timer is not None:
@@ -200,8 +200,9 @@ class Reception:
 
     def greeted(self, guest: Guest, sent: int) -> None:
         """The guest was served, and from here on may linger."""
-        self.served(sent, self.greeting.waited(guest))
-        self.lingering.admit(guest)
+        now = self.loop.time()
+        self.served(sent, self.greeting.waited(guest, now))
+        self.lingering.admit(guest, now)
 
     def not_made(self, address: Address, error: GreetingError) -> None:
         """The greeting callable failed for this client."""
