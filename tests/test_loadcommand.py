@@ -12,15 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
 from tests.loadtest_peers import GREETING, greet, serving, unattended
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytest.importorskip("hdrh")
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
@@ -69,7 +66,11 @@ async def test_many_are_held_open_together_and_what_was_raised_for_them_is_said(
     assert "  - raised the limit of open files from 200 to " in words
 
 
-async def test_an_interrupt_still_gives_the_summary(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupt_still_gives_the_summary(
+    number: signal.Signals, workers: str, tmp_path: Path
+) -> None:
     begun = asyncio.Event()
 
     async def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,9 +80,11 @@ async def test_an_interrupt_still_gives_the_summary(tmp_path: Path) -> None:
     run = tmp_path / "run.json"
     async with serving(note) as target:
         options = ("-r", "50", "-z", "60s", "--threshold", "response:max<1us", "--json", str(run))
-        async with greeter_process("load", target, *options, ready="") as process:
+        async with greeter_process("load", target, "-w", workers, *options, ready="") as process:
             await asyncio.wait_for(begun.wait(), PATIENCE)
-            process.process.send_signal(signal.SIGINT)
+            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(child), number)  # as to the whole group, by a terminal or timeout(1)
+            process.process.send_signal(number)
             out, _ = await asyncio.wait_for(process.process.communicate(), PATIENCE)
     assert process.process.returncode == 130, "which goes before the threshold's 99"
     assert "\nInterrupted after " in out.decode()
