@@ -12,12 +12,16 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
 from tests.loadtest_peers import GREETING, greet, serving, unattended
+from tests.service_peers import children
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytest.importorskip("hdrh")
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
@@ -82,8 +86,8 @@ async def test_an_interrupt_still_gives_the_summary(
         options = ("-r", "50", "-z", "60s", "--threshold", "response:max<1us", "--json", str(run))
         async with greeter_process("load", target, "-w", workers, *options, ready="") as process:
             await asyncio.wait_for(begun.wait(), PATIENCE)
-            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-                os.kill(int(child), number)  # as to the whole group, by a terminal or timeout(1)
+            for child in children(process.pid):
+                os.kill(child, number)  # as to the whole group, by a terminal or timeout(1)
             process.process.send_signal(number)
             out, _ = await asyncio.wait_for(process.process.communicate(), PATIENCE)
     assert process.process.returncode == 130, "which goes before the threshold's 99"
