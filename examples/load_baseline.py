@@ -26,4 +26,4 @@ def main(target: str, path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])) if len(sys.argv) == 3 else __doc__)

@@ -29,4 +29,4 @@ async def gate(target: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(gate(sys.argv[1])))
+    sys.exit(asyncio.run(gate(sys.argv[1])) if len(sys.argv) == 2 else __doc__)

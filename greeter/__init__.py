@@ -5,13 +5,20 @@ them loads nothing but the standard library.
 
 The package is layered, and imports go down only::
 
-    cli                          reads options, prints, exits
-    service, demo                signals, logs, the life of a process
-    server, client               asyncio: two halves that never import each other
-    reception, stream            what happens to one client
-    listeners                    sockets
-    errors, endpoint, greeting,  pure: no socket, no loop, no clock
-    deadlines, stats
+    cli, startup                  prints and exits; which kind of process to be
+    parent, service, workers,     the life of a process
+    demo, loadcommand
+    commandline, options, values  what it was asked for
+    loadtest                      many clients, and what became of them
+    server, client                asyncio: two halves that never import each other
+    paths, instant, stream,       what happens to one client, from accept to close
+    connection, acceptor,
+    loopserver, vestibule
+    reception, parking            who is here, and until when
+    listeners, handover, loops,   the system: sockets, transports, signals, files
+    signals, tls, systemd, ...
+    errors, endpoint, greeting,   pure: no socket, no loop, no clock
+    limits, deadlines, stats, ...
 """
 
 from typing import TYPE_CHECKING

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from greeter.options import LoadOptions, ReportOptions
 
+# What ends a run early, its report whole: Ctrl-C, and what a time limit or a stopped container sends.
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
 
 def run_load(options: LoadOptions, say: Callable[[str], None]) -> int:
     """Carry out a load test, write what was asked for, say the summary; returns the exit code."""
@@ -97,10 +100,12 @@ async def _load(plan: LoadPlan, *, quiet: bool) -> LoadReport:
 
     def interrupted() -> None:
         stop.set()
-        loop.remove_signal_handler(signal.SIGINT)  # a second one does not wait, for a resolver say
+        for number in STOPS:
+            loop.remove_signal_handler(number)  # a second one does not wait, for a resolver say
 
     with contextlib.suppress(NotImplementedError):  # elsewhere, Ctrl-C is KeyboardInterrupt
-        loop.add_signal_handler(signal.SIGINT, interrupted)
+        for number in STOPS:
+            loop.add_signal_handler(number, interrupted)
     with progress(plan, quiet=quiet) as watcher:
         # A live display in the generator's own process would be seen in the figures.
         return await load(plan, on_snapshot=watcher, stop=stop, isolate=watcher is not None)

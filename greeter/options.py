@@ -141,13 +141,13 @@ class GreetOptions:
     max_bytes: int = option(65536, "The longest greeting to take.", COUNT)
     until: Literal["eof", "line"] = option("eof", "What ends a greeting.", click.Choice(["eof", "line"]))
     wait: float = option(0.0, "Keep trying for this many seconds until the service is up.", SECONDS)
-    json: bool = option(False, "Print an object with the times, in microseconds.")
+    json: bool = option(False, "Print an object with the times, in microseconds.", only="form")
     tls: bool = option(False, "Speak TLS, and verify the server's certificate.")
     tls_ca: Path | None = option(
         None, "Trust the authorities in this PEM file instead of the system's.", FILE
     )
     server_name: str | None = option(None, "The name that the certificate must have, if not the host's.", str)
-    raw: bool = option(False, "Print the bytes as they came, control characters and all.")
+    raw: bool = option(False, "Print the bytes as they came, control characters and all.", only="form")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.conftest import PATIENCE, ROOT, Process, loop_factories
@@ -97,6 +98,11 @@ def descriptors(pid: int, kind: str = "") -> int:
         with contextlib.suppress(FileNotFoundError):  # closed since
             found += os.readlink(f"/proc/{pid}/fd/{fd}").startswith(kind)
     return found
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and not yet waited for."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def lines_with(process: Process, text: str, count: int) -> list[str]:

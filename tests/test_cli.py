@@ -303,6 +303,10 @@ def test_greet_shows_what_a_terminal_must_not_see(run: Any) -> None:
         assert process("greet", address, "--raw", text=False).stdout == data
 
 
+def test_greet_prints_in_one_form(run: Any) -> None:
+    assert run("greet", "--json", "--raw") == (2, "", "greeter: give one of --json and --raw\n")
+
+
 def test_greet_json(run: Any) -> None:
     with says(b"gr\xc3\xbc\xff\x00") as address:
         code, out, err = run("greet", address, "--json")

@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
 from tests.loadtest_peers import GREETING, greet, serving, unattended
+from tests.service_peers import children
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +70,11 @@ async def test_many_are_held_open_together_and_what_was_raised_for_them_is_said(
     assert "  - raised the limit of open files from 200 to " in words
 
 
-async def test_an_interrupt_still_gives_the_summary(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupt_still_gives_the_summary(
+    number: signal.Signals, workers: str, tmp_path: Path
+) -> None:
     begun = asyncio.Event()
 
     async def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,9 +84,11 @@ async def test_an_interrupt_still_gives_the_summary(tmp_path: Path) -> None:
     run = tmp_path / "run.json"
     async with serving(note) as target:
         options = ("-r", "50", "-z", "60s", "--threshold", "response:max<1us", "--json", str(run))
-        async with greeter_process("load", target, *options, ready="") as process:
+        async with greeter_process("load", target, "-w", workers, *options, ready="") as process:
             await asyncio.wait_for(begun.wait(), PATIENCE)
-            process.process.send_signal(signal.SIGINT)
+            for child in children(process.pid):
+                os.kill(child, number)  # as to the whole group, by a terminal or timeout(1)
+            process.process.send_signal(number)
             out, _ = await asyncio.wait_for(process.process.communicate(), PATIENCE)
     assert process.process.returncode == 130, "which goes before the threshold's 99"
     assert "\nInterrupted after " in out.decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -80,6 +81,15 @@ def test_they_do_what_they_say(tmp_path: Path) -> None:
         await asyncio.gather(from_a_coroutine(), a_gate(), a_baseline(tmp_path / "last-run.json"))
 
     asyncio.run(all_of_them())
+
+
+def test_without_arguments_they_say_how_to_use_them() -> None:
+    for example in ("load_ci_gate.py", "load_baseline.py"):
+        command = [sys.executable, f"examples/{example}"]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+        assert found.returncode == 1
+        assert f"python examples/{example} 127.0.0.1:9999" in found.stderr
+        assert "Traceback" not in found.stderr
 
 
 def test_they_are_short() -> None:

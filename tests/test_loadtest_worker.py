@@ -12,6 +12,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from greeter.loadtest import LoadPlan
 from greeter.loadtest.metrics import Metrics
 from greeter.loadtest.outcome import GREETED
@@ -82,10 +84,11 @@ async def test_it_begins_when_it_is_told_and_reports() -> None:
         assert await parent.process.wait() == 0
 
 
-async def test_interrupts_are_for_the_parent_and_stop_is_a_line() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_interrupts_are_for_the_parent_and_stop_is_a_line(number: signal.Signals) -> None:
     async with serving(wait_for_client) as target, worker(target, duration=60.0, connections=3) as parent:
         parent.say({"begin": time.monotonic()})
-        os.kill(parent.process.pid, signal.SIGINT)
+        os.kill(parent.process.pid, number)
         await asyncio.sleep(0.1)
         parent.say({"stop": True})
         metrics = Metrics.from_json((await parent.hear())["metrics"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -18,13 +19,10 @@ from greeter.parent import pack, unpacked
 from greeter.sources import greeting_from_file
 from greeter.tls import client_context
 from tests.conftest import PATIENCE, Process, greeter_process
-from tests.peers import until
+from tests.peers import connect, until
+from tests.service_peers import children, crowd, lines_with
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def metric(process: Process, name: str) -> int:
@@ -104,6 +102,60 @@ async def test_a_reload_replaces_the_workers_and_a_bad_one_does_not(tmp_path: Pa
         assert (await greeter.greet(port=process.port)).data == b"two"
         assert not set(before) & set(children(process.pid))
         assert await process.stop(signal.SIGINT) == 0
+
+
+async def test_reloads_and_a_stop_under_load_lose_nobody(tmp_path: Path, accept: str) -> None:
+    file = tmp_path / "greeting"
+    words = [b"greeting number %d" % number for number in range(6)]
+    file.write_bytes(words[0])
+    async with greeter_process(*workers("--greeting-file", str(file), "--accept", accept)) as process:
+        async with crowd(process.port, whole=lambda heard, _: heard in words) as clients:
+            for number in range(1, 6):
+                await clients.more(100)
+                before = children(process.pid)
+                file.with_suffix(".new").write_bytes(words[number])
+                file.with_suffix(".new").rename(file)
+                process.process.send_signal(signal.SIGHUP)
+                await lines_with(process, "Reloaded", number)
+                assert (await greeter.greet(port=process.port)).data == words[number]
+        assert (clients.lost, clients.refused) == ([], 0)
+        pair: set[int] = set()
+
+        def only_the_new() -> bool:
+            pair.clear()
+            pair.update(children(process.pid))
+            return len(pair) == 2 and not pair & set(before)
+
+        await until(only_the_new, "the last two workers are alone")
+        for other in pair:  # each has the last greeting
+            os.kill(other, signal.SIGSTOP)
+            try:
+                assert (await greeter.greet(port=process.port)).data == words[5]
+            finally:
+                os.kill(other, signal.SIGCONT)
+        async with crowd(process.port, whole=lambda heard, _: heard == words[5]) as last:
+            await last.more(150)
+            assert await process.stop() == 0
+            last.give_up()
+        assert last.lost == []
+        assert last.refused > 0, "the stop came while they were there"
+    greeted = clients.greeted + last.greeted + 5 + 2
+    assert process.lines[-1] == f"Stopped: {greeted} greeted of {greeted} accepted, 0 failed"
+
+
+async def test_workers_cut_off_who_is_stuck_at_the_drain_deadline(accept: str) -> None:
+    """They do it themselves: their parent need not kill them."""
+    args = workers("--drain-timeout", "0.3", "--linger-timeout", "60", "--accept", accept)
+    async with greeter_process(*args) as process:
+        with contextlib.ExitStack() as held:
+            for _ in range(10):
+                sock = held.enter_context(await connect(process.port))
+                assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"T"
+            assert await process.stop() == 0
+    cut = [line for line in process.lines if "at the drain deadline" in line]
+    assert sum(int(line.removeprefix("warning: cut off ").split()[0]) for line in cut) == 10
+    assert not [line for line in process.lines if "killed" in line]
+    assert process.lines[-1] == "Stopped: 10 greeted of 10 accepted, 0 failed"
 
 
 async def test_a_killed_worker_is_replaced() -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,7 @@ from greeter.logs import FLUSH_SECONDS
 from greeter.options import ServeOptions
 from greeter.prepare import prepare
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, run_greeter
+from tests.service_peers import crowd, lines_with
 from tests.test_listeners import needs_ipv6
 
 if TYPE_CHECKING:
@@ -161,6 +163,28 @@ async def test_lines_are_complete_and_in_order() -> None:
         assert await server.stop() == 0
     assert [line for line in server.lines if line.startswith("Got")] == expected
     assert said(server)[-1] == "Stopped: 100 greeted of 100 accepted, 0 failed"
+
+
+async def test_no_line_is_lost_or_broken_under_load(accept: str) -> None:
+    heard: Counter[str] = Counter()
+
+    def whole(data: bytes, port: int) -> bool:
+        heard[f"127.0.0.1:{port}"] += 1
+        return data == HELLO
+
+    async with serving("--log-format", "json", "--accept", accept, ready='"address": "') as server:
+        port = int(json.loads(await server.line_with('"listening"'))["address"].rpartition(":")[2])
+        async with crowd(port, whole=whole) as clients:
+            await lines_with(server, '"event": "connection"', 1000)
+            assert await server.stop() == 0
+            clients.give_up()
+    assert clients.lost == []
+    entries = [json.loads(line) for line in server.lines]
+    assert Counter(entry["peer"] for entry in entries if entry.get("event") == "connection") == heard
+    times = [entry["time"] for entry in entries]
+    assert times == sorted(times)
+    total = clients.greeted
+    assert entries[-1]["message"] == f"Stopped: {total} greeted of {total} accepted, 0 failed"
 
 
 async def test_json_lines(tmp_path: Path, app: Any) -> None:

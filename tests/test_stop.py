@@ -43,16 +43,17 @@ def last_line(service: Process) -> str:
 # -- a stop ----------------------------------------------------------------------------------------------
 
 
-async def test_a_stop_under_load_loses_nobody() -> None:
+async def test_ten_stops_on_each_path_under_load_lose_nobody() -> None:
     async def play(loop: str, path: str) -> None:
-        async with serving("--loop", loop, "--accept", path) as service, crowd(service.port) as clients:
-            await clients.more(150)
-            assert await service.stop() == 0
-            clients.give_up()
-        assert clients.lost == []
-        assert clients.refused > 0, "the stop came while they were there"
-        heard = clients.greeted
-        assert last_line(service) == f"Stopped: {heard} greeted of {heard} accepted, 0 failed"
+        for _ in range(10 // len(LOOPS)):
+            async with serving("--loop", loop, "--accept", path) as service, crowd(service.port) as clients:
+                await clients.more(150)
+                assert await service.stop() == 0
+                clients.give_up()
+            assert clients.lost == []
+            assert clients.refused > 0, "the stop came while they were there"
+            heard = clients.greeted
+            assert last_line(service) == f"Stopped: {heard} greeted of {heard} accepted, 0 failed"
 
     await on_every_stage(play)
 
@@ -61,7 +62,7 @@ async def test_stuck_clients_do_not_outlast_the_drain_deadline(tmp_path: Path) -
     """Some never read a greeting that is too large for the kernel, others never close."""
     (tmp_path / "large").write_bytes(b"g" * 4_000_000)
     args = ["--greeting-file", f"{tmp_path}/large", "--linger-timeout", "60", "--greet-timeout", "60"]
-    args += ["--drain-timeout", "0.3"]
+    args += ["--drain-timeout", "2"]
 
     async def play(loop: str, path: str) -> None:
         async with serving(*args, "--loop", loop, "--accept", path) as service:
@@ -70,7 +71,10 @@ async def test_stuck_clients_do_not_outlast_the_drain_deadline(tmp_path: Path) -
                     for _ in range(5):
                         sock = held.enter_context(await connect(service.port, receive_buffer=size))
                         assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"g"
+                begun = time.monotonic()
                 assert await service.stop() == 0
+                # The deadline, and what it may take to cut them off and to end; any other is a minute.
+                assert 2 <= time.monotonic() - begun < 3.5
         assert "warning: cut off 10 connections at the drain deadline" in service.lines
         assert last_line(service).startswith("Stopped: ")
 

@@ -72,7 +72,8 @@ def _tell_interval(interval: Interval, _: int) -> None:
 
 def main() -> None:
     """Run a worker, on uvloop where it is installed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and timeout(1) signal the whole group
+        signal.signal(number, signal.SIG_IGN)
     with suppress(BrokenPipeError):  # the parent is gone, and its figures with it
         run(work())
 
