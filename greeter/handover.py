@@ -74,6 +74,14 @@ class Handover:
             if self._wrap is Descriptor:
                 os.close(fd)
             raise
+        except (TypeError, AttributeError, ValueError):
+            if self._wrap is not Descriptor:
+                sock.close()
+                raise
+            # An uvloop that wants a socket proper, which it may: from here on it gets one.
+            self._wrap = accepted
+            self(fd, family, protocol)
+            return
         made.add_done_callback(functools.partial(_carry_on, making))
 
 
