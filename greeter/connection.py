@@ -12,11 +12,13 @@ and a task only while it is brought in or an async greeting is awaited.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, cast
 
 from greeter.errors import GreetingError
 from greeter.handover import Handover, accepted
+from greeter.listeners import cork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -242,6 +244,11 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
+        # It goes in parts, and a part that waits for company waits for the client's delayed acknowledgement.
+        assert self._transport is not None
+        if (sock := self._transport.get_extra_info("socket")) is not None:
+            with contextlib.suppress(OSError):  # reset meanwhile
+                cork(sock, False)
 
     def resume_writing(self) -> None:
         self._paused = False

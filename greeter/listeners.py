@@ -42,7 +42,7 @@ def cork(sock: socket.socket, on: bool) -> None:
     tcp(7), TCP_CORK: a segment that is not full waits for more, 200 ms at the most, and a half-close sends
     it off. It is right for whoever writes once and half-closes at once, and wrong within a handshake.
     """
-    if _CORK is not None and sock.family != socket.AF_UNIX:
+    if _CORK is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, _CORK, on)
 
 

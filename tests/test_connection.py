@@ -56,6 +56,33 @@ class Bell:
         return f"Hello {peer.port}"
 
 
+# -- segments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_CORK"), reason="needs Linux")
+async def test_only_what_goes_in_one_piece_waits_for_its_end() -> None:
+    """A part of a large greeting that waits to become a full segment would be 40 ms late, or 200."""
+
+    def corked(server: Server) -> list[int]:
+        return [
+            guest._transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+            for guest in server._reception.greeting
+            if isinstance(guest, Connection) and guest._transport is not None
+        ]
+
+    bell = Bell()
+    async with here(bell) as server:
+        client = await connect(server.port)
+        await until(lambda: bell.waiting == 1, "it waits")
+        assert corked(server) == [1]
+        server.update(greeting=b"g" * 8_000_000)
+        slow = await connect(server.port, receive_buffer=4096)
+        await until(lambda: corked(server) == [1, 0], "one goes in parts")
+        bell.rung.set()
+        assert (await read_to_end(client)).data.startswith(b"Hello ")
+        slow.close()
+
+
 # -- async greetings ---------------------------------------------------------------------------------------
 
 
