@@ -211,7 +211,9 @@ async def test_a_full_queue() -> None:
 
 async def test_more_than_one_worker_can_make() -> None:
     async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as server:
-        code, out, err = await run_greeter("load", server.address, "-r", "200k", "-z", "300ms", "--quiet")
+        code, out, err = await run_greeter(
+            "load", server.address, "-r", "200k", "-c", "5k", "-z", "300ms", "--quiet"
+        )
     assert (code, err) == (98, "")
     assert out.splitlines()[-1].startswith("The generator was the limit: it began ")
 

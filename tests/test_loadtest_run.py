@@ -200,7 +200,8 @@ async def test_a_full_queue_is_never_a_greeting() -> None:
 
 async def test_more_than_the_generator_can_make_is_said() -> None:
     async with serving(greet) as target:
-        report = checked(await load(LoadPlan(target, rate=200_000, duration=0.3)))
+        # With slots to spare, it is late by its own fault however busy the machine is.
+        report = checked(await load(LoadPlan(target, rate=200_000, duration=0.3, connections=5_000)))
     assert report.exit_code == 98
     assert report.generator["saturated"]
     assert report.verdict.startswith("The generator was the limit: ")
