@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from greeter.listeners import Listener
     from greeter.reception import Reception
 
-    # Takes up to so many clients from the queue of a listener; returns how many there were. Raises
-    # OSError when the system cannot accept, for want of descriptors or memory.
+    # Takes up to so many clients from the queue of a listener; returns how many there were, zero when it is
+    # empty. Raises OSError when the system cannot accept, for want of descriptors or memory.
     Take = Callable[[Listener, int], int]
 
 # Connections accepted per wake-up: about a millisecond's worth.

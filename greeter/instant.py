@@ -51,6 +51,7 @@ class Instant:
     def greet_queue(self, listener: Listener, limit: int) -> int:
         """Greet up to ``limit`` clients from the listen queue; returns how many there were.
 
+        One that died in the queue ends the batch. Zero means that the queue is empty.
         Raises OSError when the system cannot accept, for want of descriptors or memory.
         """
         reception = self._reception
@@ -92,6 +93,7 @@ class Instant:
         except OSError as error:
             if error.errno not in DIED_IN_QUEUE:
                 raise
+            accepted += 1  # it was one of them: the queue need not be empty
         finally:
             if greeted:
                 reception.served(total, (perf_counter() - start) / accepted, len(greeted))

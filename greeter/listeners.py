@@ -59,8 +59,9 @@ class Listener:
         self.address = str(endpoint)
         self.inherited = inherited
         self.family = sock.family
-        # (descriptor, address) of a connection, or the error of accept(2). socket.accept() calls _accept()
-        # and wraps the result, at the price of a system call; where there is no _accept(), it has to do.
+        # (descriptor, address) of the next connection, in blocking mode, or the error of accept(2).
+        # socket.accept() calls _accept() and wraps the result, at the price of a system call; where there
+        # is no _accept(), it has to do.
         self.accept_fd: Callable[[], tuple[int, Any]] = getattr(sock, "_accept", self._accept_documented)
         self._file: tuple[int, int] | None = None
         if not inherited and endpoint.kind == "unix" and not endpoint.abstract:
@@ -74,21 +75,6 @@ class Listener:
         """Set the length of the listen queue, on a socket that is ours; an inherited one keeps its own."""
         if not self.inherited:
             self.sock.listen(backlog)
-
-    def accept(self) -> tuple[int, Any] | None:
-        """The descriptor of the next connection in the queue and its address, or None if it is empty.
-
-        The descriptor is in blocking mode. Raises OSError when the system lacks what a connection needs;
-        one that died in the queue is passed over.
-        """
-        while True:
-            try:
-                return self.accept_fd()
-            except BlockingIOError:
-                return None
-            except OSError as error:
-                if error.errno not in DIED_IN_QUEUE:
-                    raise
 
     def _accept_documented(self) -> tuple[int, Any]:
         sock, address = self.sock.accept()

@@ -176,7 +176,9 @@ class Server:
         for listener in self._listeners:
             listener.remove_file()
             try:
-                self._path.greet_queue(listener, QUEUE_BOUND)
+                left = QUEUE_BOUND
+                while left > 0 and (taken := self._path.greet_queue(listener, left)):
+                    left -= taken
             except OSError as error:
                 logger.warning("closing with clients in the listen queue: %s", reason(error))
             listener.close()

@@ -29,6 +29,7 @@ class Stream:
     def greet_queue(self, listener: Listener, limit: int) -> int:
         """Take up to ``limit`` clients from the listen queue; returns how many there were.
 
+        One that died in the queue ends the batch. Zero means that the queue is empty.
         Raises OSError when the system cannot accept, for want of descriptors or memory.
         """
         arrive, accept = self._reception.arrive, listener.accept_fd
@@ -46,6 +47,7 @@ class Stream:
         except OSError as error:
             if error.errno not in DIED_IN_QUEUE:
                 raise
+            accepted += 1  # it was one of them: the queue need not be empty
         return accepted
 
     def take(

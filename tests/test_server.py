@@ -17,6 +17,7 @@ import greeter
 from greeter import ConfigError, Greeting, ListenFailed, Peer, serve
 from greeter.fdlimit import OVERSHOOT
 from greeter.limits import Limits
+from greeter.server import QUEUE_BOUND
 from tests.conftest import PATIENCE
 from tests.peers import Outcome, connect, read_to_end, reset, speak_first, until
 
@@ -456,6 +457,43 @@ async def test_a_close_that_cannot_accept_says_so(caplog: pytest.LogCaptureFixtu
         "closing with clients in the listen queue: too many open files"
     ]
     await in_time(server.wait_closed())
+
+
+async def test_one_that_died_in_the_queue_costs_nobody_behind_it(accept: Accept) -> None:
+    server = await here(accept=accept)
+    (listener,) = server._listeners
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+    # No await since: all of them are in the listen queue.
+    accept_fd, died = listener.accept_fd, [errno.ECONNABORTED, 0, errno.EPROTO]
+
+    def some_died() -> tuple[int, Any]:
+        if died and (number := died.pop(0)):
+            raise OSError(number, "irrelevant")
+        return accept_fd()
+
+    listener.accept_fd = some_died
+    server.close()
+    for client in clients:
+        client.setblocking(False)
+        assert await read_to_end(client) == GREETED
+    await in_time(server.wait_closed())
+    assert (server.stats.accepted, server.stats.greeted) == (3, 3)
+
+
+async def test_a_queue_that_gives_nobody_does_not_keep_the_door_open(accept: Accept) -> None:
+    server = await here(accept=accept)
+    (listener,) = server._listeners
+    asked = 0
+
+    def forbidden() -> Any:
+        nonlocal asked
+        asked += 1
+        raise OSError(errno.EPERM, "a firewall forbids them all")
+
+    listener.accept_fd = forbidden
+    server.close()
+    await in_time(server.wait_closed())
+    assert asked == QUEUE_BOUND
 
 
 @pytest.fixture
