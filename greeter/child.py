@@ -51,7 +51,7 @@ class Child:
         self.stats: dict[str, Any] | None = None
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self.ready_at = self._loop.time()
-        self.serves = self.overdue = False
+        self.serves = self.overdue = self._killed = False
         self.gone: asyncio.Future[int] = self._loop.create_future()
         self._on_stats = on_stats
         self._on_left = on_left
@@ -101,6 +101,7 @@ class Child:
     def kill(self) -> None:
         """End the worker at once."""
         if not self.gone.done():
+            self._killed = True
             self._process.kill()
 
     def _late(self, seconds: float) -> None:
@@ -132,6 +133,8 @@ class Child:
         self._channel.close()
         if self._deadline is not None:
             self._deadline.cancel()
+            if status and not self._killed:
+                logger.error("%s while it was leaving", self.obituary(status))
         self.serves = False
         self._answered()
         if not self.ready.done():

@@ -155,11 +155,15 @@ class Supervisor:
 
     async def _replace(self, place: Place, task: object) -> None:
         """Put a new worker with ``task`` into ``place``; from now on it is everybody's who starts."""
+        old = place.child
+        known = old.gone.done()  # its keeper has said so then
         await _cancel(place.keeper)  # nobody else puts a worker here meanwhile
         try:
-            child = await self._launch(task, Backoff())
+            place.child = await self._launch(task, Backoff())
             self._task = task
-            old, place.child = place.child, child
+            if old.gone.done() and not known:
+                self.restarts += 1
+                logger.error("%s: another has taken its place", old.obituary(old.gone.result()))
             old.retire(self._retire_timeout)
         finally:
             if not self._stopping:

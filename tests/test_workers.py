@@ -555,6 +555,18 @@ async def test_a_replaced_worker_that_does_not_leave_is_killed(
     assert errors(caplog) == [f"worker {old} was not gone within 0.1 s: killed"]
 
 
+async def test_a_worker_that_is_killed_while_it_leaves_is_named(
+    door: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(door, 1, task={"mode": "stubborn"}, retire_timeout=PATIENCE) as supervisor:
+        (old,) = supervisor.pids
+        await supervisor.replace_all({})
+        os.kill(old, signal.SIGKILL)  # by whoever is short of memory
+        await until(lambda: len(supervisor._children) == 1, "it is gone")
+        assert supervisor.restarts == 0
+    assert errors(caplog) == [f"worker {old} was killed by SIGKILL while it was leaving"]
+
+
 async def test_a_stop_does_not_wait_for_those_that_were_replaced_longer_than_for_others(
     door: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -568,14 +580,17 @@ async def test_a_stop_does_not_wait_for_those_that_were_replaced_longer_than_for
     assert errors(caplog) == [f"worker {old} was not gone within 0.2 s: killed"]
 
 
-async def test_a_worker_that_dies_while_it_is_replaced(door: Listener) -> None:
+async def test_a_worker_that_dies_while_it_is_replaced(
+    door: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
     async with working(door, 1, task={"greeting": "old"}) as supervisor:
         (old,) = supervisor.pids
         replacing = asyncio.create_task(supervisor.replace_all({"greeting": "new"}))
         await until(lambda: len(supervisor._children) == 2, "another is on its way")
         os.kill(old, signal.SIGKILL)
         await replacing
-        assert supervisor.restarts == 0
+        assert supervisor.restarts == 1
+        assert errors(caplog) == [f"worker {old} was killed by SIGKILL: another has taken its place"]
         (new,) = supervisor.pids
         assert new != old
         os.kill(new, signal.SIGKILL)  # and whoever comes later has the new task
