@@ -54,8 +54,8 @@ class Reception:
     says that it is a PROXY header that tells who a client is. ``capacity`` is how many may be here at
     once: then ``pause`` is called, and ``resume`` when there is room again.
 
-    A guest of the stream path is in ``greeting`` while its greeting takes time, and in ``lingering`` from
-    then until it closes; a socket of the instant path is in ``parking``.
+    A guest of the stream path is in ``ungreeted`` until it was greeted, or it is clear that it will not be,
+    and then in ``lingering`` until it closes; a socket of the instant path is in ``parking``.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Reception:
         self.capacity = capacity
         self.stats = ServerStats()
         self.hostname = socket.gethostname()
-        self.greeting: Waiting[Guest] = Waiting(loop, greet_timeout, self._greet_late)
+        self.ungreeted: Waiting[Guest] = Waiting(loop, greet_timeout, self._greet_late)
         self.lingering: Waiting[Guest] = Waiting(loop, linger_timeout, self._linger_late)
         self.parking = Parking(loop, linger_timeout, self._gone, self._parked_late)
         self._pause, self._resume = pause, resume
@@ -135,7 +135,7 @@ class Reception:
 
     def wait(self, guest: Guest) -> None:
         """The guest has arrived, and is to be greeted before the greet deadline, which counts from here."""
-        self.greeting.admit(guest)
+        self.ungreeted.admit(guest)
 
     def served(self, sent: int, seconds: float, clients: int = 1) -> None:
         """Every byte for ``clients``, and their end of stream, are with the kernel.
@@ -150,7 +150,7 @@ class Reception:
     def greeted(self, guest: Guest, sent: int) -> None:
         """The guest was served, and from here on may linger."""
         now = self.loop.time()
-        self.served(sent, self.greeting.waited(guest, now))
+        self.served(sent, self.ungreeted.waited(guest, now))
         self.lingering.admit(guest, now)
 
     def not_made(self, address: Address, error: GreetingError) -> None:
@@ -165,7 +165,7 @@ class Reception:
 
     def dismiss(self, guest: Guest) -> None:
         """The guest will not be greeted, and has been counted. It stays until it has ``left``."""
-        self.greeting.discard(guest)
+        self.ungreeted.discard(guest)
         self.lingering.admit(guest)
 
     def lost(self) -> None:
@@ -175,7 +175,7 @@ class Reception:
     def left(self, guest: Guest) -> None:
         """The guest's connection is closed. Saying so again changes nothing."""
         if not self.lingering.discard(guest):
-            if self.greeting.discard(guest):
+            if self.ungreeted.discard(guest):
                 self.lost()  # neither greeted nor dismissed: it went by itself
             self._leaving.discard(guest)
         self._gone((guest,))
@@ -200,7 +200,7 @@ class Reception:
     @property
     def present(self) -> int:
         """Clients that are here: being brought in, being greeted, lingering."""
-        return len(self.greeting) + len(self.lingering) + len(self._leaving) + len(self.parking)
+        return len(self.ungreeted) + len(self.lingering) + len(self._leaving) + len(self.parking)
 
     @property
     def room(self) -> int:
@@ -232,7 +232,7 @@ class Reception:
 
     def abort_all(self) -> int:
         """Close everybody at once; returns how many there were."""
-        unserved, served = list(self.greeting), list(self.lingering)
+        unserved, served = list(self.ungreeted), list(self.lingering)
         for guest in unserved:
             self.failed(guest, "aborted")
         for guest in unserved + served:
@@ -282,11 +282,11 @@ class Reception:
             self._vacant.set_result(None)
 
     def _go_on(self) -> None:
-        self.keep_closed()
+        self.end_pause()
         self._resume()
 
-    def keep_closed(self) -> None:
-        """Forget about resuming: the server is closing."""
+    def end_pause(self) -> None:
+        """Accepting is not paused any more, and nothing of ours will resume it."""
         self._paused = False
         if self._retry is not None:
             self._retry.cancel()
@@ -298,7 +298,7 @@ class Reception:
         self.stats.linger_timeouts += count
 
     def _greet_late(self, guest: Guest) -> None:
-        logger.warning("%s: not greeted within %g s", describe(guest.address()), self.greeting.seconds)
+        logger.warning("%s: not greeted within %g s", describe(guest.address()), self.ungreeted.seconds)
         self.failed(guest, "greet_timeout")
         guest.abort()
 

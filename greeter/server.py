@@ -172,7 +172,7 @@ class Server:
         if self._closed.done():
             return
         self._serving = False
-        self._reception.keep_closed()
+        self._reception.end_pause()
         self._path.stop()
         for listener in self._listeners:
             listener.remove_file()

@@ -67,7 +67,7 @@ async def test_only_what_goes_in_one_piece_waits_for_its_end() -> None:
     def corked(server: Server) -> list[int]:
         return [
             guest._transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
-            for guest in server._reception.greeting
+            for guest in server._reception.ungreeted
             if isinstance(guest, Connection) and guest._transport is not None
         ]
 

@@ -340,7 +340,7 @@ def test_a_server_that_closes_does_not_go_on() -> None:
     visitor = desk.lingering()
     desk.reception.full()
     desk.reception.cannot_accept(OSError(24, "irrelevant"))
-    desk.reception.keep_closed()
+    desk.reception.end_pause()
     visitor.leave()
     desk.clock.advance(10)
     assert desk.told == ["pause"]
@@ -441,7 +441,7 @@ class AnyDay(RuleBasedStateMachine):
     @rule(how=st.sampled_from(["greeted", "left", *FAILURES]))
     def end(self, how: str) -> None:
         visitor = self.fresh.pop()
-        if visitor not in self.desk.reception.greeting:
+        if visitor not in self.desk.reception.ungreeted:
             return  # its deadline has passed
         if how == "greeted":
             self.desk.reception.greeted(visitor, 5)
@@ -458,7 +458,7 @@ class AnyDay(RuleBasedStateMachine):
     def it_adds_up(self) -> None:
         stats, reception = self.desk.stats, self.desk.reception
         ended = stats.greeted + sum(stats.failed.values()) + sum(stats.rejected.values())
-        assert stats.accepted == ended + len(reception.greeting)
+        assert stats.accepted == ended + len(reception.ungreeted)
         assert len(reception._hosts) == reception.present
         assert len(self.desk.clock.timers) <= 3  # one for each table
 
