@@ -20,7 +20,7 @@ from greeter.loops import choose_loop
 from greeter.options import ServeOptions
 from greeter.prepare import Prepared, need_restart, prepare
 from greeter.server import Server, serve
-from greeter.signals import Signals
+from greeter.signals import INTERRUPTED, Signals
 from greeter.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from greeter.systemd import Notifier
 
 logger = logging.getLogger("greeter")
-
-INTERRUPTED = 130
 
 Reread = Callable[[], ServeOptions]
 
