@@ -60,7 +60,10 @@ class ServeOptions:
     """What ``greeter serve`` can be told."""
 
     listen: tuple[Endpoint, ...] = option(
-        (Endpoint.parse(DEFAULT_ENDPOINT),), "Where to listen; may be repeated.", ENDPOINT, many=True
+        (),
+        f"Where to listen; may be repeated. Default: {DEFAULT_ENDPOINT}, or the sockets of systemd.",
+        ENDPOINT,
+        many=True,
     )
     greeting: str = option(
         DEFAULT_GREETING,

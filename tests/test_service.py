@@ -22,7 +22,7 @@ from greeter.logs import FLUSH_SECONDS
 from greeter.options import ServeOptions
 from greeter.prepare import prepare
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, run_greeter
-from tests.service_peers import crowd, lines_with
+from tests.service_peers import crowd, lines_with, metric, started_by_init
 from tests.test_listeners import needs_ipv6
 
 if TYPE_CHECKING:
@@ -478,6 +478,20 @@ async def test_tls_from_both_commands(tmp_path: Path) -> None:
         assert (code, out) == (1, "")
         assert err.startswith(f"greeter: cannot connect to {target}: certificate verify failed: ")
         assert await server.stop() == 0
+
+
+async def test_an_endpoint_that_is_given_goes_before_sockets_of_systemd(door: socket.socket) -> None:
+    """Also the one that would be the default."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # else somebody else has it, which is as good
+            stack.enter_context(socket.create_server(("127.0.0.1", 9999)))
+        for args in (["--listen", "127.0.0.1:9999"], []):
+            env = {"GREETER_LISTEN": "127.0.0.1:9999"} if not args else {}
+            async with started_by_init("serve", *args, sockets=(door,), env=env, ready="") as service:
+                assert await service.ended() == 1
+            assert service.lines == ["greeter: cannot listen on 127.0.0.1:9999: address already in use"]
+        code, _, err = await run_greeter("serve")
+        assert (code, err) == (1, "greeter: cannot listen on 127.0.0.1:9999: address already in use\n")
 
 
 async def test_a_socket_that_systemd_opened(door: socket.socket) -> None:
