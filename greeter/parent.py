@@ -39,6 +39,13 @@ logger = logging.getLogger("greeter")
 GRACE = 2.0
 
 
+def share(options: ServeOptions, workers: int) -> ServeOptions:
+    """The options of one of so many workers: of the clients at a time, an equal part, rounded up."""
+    if options.max_connections is None:
+        return options
+    return dataclasses.replace(options, max_connections=-(-options.max_connections // workers))
+
+
 # The options whose file a worker has from its parent.
 FILES = ("greeting_file", "tls_cert", "tls_key", "tls_client_ca")
 
@@ -98,7 +105,7 @@ class Parent(Process):
             self._command,
             self._listeners,
             self._count,
-            task=pack(options),
+            task=self._task(options),
             on_stats=lambda pid, stats: self._totals.update(pid, Snapshot.from_json(stats)),
             on_left=self._totals.retire,
             retire_timeout=options.drain_timeout + GRACE,
@@ -108,6 +115,9 @@ class Parent(Process):
         except BaseException:
             self._close()
             raise
+
+    def _task(self, options: ServeOptions) -> str:
+        return pack(share(options, self._count))
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -149,7 +159,7 @@ class Parent(Process):
         self.notifier.reloading()
         try:
             new, prepared = self.reread()
-            await self.supervisor.replace_all(pack(new))
+            await self.supervisor.replace_all(self._task(new))
         except (GreeterError, WorkerFailed) as error:
             self.reload_failed(error)
         else:

@@ -7,7 +7,10 @@ import contextlib
 import errno
 import os
 import signal
+import socket
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -15,36 +18,41 @@ import trustme
 import greeter
 from greeter.errors import ConfigError
 from greeter.options import ServeOptions
-from greeter.parent import pack, unpacked
+from greeter.parent import pack, share, unpacked
 from greeter.sources import greeting_from_file
 from greeter.tls import client_context
-from tests.conftest import PATIENCE, Process, greeter_process
+from tests.conftest import PATIENCE, ROOT, Process, greeter_process
 from tests.peers import connect, until
-from tests.service_peers import children, crowd, lines_with
+from tests.service_peers import children, crowd, lines_with, metric, running
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
-
-
-async def metric(process: Process, name: str) -> int:
-    line = await process.line_with("Metrics on ")
-    host, _, port = line.rpartition("Metrics on ")[2].rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: greeter\r\n\r\n")
-    text = (await reader.read()).decode()
-    writer.close()
-    await writer.wait_closed()
-    (value,) = [row.split()[1] for row in text.splitlines() if row.startswith(name + " ")]
-    return int(float(value))
 
 
 def workers(*args: str) -> tuple[str, ...]:
     return ("serve", "--workers", "2", "--listen", "127.0.0.1:0", "--no-access-log", *args)
 
 
+async def reload(process: Process, says: str = "Reloaded", times: int = 1) -> None:
+    """SIGHUP, until the log says so for the time that is given, and no worker is left that was replaced."""
+    before = set(children(process.pid))
+    process.process.send_signal(signal.SIGHUP)
+    await lines_with(process, says, times)
+    if says == "Reloaded":
+        await until(lambda: not before & set(children(process.pid)), "all are replaced")
+
+
 async def test_options_travel_to_a_worker() -> None:
     options = ServeOptions(greeting="Hello $host", backlog=7)
     with unpacked(pack(options)) as found:
         assert found == options
+
+
+@pytest.mark.parametrize(
+    ("most", "count", "each"), [(None, 2, None), (8, 2, 4), (4, 3, 2), (1, 8, 1), (7, 1, 7)]
+)
+async def test_workers_share_the_clients_at_a_time(most: int | None, count: int, each: int | None) -> None:
+    options = ServeOptions(max_connections=most, max_per_ip=3, rate_per_ip=5.0)
+    assert share(options, count) == ServeOptions(max_connections=each, max_per_ip=3, rate_per_ip=5.0)
 
 
 @pytest.mark.usefixtures("no_fd_leak")
@@ -85,6 +93,29 @@ async def test_the_metrics_count_what_clients_counted(accept: str) -> None:
         assert await metric(process, "greeter_greeted_total") == 200
         assert await process.stop() == 0
         assert process.lines[-1] == "Stopped: 200 greeted of 200 accepted, 0 failed"
+
+
+async def test_all_workers_together_hold_no_more_than_the_clients_at_a_time(
+    accept: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("prometheus_client")
+    config = tmp_path / "greeter.toml"
+    config.write_text("max-connections = 1")
+    args = ("--metrics", "127.0.0.1:0", "--linger-timeout", "60", "--accept", accept, "--config", str(config))
+    async with greeter_process(*workers(*args)) as process:
+        config.write_text("max-connections = 2")
+        await reload(process)
+        with contextlib.ExitStack() as held:
+            loop = asyncio.get_running_loop()
+            for _ in range(2):
+                sock = held.enter_context(await connect(process.port))
+                assert await loop.sock_recv(sock, 1) == b"T"
+            third = held.enter_context(await connect(process.port))
+            assert await metric(process, "greeter_accepted_total") == 2
+            held.enter_context(sock).close()  # there is room again
+            assert await loop.sock_recv(third, 1) == b"T"
+        assert await process.stop() == 0
+    assert process.lines[-1] == "Stopped: 3 greeted of 3 accepted, 0 failed"
 
 
 async def test_a_reload_replaces_the_workers_and_a_bad_one_does_not(tmp_path: Path) -> None:
