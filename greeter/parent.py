@@ -18,12 +18,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greeter.child import WorkerFailed
 from greeter.errors import ConfigError, GreeterError, reason
 from greeter.listeners import open_listeners
 from greeter.loops import choose_loop
 from greeter.options import ServeOptions
 from greeter.paths import path_name
+from greeter.prepare import in_force
 from greeter.service import Process, announce, warn_of_restart
 from greeter.snapshot import Snapshot, Totals
 from greeter.workers import Supervisor
@@ -159,8 +159,8 @@ class Parent(Process):
         self.notifier.reloading()
         try:
             new, prepared = self.reread()
-            await self.supervisor.replace_all(self._task(new))
-        except (GreeterError, WorkerFailed) as error:
+            await self.supervisor.replace_all(self._task(in_force(self.options, new, workers=True)))
+        except GreeterError as error:
             self.reload_failed(error)
         else:
             warn_of_restart(self.options, new, workers=True)

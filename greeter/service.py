@@ -13,6 +13,7 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from greeter.errors import GreeterError
@@ -196,6 +197,9 @@ class Single(Process):
             self.reload_failed(error)
         else:
             warn_of_restart(self.options, new, workers=False)
+            if prepared.tls is None:  # what is served until the restart still has its certificate
+                was = self.prepared
+                prepared = replace(prepared, tls=was.tls, certificate_expiry=was.certificate_expiry)
             self.prepared = prepared
             self.reload_done()
         self.notifier.ready(self.status())

@@ -118,6 +118,26 @@ async def test_all_workers_together_hold_no_more_than_the_clients_at_a_time(
     assert process.lines[-1] == "Stopped: 3 greeted of 3 accepted, 0 failed"
 
 
+async def test_what_needs_a_restart_is_not_for_new_workers(tmp_path: Path) -> None:
+    file = tmp_path / "greeter.toml"
+    file.write_text("greeting = 'one'")
+    async with greeter_process(*workers("--config", str(file))) as process:
+        new = "proxy-protocol = true\nproxy-from = '10.0.0.0/8'\nlog-format = 'json'\ndrain-timeout = 5\n"
+        file.write_text(f"greeting = 'two'\n{new}")
+        await reload(process)
+        assert {(await greeter.greet(port=process.port)).data for _ in range(10)} == {b"two"}
+        for pid in children(process.pid):  # nor for those that come later
+            os.kill(pid, signal.SIGKILL)
+        assert (await greeter.greet(port=process.port)).data == b"two"
+        assert await process.stop() == 0
+    said = [
+        line for line in process.lines if line.endswith(" has changed, which takes effect with a restart")
+    ]
+    flags = ["--drain-timeout", "--proxy-protocol", "--proxy-from", "--log-format"]
+    assert [line.split()[1] for line in said] == flags
+    assert not [line for line in process.lines if line.startswith("{")]
+
+
 async def test_a_reload_replaces_the_workers_and_a_bad_one_does_not(tmp_path: Path) -> None:
     file = tmp_path / "greeting"
     file.write_text("one")
