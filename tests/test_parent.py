@@ -138,6 +138,30 @@ async def test_what_needs_a_restart_is_not_for_new_workers(tmp_path: Path) -> No
     assert not [line for line in process.lines if line.startswith("{")]
 
 
+@pytest.mark.parametrize("count", ["1", "2"])
+async def test_a_reload_imports_the_app_anew_and_a_broken_one_does_not_count(
+    tmp_path: Path, count: str
+) -> None:
+    config, app = tmp_path / "greeter.toml", tmp_path / "parent_app.py"
+    config.write_text("app = 'parent_app:first'")
+    app.write_text("def first(peer): return 'one'")
+    args = workers("--workers", count, "--config", str(config))
+    async with greeter_process(*args, env={"PYTHONPATH": str(tmp_path)}) as process:
+
+        async def reloaded(text: str, *says: Any) -> bytes:
+            app.write_text(text)
+            await reload(process, *says)
+            return (await greeter.greet(port=process.port)).data
+
+        both = "def first(peer): return 'two!'\ndef second(peer): return 'three'"
+        assert await reloaded(both) == b"two!"
+        assert await reloaded("1 / 0", "reload failed") == b"two!"
+        config.write_text("app = 'parent_app:second'")
+        assert await reloaded(both, "Reloaded", 2) == b"three"
+        assert await process.stop() == 0
+    assert "ZeroDivisionError" in await process.line_with("reload failed")
+
+
 async def test_a_reload_replaces_the_workers_and_a_bad_one_does_not(tmp_path: Path) -> None:
     file = tmp_path / "greeting"
     file.write_text("one")
