@@ -55,6 +55,7 @@ async def running(
     ready: str = "Listening on ",
     env: Mapping[str, str] | None = None,
     fds: tuple[int, ...] = (),
+    cwd: Path = ROOT,
 ) -> AsyncIterator[Process]:
     """A program in its own process, entered when its stderr has a line with ``ready``."""
     child = await asyncio.create_subprocess_exec(
@@ -62,7 +63,7 @@ async def running(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        cwd=ROOT,
+        cwd=cwd,
         pass_fds=fds,
         env={**os.environ, **(env or {})},
     )

@@ -162,6 +162,17 @@ async def test_a_reload_imports_the_app_anew_and_a_broken_one_does_not_count(
     assert "ZeroDivisionError" in await process.line_with("reload failed")
 
 
+async def test_a_greeter_in_the_current_directory_is_not_for_workers(tmp_path: Path) -> None:
+    (tmp_path / "greeter").mkdir()
+    (tmp_path / "greeter" / "__init__.py").write_text("raise SystemExit('another greeter')")
+    (tmp_path / "parent_app.py").write_text("text = 'from the current directory'")
+    command = (sys.executable, "-P", str(ROOT / "greeter" / "__main__.py"))
+    async with running(*command, *workers("--app", "parent_app:text"), cwd=tmp_path) as process:
+        assert (await greeter.greet(port=process.port)).data == b"from the current directory"
+        assert await process.stop() == 0
+    assert process.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
+
+
 async def test_a_reload_replaces_the_workers_and_a_bad_one_does_not(tmp_path: Path) -> None:
     file = tmp_path / "greeting"
     file.write_text("one")
