@@ -149,6 +149,9 @@ class Parent(Process):
         )
         return self._totals.total() + mine
 
+    def look_after(self) -> None:
+        self.supervisor.end_silence()
+
     def reload(self) -> None:
         """Bring a new configuration into force; one more time afterwards if it is asked for meanwhile."""
         if self._reloading is not None:

@@ -83,6 +83,10 @@ class Process(ABC):
     def announce(self) -> None:
         """Write the start lines."""
 
+    @abstractmethod
+    def look_after(self) -> None:
+        """See to whom the watchdog of systemd does not see; called each time that it is told we are alive."""
+
     @property
     @abstractmethod
     def addresses(self) -> tuple[str, ...]:
@@ -151,6 +155,7 @@ class Process(ABC):
     def _pet_watchdog(self) -> None:
         if (interval := self.notifier.watchdog_interval) is not None:
             self.notifier.watchdog()
+            self.look_after()
             self._watchdog = asyncio.get_running_loop().call_later(interval, self._pet_watchdog)
 
     def _listen_to_signals(self) -> Signals:
@@ -203,6 +208,9 @@ class Single(Process):
             self.prepared = prepared
             self.reload_done()
         self.notifier.ready(self.status())
+
+    def look_after(self) -> None:
+        pass
 
     def leave_at_once(self) -> None:
         pass

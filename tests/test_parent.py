@@ -255,6 +255,22 @@ async def test_a_killed_worker_is_replaced() -> None:
         assert await process.stop() == 0
 
 
+async def test_a_worker_that_hangs_is_replaced_when_there_is_a_watchdog(tmp_path: Path) -> None:
+    address = f"{tmp_path}/notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "800000"}
+        async with greeter_process(*workers(), env=env) as process:
+            first, _ = children(process.pid)
+            os.kill(first, signal.SIGSTOP)
+            assert (
+                await process.line_with(f"worker {first} ")
+                == f"error: worker {first} does not answer: killed"
+            )
+            await until(lambda: len(set(children(process.pid)) - {first}) == 2, "it is replaced")
+            assert await process.stop() == 0
+
+
 async def test_after_a_reload_that_fails_a_dead_worker_is_replaced_by_one_like_it(tmp_path: Path) -> None:
     """Whatever the files say by then: the configuration and the certificate broken, the greeting gone."""
     authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
