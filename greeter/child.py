@@ -57,6 +57,7 @@ class Child:
         self._on_left = on_left
         self._last_words = ""
         self._answer: asyncio.Future[None] | None = None
+        self._asked: asyncio.Future[None] | None = None  # when its silence was last looked into
         self._deadline: asyncio.TimerHandle | None = None
         ours, theirs = socket.socketpair()
         with theirs:
@@ -84,6 +85,20 @@ class Child:
             self._answer = self._loop.create_future()
             self._channel.send("report")
         return self._answer
+
+    def end_silence(self) -> None:
+        """Kill the worker if it has not reported since the last call, else ask for the next report.
+
+        One that does not serve yet, or was told to leave, has a deadline already and is let be.
+        """
+        if not self.serves or self._killed or self._deadline is not None:
+            return
+        self._channel.read()  # perhaps it is we who were away
+        if self._asked is None or self._asked.done():
+            self._asked = self.report()
+        else:
+            logger.error("worker %d does not answer: killed", self.pid)
+            self.kill()
 
     def retire(self, seconds: float, *, last: bool = False) -> None:
         """Tell the worker to finish and leave, and kill it if it is not gone after ``seconds``.

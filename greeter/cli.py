@@ -7,7 +7,6 @@ Exit codes: 0 success, 1 failed at run time, 2 usage, 130 interrupted.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,13 +16,12 @@ from greeter import __version__
 from greeter.commandline import collect, with_options
 from greeter.errors import ConfigError, GreeterError, reason
 from greeter.options import DemoOptions, GreetOptions, LoadOptions, ReportOptions, ServeOptions
+from greeter.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from greeter.client import Reply
-
-INTERRUPTED = 128 + signal.SIGINT
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

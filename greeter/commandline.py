@@ -146,8 +146,7 @@ def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
         if isinstance(value, list) != many and not (many and isinstance(value, str)):
             raise ConfigError(f"{file}: {key} is {'a list' if many else 'one value'}, not {value!r}")
         values = value if isinstance(value, list) else [value]
-        meaningless = not values and fields[name].default  # nowhere to listen, say
-        if meaningless or any(type(item) not in _kinds(fields[name]) for item in values):
+        if any(type(item) not in _kinds(fields[name]) for item in values):
             raise ConfigError(f"{file}: {key} cannot be {value!r}")
         defaults[name] = values if many else value
     ctx.default_map = defaults

@@ -33,8 +33,9 @@ class Peer:
     ``host`` and ``port`` are the client's (for a Unix socket: its name, mostly empty, and 0);
     ``server`` is the address that it connected to, as in ``127.0.0.1:9999``; ``hostname`` is this
     machine's name; ``time`` is when it was accepted, in seconds since the epoch; ``count`` is 1 for
-    the first client of this server. ``tls_version`` is as in ``TLSv1.3``, and empty without TLS;
-    ``tls_subject`` names the client's certificate, as in ``CN=alice,O=Example``.
+    the first client of this server, and each worker of a service counts its own. ``tls_version`` is as
+    in ``TLSv1.3``, and empty without TLS; ``tls_subject`` names the client's certificate, as in
+    ``CN=alice,O=Example``.
     """
 
     host: str

@@ -60,11 +60,14 @@ class ServeOptions:
     """What ``greeter serve`` can be told."""
 
     listen: tuple[Endpoint, ...] = option(
-        (Endpoint.parse(DEFAULT_ENDPOINT),), "Where to listen; may be repeated.", ENDPOINT, many=True
+        (),
+        f"Where to listen; may be repeated. Default: {DEFAULT_ENDPOINT}, or the sockets of systemd.",
+        ENDPOINT,
+        many=True,
     )
     greeting: str = option(
         DEFAULT_GREETING,
-        "What to say. Knows $host $port $hostname $time $count; $$ is a dollar.",
+        "What to say. Knows $host $port $hostname $time $count (of each worker its own); $$ is a dollar.",
         TEMPLATE,
         only="greeting",
     )
@@ -91,12 +94,20 @@ class ServeOptions:
     backlog: int = option(2048, "Connections that the kernel queues for us (listen backlog).", COUNT)
     max_connections: int | None = option(
         None,
-        "Clients at a time; the others wait in the listen queue. Default: what the descriptor limit allows.",
+        "Clients at a time, which workers share equally, rounded up; the others wait in the listen queue. "
+        "Default: what the descriptor limit allows.",
         COUNT,
     )
-    max_per_ip: int | None = option(None, "Clients at a time from one address (IPv6: from one /64).", COUNT)
+    max_per_ip: int | None = option(
+        None,
+        "Clients at a time from one address (IPv6: from one /64); each worker counts for itself.",
+        COUNT,
+    )
     rate_per_ip: float | None = option(
-        None, "New clients a second from one address (IPv6: one /64); as many may come at once.", RATE
+        None,
+        "New clients a second from one address (IPv6: one /64); as many may come at once; each worker counts "
+        "for itself.",
+        RATE,
     )
     allow: tuple[str, ...] = option((), "Serve only these networks; may be repeated.", NETWORK, many=True)
     deny: tuple[str, ...] = option((), "Never serve these networks; may be repeated.", NETWORK, many=True)

@@ -18,12 +18,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greeter.child import WorkerFailed
 from greeter.errors import ConfigError, GreeterError, reason
 from greeter.listeners import open_listeners
 from greeter.loops import choose_loop
 from greeter.options import ServeOptions
 from greeter.paths import path_name
+from greeter.prepare import in_force
 from greeter.service import Process, announce, warn_of_restart
 from greeter.snapshot import Snapshot, Totals
 from greeter.workers import Supervisor
@@ -37,6 +37,13 @@ logger = logging.getLogger("greeter")
 
 # Above a worker's own drain deadline, so that it is the worker that says whom it cut off.
 GRACE = 2.0
+
+
+def share(options: ServeOptions, workers: int) -> ServeOptions:
+    """The options of one of so many workers: of the clients at a time, an equal part, rounded up."""
+    if options.max_connections is None:
+        return options
+    return dataclasses.replace(options, max_connections=-(-options.max_connections // workers))
 
 
 # The options whose file a worker has from its parent.
@@ -81,7 +88,8 @@ class Parent(Process):
 
     def __init__(self, argv: Sequence[str], count: int, **process: Any) -> None:
         super().__init__(**process)
-        self._command = [sys.executable, "-m", "greeter", *argv]
+        # -P, and not -m: a greeter that lies in the current directory is another one.
+        self._command = [sys.executable, "-P", str(Path(__file__).with_name("__main__.py")), *argv]
         self._count = count
         self._listeners: list[Listener] = []
         self._totals = Totals()
@@ -98,7 +106,7 @@ class Parent(Process):
             self._command,
             self._listeners,
             self._count,
-            task=pack(options),
+            task=self._task(options),
             on_stats=lambda pid, stats: self._totals.update(pid, Snapshot.from_json(stats)),
             on_left=self._totals.retire,
             retire_timeout=options.drain_timeout + GRACE,
@@ -108,6 +116,9 @@ class Parent(Process):
         except BaseException:
             self._close()
             raise
+
+    def _task(self, options: ServeOptions) -> str:
+        return pack(share(options, self._count))
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -138,6 +149,9 @@ class Parent(Process):
         )
         return self._totals.total() + mine
 
+    def look_after(self) -> None:
+        self.supervisor.end_silence()
+
     def reload(self) -> None:
         """Bring a new configuration into force; one more time afterwards if it is asked for meanwhile."""
         if self._reloading is not None:
@@ -149,8 +163,8 @@ class Parent(Process):
         self.notifier.reloading()
         try:
             new, prepared = self.reread()
-            await self.supervisor.replace_all(pack(new))
-        except (GreeterError, WorkerFailed) as error:
+            await self.supervisor.replace_all(self._task(in_force(self.options, new, workers=True)))
+        except GreeterError as error:
             self.reload_failed(error)
         else:
             warn_of_restart(self.options, new, workers=True)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 # What a reload brings into force in a process that goes on serving. The rest belongs to the sockets, the
 # processes or the log, and needs a restart.
-RELOADED = {"greeting", "greeting_file", "app", "tls_cert", "tls_key", "tls_client_ca"}
+TLS = {"tls_cert", "tls_key", "tls_client_ca"}  # to renew it, not to turn it on or off
+RELOADED = {"greeting", "greeting_file", "app", *TLS}
 RELOADED |= {"max_connections", "max_per_ip", "rate_per_ip", "allow", "deny"}
 # What workers that are replaced bring into force besides.
 REPLACED = {"greet_timeout", "linger_timeout", "access_log", "accept", "loop"}
@@ -63,14 +64,20 @@ def prepare(options: ServeOptions) -> Prepared:
     )
 
 
+def in_force(old: ServeOptions, new: ServeOptions, *, workers: bool) -> ServeOptions:
+    """What a reload makes of ``old``: ``new``, but for what needs a restart."""
+    taken = RELOADED | (REPLACED if workers else set())
+    if (old.tls_cert is None) != (new.tls_cert is None) and not workers:
+        taken -= TLS
+    fields = (field.name for field in dataclasses.fields(new) if field.name not in taken)
+    return dataclasses.replace(new, **{name: getattr(old, name) for name in fields})
+
+
 def need_restart(old: ServeOptions, new: ServeOptions, *, workers: bool) -> list[str]:
     """The flags whose change does not take effect by a reload."""
-    taken = RELOADED | REPLACED if workers else RELOADED
-    fields = (field.name for field in dataclasses.fields(new) if field.name not in taken)
-    names = [name for name in fields if getattr(old, name) != getattr(new, name)]
-    if (old.tls_cert is None) != (new.tls_cert is None) and not workers:
-        names.append("tls_cert")
-    return ["--" + name.replace("_", "-") for name in names]
+    then = in_force(old, new, workers=workers)
+    names = (field.name for field in dataclasses.fields(new))
+    return ["--" + name.replace("_", "-") for name in names if getattr(then, name) != getattr(new, name)]
 
 
 def _greeting(options: ServeOptions) -> Greeting:

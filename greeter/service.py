@@ -13,6 +13,7 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from greeter.channel import STOPPED
@@ -21,7 +22,7 @@ from greeter.loops import choose_loop
 from greeter.options import ServeOptions
 from greeter.prepare import Prepared, need_restart, prepare
 from greeter.server import Server, serve
-from greeter.signals import Signals
+from greeter.signals import INTERRUPTED, Signals
 from greeter.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from greeter.systemd import Notifier
 
 logger = logging.getLogger("greeter")
-
-INTERRUPTED = 130
 
 Reread = Callable[[], ServeOptions]
 
@@ -84,6 +83,10 @@ class Process(ABC):
     @abstractmethod
     def announce(self) -> None:
         """Write the start lines."""
+
+    @abstractmethod
+    def look_after(self) -> None:
+        """See to whom the watchdog of systemd does not see; called each time that it is told we are alive."""
 
     @property
     @abstractmethod
@@ -153,6 +156,7 @@ class Process(ABC):
     def _pet_watchdog(self) -> None:
         if (interval := self.notifier.watchdog_interval) is not None:
             self.notifier.watchdog()
+            self.look_after()
             self._watchdog = asyncio.get_running_loop().call_later(interval, self._pet_watchdog)
 
     def _listen_to_signals(self) -> Signals:
@@ -199,9 +203,15 @@ class Single(Process):
             self.reload_failed(error)
         else:
             warn_of_restart(self.options, new, workers=False)
+            if prepared.tls is None:  # what is served until the restart still has its certificate
+                was = self.prepared
+                prepared = replace(prepared, tls=was.tls, certificate_expiry=was.certificate_expiry)
             self.prepared = prepared
             self.reload_done()
         self.notifier.ready(self.status())
+
+    def look_after(self) -> None:
+        pass
 
     def leave_at_once(self) -> None:
         pass

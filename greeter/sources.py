@@ -1,17 +1,26 @@
 """Where a greeting comes from when it is named in words: a file, or ``MODULE:NAME``.
 
 The law: a module that is missing and a module that breaks while it is imported are told apart, because
-the first is a typing error and the second is a bug elsewhere.
+the first is a typing error and the second is a bug elsewhere. What is named again, for a reload, is read
+again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from greeter.errors import ConfigError
 from greeter.greeting import Greeting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The modules that an app brought in; those that were here before are not imported anew.
+_ours: set[str] = set()
 
 
 def greeting_from_file(path: str | Path) -> Greeting:
@@ -28,14 +37,41 @@ def greeting_from_file(path: str | Path) -> Greeting:
 def greeting_from_app(spec: str) -> Greeting:
     """The greeting that ``MODULE:NAME`` names: a callable, text, bytes or a Greeting.
 
-    The current directory is searched first. Raises ConfigError that says which part is missing, or
-    that the module failed while it was imported, and where.
+    The current directory is searched first. A module that an earlier call imported first is imported anew,
+    with the rest of its package. Raises ConfigError that says which part is missing, or that the module
+    failed while it was imported, and where; what was imported before stays then.
     """
     module_name, colon, attribute = spec.partition(":")
     if not (module_name and colon and attribute) or module_name.startswith("."):
         raise ConfigError(f"{spec!r} is not of the form MODULE:NAME")
     if "" not in sys.path:
         sys.path.insert(0, "")
+    with _anew(module_name.partition(".")[0]):
+        return _greeting(spec, module_name, attribute)
+
+
+@contextlib.contextmanager
+def _anew(package: str) -> Iterator[None]:
+    """Without the modules that are ours, of which those of ``package`` are some afterwards; or, after an
+    error, with them again."""
+    importlib.invalidate_caches()  # or a file that has just been written might not be found
+    old = {name: sys.modules.pop(name) for name in _ours & set(sys.modules)}
+    others = set(sys.modules)
+
+    def came() -> set[str]:
+        return {name for name in set(sys.modules) - others if f"{name}.".startswith(f"{package}.")}
+
+    try:
+        yield
+    except BaseException:
+        for name in came():
+            del sys.modules[name]
+        sys.modules.update(old)
+        raise
+    _ours.update(came())
+
+
+def _greeting(spec: str, module_name: str, attribute: str) -> Greeting:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -15,17 +15,18 @@ import threading
 from typing import TYPE_CHECKING
 
 from greeter.channel import WorkerChannel
-from greeter.endpoint import Endpoint
+from greeter.endpoint import DEFAULT_ENDPOINT, Endpoint
 from greeter.fdlimit import raise_fd_limit
 from greeter.logs import LogStream
 from greeter.loops import run
-from greeter.options import ServeOptions
 from greeter.prepare import prepare
 from greeter.service import Process, Reread, Single, serve_as_worker
 from greeter.systemd import Notifier, listen_fds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from greeter.options import ServeOptions
 
 logger = logging.getLogger("greeter")
 
@@ -49,15 +50,12 @@ def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ())
         if channel is not None:
             code = run(serve_as_worker(channel, options, prepared, log), options.loop)
         else:
-            endpoints = options.listen
-            inherited = listen_fds()
-            if inherited and endpoints == ServeOptions().listen:
-                endpoints = tuple(Endpoint.inherited(fd) for fd in inherited)
+            inherited = tuple(map(Endpoint.inherited, listen_fds()))
             count = _cores() if options.workers == "auto" else options.workers
             process = _kind(argv, count)(
                 options=options,
                 prepared=prepared,
-                endpoints=endpoints,
+                endpoints=options.listen or inherited or (Endpoint.parse(DEFAULT_ENDPOINT),),
                 reread=reread,
                 log=log,
                 notifier=Notifier.from_environment(),

@@ -60,6 +60,7 @@ class Notifier:
         self.watchdog_interval = watchdog_interval if address else None
         self._where = address
         self._silent = False  # since a message was lost
+        self._stopping = False  # which nothing takes back
         if address:
             name = os.fsencode(address)
             self._address = b"\0" + name[1:] if name.startswith(b"@") else name
@@ -82,16 +83,20 @@ class Notifier:
         return cls(address, interval)
 
     def ready(self, status: str) -> None:
-        """The service serves: after a start, and again after a reload."""
-        self._send("READY=1", f"STATUS={_line(status)}")
+        """The service serves: after a start, and again after a reload; not told once it is stopping."""
+        if not self._stopping:
+            self._send("READY=1", f"STATUS={_line(status)}")
 
     def reloading(self) -> None:
-        """The service reads its configuration; ``ready`` follows, whether it takes effect or not."""
+        """The service reads its configuration; ``ready`` follows, whether it takes effect or not. Not told
+        once the service is stopping."""
         # Type=notify-reload wants to know that this is about the signal it just sent, so: when.
-        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        if not self._stopping:
+            self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         """The service takes no more clients and finishes with those it has."""
+        self._stopping = True
         self._send("STOPPING=1")
 
     def status(self, text: str) -> None:

@@ -185,6 +185,11 @@ class Supervisor:
             await asyncio.wait(asked, timeout=timeout)
         return [child.stats for child in self._children if child.stats is not None]
 
+    def end_silence(self) -> None:
+        """Kill the workers that have not reported since the last call, and ask the others to."""
+        for child in self._children:
+            child.end_silence()
+
     async def stop(self, timeout: float = RETIRE_TIMEOUT) -> bool:
         """Close the door in order, retire all workers at once and wait until they are gone.
 

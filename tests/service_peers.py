@@ -55,6 +55,7 @@ async def running(
     ready: str = "Listening on ",
     env: Mapping[str, str] | None = None,
     fds: tuple[int, ...] = (),
+    cwd: Path = ROOT,
 ) -> AsyncIterator[Process]:
     """A program in its own process, entered when its stderr has a line with ``ready``."""
     child = await asyncio.create_subprocess_exec(
@@ -62,7 +63,7 @@ async def running(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        cwd=ROOT,
+        cwd=cwd,
         pass_fds=fds,
         env={**os.environ, **(env or {})},
     )
@@ -85,10 +86,11 @@ def started_by_init(
     sockets: tuple[socket.socket, ...] = (),
     files: int = 0,
     env: Mapping[str, str] | None = None,
+    ready: str = "Listening on ",
 ) -> contextlib.AbstractAsyncContextManager[Process]:
     """``greeter ARGS`` with listening sockets from descriptor 3 on, and no more than so many open files."""
     fds = tuple(sock.fileno() for sock in sockets)
-    return running(sys.executable, "-c", INIT, json.dumps([fds, files]), *args, fds=fds, env=env)
+    return running(sys.executable, "-c", INIT, json.dumps([fds, files]), *args, ready=ready, fds=fds, env=env)
 
 
 def descriptors(pid: int, kind: str = "") -> int:
@@ -114,6 +116,19 @@ async def lines_with(process: Process, text: str, count: int) -> list[str]:
             assert raw, f"{len(found)} lines with {text!r} in {process.lines}"
             process.lines.append(raw.decode().removesuffix("\n"))
     return found[:count]
+
+
+async def metric(process: Process, name: str) -> int:
+    """What a service counts under ``name``, from its metrics."""
+    line = await process.line_with("Metrics on ")
+    host, _, port = line.rpartition("Metrics on ")[2].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: greeter\r\n\r\n")
+    text = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    (value,) = [row.split()[1] for row in text.splitlines() if row.startswith(name + " ")]
+    return int(float(value))
 
 
 class Crowd:

@@ -137,6 +137,16 @@ def test_both_ways_to_start_it(start: list[str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"greeter {greeter.__version__}\n", "")
 
 
+def test_it_can_be_started_by_its_path_without_being_installed(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout" / "greeter"
+    shutil.copytree(ROOT / "greeter", checkout, ignore=shutil.ignore_patterns("__pycache__"))
+    with (checkout / "__init__.py").open("a") as file:
+        file.write("\n__version__ = 'of the checkout'\n")
+    command = [sys.executable, "-P", str(checkout / "__main__.py"), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "greeter of the checkout\n", "")
+
+
 # -- bad input -------------------------------------------------------------------------------------------
 
 

@@ -115,9 +115,8 @@ def test_from_the_file(cls: type[Any], field: dataclasses.Field[Any], dash: str,
     if field.metadata["greeter"]["multiple"]:
         config(f"{key} = [{plain}, {plain}]\n")
         assert read(cls) == cls(**{field.name: (value, value)})
-        if not field.default:
-            config(f"{key} = []\n")
-            assert read(cls) == cls()
+        config(f"{key} = []\n")
+        assert read(cls) == cls()
 
 
 @pytest.mark.parametrize("cls", [GreetOptions, LoadOptions])

@@ -7,7 +7,10 @@ import contextlib
 import errno
 import os
 import signal
+import socket
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -15,36 +18,41 @@ import trustme
 import greeter
 from greeter.errors import ConfigError
 from greeter.options import ServeOptions
-from greeter.parent import pack, unpacked
+from greeter.parent import pack, share, unpacked
 from greeter.sources import greeting_from_file
 from greeter.tls import client_context
-from tests.conftest import PATIENCE, Process, greeter_process
+from tests.conftest import PATIENCE, ROOT, Process, greeter_process
 from tests.peers import connect, until
-from tests.service_peers import children, crowd, lines_with
+from tests.service_peers import children, crowd, lines_with, metric, running
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
-
-
-async def metric(process: Process, name: str) -> int:
-    line = await process.line_with("Metrics on ")
-    host, _, port = line.rpartition("Metrics on ")[2].rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: greeter\r\n\r\n")
-    text = (await reader.read()).decode()
-    writer.close()
-    await writer.wait_closed()
-    (value,) = [row.split()[1] for row in text.splitlines() if row.startswith(name + " ")]
-    return int(float(value))
 
 
 def workers(*args: str) -> tuple[str, ...]:
     return ("serve", "--workers", "2", "--listen", "127.0.0.1:0", "--no-access-log", *args)
 
 
+async def reload(process: Process, says: str = "Reloaded", times: int = 1) -> None:
+    """SIGHUP, until the log says so for the time that is given, and no worker is left that was replaced."""
+    before = set(children(process.pid))
+    process.process.send_signal(signal.SIGHUP)
+    await lines_with(process, says, times)
+    if says == "Reloaded":
+        await until(lambda: not before & set(children(process.pid)), "all are replaced")
+
+
 async def test_options_travel_to_a_worker() -> None:
     options = ServeOptions(greeting="Hello $host", backlog=7)
     with unpacked(pack(options)) as found:
         assert found == options
+
+
+@pytest.mark.parametrize(
+    ("most", "count", "each"), [(None, 2, None), (8, 2, 4), (4, 3, 2), (1, 8, 1), (7, 1, 7)]
+)
+async def test_workers_share_the_clients_at_a_time(most: int | None, count: int, each: int | None) -> None:
+    options = ServeOptions(max_connections=most, max_per_ip=3, rate_per_ip=5.0)
+    assert share(options, count) == ServeOptions(max_connections=each, max_per_ip=3, rate_per_ip=5.0)
 
 
 @pytest.mark.usefixtures("no_fd_leak")
@@ -85,6 +93,84 @@ async def test_the_metrics_count_what_clients_counted(accept: str) -> None:
         assert await metric(process, "greeter_greeted_total") == 200
         assert await process.stop() == 0
         assert process.lines[-1] == "Stopped: 200 greeted of 200 accepted, 0 failed"
+
+
+async def test_all_workers_together_hold_no_more_than_the_clients_at_a_time(
+    accept: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("prometheus_client")
+    config = tmp_path / "greeter.toml"
+    config.write_text("max-connections = 1")
+    args = ("--metrics", "127.0.0.1:0", "--linger-timeout", "60", "--accept", accept, "--config", str(config))
+    async with greeter_process(*workers(*args)) as process:
+        config.write_text("max-connections = 2")
+        await reload(process)
+        with contextlib.ExitStack() as held:
+            loop = asyncio.get_running_loop()
+            for _ in range(2):
+                sock = held.enter_context(await connect(process.port))
+                assert await loop.sock_recv(sock, 1) == b"T"
+            third = held.enter_context(await connect(process.port))
+            assert await metric(process, "greeter_accepted_total") == 2
+            held.enter_context(sock).close()  # there is room again
+            assert await loop.sock_recv(third, 1) == b"T"
+        assert await process.stop() == 0
+    assert process.lines[-1] == "Stopped: 3 greeted of 3 accepted, 0 failed"
+
+
+async def test_what_needs_a_restart_is_not_for_new_workers(tmp_path: Path) -> None:
+    file = tmp_path / "greeter.toml"
+    file.write_text("greeting = 'one'")
+    async with greeter_process(*workers("--config", str(file))) as process:
+        new = "proxy-protocol = true\nproxy-from = '10.0.0.0/8'\nlog-format = 'json'\ndrain-timeout = 5\n"
+        file.write_text(f"greeting = 'two'\n{new}")
+        await reload(process)
+        assert {(await greeter.greet(port=process.port)).data for _ in range(10)} == {b"two"}
+        for pid in children(process.pid):  # nor for those that come later
+            os.kill(pid, signal.SIGKILL)
+        assert (await greeter.greet(port=process.port)).data == b"two"
+        assert await process.stop() == 0
+    said = [
+        line for line in process.lines if line.endswith(" has changed, which takes effect with a restart")
+    ]
+    flags = ["--drain-timeout", "--proxy-protocol", "--proxy-from", "--log-format"]
+    assert [line.split()[1] for line in said] == flags
+    assert not [line for line in process.lines if line.startswith("{")]
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+async def test_a_reload_imports_the_app_anew_and_a_broken_one_does_not_count(
+    tmp_path: Path, count: str
+) -> None:
+    config, app = tmp_path / "greeter.toml", tmp_path / "parent_app.py"
+    config.write_text("app = 'parent_app:first'")
+    app.write_text("def first(peer): return 'one'")
+    args = workers("--workers", count, "--config", str(config))
+    async with greeter_process(*args, env={"PYTHONPATH": str(tmp_path)}) as process:
+
+        async def reloaded(text: str, *says: Any) -> bytes:
+            app.write_text(text)
+            await reload(process, *says)
+            return (await greeter.greet(port=process.port)).data
+
+        both = "def first(peer): return 'two!'\ndef second(peer): return 'three'"
+        assert await reloaded(both) == b"two!"
+        assert await reloaded("1 / 0", "reload failed") == b"two!"
+        config.write_text("app = 'parent_app:second'")
+        assert await reloaded(both, "Reloaded", 2) == b"three"
+        assert await process.stop() == 0
+    assert "ZeroDivisionError" in await process.line_with("reload failed")
+
+
+async def test_a_greeter_in_the_current_directory_is_not_for_workers(tmp_path: Path) -> None:
+    (tmp_path / "greeter").mkdir()
+    (tmp_path / "greeter" / "__init__.py").write_text("raise SystemExit('another greeter')")
+    (tmp_path / "parent_app.py").write_text("text = 'from the current directory'")
+    command = (sys.executable, "-P", str(ROOT / "greeter" / "__main__.py"))
+    async with running(*command, *workers("--app", "parent_app:text"), cwd=tmp_path) as process:
+        assert (await greeter.greet(port=process.port)).data == b"from the current directory"
+        assert await process.stop() == 0
+    assert process.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
 
 
 async def test_a_reload_replaces_the_workers_and_a_bad_one_does_not(tmp_path: Path) -> None:
@@ -167,6 +253,22 @@ async def test_a_killed_worker_is_replaced() -> None:
                 assert (await greeter.greet(port=process.port)).data == b"Thank you for connecting"
         assert second in children(process.pid)
         assert await process.stop() == 0
+
+
+async def test_a_worker_that_hangs_is_replaced_when_there_is_a_watchdog(tmp_path: Path) -> None:
+    address = f"{tmp_path}/notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "800000"}
+        async with greeter_process(*workers(), env=env) as process:
+            first, _ = children(process.pid)
+            os.kill(first, signal.SIGSTOP)
+            assert (
+                await process.line_with(f"worker {first} ")
+                == f"error: worker {first} does not answer: killed"
+            )
+            await until(lambda: len(set(children(process.pid)) - {first}) == 2, "it is replaced")
+            assert await process.stop() == 0
 
 
 async def test_after_a_reload_that_fails_a_dead_worker_is_replaced_by_one_like_it(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from greeter import Endpoint, greet
 from greeter.logs import FLUSH_SECONDS
 from greeter.options import ServeOptions
 from greeter.prepare import prepare
+from greeter.tls import client_context
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, run_greeter
-from tests.service_peers import crowd, lines_with
+from tests.service_peers import crowd, lines_with, metric, started_by_init
 from tests.test_listeners import needs_ipv6
 
 if TYPE_CHECKING:
@@ -478,6 +479,40 @@ async def test_tls_from_both_commands(tmp_path: Path) -> None:
         assert (code, out) == (1, "")
         assert err.startswith(f"greeter: cannot connect to {target}: certificate verify failed: ")
         assert await server.stop() == 0
+
+
+async def test_tls_that_is_dropped_is_served_until_a_restart(tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    certificate, file = tmp_path / "cert.pem", tmp_path / "greeter.toml"
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(f"{tmp_path}/ca.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    file.write_text(f"tls-cert = '{certificate}'")
+    async with serving("--config", str(file), "--metrics", "127.0.0.1:0") as server:
+        expiry = await metric(server, "greeter_certificate_expiry_seconds")
+        file.write_text("greeting = 'new'")
+        certificate.unlink()
+        server.process.send_signal(signal.SIGHUP)
+        await server.line_with("Reloaded")
+        context = client_context(tmp_path / "ca.pem")
+        assert str(await greet(port=server.port, ssl=context)) == "new"
+        assert await metric(server, "greeter_certificate_expiry_seconds") == expiry
+        assert await server.stop() == 0
+    assert "warning: --tls-cert has changed, which takes effect with a restart" in server.lines
+
+
+async def test_an_endpoint_that_is_given_goes_before_sockets_of_systemd(door: socket.socket) -> None:
+    """Also the one that would be the default."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # else somebody else has it, which is as good
+            stack.enter_context(socket.create_server(("127.0.0.1", 9999)))
+        for args in (["--listen", "127.0.0.1:9999"], []):
+            env = {"GREETER_LISTEN": "127.0.0.1:9999"} if not args else {}
+            async with started_by_init("serve", *args, sockets=(door,), env=env, ready="") as service:
+                assert await service.ended() == 1
+            assert service.lines == ["greeter: cannot listen on 127.0.0.1:9999: address already in use"]
+        code, _, err = await run_greeter("serve")
+        assert (code, err) == (1, "greeter: cannot listen on 127.0.0.1:9999: address already in use\n")
 
 
 async def test_a_socket_that_systemd_opened(door: socket.socket) -> None:

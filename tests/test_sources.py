@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from socket import AddressFamily
 from typing import TYPE_CHECKING
@@ -137,6 +138,41 @@ def test_where_it_failed_is_where_the_error_was_raised(write: Callable[[str, str
     write("apps_outer.py", "import apps_inner\n")
     inner = write("apps_inner.py", "\n\nint('x')\n")
     assert refusal("apps_outer:x").endswith(f"{inner.name}, line 3)")
+
+
+def test_what_is_named_again_is_imported_anew(write: Callable[[str, str], Path]) -> None:
+    write("apps_again/__init__.py", "from apps_again.words import text")
+    write("apps_again/words.py", "text = 'one'")
+    assert greeting_from_app("apps_again:text").fixed == b"one"
+    write("apps_again/words.py", "text, more = 'two!', 'three'")
+    assert greeting_from_app("apps_again:text").fixed == b"two!"
+    assert greeting_from_app("apps_again.words:more").fixed == b"three"
+
+
+@pytest.mark.parametrize("text", ["1 / 0", "def (", "import apps_kept.words\ntext = 5", "other = 'x'"])
+def test_what_was_imported_stays_when_the_new_module_is_no_good(
+    write: Callable[[str, str], Path], text: str
+) -> None:
+    write("apps_kept/__init__.py", "text = 'one'")
+    write("apps_kept/words.py", "")
+    greeting_from_app("apps_kept:text")
+    kept = sys.modules["apps_kept"]
+    write("apps_kept/__init__.py", text)
+    refusal("apps_kept:text")
+    assert sys.modules["apps_kept"] is kept
+    assert "apps_kept.words" not in sys.modules
+    write("apps_kept/__init__.py", "text = 'another one'")
+    assert greeting_from_app("apps_kept:text").fixed == b"another one"
+
+
+def test_what_others_imported_is_not_imported_anew(write: Callable[[str, str], Path]) -> None:
+    write("apps_theirs.py", "text = 'one'")
+    sys.path.insert(0, "")
+    theirs = importlib.import_module("apps_theirs")
+    write("apps_theirs.py", "text = 'two!'")
+    for _ in range(2):
+        assert greeting_from_app("apps_theirs:text").fixed == b"one"
+    assert sys.modules["apps_theirs"] is theirs
 
 
 def test_an_attribute_that_is_missing(write: Callable[[str, str], Path]) -> None:

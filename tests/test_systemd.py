@@ -217,6 +217,14 @@ def test_what_systemd_is_told(manager: Manager, notifier: Notifier) -> None:
         manager.heard()
 
 
+def test_a_stop_is_not_taken_back(manager: Manager, notifier: Notifier) -> None:
+    notifier.stopping()
+    notifier.reloading()
+    notifier.ready("serving on 127.0.0.1:9999")  # a reload that was under way
+    notifier.status("two clients are left")
+    assert [manager.heard() for _ in range(2)] == [["STOPPING=1"], ["STATUS=two clients are left"]]
+
+
 def test_a_status_cannot_forge_another_assignment(manager: Manager, notifier: Notifier) -> None:
     notifier.status("from 'x'\nSTOPPING=1\r\nWATCHDOG=trigger\N{LINE SEPARATOR}ä \udcff")
     assert manager.heard() == ["STATUS=from 'x' STOPPING=1 WATCHDOG=trigger ä \\udcff"]

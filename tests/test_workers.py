@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -185,6 +186,54 @@ async def test_a_replacement_that_does_not_come_up_is_tried_again(
     assert second.endswith(
         "exited with code 3 (no greeting today) before it was ready: starting another in 0.2 s"
     )
+
+
+@on_both_loops
+async def test_a_worker_that_does_not_answer_is_replaced(
+    door: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers: list[int] = []
+    async with working(door, on_stats=lambda pid, _: answers.append(pid)) as supervisor:
+        silent, other = (child.pid for child in supervisor._children)
+        os.kill(silent, signal.SIGSTOP)
+        supervisor.end_silence()
+        await until(lambda: other in answers, "the other answers")
+        assert errors(caplog) == []
+        supervisor.end_silence()
+        supervisor._children[0].end_silence()  # it is killed once only
+        await until(lambda: silent not in supervisor.pids, "it is replaced")
+        assert other in supervisor.pids
+    assert errors(caplog) == [
+        f"worker {silent} does not answer: killed",
+        f"worker {silent} was killed by SIGKILL: starting another in 0.1 s",
+    ]
+
+
+async def test_answers_that_came_while_the_parent_was_away_count(
+    door: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(door, 1) as supervisor:
+        (child,) = supervisor._children
+        supervisor.end_silence()
+        select.select([child._channel._sock], [], [], PATIENCE)  # the loop does not see it
+        supervisor.end_silence()
+        await supervisor.stats()
+        assert supervisor.restarts == 0
+    assert errors(caplog) == []
+
+
+async def test_a_worker_that_leaves_has_its_own_deadline(
+    door: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(door, 1) as supervisor:
+        (child,) = supervisor._children
+        os.kill(child.pid, signal.SIGSTOP)
+        supervisor.end_silence()
+        child.retire(PATIENCE)
+        supervisor.end_silence()
+        os.kill(child.pid, signal.SIGCONT)
+        assert await child.gone == 0
+    assert not [line for line in errors(caplog) if "does not answer" in line]
 
 
 async def test_a_worker_that_talks_nonsense_is_replaced(
