@@ -66,6 +66,11 @@ async def pieces(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0)
 
 
+async def talkative(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"hi there\n" + bytes(500) + b"SECOND\n")
+    await reader.read()
+
+
 async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(GREETING)
     await reader.read()
@@ -94,6 +99,10 @@ async def megabyte(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
         (greet, {"expect": "you for"}, GREETED),
         (pieces, {"expect": "Thank you for connecting"}, GREETED),
         (greet_and_stay, {"until": "line", "expect": "220 "}, GREETED),
+        (talkative, {"until": "line", "max_bytes": 100}, GREETED),
+        (talkative, {"until": "line", "max_bytes": 9, "expect": "hi there"}, GREETED),
+        (talkative, {"until": "line", "max_bytes": 8}, "too_large"),
+        (talkative, {"until": "line", "expect": "SECOND"}, "unexpected_greeting"),
         (megabyte, {"max_bytes": 1_000_000}, GREETED),
         (greet, {"until": "line"}, GREETED),  # the end of the stream ends a line too
         (say_nothing, {}, "empty"),
