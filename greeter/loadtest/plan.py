@@ -36,7 +36,8 @@ class LoadPlan:
       begin on time, whether or not earlier ones have ended.
     - ``stages``: the rate goes in a straight line to each stage's rate within its duration, beginning at
       ``rate`` (0 when not given). The stages say how long the run is.
-    - ``hold``: keep each connection open for so long after its greeting.
+    - ``hold``: keep each connection open for so long after its greeting; at the end of the duration, nobody
+      is held any longer.
     - ``timeout``, ``connect_timeout``: deadlines of a connection, from its beginning to the end of its
       greeting and to being connected.
     - ``until``: the greeting ends with the stream (``eof``), or with its first line (``line``: SMTP, SSH,
