@@ -127,7 +127,8 @@ class LoadReport:
         self, old: LoadReport, tolerance: float = DEFAULT_TOLERANCE, name: str = "baseline"
     ) -> LoadReport:
         """This report, compared with an older one: a figure that is worse by more than ``tolerance`` percent
-        is as good as a threshold that was missed. ``name`` is what the comparison calls the older one."""
+        is as good as a threshold that was missed. ``name`` is what the comparison calls the older one.
+        Raises ConfigError for one in which nothing was greeted."""
         return replace(self, baseline=compare(self.to_dict(), old.to_dict(), tolerance, name))
 
 
