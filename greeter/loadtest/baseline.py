@@ -26,7 +26,7 @@ def compare(
 ) -> dict[str, Any]:
     """Compare two reports' JSON. A figure that is worse by more than ``tolerance`` percent fails.
 
-    ``interrupted``, ``saturated`` and ``lost`` say whether that is true of the older run. Raises as ``check``.
+    ``interrupted``, ``saturated`` and ``lost`` tell of the older run. Raises as ``check`` does.
     """
     check(old, name)
     # Failures have their rate; and in a closed loop the response is the service.

@@ -218,13 +218,12 @@ def _rates(plan: LoadPlan, metrics: Metrics) -> dict[str, float | None]:
         return round(count / seconds, 3) if seconds > 0 else 0.0
 
     greeted = per_second(metrics.outcomes[GREETED], metrics.elapsed)
-    if plan.mode == "closed":
+    target = plan.mean_rate
+    if target is None:
         achieved = per_second(metrics.attempted, metrics.elapsed)
         return {"target": None, "achieved": achieved, "greeted": greeted}
-    total, length = plan.schedule
-    started = metrics.attempted + metrics.cut_off
-    achieved = per_second(started, metrics.scheduled)
-    return {"target": round(total / length, 3), "achieved": achieved, "greeted": greeted}
+    achieved = per_second(metrics.attempted + metrics.cut_off, metrics.scheduled)
+    return {"target": round(target, 3), "achieved": achieved, "greeted": greeted}
 
 
 def _syn_retransmits(connect: Histogram) -> dict[str, int]:
