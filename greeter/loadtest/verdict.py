@@ -15,6 +15,9 @@ from greeter.loadtest.kernel import COUNTERS
 from greeter.loadtest.threshold import Threshold
 from greeter.loadtest.units import latency, number, seconds
 
+# Of a core that a worker uses: from here on it may be what limits the load.
+BUSY_PERCENT = 90
+
 
 def sentence(report: dict[str, Any], most: int | None = None) -> str:
     """The verdict on a report's JSON; with ``most``, it names so many figures of a comparison that are worse,
@@ -57,7 +60,7 @@ def remarks(report: dict[str, Any]) -> list[str]:
     if report["plan"]["mode"] == "closed":
         said.append("closed loop: the next client waits for one before it, which hides a server's stalls")
         busiest = max(generator["cpu_percent"], default=0)
-        if busiest >= 90:
+        if busiest >= BUSY_PERCENT:
             said.append(f"a worker used {busiest:.0f} % of a core: the generator may have been the limit")
     elif connections["unstarted"] and not generator["saturated"]:
         full = connections["peak_open"] >= report["plan"]["connections"]
