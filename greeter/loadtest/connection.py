@@ -143,7 +143,7 @@ class Connection:
             if self.received > rules.max_bytes:
                 return "too_large"
             if whole:
-                return self.verdict()
+                return self.verdict(whole=True)
             if size < rules.emptying:
                 if not mask & ENDED:
                     return None
@@ -157,10 +157,10 @@ class Connection:
         self.ended = True
         return self.verdict()
 
-    def verdict(self) -> str:
-        """The class of a connection whose greeting is whole, or whose stream has ended."""
+    def verdict(self, *, whole: bool = False) -> str:
+        """The class of a connection whose greeting is ``whole``, or whose stream has ended."""
         expect = self.rules.expect
-        if self.error and self.error != errno.EPIPE:
+        if self.error and self.error != errno.EPIPE and not whole:
             # No end came before the reset: only the expected text can tell that the greeting was whole.
             if expect is None or not self.received or expect not in self.data:
                 self.why = "" if self.error == errno.ECONNRESET else os.strerror(self.error)
