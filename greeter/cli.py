@@ -82,6 +82,9 @@ def greet(ctx: click.Context, /, **_: object) -> int:
             server_hostname=options.server_name if options.tls else None,
         )
     )
+    if not reply.data:
+        _complain(f"{reply.target}: closed without a greeting")
+        return 1
     if options.json:
         click.echo(_as_json(reply))
     elif options.raw:
@@ -90,9 +93,7 @@ def greet(ctx: click.Context, /, **_: object) -> int:
         click.echo(client.printable(str(reply)).removesuffix("\n"))
     if reply.reset:
         _complain(f"{reply.target}: connection reset after the greeting")
-    if not reply.data:
-        _complain(f"{reply.target}: closed without a greeting")
-    return 0 if reply.data else 1
+    return 0
 
 
 @cli.command()

@@ -15,7 +15,7 @@ from greeter.loadtest import LoadPlan, LoadReport, Threshold, html, load
 from greeter.loadtest.outfile import write
 from greeter.loadtest.progress import progress
 from greeter.loadtest.render import hdr_log, summary, timeline_csv
-from greeter.loadtest.saved import gather, read
+from greeter.loadtest.saved import gather, read_baseline
 from greeter.loops import run
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def run_load(options: LoadOptions, say: Callable[[str], None]) -> int:
     """Carry out a load test, write what was asked for, say the summary; returns the exit code."""
     plan = plan_of(options)
     # What may be wrong with the old run, or missing for the page, is said before the run, not after it.
-    old = None if options.baseline is None else read(options.baseline)
+    old = None if options.baseline is None else read_baseline(options.baseline)
     if options.html is not None:
         html.packages()
     report = run(_load(plan, quiet=options.quiet))

@@ -180,7 +180,11 @@ class LoadOptions:
     stage: tuple[Any, ...] = option(
         (), "DUR:RATE goes in a straight line to RATE within DUR; may be repeated.", STAGE, many=True
     )
-    hold: float = option(0.0, "Keep each connection open for so long after its greeting.", DURATION)
+    hold: float = option(
+        0.0,
+        "Keep each connection open for so long after its greeting, to the end of the duration at most.",
+        DURATION,
+    )
     timeout: float = option(10.0, "Time for a connection and its whole greeting.", DURATION)
     connect_timeout: float = option(5.0, "Time of that for connecting.", DURATION)
     expect: str | None = option(None, "Text that a greeting must contain.", str)

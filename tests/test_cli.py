@@ -328,11 +328,10 @@ def test_greet_json(run: Any) -> None:
 
 
 def test_greet_says_when_there_was_nothing(run: Any) -> None:
-    with says(b"", b"") as address:
-        assert run("greet", address) == (1, "\n", f"greeter: {address}: closed without a greeting\n")
-        code, out, _ = run("greet", address, "--json")
-    assert code == 1
-    assert json.loads(out)["first_byte_us"] is None
+    with says(b"", b"", b"") as address:
+        for form in ((), ("--json",), ("--raw",)):
+            said = f"greeter: {address}: closed without a greeting\n"
+            assert run("greet", address, *form) == (1, "", said)
 
 
 def test_greet_says_when_it_was_reset(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

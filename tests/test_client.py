@@ -587,6 +587,33 @@ async def test_waiting_ends(door: Door) -> None:
             await greet_within(seconds, Endpoint.tcp("127.0.0.1", port))
 
 
+@pytest.mark.parametrize("wait", [0.005, 0.85, 1.0, 4.6])
+async def test_the_last_try_is_at_the_end_of_the_time(wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    tries: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    async def refused(*_: Any) -> Reply:
+        tries.append(now)
+        if now >= up:
+            return Reply(HELLO, "x:1", 0.0, 0.0, 0.0)
+        raise ConnectFailed("x:1", "connection refused")
+
+    monkeypatch.setattr(client, "perf_counter", lambda: now)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(client, "greet", refused)
+    target, up = Endpoint.tcp("x", 1), 100.0 + wait
+    assert (await greet_within(wait, target)).data == HELLO  # it comes up at the last moment
+    up, now, tries[:] = math.inf, 100.0, []
+    with pytest.raises(ConnectFailed):
+        await greet_within(wait, target)
+    assert tries[-1] == 100.0 + wait
+    assert len(set(tries)) == len(tries), "and there is one last try"
+
+
 # -- what a terminal sees ---------------------------------------------------------------------------------
 
 

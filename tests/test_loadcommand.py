@@ -19,6 +19,7 @@ import pytest
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
 from tests.loadtest_peers import GREETING, greet, serving, unattended
 from tests.service_peers import children
+from tests.test_loadtest_report import metrics, report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -277,6 +278,13 @@ async def test_a_baseline_of_another_schema(tmp_path: Path) -> None:
     code, out, err = await run_greeter("load", "127.0.0.1:1", "--baseline", str(old))
     assert (code, out) == (2, "")
     assert err == f"greeter: {old} has schema 7; this greeter reads schema 1\n"
+
+
+async def test_a_baseline_in_which_nothing_was_greeted_is_refused_before_the_run(tmp_path: Path) -> None:
+    (old := tmp_path / "old.json").write_text(report(metrics(0, 0, 5)).to_json())
+    code, out, err = await run_greeter("load", "127.0.0.1:1", "--baseline", str(old))
+    assert (code, out) == (2, "")
+    assert err == f"greeter: {old} is no baseline: nothing was greeted in it\n"
 
 
 async def test_a_baseline_that_does_not_hold_together(tmp_path: Path) -> None:

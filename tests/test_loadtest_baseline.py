@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, Stage
 from greeter.loadtest.baseline import compare
 from tests.loadtest_peers import checked
 from tests.test_loadtest_report import metrics, report
+
+if TYPE_CHECKING:
+    from greeter.loadtest.metrics import Metrics
 
 
 def values(**latencies: float) -> dict[str, Any]:
@@ -50,11 +54,12 @@ def test_luck_is_not_compared(stat: str) -> None:
     assert worse(values(**{stat: 10**6}), values(**{stat: 1})) == []
 
 
-def test_a_rare_percentile_needs_enough_latencies_in_both() -> None:
-    few, many = {"p99.9": 9000, "count": 9999}, {"p99.9": 9000, "count": 10_000}
-    assert worse(values(**few), values(**many | {"p99.9": 10})) == []
-    assert worse(values(**many), values(**few | {"p99.9": 10})) == []
-    assert worse(values(**many), values(**many | {"p99.9": 10})) == ["response p99.9"]
+@pytest.mark.parametrize(("stat", "least"), [("p90", 100), ("p99", 1000), ("p99.9", 10_000)])
+def test_a_rare_percentile_needs_enough_latencies_in_both(stat: str, least: int) -> None:
+    few, many = {stat: 9000, "count": least - 1}, {stat: 9000, "count": least}
+    assert worse(values(**few), values(**many | {stat: 10})) == []
+    assert worse(values(**many), values(**few | {stat: 10})) == []
+    assert worse(values(**many), values(**many | {stat: 10})) == [f"response {stat}"]
 
 
 def test_rates_and_errors() -> None:
@@ -76,9 +81,14 @@ def test_nothing_now_where_there_was_something() -> None:
     found = worse(nothing, values())
     assert "response p50" in found
     assert "rate greeted" in found
-    assert worse(values(), nothing) == [], "and from nothing it can only get better"
     attempted_none = report(metrics(0, 0, 0)).to_dict()
     assert "errors" not in [move["figure"] for move in compare(attempted_none, values())["figures"]]
+
+
+@pytest.mark.parametrize("nothing", [metrics(0, 0, 5), metrics(0, 3, 0), metrics(0, 0, 0)])
+def test_where_nothing_was_greeted_is_no_baseline(nothing: Metrics) -> None:
+    with pytest.raises(ConfigError, match=r"^old\.json is no baseline: nothing was greeted in it$"):
+        report().against(report(nothing), name="old.json")
 
 
 def test_another_plan_is_another_question() -> None:

@@ -128,6 +128,12 @@ def test_what_was_asked_for() -> None:
     assert (found["x"], found["y"]) == ((0, 1, 3, 3), (10, 30, 30, 5))
     counted = traces(by_id(report(plan=LoadPlan(rate=10, count=25)))["rates"])["asked for"]
     assert counted["x"] == (0, 2.5)
+    sooner = traces(by_id(report(plan=LoadPlan(rate=10, count=25, duration=60)))["rates"])["asked for"]
+    assert sooner["x"] == (0, 2.5), "whichever comes first"
+    ramp = LoadPlan(stages=[Stage(2, 10), Stage(10, 20)], count=25)
+    found = traces(by_id(report(plan=ramp))["rates"])["asked for"]
+    assert found["x"] == pytest.approx((0, 2, 3.402), abs=0.001)
+    assert found["y"] == pytest.approx((0, 10, 11.402), abs=0.001)
     assert "asked for" not in traces(by_id(RUNS["closed"])["rates"])
 
 

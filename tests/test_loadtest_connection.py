@@ -179,6 +179,21 @@ def test_a_reset_between_poll_and_read_is_a_reset(pair: tuple[Connection, socket
     assert connection.why == ""
 
 
+def test_a_reset_behind_a_whole_line_is_behind_the_greeting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        target = Target(socket.AF_INET, ("127.0.0.1", listener.getsockname()[1]))
+        connection = Connection(Rules(LoadPlan(until="line"), target), 0.0, 0.0)
+        assert connection.open() is None
+        peer, _ = listener.accept()
+        peer.sendall(b"220 ready\r\n")
+        wait_for(connection, READABLE)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        peer.close()
+        assert connection.happened(wait_for(connection, READABLE | FAILED), 2.0) == GREETED
+        assert connection.error == errno.ECONNRESET
+        connection.close()
+
+
 def test_another_error_says_which(pair: tuple[Connection, socket.socket]) -> None:
     connection, _ = pair
     connection.error = errno.ETIMEDOUT

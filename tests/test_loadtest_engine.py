@@ -66,6 +66,11 @@ async def pieces(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0)
 
 
+async def talkative(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"hi there\n" + bytes(500) + b"SECOND\n")
+    await reader.read()
+
+
 async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(GREETING)
     await reader.read()
@@ -94,6 +99,10 @@ async def megabyte(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
         (greet, {"expect": "you for"}, GREETED),
         (pieces, {"expect": "Thank you for connecting"}, GREETED),
         (greet_and_stay, {"until": "line", "expect": "220 "}, GREETED),
+        (talkative, {"until": "line", "max_bytes": 100}, GREETED),
+        (talkative, {"until": "line", "max_bytes": 9, "expect": "hi there"}, GREETED),
+        (talkative, {"until": "line", "max_bytes": 8}, "too_large"),
+        (talkative, {"until": "line", "expect": "SECOND"}, "unexpected_greeting"),
         (megabyte, {"max_bytes": 1_000_000}, GREETED),
         (greet, {"until": "line"}, GREETED),  # the end of the stream ends a line too
         (say_nothing, {}, "empty"),
@@ -309,6 +318,59 @@ async def test_when_the_time_is_over_nobody_is_held_any_longer() -> None:
         assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize(
+    "load",
+    [
+        {"connections": 5, "count": 5, "duration": 0.2},  # all have begun long before the end
+        {"rate": 100, "duration": 0.2},
+        {"stages": [Stage(0.2, 200)]},
+        {"rate": 100, "duration": 0.2, "connections": 5},  # the others wait for a place, and get none
+    ],
+)
+async def test_at_the_end_of_the_time_nobody_is_held_in_either_loop(load: dict[str, Any]) -> None:
+    async with serving(greet_and_stay) as target:
+        async with asyncio.timeout(10):
+            metrics = await run(target, until="line", hold=60.0, **load)
+    assert outcomes(metrics) == {GREETED: metrics.attempted}
+    assert metrics.closed_while_held == 0
+    due = 5 if "count" in load else 20
+    assert metrics.attempted + metrics.unstarted == due
+    if "connections" in load:
+        assert metrics.attempted == 5, "the end of the time is no place for a burst"
+
+
+async def test_who_waits_for_his_greeting_at_the_end_of_the_time_has_his_timeout() -> None:
+    with unattended(backlog=100) as (_, target):
+        metrics = await run(target, rate=100, duration=0.1, hold=60.0, timeout=0.3)
+    assert outcomes(metrics) == {"connected_no_greeting": metrics.attempted}
+    assert (metrics.failed.percentiles(0)[0] or 0) >= 300_000
+
+
+async def test_without_a_duration_they_are_held_for_as_long_as_was_asked_for() -> None:
+    async with serving(greet_and_stay) as target:
+        began = time.monotonic()
+        metrics = await run(target, rate=1000, count=30, connections=100, until="line", hold=0.5)
+    assert outcomes(metrics) == {GREETED: 30}
+    assert metrics.peak_open == 30
+    assert time.monotonic() - began >= 0.5
+
+
+async def test_a_place_that_a_held_one_leaves_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    free: list[int] = []  # at the end of each turn, while there was somebody to begin
+    real = Engine._turn
+
+    def turn(self: Engine) -> None:
+        real(self)
+        if not self._over and self._started:
+            free.append(self._free)
+
+    monkeypatch.setattr(Engine, "_turn", turn)
+    async with serving(greet_and_stay) as target:
+        metrics = await run(target, connections=1, count=5, until="line", hold=0.02)
+    assert outcomes(metrics) == {GREETED: 5}
+    assert set(free) == {0}
+
+
 @pytest.mark.parametrize("outcome", ["connect_timeout", "connected_no_greeting"])
 async def test_each_has_a_deadline_of_its_own(outcome: str) -> None:
     timeouts = {"connect_timeout": 0.1, "timeout": 5.0}
@@ -425,6 +487,31 @@ async def test_stop_gives_the_figures_so_far() -> None:
     assert metrics.elapsed == pytest.approx(0.3, abs=0.2)
     assert sum(row["attempted"] for row in metrics.timeline.rows()) == 0
     worker.stop()  # once more is no harm
+
+
+async def test_a_start_is_taken_back_where_it_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead, begun = 0.0, asyncio.Event()
+    monkeypatch.setattr(engine, "monotonic", lambda: time.monotonic() + ahead)
+    real = Engine._begin_due
+
+    def later(self: Engine) -> float:
+        nonlocal ahead
+        if self._started and not ahead:  # a second passes between two readings of the clock
+            ahead = 1.0
+            begun.set()
+        return real(self)
+
+    monkeypatch.setattr(Engine, "_begin_due", later)
+    with unattended(backlog=100) as (_, target):
+        plan = LoadPlan(target, rate=2, duration=60.0, timeout=30.0)
+        worker = Engine(plan, await resolve(plan))
+        running = asyncio.create_task(worker.run())
+        async with asyncio.timeout(10):
+            await begun.wait()
+        worker.stop()
+        metrics = await running
+    assert metrics.cut_off >= 2
+    assert {row["attempted"] for row in metrics.timeline.rows()} == {0}
 
 
 async def test_cancelling_leaves_nothing_open_and_keeps_the_figures() -> None:

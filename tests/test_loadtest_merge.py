@@ -93,6 +93,22 @@ def test_it_says_which_part_contributed_what() -> None:
     assert whole.started_at == "2026-11-22T20:00:00Z"
 
 
+def test_parts_that_were_not_asked_alike_are_remarked() -> None:
+    def plan(**options: Any) -> LoadPlan:
+        return LoadPlan(rate=100, duration=1.0, **options)
+
+    asked = plan(hold=2.0, until="line", expect="220", tls=True, timeout=3.0, connect_timeout=0.5)
+    whole = checked(merge([("a", report(plan=plan())), ("b", made(plan=asked)), ("c", made(ms=1))]))
+    assert [note for note in whole.notes if "plans" in note] == [
+        "the parts had different plans, held open for: 0 s, 2 s",
+        "the parts had different plans, timeout: 10 s, 3 s",
+        "the parts had different plans, connect timeout: 5 s, 0.5 s",
+        "the parts had different plans, until: eof, line",
+        "the parts had different plans, expect: none, '220'",
+        "the parts had different plans, tls: no, yes",
+    ]
+
+
 def test_one_saturated_part_spoils_the_whole() -> None:
     few = report(lagging(20, 50))
     many = report(metrics(20_000))

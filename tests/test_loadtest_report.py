@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from greeter.errors import ConfigError
-from greeter.loadtest import LoadPlan, LoadReport, Threshold
+from greeter.loadtest import LoadPlan, LoadReport, Stage, Threshold
 from greeter.loadtest.histogram import Histogram, index_of
 from greeter.loadtest.metrics import Metrics
 from greeter.loadtest.outcome import GREETED
@@ -75,6 +75,21 @@ def test_a_closed_loop_has_no_target_and_its_rate_is_of_those_that_ended() -> No
     m.elapsed = 2.0
     assert report(m, LoadPlan()).rate == {"target": None, "achieved": 50.0, "greeted": 49.0}
     assert report(Metrics(), LoadPlan()).rate == {"target": None, "achieved": 0.0, "greeted": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "target"),
+    [
+        ({"rate": 3, "duration": 0.5}, 3.0),  # of which there are two, at 0 and at a third of a second
+        ({"rate": 3, "count": 2}, 3.0),
+        ({"stages": [Stage(0.5, 6)]}, 3.0),
+        ({"rate": 10, "stages": [Stage(1, 10), Stage(1, 0)], "count": 10}, 10.0),
+    ],
+)
+def test_the_rate_that_was_asked_for_is_not_rounded_to_whole_arrivals(
+    options: dict[str, Any], target: float
+) -> None:
+    assert report(plan=LoadPlan(**options)).rate["target"] == target
 
 
 def test_the_achieved_rate_of_an_open_loop_is_of_those_that_began() -> None:

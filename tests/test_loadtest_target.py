@@ -29,11 +29,11 @@ def answers(monkeypatch: pytest.MonkeyPatch, *addresses: Any) -> None:
 
 async def test_addresses_and_paths_need_no_resolver() -> None:
     target = await resolve(LoadPlan("127.0.0.1:7"))
-    assert (target.family, target.address, str(target)) == (socket.AF_INET, ("127.0.0.1", 7), "127.0.0.1:7")
+    assert (target.family, target.address) == (socket.AF_INET, ("127.0.0.1", 7))
     target = await resolve(LoadPlan("[::1]:7"))
-    assert (target.family, target.address[:2], str(target)) == (socket.AF_INET6, ("::1", 7), "[::1]:7")
+    assert (target.family, target.address[:2]) == (socket.AF_INET6, ("::1", 7))
     target = await resolve(LoadPlan("unix:@x"))
-    assert (target.family, target.address, str(target)) == (socket.AF_UNIX, "\0x", "unix:@x")
+    assert (target.family, target.address) == (socket.AF_UNIX, "\0x")
 
 
 async def test_no_host_is_this_machine() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from greeter.loadtest import LoadPlan, Threshold
 from greeter.loadtest.histogram import Histogram, index_of
-from greeter.loadtest.verdict import describe, figure, remarks, sentence
+from greeter.loadtest.verdict import actual, describe, figure, remarks, sentence
 from tests.test_loadtest_report import lagging, metrics, report
 
 
@@ -58,17 +58,17 @@ def test_what_was_missed_and_what_got_worse() -> None:
         duration=1.0,
         thresholds=[Threshold.parse("response:p99<1ms"), Threshold.parse("errors:rate<9%")],
     )
-    new, old = report(metrics(ms=6), plan), report()
-    assert new.verdict == "Not passed: response:p99<1ms was 6.003 ms."
+    new, old = report(metrics(2000, ms=6), plan), report(metrics(2000))
+    assert new.verdict == "Not passed: response:p99<1ms was 6 ms."
     verdict = new.against(old).verdict
     assert "response p99 went from 3 ms to 6 ms (+100 %)" in verdict
     short = sentence(new.against(old).to_dict(), most=2)
     assert short.count(" went from ") == 2
-    assert short.startswith("Not passed: response:p99<1ms was 6.003 ms; response ")
+    assert short.startswith("Not passed: response:p99<1ms was 6 ms; response ")
     worse = sum(move["worse"] for move in (new.against(old).baseline or {})["figures"])
     assert short.endswith(f"; and {worse - 2} more figures became worse.")
     nothing = report(metrics(0), plan)
-    assert nothing.verdict.startswith("Not passed: response:p99<1ms was 3.001 ms")
+    assert nothing.verdict.startswith("Not passed: response:p99<1ms was 3 ms")
     assert report(metrics(0, 0), plan).verdict.startswith("Not passed: response:p99<1ms was not measured")
 
 
@@ -76,14 +76,36 @@ def test_what_was_missed_and_what_got_worse() -> None:
     ("value", "unit", "text"),
     [
         (None, "ms", "not measured"),
-        (3.14159, "ms", "3.142 ms"),
+        (3.14159, "ms", "3.14 ms"),
         (0.1, "%", "0.1%"),
         (950, "/s", "950/s"),
+        (37_771.4, "/s", "37,771/s"),
+        (12_345, "", "12,345"),
+        (0.00001, "%", "0.00001%"),
         (7, "", "7"),
     ],
 )
 def test_figures_have_their_unit(value: float | None, unit: str, text: str) -> None:
     assert figure(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("expr", "value", "text"),
+    [
+        ("rate:achieved>=950", 949.96, "949.96/s"),
+        ("rate:achieved>=949.98", 949.96, "949.96/s"),
+        ("rate:achieved>=950", 950.0, "950/s"),
+        ("rate:achieved>=950", 951.2, "951/s"),
+        ("rate:achieved>=10k", 9999.9, "9,999.9/s"),
+        ("response:p99<20ms", 19.9996, "19.9996 ms"),
+        ("response:p99<20ms", 3.001, "3 ms"),
+        ("errors:rate<1%", None, "not measured"),
+        ("of:tomorrow<1", 5.0, "5"),
+    ],
+)
+def test_next_to_its_limit_a_figure_is_seen_on_its_side(expr: str, value: float | None, text: str) -> None:
+    unit = {"rate": "/s", "resp": " ms", "erro": "%"}.get(expr[:4], "").strip()
+    assert actual({"expr": expr, "actual": value, "unit": unit, "passed": False}) == text
 
 
 def test_a_move_in_words() -> None:
@@ -139,6 +161,23 @@ def test_a_closed_loop_says_what_it_hides() -> None:
     m = metrics()
     m.cpu_percent = [97.0]
     assert "a worker used 97 % of a core" in remarks(report(m, LoadPlan()).to_dict())[1]
+
+
+def test_a_baseline_that_is_not_what_it_should_be_is_remarked() -> None:
+    def against(**changes: Any) -> list[str]:
+        return remarks(report().against(replace(report(), **changes), name="old.json").to_dict())
+
+    assert against() == []
+    assert against(interrupted=True) == [
+        "the baseline old.json was interrupted: its figures are those of a part of its run"
+    ]
+    assert against(generator=report().generator | {"saturated": True}) == [
+        "the generator of the baseline old.json was the limit: its figures are its own"
+    ]
+    parts = [{"lost": None}, {"lost": "it left"}]
+    assert against(generator=report().generator | {"parts": parts}) == [
+        "the baseline old.json lacks a part of its load"
+    ]
 
 
 def test_saturation_speaks_for_the_unstarted() -> None:

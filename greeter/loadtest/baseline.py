@@ -1,18 +1,21 @@
 """A run against an earlier one: what moved, by how much, and whether that is too much.
 
 The law: a gate that cries wolf is switched off. So a percentile is compared when there are enough
-latencies beyond it to speak of one (p99.9 from 10,000 on, in both runs), and never min, p99.99 or max,
-which are luck; and a move of 2 µs is none, because either figure may be off by one.
+latencies beyond it to speak of one (ten, in both runs), and never min, p99.99 or max, which are luck; and a
+move of 2 µs is none, because either figure may be off by one. One that cannot cry is worse: a run in which
+nothing was greeted is no baseline.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from greeter.errors import ConfigError
+from greeter.loadtest.threshold import PHASES
+
 DEFAULT_TOLERANCE = 10.0
 
-_PHASES = ("connect", "first_byte", "service", "response")  # in a closed loop the last two are the same
-_STATS = {"mean": 0, "p50": 0, "p90": 0, "p99": 0, "p99.9": 10_000}  # from so many latencies on
+_STATS = {"mean": 0, "p50": 0, "p90": 100, "p99": 1000, "p99.9": 10_000}  # from so many latencies on
 _NO_MOVE_US = 2
 # What makes two runs two different questions.
 _PLAN = ("mode", "target", "rate", "stages", "connections", "hold_s", "until", "tls", "workers")
@@ -21,10 +24,17 @@ _PLAN = ("mode", "target", "rate", "stages", "connections", "hold_s", "until", "
 def compare(
     new: dict[str, Any], old: dict[str, Any], tolerance: float = DEFAULT_TOLERANCE, name: str = "baseline"
 ) -> dict[str, Any]:
-    """Compare two reports' JSON. A figure that is worse by more than ``tolerance`` percent fails."""
+    """Compare two reports' JSON. A figure that is worse by more than ``tolerance`` percent fails.
+
+    ``interrupted``, ``saturated`` and ``lost`` tell of the older run. Raises as ``check`` does.
+    """
+    check(old, name)
+    # Failures have their rate; and in a closed loop the response is the service.
+    passed_over = {"failed"} if new["plan"]["mode"] == "open" else {"failed", "response"}
     figures = [
         _latency(phase, stat, new["latency_us"][phase], old["latency_us"][phase], tolerance)
-        for phase in (_PHASES if new["plan"]["mode"] == "open" else _PHASES[:-1])
+        for phase in PHASES
+        if phase not in passed_over
         for stat, least in _STATS.items()
         if (old["latency_us"][phase]["count"] or 0) > 0
         and min(new["latency_us"][phase]["count"] or least, old["latency_us"][phase]["count"]) >= least
@@ -44,8 +54,17 @@ def compare(
             if old["plan"].get(key) != new["plan"].get(key)
         ],
         "figures": figures,
+        "interrupted": old["interrupted"],
+        "saturated": old["generator"]["saturated"],
+        "lost": any(part.get("lost") for part in old["generator"].get("parts", ())),
         "passed": not any(figure["worse"] for figure in figures),
     }
+
+
+def check(old: dict[str, Any], name: str) -> None:
+    """See that a report's JSON can be a baseline; ``name`` is what an error calls it. Raises ConfigError."""
+    if not old["connections"]["greeted"]:
+        raise ConfigError(f"{name} is no baseline: nothing was greeted in it")
 
 
 def _latency(

@@ -24,7 +24,7 @@ from greeter.loadtest.figure import (
     time_table,
     titled,
 )
-from greeter.loadtest.series import curve, edges, heat, slots
+from greeter.loadtest.series import asked_for, curve, edges, heat, slots
 from greeter.loadtest.units import latency, number, seconds
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def rates(report: LoadReport, now: Sequence[Slot], then: Sequence[Slot] | None) 
         bars("failed", now, _failed, "failed"),
         along("begun", now, _begun, "begun"),
     ]
-    if asked := list(_asked_for(report.plan)):
+    if asked := asked_for(report.plan):
         xs, ys = zip(*asked, strict=True)
         data.append({**line("asked for", xs, ys, "muted"), "mode": "lines", "hoverinfo": "skip"})
         data[-1]["line"]["dash"] = "dash"
@@ -313,19 +313,6 @@ def _from_zero(most: float, unit: str, what: str) -> Axis:
     if not unit and most < _FEW_POINTS:
         axis["dtick"] = max(1, round(most / 5))  # there is no half of a connection
     return {**titled(what), **axis}
-
-
-def _asked_for(plan: dict[str, Any]) -> Iterator[tuple[float, float]]:
-    """The rate of the plan's schedule, as the corners of a line."""
-    if plan["mode"] == "closed":
-        return
-    at, rate = 0.0, plan["rate"] or 0.0
-    yield at, rate
-    for stage in plan["stages"]:
-        at += stage["duration_s"]
-        yield at, stage["rate"]
-    if not plan["stages"] and rate:
-        yield plan["duration_s"] or (plan["count"] or 0) / rate, rate
 
 
 def _length(run: Sequence[Slot]) -> str:

@@ -22,6 +22,7 @@ from greeter import __version__
 from greeter.errors import ConfigError, GreeterError
 from greeter.loadtest.fleet import Clock, Part, assemble, compared
 from greeter.loadtest.metrics import Metrics
+from greeter.loadtest.report import stamp
 from greeter.loadtest.station import ANSWER, ORDER, RESULT
 
 if TYPE_CHECKING:
@@ -126,8 +127,7 @@ class Conductor:
             except GreeterError as error:
                 part.lost = str(error)
         self._wait_for_reports(begin + _longest(plan) + _PATIENCE_SECONDS)
-        stamp = started_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return assemble(plan, list(self._parts.values()), stamp)
+        return assemble(plan, list(self._parts.values()), stamp(started_at))
 
     def _prepared(self, part: Part, job: dict[str, Any]) -> GreeterError | None:
         """Why the worker cannot take part. What a greenlet raises, gevent would show as a traceback."""

@@ -139,10 +139,11 @@ class Connection:
             if not self.received:
                 self.first = now
             self.received += size
+            whole = rules.keep_data and self._keep(bytes(rules.buffer[:size]))
             if self.received > rules.max_bytes:
                 return "too_large"
-            if rules.keep_data and self._keep(bytes(rules.buffer[:size])):
-                return self.verdict()
+            if whole:
+                return self.verdict(whole=True)
             if size < rules.emptying:
                 if not mask & ENDED:
                     return None
@@ -156,10 +157,10 @@ class Connection:
         self.ended = True
         return self.verdict()
 
-    def verdict(self) -> str:
-        """The class of a connection whose greeting is whole, or whose stream has ended."""
+    def verdict(self, *, whole: bool = False) -> str:
+        """The class of a connection whose greeting is ``whole``, or whose stream has ended."""
         expect = self.rules.expect
-        if self.error and self.error != errno.EPIPE:
+        if self.error and self.error != errno.EPIPE and not whole:
             # No end came before the reset: only the expected text can tell that the greeting was whole.
             if expect is None or not self.received or expect not in self.data:
                 self.why = "" if self.error == errno.ECONNRESET else os.strerror(self.error)
@@ -196,9 +197,14 @@ class Connection:
         sock.close()
 
     def _keep(self, data: bytes) -> bool:
-        """Keep ``data``; true if the greeting is whole before the end of the stream."""
+        """Keep ``data``; true if the greeting is whole before the end of the stream. What is behind a line is
+        no part of it, however it came."""
+        end = data.find(b"\n") + 1 if self.rules.until_line else 0
+        if end:
+            self.received -= len(data) - end
+            data = data[:end]
         self.data = data if self.received == len(data) else self.data + data
-        return self.rules.until_line and b"\n" in data
+        return end > 0
 
     def _not_connected(self, code: int) -> str:
         self.why = os.strerror(code)

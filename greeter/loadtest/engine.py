@@ -22,6 +22,7 @@ from greeter.loadtest.alarm import Alarm
 from greeter.loadtest.connection import Connection, Rules, begun_by, oldest
 from greeter.loadtest.metrics import Metrics
 from greeter.loadtest.outcome import ANSWERED, GREETED
+from greeter.loadtest.pacer import LATE
 from greeter.loadtest.poller import BATCH, FAILED, new_poller
 from greeter.loadtest.timeline import INTERVAL, Interval
 
@@ -64,14 +65,14 @@ class Engine:
         self._connecting: dict[int, Connection] = {}
         self._held: dict[int, Connection] = {}
         self._held_until: Deadlines[Connection] = Deadlines()
+        self._last_hold = inf  # nobody is held beyond: the time of the run is over
         self._queued: list[Connection] = []  # Unix connects to be tried again …
         self._retry_at = inf  # … at this moment
         self._slots = self._free = plan.share(index)
         self._freed = -inf  # when a slot last came free after there had been none
         self._interval, self._interval_end = Interval(), inf
-        self._uncounted = 0
         self._check_at = -inf  # no deadline passes before
-        self._over = False
+        self._uncounted, self._over = 0, False
 
     async def run(self, begin: float | None = None) -> Metrics:
         """Make the load, from the moment ``begin`` of ``time.monotonic()`` (now) on.
@@ -85,6 +86,8 @@ class Engine:
         try:
             self._zero = (monotonic() if begin is None else begin) + self._plan.warmup
             self._last_end = self._interval_end = self._zero
+            if self._plan.duration is not None:  # behind which an open loop still begins what was due
+                self._last_hold = self._zero + self._plan.duration + LATE * self._open_loop
             self._alarm.set(self._next_schedule(self._zero))
             await self._done
         finally:
@@ -126,13 +129,12 @@ class Engine:
                     connecting.pop(fd, None)
                 if outcome is not None:
                     self._end(connection, outcome, now)
+            if now >= self._check_at:
+                self._expire(now)  # first, for it gives slots free
             due = self._begin_due()
             if len(events) < _MANY:
                 break
-        if self._slots - self._free > self._interval.open:
-            self._interval.open = self._slots - self._free
-        if now >= self._check_at:
-            self._expire(now)
+        self._interval.open = max(self._interval.open, self._slots - self._free)
         if self._uncounted >= _MANY:
             self._uncounted = 0
             self.metrics.count(self._interval)
@@ -170,6 +172,8 @@ class Engine:
                 return now + wait
             if not self._free:
                 return self._origin + (self._pacer.end or inf)
+            if now >= self._interval_end:  # it counts where it belongs, and is taken back there
+                self._turn_interval(now)
             self._started += 1
             self._free -= 1
             connection = rules.connection(rules, now + wait, now, self._measuring)
@@ -217,15 +221,14 @@ class Engine:
         """End, or let go, whoever has waited for as long as he may; and know when to look again."""
         if now >= self._retry_at:
             self._retry(now)
-        for connection in begun_by(now - self._connect_timeout, self._connecting):
-            self._end(connection, connection.overdue(), now)
-        for connection in begun_by(now - self._timeout, self._waiting):
-            self._end(connection, connection.overdue(), now)
+        for time, waiting in ((self._connect_timeout, self._connecting), (self._timeout, self._waiting)):
+            for connection in begun_by(now - time, waiting):
+                self._end(connection, connection.overdue(), now)
         for connection in self._held_until.expire(now):
             self._let_go(connection, now)
         # Whoever comes later has at least the shortest of the times before him.
         self._check_at = min(
-            now + min(self._connect_timeout, self._timeout, self._hold or inf),
+            now + min(self._connect_timeout, self._timeout),
             oldest(self._connecting) + self._connect_timeout,
             oldest(self._waiting) + self._timeout,
             self._held_until.first() or inf,
@@ -256,9 +259,11 @@ class Engine:
             self._connecting.pop(fd, None)
         if connection.measured:
             self._count(connection, outcome, now)
-        if self._hold and outcome == GREETED:
+        if self._hold and outcome == GREETED and now < self._last_hold:
+            until = min(now + self._hold, self._last_hold)
             self._held[fd] = connection
-            self._held_until.add(connection, now + self._hold)
+            self._held_until.add(connection, until)
+            self._check_at = min(self._check_at, until)
             if connection.ended:
                 self._poller.forget(fd)
         else:
@@ -277,8 +282,7 @@ class Engine:
                 metrics.service.record(now - start)
         if outcome == GREETED:
             interval.greeted += 1
-            if connection.error:
-                metrics.reset_after_greeting += 1
+            metrics.reset_after_greeting += bool(connection.error)
         else:
             interval.failed += 1
             metrics.failed.record(now - start)
@@ -320,10 +324,6 @@ class Engine:
             metrics.unstarted = max(0, due - self._started)
             if self._started + metrics.unstarted == total:
                 metrics.scheduled = pacer.length or 0.0
-        if self._plan.duration is not None and elapsed >= self._plan.duration:
-            self._hold = 0.0
-            for connection in self._held_until.expire(inf):
-                self._let_go(connection, now)
 
     def _note_cpu(self) -> None:
         """Work out the share of a core, until the end of the schedule, in a closed loop until the last."""

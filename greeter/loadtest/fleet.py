@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.loadtest import kernel
 from greeter.loadtest.metrics import Metrics, merged
-from greeter.loadtest.outcome import GREETED
-from greeter.loadtest.report import build, saturated
+from greeter.loadtest.report import build, part_row
 from greeter.loadtest.units import latency, number, seconds
 
 if TYPE_CHECKING:
@@ -91,25 +90,18 @@ def assemble(plan: LoadPlan, parts: Sequence[Part], started_at: str) -> LoadRepo
 
 
 def _row(plan: LoadPlan, part: Part, started_at: str) -> dict[str, Any]:
-    metrics = part.metrics or Metrics()
-    greeted, attempted = metrics.outcomes[GREETED], metrics.attempted
+    report = build(
+        plan,
+        str(plan.endpoint),
+        part.metrics or Metrics(),
+        started_at=started_at,
+        kernel={},
+        environment=part.environment,
+    )
     clock = part.clock
     known = clock.within < inf
     return {
-        "name": part.name,
-        "target": str(plan.endpoint),
-        "started_at": started_at,
-        "duration_s": round(metrics.elapsed, 6),
-        "attempted": attempted,
-        "greeted": greeted,
-        "failed": attempted - greeted,
-        "unstarted": metrics.unstarted,
-        "response_p99_us": metrics.response.percentiles(99)[0],
-        "lag_p99_us": metrics.lag.percentiles(99)[0],
-        "cpu_percent": [round(percent, 1) for percent in metrics.cpu_percent],
-        "saturated": saturated(plan, metrics),
-        "interrupted": metrics.interrupted,
-        "environment": part.environment,
+        **part_row(part.name, report),
         "clock_ahead_us": round(clock.ahead * 1e6) if known else 0,
         "clock_within_us": round(clock.within * 1e6) if known else 0,
         "lost": part.lost,

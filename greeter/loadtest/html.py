@@ -81,6 +81,7 @@ def page(report: LoadReport, baseline: LoadReport | None = None) -> str:
         verdict=verdict.sentence(report.to_dict(), most=_MOVES),
         remarks=verdict.remarks(report.to_dict()),
         figure=verdict.figure,
+        actual=verdict.actual,
         phases=PHASES,
         stats=STATS,
         failures=FAILURES,

@@ -41,7 +41,7 @@ from greeter.loadtest.pacer import Stage
 from greeter.loadtest.plan import LoadPlan, parse_stage
 from greeter.loadtest.render import hdr_log, summary, timeline_csv
 from greeter.loadtest.report import LoadReport
-from greeter.loadtest.saved import read
+from greeter.loadtest.saved import read_baseline
 from greeter.loadtest.threshold import Threshold
 from greeter.loadtest.units import parse_count, parse_duration, parse_quantity
 
@@ -176,7 +176,7 @@ class _Choices:
             percent = float(tolerance.removesuffix("%"))
         except ValueError:
             raise ConfigError(f"{tolerance!r} is not a number of percent") from None
-        return (read(path), percent) if path else None
+        return (read_baseline(path), percent) if path else None
 
     def publish(self, report: LoadReport) -> LoadReport:
         """Compare the report, print it, and write what was asked for. Raises WriteFailed."""

@@ -16,7 +16,7 @@ from greeter.loadtest.histogram import Histogram
 from greeter.loadtest.metrics import COUNTS, HISTOGRAMS, Metrics, merged
 from greeter.loadtest.outcome import FAILURES, GREETED
 from greeter.loadtest.plan import LoadPlan
-from greeter.loadtest.report import build
+from greeter.loadtest.report import build, part_row
 from greeter.loadtest.timeline import Timeline
 from greeter.loadtest.units import seconds
 
@@ -32,6 +32,18 @@ _SHAPE = {
     "mode": "loop",
     "duration_s": "duration in seconds",
 }  # what the parts must have in common to be one test
+
+# What should be alike in all of them: else the figures are a mixture.
+_ALIKE = {
+    "hold_s": "held open for",
+    "warmup_s": "warm-up",
+    "timeout_s": "timeout",
+    "connect_timeout_s": "connect timeout",
+    "until": "until",
+    "expect": "expect",
+    "max_bytes": "max bytes",
+    "tls": "tls",
+}
 
 
 def merge(parts: Sequence[Part]) -> LoadReport:
@@ -75,21 +87,7 @@ def _rows(name: str, report: LoadReport) -> list[dict[str, Any]]:
     """What ``report`` contributed; of a merged one, what its parts did."""
     if report.generator.get("parts"):
         return [{**row, "name": f"{name}: {row['name']}"} for row in report.generator["parts"]]
-    return [
-        {
-            "name": name,
-            "target": report.target,
-            "started_at": report.started_at,
-            "duration_s": report.duration_s,
-            **{key: report.connections[key] for key in ("attempted", "greeted", "failed", "unstarted")},
-            "response_p99_us": report.latency_us["response"]["p99"],
-            "lag_p99_us": report.generator["lag_p99_us"],
-            "cpu_percent": report.generator["cpu_percent"],
-            "saturated": report.generator["saturated"],
-            "interrupted": report.interrupted,
-            "environment": report.environment,
-        }
-    ]
+    return [part_row(name, report)]
 
 
 def _metrics(name: str, report: LoadReport) -> Metrics:
@@ -185,7 +183,23 @@ def _remarks(parts: Sequence[Part]) -> list[str]:
     ):
         if len(set(values)) > 1:
             said.append(f"the parts had different {what}: {', '.join(dict.fromkeys(values))}")
+    plans = [report.plan for report in reports]
+    for key, what in _ALIKE.items():
+        found = dict.fromkeys(_typed(key, plan.get(key)) for plan in plans)
+        if len(found) > 1:
+            said.append(f"the parts had different plans, {what}: {', '.join(found)}")
     return said
+
+
+def _typed(key: str, value: Any) -> str:
+    """A choice of a plan, for people."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key.endswith("_s") and isinstance(value, int | float):
+        return seconds(value)
+    return repr(value) if key == "expect" else str(value)
 
 
 def _moment(name: str, report: LoadReport) -> datetime:

@@ -76,6 +76,7 @@ class Open:
 
     ``limit`` ends the schedule after so many arrivals. Worker ``index`` of ``workers`` takes every
     ``workers``-th arrival of the schedule, beginning with its own: the parts are the whole, exactly.
+    ``mean`` is the rate of the whole on average.
     """
 
     def __init__(
@@ -104,9 +105,11 @@ class Open:
         # because 1.1/s over 10 s is 11 arrivals, and 11.000000000000002 would be 12.
         self._all = ceil(arrivals)
         self.length = float(begin)
+        self.mean = float(arrivals / begin) if begin else 0.0
         if limit is not None and limit < self._all:
             self._all = limit
             self.length = self._moment(limit)
+            self.mean = limit / self.length
         self.end = self.length + LATE
         self.total = max(0, -((index - self._all) // workers))
 

@@ -36,7 +36,8 @@ class LoadPlan:
       begin on time, whether or not earlier ones have ended.
     - ``stages``: the rate goes in a straight line to each stage's rate within its duration, beginning at
       ``rate`` (0 when not given). The stages say how long the run is.
-    - ``hold``: keep each connection open for so long after its greeting.
+    - ``hold``: keep each connection open for so long after its greeting; at the end of the duration, nobody
+      is held any longer.
     - ``timeout``, ``connect_timeout``: deadlines of a connection, from its beginning to the end of its
       greeting and to being connected.
     - ``until``: the greeting ends with the stream (``eof``), or with its first line (``line``: SMTP, SSH,
@@ -44,7 +45,8 @@ class LoadPlan:
     - ``expect``: text that a greeting must contain.
     - ``max_bytes``: a greeting that is longer is ``too_large``.
     - ``workers``: processes that share rate, count and connections.
-    - ``warmup``: so long, before the run begins, the load is made and not measured.
+    - ``warmup``: so long, before the run begins, the load is made and not measured, at ``rate``, or else at
+      the rate of the first stage.
     - ``source_ips``: local addresses to connect from, in turn; each adds its own range of ports.
     - ``tls`` and what goes with it: paths of PEM files, and the name to ask for and to check.
     - ``thresholds``: limits that the figures must keep.
@@ -100,12 +102,19 @@ class LoadPlan:
         pacer = self._pacer(0, 1)
         return pacer.total or 0, pacer.length or 0.0
 
+    @property
+    def mean_rate(self) -> float | None:
+        """The arrivals per second that an open loop asks for, on average; None in a closed loop."""
+        pacer = self._pacer(0, 1)
+        return pacer.mean if isinstance(pacer, Open) else None
+
     def pacer(self, index: int = 0) -> Pacer:
         """The schedule of worker ``index``, without the warm-up."""
         return self._pacer(index, self.workers)
 
     def warmup_pacer(self, index: int = 0) -> Pacer:
-        """The schedule of worker ``index`` before the run: the rate at which the run begins."""
+        """The schedule of worker ``index`` before the run: at ``rate``, or at that of the first stage, for a
+        ramp from nothing begins with none."""
         if self.mode == "closed":
             return Closed(length=self.warmup)
         rate = self.rate if self.rate is not None else self.stages[0].rate

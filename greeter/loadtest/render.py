@@ -120,7 +120,7 @@ def _errors(values: dict[str, Any]) -> list[str]:
 def _thresholds(values: dict[str, Any]) -> list[str]:
     return [
         f"  {'passed' if threshold['passed'] else 'MISSED'}  {threshold['expr']:<28} "
-        f"{verdict.figure(threshold['actual'], threshold['unit'])}"
+        f"{verdict.actual(threshold)}"
         for threshold in values["thresholds"]
     ]
 

@@ -55,7 +55,7 @@ async def load(
     notes = preflight(plan, target, in_process=in_process)
     local = target.local
     before = kernel.counters() if local else {}
-    started_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    started_at = report.stamp(datetime.now(UTC))
     run = _in_this_loop if in_process else _in_processes
     metrics, uvloop = await run(plan, target, _collector(on_snapshot), stop)
     if local:

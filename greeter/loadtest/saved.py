@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import ConfigError, MissingExtra, reason
-from greeter.loadtest.baseline import DEFAULT_TOLERANCE
+from greeter.loadtest.baseline import DEFAULT_TOLERANCE, check
 from greeter.loadtest.merge import merge
 from greeter.loadtest.report import LoadReport
 
@@ -54,6 +54,13 @@ def read(path: str | Path) -> LoadReport:
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is no JSON: it is not UTF-8") from None
     return parse(text, str(path))
+
+
+def read_baseline(path: str | Path) -> LoadReport:
+    """The report in the file at ``path``, if a run can be held against it. Raises as ``gather`` does."""
+    report = read(path)
+    check(report.to_dict(), str(path))
+    return report
 
 
 def parse(text: str, name: str = "report") -> LoadReport:

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from greeter.loadtest.histogram import keys_at, lowest
-from greeter.loadtest.timeline import Bucket, Timeline
+from greeter.loadtest.pacer import Open, Stage
+from greeter.loadtest.timeline import Bucket, Timeline, shift
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from greeter.loadtest.histogram import Histogram
 
 _PER_TENFOLD = 20
-_TIMELINE_BITS = 8  # what a bucket of the timeline keeps of a latency
 _MOST_ROWS = 40
 _PERCENTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
 
@@ -52,10 +52,7 @@ class Slot:
         As everywhere, a latency is the upper end of its class: of those with the same leading bits.
         """
         found = keys_at(self.bucket.latencies, *_PERCENTS.values())
-        return {
-            name: us + (1 << _shift(us, _TIMELINE_BITS)) - 1
-            for name, us in zip(_PERCENTS, found, strict=False)
-        }
+        return {name: us + (1 << shift(us)) - 1 for name, us in zip(_PERCENTS, found, strict=False)}
 
 
 def slots(width: float, rows: list[dict[str, Any]], duration: float) -> list[Slot]:
@@ -79,6 +76,26 @@ def slots(width: float, rows: list[dict[str, Any]], duration: float) -> list[Slo
     else:
         found.append(Slot(last.begin, round(span, 6), last.bucket))
     return found
+
+
+def asked_for(plan: dict[str, Any]) -> list[tuple[float, float]]:
+    """The rate of the plan's schedule, as the corners ``(seconds, connections per second)`` of a line that
+    ends where the schedule does; nothing of a closed loop."""
+    rate, count = plan["rate"] or 0.0, plan["count"]
+    stages = [Stage(stage["duration_s"], stage["rate"]) for stage in plan["stages"]]
+    if plan["mode"] == "closed" or not (stages or rate > 0):
+        return []
+    if not stages:
+        stages = [Stage(plan["duration_s"] or (count or 0) / rate, rate)]
+    end = Open(stages, rate, limit=count).length
+    corners = [(0.0, rate)]
+    for stage in stages:
+        at, before = corners[-1]
+        if at + stage.duration > end:  # the count is reached within it
+            corners.append((end, before + (stage.rate - before) * (end - at) / stage.duration))
+            break
+        corners.append((at + stage.duration, stage.rate))
+    return corners
 
 
 def curve(histogram: Histogram) -> list[tuple[float, int]]:
@@ -111,7 +128,7 @@ def edges(*runs: Sequence[Slot]) -> list[int]:
     for bits in (6, 5, 4, 3, 2, 1):
         found = [_floor(min(keys), bits)]
         while found[-1] <= max(keys):
-            found.append(found[-1] + (1 << _shift(found[-1], bits)))
+            found.append(found[-1] + (1 << shift(found[-1], bits)))
         if len(found) <= _MOST_ROWS + 1:
             break
     return found
@@ -127,8 +144,4 @@ def heat(run: Sequence[Slot], bounds: Sequence[int]) -> list[list[int]]:
 
 
 def _floor(us: int, bits: int) -> int:
-    return us >> _shift(us, bits) << _shift(us, bits)
-
-
-def _shift(us: int, bits: int) -> int:
-    return max(0, us.bit_length() - bits)
+    return us >> shift(us, bits) << shift(us, bits)

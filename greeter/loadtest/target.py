@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from greeter.endpoint import Endpoint
 from greeter.errors import ConfigError, ConnectFailed, reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from greeter.endpoint import Endpoint
     from greeter.loadtest.plan import LoadPlan
 
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
@@ -92,11 +92,6 @@ class Target:
     def loopback(self) -> bool:
         """Whether the address is one that no packet leaves the machine for."""
         return isinstance(self.address, str) or ip_address(self.address[0].partition("%")[0]).is_loopback
-
-    def __str__(self) -> str:
-        if isinstance(self.address, str):
-            return str(Endpoint("unix", path=self.address))
-        return str(Endpoint("tcp", host=self.address[0], port=self.address[1]))
 
 
 async def resolve(plan: LoadPlan) -> Target:

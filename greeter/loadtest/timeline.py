@@ -25,7 +25,7 @@ FIRST_WIDTH = 1.0
 MOST_BUCKETS = 600
 
 # A bucket keeps the leading 8 bits of each latency, which is HdrHistogram's two digits.
-_BITS, _DIGITS = 8, 2
+BITS, _DIGITS = 8, 2
 
 
 def _sparse() -> Histogram:
@@ -84,7 +84,7 @@ class Bucket:
 
     def count(self, latencies: Iterable[tuple[int, int]]) -> None:
         """Count latencies in µs, each so many times."""
-        self.count_classes((us >> _shift(us) << _shift(us), count) for us, count in latencies)
+        self.count_classes((us >> shift(us) << shift(us), count) for us, count in latencies)
 
     def count_classes(self, latencies: Iterable[tuple[int, int]]) -> None:
         """Count latencies that are given as the least µs of their classes."""
@@ -178,7 +178,7 @@ class Timeline:
 
 def _percentiles(latencies: dict[int, int]) -> dict[str, float | None]:
     """The median and the 99th percentile in µs: the upper ends of their classes."""
-    found = [us + (1 << _shift(us)) - 1 for us in keys_at(latencies, 50, 99)]
+    found = [us + (1 << shift(us)) - 1 for us in keys_at(latencies, 50, 99)]
     return dict(zip(("p50_us", "p99_us"), found or (None, None), strict=True))
 
 
@@ -186,8 +186,9 @@ def _percentiles(latencies: dict[int, int]) -> dict[str, float | None]:
 def _coarse() -> array[int]:
     """The least µs of the class of every bucket of a Histogram; a table, because each interval needs it."""
     values = map(lowest, range(index_of(HIGHEST_US) + 1))
-    return array("L", [us >> _shift(us) << _shift(us) for us in values])
+    return array("L", [us >> shift(us) << shift(us) for us in values])
 
 
-def _shift(us: int) -> int:
-    return max(0, us.bit_length() - _BITS)
+def shift(us: int, bits: int = BITS) -> int:
+    """By how many bits a latency is longer than its leading ``bits``."""
+    return max(0, us.bit_length() - bits)

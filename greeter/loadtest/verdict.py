@@ -6,11 +6,17 @@ never given without saying whose it is.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from math import inf
 from typing import Any
 
+from greeter.errors import ConfigError
 from greeter.loadtest.kernel import COUNTERS
+from greeter.loadtest.threshold import Threshold
 from greeter.loadtest.units import latency, number, seconds
+
+# Of a core that a worker uses: from here on it may be what limits the load.
+BUSY_PERCENT = 90
 
 
 def sentence(report: dict[str, Any], most: int | None = None) -> str:
@@ -54,7 +60,7 @@ def remarks(report: dict[str, Any]) -> list[str]:
     if report["plan"]["mode"] == "closed":
         said.append("closed loop: the next client waits for one before it, which hides a server's stalls")
         busiest = max(generator["cpu_percent"], default=0)
-        if busiest >= 90:
+        if busiest >= BUSY_PERCENT:
             said.append(f"a worker used {busiest:.0f} % of a core: the generator may have been the limit")
     elif connections["unstarted"] and not generator["saturated"]:
         full = connections["peak_open"] >= report["plan"]["connections"]
@@ -79,7 +85,17 @@ def remarks(report: dict[str, Any]) -> list[str]:
         said.append(f"{number(connections['closed_while_held'])} were closed by the server while held open")
     if generator["latencies_over_60_s"]:
         said.append(f"{number(generator['latencies_over_60_s'])} latencies over 60 s are counted as 60 s")
-    return said
+    return said + _of_baseline(report["baseline"] or {})
+
+
+def _of_baseline(baseline: dict[str, Any]) -> list[str]:
+    """Why the figures of the older run may not be what a run like it comes to."""
+    said = {
+        "interrupted": "the baseline {} was interrupted: its figures are those of a part of its run",
+        "saturated": "the generator of the baseline {} was the limit: its figures are its own",
+        "lost": "the baseline {} lacks a part of its load",
+    }
+    return [text.format(baseline["name"]) for fact, text in said.items() if baseline.get(fact)]
 
 
 def _greeted(greeted: int, attempted: int) -> str:
@@ -115,7 +131,7 @@ def _lateness(report: dict[str, Any]) -> str:
 
 def _missed(report: dict[str, Any], most: int | None) -> list[str]:
     missed = [
-        f"{threshold['expr']} was {figure(threshold['actual'], threshold['unit'])}"
+        f"{threshold['expr']} was {actual(threshold)}"
         for threshold in report["thresholds"]
         if not threshold["passed"]
     ]
@@ -133,11 +149,27 @@ def _weight(move: dict[str, Any]) -> tuple[bool, float]:
     return not move["figure"].startswith("response"), -inf if change is None else -abs(change)
 
 
-def figure(value: float | None, unit: str) -> str:
-    """A threshold's figure with its unit."""
+def actual(threshold: dict[str, Any]) -> str:
+    """What a threshold's figure was, with the digits that tell it from the limit."""
+    limit = None
+    with suppress(ConfigError):  # an expression of a later version, in a file
+        limit = Threshold.parse(threshold["expr"]).value
+    return figure(threshold["actual"], threshold["unit"], limit)
+
+
+def figure(value: float | None, unit: str, limit: float | None = None) -> str:
+    """A figure with its unit; next to a ``limit``, with so many digits that it is seen on its side of it."""
     if value is None:
         return "not measured"
-    return f"{value:.4g}{unit if unit in ('%', '/s') else ' ' * bool(unit) + unit}"
+    shown, places = number(value), 0
+    while limit is not None and _side(float(shown.replace(",", "")), limit) != _side(value, limit):
+        places += 1
+        shown = f"{value:,.{places}f}"
+    return shown + (unit if unit in ("%", "/s") else " " * bool(unit) + unit)
+
+
+def _side(value: float, limit: float) -> int:
+    return (value > limit) - (value < limit)
 
 
 def describe(move: dict[str, Any]) -> str:
