@@ -137,5 +137,5 @@ def test_an_encoding_of_another_shape_is_read() -> None:
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hdrh", None)
     for call in (Histogram().encode, lambda: Histogram.decode("HIST")):
-        with pytest.raises(MissingExtra, match=r"greeter load needs .*'greeter\[load\]'"):
+        with pytest.raises(MissingExtra, match=r"greeter load needs .*'\.\[load\]' in greeter's source tree"):
             call()

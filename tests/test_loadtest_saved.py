@@ -133,5 +133,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", None)
-    with pytest.raises(MissingExtra, match=r"^reading a report needs .* pip install 'greeter\[report\]'$"):
+    with pytest.raises(
+        MissingExtra, match=r"^reading a report needs .* pip install '\.\[report\]' in greeter's source tree$"
+    ):
         parse("{}")
