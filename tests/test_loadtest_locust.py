@@ -309,6 +309,18 @@ async def interrupted(fleet: Fleet) -> None:
     assert "Interrupted after " in master.out
 
 
+async def a_script_interrupted(fleet: Fleet) -> None:
+    """As by Ctrl-C, which all of its processes have: the master still reports."""
+    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+        options = ("-H", target, "-t", "60s", "--greeter-rate", "100", "--greeter-json", str(fleet.json))
+        script = await fleet.start("examples/distributed/run.py", *options)
+        await clients(came, 50)
+        os.killpg(script.process.pid, signal.SIGINT)
+        assert await script.ended() == 130
+    assert script.complaints() == []
+    assert fleet.report().interrupted
+
+
 # A master that does not wait as long as others do.
 IMPATIENT = """
     import greeter.loadtest.conductor as conductor
@@ -594,6 +606,7 @@ SCENARIOS = (
     a_worker_dies,  # the longest first
     two_workers_and_a_master,
     a_script,
+    a_script_interrupted,
     what_is_wrong_with_the_plan,
     interrupted,
     a_generator_freezes,
