@@ -142,6 +142,7 @@ class _Choices:
 
     def __init__(self, environment: Environment, user: type[GreeterUser]) -> None:
         self._environment, self._user = environment, user
+        self._old: tuple[LoadReport, float] | None = None
 
     def option(self, name: str) -> str:
         value: str = getattr(self._environment.parsed_options, f"greeter_{name}", "")
@@ -161,8 +162,8 @@ class _Choices:
             values.pop("duration", None)  # the stages say how long the run is
         for name, read_one in (("stages", _stage), ("thresholds", _threshold)):
             values[name] = [read_one(one) for one in values.get(name, ())]
-        old = self._baseline()
-        check(self._files(), None if old is None else old[0], "--greeter-")
+        self._old = self._baseline()
+        check(self._files(), self._old and self._old[0], "--greeter-")
         host = self._environment.host or self._user.host or str(DEFAULT_ENDPOINT)
         try:
             return LoadPlan(host, **values, workers=workers)
@@ -181,12 +182,11 @@ class _Choices:
 
     def publish(self, report: LoadReport) -> int:
         """Compare the report, print it, and write what was asked for; returns the exit code."""
-        old = self._baseline()
-        if old is not None:
-            report = report.against(*old, self.option("baseline"))
+        if self._old is not None:
+            report = report.against(*self._old, self.option("baseline"))
         return deliver(
             report,
-            None if old is None else old[0],
+            self._old and self._old[0],
             self._files(),
             lambda text: say(f"\n{text}\n"),
             lambda error: logger.error("%s", error),
