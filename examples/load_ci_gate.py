@@ -2,12 +2,14 @@
 
     python examples/load_ci_gate.py 127.0.0.1:9999
 
-The exit code is 0, or 99 for a limit that was missed, or 98 if this machine could not make the load.
+The exit code is 0, or 99 for a limit that was missed, or 98 if this machine could not make the load; it is
+1 when there was nothing to load.
 """
 
 import asyncio
 import sys
 
+from greeter import GreeterError
 from greeter.loadtest import LoadPlan, Threshold, load
 from greeter.loadtest.render import summary
 
@@ -29,4 +31,7 @@ async def gate(target: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(gate(sys.argv[1])) if len(sys.argv) == 2 else __doc__)
+    try:
+        sys.exit(asyncio.run(gate(sys.argv[1])) if len(sys.argv) == 2 else __doc__)
+    except GreeterError as error:
+        sys.exit(str(error))

@@ -1,10 +1,14 @@
 """Greet another service that speaks first: an SMTP server, which keeps the connection after its line."""
 
 import asyncio
-
-from aiosmtpd.smtp import SMTP
+import sys
 
 import greeter
+
+try:
+    from aiosmtpd.smtp import SMTP
+except ImportError:
+    sys.exit("this needs another package: pip install aiosmtpd")
 
 
 async def main() -> None:

@@ -60,6 +60,8 @@ def serve(ctx: click.Context, /, **_: object) -> int:
 def greet(ctx: click.Context, /, **_: object) -> int:
     """Be greeted by TARGET (default 127.0.0.1:9999) and print what it said.
 
+    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name.
+
     Exit code 0 means greeted, so this is a health check too.
     """
     import asyncio
@@ -102,12 +104,14 @@ def greet(ctx: click.Context, /, **_: object) -> int:
 def load(ctx: click.Context, /, **_: object) -> int:
     """Load TARGET (default 127.0.0.1:9999) with connections and tell how it greeted them.
 
+    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name.
+
     With a rate or stages the loop is open: connections begin on time, and latency counts from when they
     should have begun. Exit code 99 is a missed threshold or baseline, 98 a generator at its limit.
     """
     from greeter.loadcommand import run_load
 
-    return run_load(collect(LoadOptions, ctx), click.echo)
+    return run_load(collect(LoadOptions, ctx), click.echo, _explain)
 
 
 @cli.command()
@@ -121,7 +125,7 @@ def report(ctx: click.Context, /, **_: object) -> int:
     """
     from greeter.loadcommand import run_report
 
-    return run_report(collect(ReportOptions, ctx), click.echo)
+    return run_report(collect(ReportOptions, ctx), click.echo, _explain)
 
 
 @cli.command()
@@ -158,6 +162,16 @@ def _complain(line: str) -> None:
     click.echo(f"greeter: {shown}", err=True)
 
 
+def _explain(error: GreeterError | OSError) -> None:
+    if isinstance(error, GreeterError):
+        _complain(str(error))
+        return
+    # A full disk behind stdout, or no descriptor left.
+    _complain(f"{error.filename!r}: {reason(error)}" if error.filename else reason(error))
+    # Python would complain once more when it flushes stdout at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     if hasattr(sys.stdout, "reconfigure"):  # a terminal need not know the letters of a greeting
@@ -171,17 +185,9 @@ def run(args: Sequence[str] | None = None) -> int:
         else:
             _complain(_one_line(error))
         return error.exit_code
-    except ConfigError as error:
-        _complain(str(error))
-        return 2
-    except GreeterError as error:
-        _complain(str(error))
-        return 1
-    except OSError as error:  # a full disk behind stdout, or no descriptor left
-        _complain(f"{error.filename!r}: {reason(error)}" if error.filename else reason(error))
-        # Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
+    except (GreeterError, OSError) as error:
+        _explain(error)
+        return 2 if isinstance(error, ConfigError) else 1
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
 

@@ -84,6 +84,17 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def host_name(text: str) -> str:
+    """``text``, if it can be the name of a host, as TLS asks for one; raises ConfigError if not."""
+    try:
+        possible = bool(text.encode("idna"))
+    except UnicodeError:
+        possible = False
+    if not possible:
+        raise ConfigError(f"{text!r} is not a host name")
+    return text
+
+
 def _named(text: str, read: Callable[..., Endpoint], *parts: object) -> Endpoint:
     """What ``read`` makes of ``parts``; its errors begin with the text that they are about."""
     try:

@@ -55,11 +55,12 @@ class ConfigError(GreeterError, ValueError):
 class MissingExtra(ConfigError, ImportError):
     """An optional package is needed and not installed.
 
-    ``extra`` is the name to install, as in ``pip install 'greeter[extra]'``.
+    ``extra`` is the name to install, as in ``pip install '.[extra]'`` in greeter's source tree.
     """
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an optional package: pip install 'greeter[{extra}]'")
+        install = f"pip install '.[{extra}]' in greeter's source tree"
+        super().__init__(f"{feature} needs an optional package: {install}")
         self.extra = extra
 
 

@@ -1,7 +1,7 @@
 """``greeter load`` and ``greeter report``: from options to a report, files and an exit code.
 
-The law: results go to where they were asked for, whole or not at all, and an interrupted run still tells
-what it saw.
+The law: what is wrong is said before the run, an interrupted run still tells what it saw, and no file that
+cannot be written takes the others with it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING
 
-from greeter.loadtest import LoadPlan, LoadReport, Threshold, html, load
-from greeter.loadtest.outfile import write
+from greeter.errors import ConfigError
+from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
+from greeter.loadtest.baseline import DEFAULT_TOLERANCE
+from greeter.loadtest.outputs import OUTPUTS, check, deliver
+from greeter.loadtest.plan import PlanError
 from greeter.loadtest.progress import progress
-from greeter.loadtest.render import hdr_log, summary, timeline_csv
 from greeter.loadtest.saved import gather, read_baseline
 from greeter.loops import run
 
@@ -28,71 +30,80 @@ if TYPE_CHECKING:
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run_load(options: LoadOptions, say: Callable[[str], None]) -> int:
-    """Carry out a load test, write what was asked for, say the summary; returns the exit code."""
-    plan = plan_of(options)
-    # What may be wrong with the old run, or missing for the page, is said before the run, not after it.
+def run_load(options: LoadOptions, say: Callable[[str], None], complain: Callable[[OSError], None]) -> int:
+    """Carry out a load test, write what was asked for, say the summary; returns the exit code.
+
+    ``complain`` is told what cannot be said or written; that ends nothing. Raises GreeterError for the rest.
+    """
+    plan, files = plan_of(options), _files(options)
+    # What may be wrong with the old run or with the files is said before the run, not after it.
+    if options.baseline is None and options.tolerance is not None:
+        raise ConfigError("--tolerance means nothing without --baseline")
     old = None if options.baseline is None else read_baseline(options.baseline)
-    if options.html is not None:
-        html.packages()
+    check(files, old)
     report = run(_load(plan, quiet=options.quiet))
     if old is not None:
-        report = report.against(old, options.tolerance, str(options.baseline))
-    return _deliver(
-        report,
-        say,
-        (options.json, report.to_json),
-        (options.csv, lambda: timeline_csv(report)),
-        (options.hdr, lambda: hdr_log(report)),
-        (options.html, lambda: html.page(report, old)),
-    )
+        report = report.against(old, _tolerance(options), str(options.baseline))
+    return deliver(report, old, files, say, complain)
 
 
-def run_report(options: ReportOptions, say: Callable[[str], None]) -> int:
-    """Read saved runs, write what was asked for, say the summary; returns the exit code of the run."""
-    if options.html is not None:
-        html.packages()
-    report, old = gather(options.runs, merged=options.merge, tolerance=options.tolerance)
-    return _deliver(
-        report, say, (options.json, report.to_json), (options.html, lambda: html.page(report, old))
-    )
-
-
-def _deliver(
-    report: LoadReport, say: Callable[[str], None], *files: tuple[Path | None, Callable[[], str]]
+def run_report(
+    options: ReportOptions, say: Callable[[str], None], complain: Callable[[OSError], None]
 ) -> int:
-    say(summary(report).removesuffix("\n"))
-    for path, render in files:
-        if path is not None:
-            write(path, render())
-    return report.exit_code
+    """Read saved runs, write what was asked for, say the summary; returns the exit code of the run.
+
+    ``complain`` as for ``run_load``.
+    """
+    files = _files(options)
+    check(files)
+    if options.tolerance is not None and (options.merge or len(options.runs) == 1):
+        raise ConfigError("--tolerance means nothing without a baseline, as in RUN.json BASELINE.json")
+    report, old = gather(options.runs, merged=options.merge, tolerance=_tolerance(options))
+    return deliver(report, old, files, say, complain)
+
+
+def _files(options: LoadOptions | ReportOptions) -> dict[str, Path]:
+    """The paths of the outputs that are asked for."""
+    return {name: path for name in OUTPUTS if (path := getattr(options, name, None)) is not None}
+
+
+def _tolerance(options: LoadOptions | ReportOptions) -> float:
+    return DEFAULT_TOLERANCE if options.tolerance is None else options.tolerance
 
 
 def plan_of(options: LoadOptions) -> LoadPlan:
     """The plan that the options describe. Raises ConfigError."""
-    return LoadPlan(
-        options.target,
-        connections=options.connections,
-        count=options.count,
-        duration=options.duration,
-        rate=options.rate,
-        stages=options.stage,
-        hold=options.hold,
-        timeout=options.timeout,
-        connect_timeout=options.connect_timeout,
-        until=options.until,
-        expect=options.expect,
-        max_bytes=options.max_bytes,
-        workers=options.workers,
-        warmup=options.warmup,
-        source_ips=options.source_ip,
-        tls=options.tls,
-        tls_ca=options.tls_ca,
-        tls_cert=options.tls_cert,
-        tls_key=options.tls_key,
-        server_name=options.server_name,
-        thresholds=[Threshold.parse(text) for text in options.threshold],
-    )
+    try:
+        return LoadPlan(
+            options.target,
+            connections=options.connections,
+            count=options.count,
+            duration=options.duration,
+            rate=options.rate,
+            stages=options.stage,
+            hold=options.hold,
+            timeout=options.timeout,
+            connect_timeout=options.connect_timeout,
+            until=options.until,
+            expect=options.expect,
+            max_bytes=options.max_bytes,
+            workers=options.workers,
+            warmup=options.warmup,
+            source_ips=options.source_ip,
+            tls=options.tls,
+            tls_ca=options.tls_ca,
+            tls_cert=options.tls_cert,
+            tls_key=options.tls_key,
+            server_name=options.server_name,
+            thresholds=[Threshold.parse(text) for text in options.threshold],
+        )
+    except PlanError as error:
+        raise error.spelled(_flag) from None
+
+
+def _flag(field: str) -> str:
+    """The option that a field of the plan comes from."""
+    return "--" + field.replace("stages", "stage").replace("_", "-")
 
 
 async def _load(plan: LoadPlan, *, quiet: bool) -> LoadReport:

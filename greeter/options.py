@@ -14,10 +14,12 @@ import click
 from greeter.endpoint import DEFAULT_ENDPOINT, Endpoint
 from greeter.greeting import DEFAULT_GREETING
 from greeter.values import (
+    APP,
     COUNT,
     DURATION,
     ENDPOINT,
     FILE,
+    HOST_NAME,
     LIMIT,
     LOOP,
     MODE,
@@ -76,8 +78,8 @@ class ServeOptions:
     )
     app: str | None = option(
         None,
-        "Say what this MODULE:NAME says: a callable that gets a Peer, text or bytes.",
-        str,
+        "Say what this says: a callable that gets a Peer, text or bytes.",
+        APP,
         only="greeting",
     )
     loop: Literal["auto", "asyncio", "uvloop"] = option(
@@ -157,7 +159,9 @@ class GreetOptions:
     tls_ca: Path | None = option(
         None, "Trust the authorities in this PEM file instead of the system's.", FILE
     )
-    server_name: str | None = option(None, "The name that the certificate must have, if not the host's.", str)
+    server_name: str | None = option(
+        None, "The name that the certificate must have, if not the host's.", HOST_NAME
+    )
     raw: bool = option(False, "Print the bytes as they came, control characters and all.", only="form")
 
 
@@ -199,12 +203,16 @@ class LoadOptions:
     tls_ca: str | None = option(None, "Trust the authorities in this PEM file, not the system's.", str)
     tls_cert: str | None = option(None, "Show the certificate in this PEM file.", str)
     tls_key: str | None = option(None, "The certificate's key, if it is in a file of its own.", str)
-    server_name: str | None = option(None, "The name that the certificate must have, if not the host's.", str)
+    server_name: str | None = option(
+        None, "The name that the certificate must have, if not the host's.", HOST_NAME
+    )
     threshold: tuple[str, ...] = option(
         (), "A limit to keep, as in response:p99<20ms or errors:rate<0.1%; may be repeated.", LIMIT, many=True
     )
     baseline: Path | None = option(None, "Compare with the JSON report of an earlier run.", FILE)
-    tolerance: float = option(10.0, "How many percent worse than the baseline is still good.", PERCENT)
+    tolerance: float | None = option(
+        None, "How many percent worse than the baseline is still good. Default: 10.", PERCENT
+    )
     json: Path | None = option(None, "Write the report there.", FILE)
     csv: Path | None = option(None, "Write the timeline there.", FILE)
     hdr: Path | None = option(None, "Write the histograms there, as an .hlog.", FILE)
@@ -218,7 +226,9 @@ class ReportOptions:
 
     runs: tuple[Path, ...] = option((), "", FILE, many=True, argument=True)
     merge: bool = option(False, "The files are parts of one run, made by several generators: add them up.")
-    tolerance: float = option(10.0, "How many percent worse than the baseline is still good.", PERCENT)
+    tolerance: float | None = option(
+        None, "How many percent worse than the baseline is still good. Default: 10.", PERCENT
+    )
     html: Path | None = option(None, "Write a page to look at there.", FILE)
     json: Path | None = option(None, "Write the report there.", FILE)
 

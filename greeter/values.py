@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from greeter.endpoint import Endpoint
+from greeter.endpoint import Endpoint, host_name
 from greeter.errors import ConfigError
 from greeter.greeting import Greeting
 from greeter.limits import Limits, Networks
@@ -115,14 +115,10 @@ def limit(text: str) -> str:
 
 
 def percent(text: str) -> float:
-    """A number of percent, the sign may follow."""
-    try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1e6:
-        raise ConfigError(f"{text!r} is not a number of percent")
-    return value
+    """As in ``25`` or ``25%``."""
+    from greeter.loadtest.units import parse_percent
+
+    return parse_percent(text)
 
 
 def stage(text: str) -> Any:
@@ -147,5 +143,7 @@ PER_SECOND = Checked("rate", per_second, number=True)
 STAGE = Checked("dur:rate", stage)
 LIMIT = Checked("expr", limit)
 PERCENT = Checked("pct", percent, number=True)
+APP = Checked("module:name", str)
+HOST_NAME = Checked("name", host_name)
 FILE = click.Path(path_type=Path)
 LOOP = click.Choice(["auto", "asyncio", "uvloop"])

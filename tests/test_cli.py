@@ -110,6 +110,17 @@ def test_help_goes_to_stdout(run: Any, args: list[str]) -> None:
     assert out.startswith("Usage: greeter ")
 
 
+@pytest.mark.parametrize("name", ["greet", "load"])
+def test_help_says_what_a_target_looks_like(run: Any, name: str) -> None:
+    assert "HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name" in " ".join(
+        run(name, "--help")[1].split()
+    )
+
+
+def test_help_says_what_an_app_looks_like(run: Any) -> None:
+    assert "--app MODULE:NAME " in run("serve", "--help")[1]
+
+
 def test_no_command_is_a_usage_error_that_helps(run: Any) -> None:
     code, out, err = run()
     assert code in (2, 0)  # 0 before click 8.2
@@ -189,6 +200,7 @@ def complaint(result: tuple[int, str, str]) -> tuple[int, str]:
         (["greet", ":1", "--tls-ca", "ca.pem"], "--tls-ca and --server-name go with --tls"),
         (["greet", ":1", "--tls", "--tls-ca", "/no/such"], "authority '/no/such': no such file or directory"),
         (["greet", "unix:/x", "--tls"], "TLS to unix:/x needs server_hostname, the name to verify"),
+        (["greet", ":1", "--tls", "--server-name", ".x"], "'.x' is not a host name"),
         (["greet", ":1", ":2"], "Got unexpected extra argument (:2)"),
         (["demo", "--clients", "some"], "'some' is not a whole number"),
         (["greet", "a\x1b[2J\nb:1"], "has no host name in 'a\\x1b[2J\\nb'"),
@@ -270,7 +282,7 @@ def test_uvloop_that_is_not_installed(run: Any, monkeypatch: pytest.MonkeyPatch)
         code, said = complaint(run(*command, "--loop", "uvloop"))
         assert (code, said) == (
             2,
-            "--loop uvloop needs an optional package: pip install 'greeter[uvloop]'",
+            "--loop uvloop needs an optional package: pip install '.[uvloop]' in greeter's source tree",
         )
 
 

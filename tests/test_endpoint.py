@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greeter import ConfigError, Endpoint
-from greeter.endpoint import DEFAULT_ENDPOINT, UNIX_PATH_MAX
+from greeter.endpoint import DEFAULT_ENDPOINT, UNIX_PATH_MAX, host_name
 
 READ = [
     ("127.0.0.1:9999", Endpoint("tcp", "127.0.0.1", 9999)),
@@ -196,3 +196,15 @@ def test_garbage_is_an_endpoint_or_a_config_error(text: str) -> None:
         assert Endpoint.parse(str(endpoint)) == endpoint
     assert line.startswith(f"endpoint {text!r} ")
     assert line.isprintable()
+
+
+@pytest.mark.parametrize("text", ["a.example", "a.example.", "münchen.example", "127.0.0.1", "::1", "x"])
+def test_names_of_hosts(text: str) -> None:
+    assert host_name(text) == text
+
+
+@pytest.mark.parametrize("text", ["", ".x", "a..b", "é" * 60, "\udcff"])
+def test_what_names_no_host(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        host_name(text)
+    assert str(caught.value) == f"{text!r} is not a host name"

@@ -40,7 +40,7 @@ ONE_OF_EACH: list[tuple[GreeterError, str]] = [
     (ConfigError("x is wrong"), "x is wrong"),
     (
         MissingExtra("--loop uvloop", "uvloop"),
-        "--loop uvloop needs an optional package: pip install 'greeter[uvloop]'",
+        "--loop uvloop needs an optional package: pip install '.[uvloop]' in greeter's source tree",
     ),
     (ListenFailed("127.0.0.1:1", REFUSED), "cannot listen on 127.0.0.1:1: connection refused"),
     (ListenFailed("fd:0", "not a stream socket"), "cannot listen on fd:0: not a stream socket"),

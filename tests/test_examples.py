@@ -6,10 +6,14 @@ import asyncio
 import os
 import re
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -18,8 +22,8 @@ pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 SLOW = re.compile(r"^Executing .* took \d+\.\d+ seconds\n", re.MULTILINE)
 
 
-async def run_example(*args: str) -> tuple[int, str, str]:
-    """Run it in Python's development mode: exit code, stdout, stderr."""
+async def run_example(*args: str, path: Path = ROOT) -> tuple[int, str, str]:
+    """Run it in Python's development mode, with ``path`` to import from: exit code, stdout, stderr."""
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-X",
@@ -30,7 +34,7 @@ async def run_example(*args: str) -> tuple[int, str, str]:
         cwd=ROOT / "examples",
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{path}:{ROOT}"},
     )
     async with asyncio.timeout(PATIENCE):
         out, err = await child.communicate()
@@ -64,6 +68,15 @@ async def test_client() -> None:
     code, out, err = await run_example("client.py", server.address)
     assert (code, err) == (1, "")
     assert out == f"cannot connect to {server.address}: connection refused\n"
+    code, out, err = await run_example("client.py", "bogus")
+    assert (code, err) == (1, "")
+    assert out == "endpoint 'bogus' has no port, as in localhost:9999\n"
+
+
+async def test_without_the_package_of_an_example(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['aiosmtpd'] = None")
+    code, out, err = await run_example("smtp_banner.py", path=tmp_path)
+    assert (code, out, err) == (1, "", "this needs another package: pip install aiosmtpd\n")
 
 
 async def test_dynamic_greeting_as_an_app() -> None:

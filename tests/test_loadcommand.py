@@ -242,12 +242,14 @@ async def test_a_page_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run.write_text(json.dumps(good))
     nowhere = tmp_path / "nowhere" / "page.html"
     code, _, err = await run_greeter("report", str(run), "--html", str(nowhere))
-    assert (code, err) == (1, f"greeter: cannot write {nowhere}: no such file or directory\n")
+    assert (code, err) == (2, f"greeter: --html: cannot write {nowhere}: no such file or directory\n")
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['plotly'] = None")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     code, out, err = await run_greeter("report", str(run), "--html", str(page))
     assert (code, out) == (2, ""), "it is said before anything is done"
-    assert err == "greeter: --html needs an optional package: pip install 'greeter[report]'\n"
+    assert (
+        err == "greeter: --html needs an optional package: pip install '.[report]' in greeter's source tree\n"
+    )
     assert set(os.listdir(tmp_path)) <= {"run.json", "sitecustomize.py", "__pycache__"}
 
 
@@ -270,6 +272,57 @@ async def test_a_disk_that_fills_while_the_report_is_written() -> None:
     assert code == 1
     assert "200 attempted, 200 greeted" in out, "what was measured is told all the same"
     assert err == "greeter: cannot write /dev/full: no space left on device\n"
+
+
+async def test_a_file_that_cannot_be_written_takes_no_other_with_it(tmp_path: Path) -> None:
+    timeline = tmp_path / "run.csv"
+    options = ("--threshold", "response:p50<1us", "--json", "/dev/full", "--csv", str(timeline))
+    async with serving(greet) as target:
+        code, _, err = await run_greeter("load", target, *SHORT, *options)
+    assert (code, err) == (99, "greeter: cannot write /dev/full: no space left on device\n")
+    assert timeline.read_text().startswith("t_s,")
+
+
+@pytest.mark.parametrize(("options", "code"), [((), 1), (("--threshold", "response:p50<1us"), 99)])
+async def test_a_full_disk_behind_stdout(tmp_path: Path, options: tuple[str, ...], code: int) -> None:
+    run = tmp_path / "run.json"
+    async with serving(greet) as target:
+        command = [sys.executable, "-m", "greeter", "load", target, *SHORT, "--json", str(run), *options]
+        full = os.open("/dev/full", os.O_WRONLY)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=full, stderr=subprocess.PIPE, cwd=ROOT
+            )
+            _, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+        finally:
+            os.close(full)
+    assert (process.returncode, err) == (code, b"greeter: no space left on device\n")
+    assert json.loads(run.read_text())["connections"]["greeted"] == 200
+
+
+async def test_letters_that_there_are_not(tmp_path: Path) -> None:
+    """A byte of the command line that is no UTF-8, and JSON that has one."""
+    pytest.importorskip("plotly")
+    run, page = tmp_path / "run.json", tmp_path / "page.html"
+    expect = os.fsdecode(b"\xff")
+    async with serving(greet) as target:
+        files = ("--json", str(run), "--html", str(page))
+        code, _, err = await run_greeter("load", target, *SHORT, "--expect", expect, *files)
+    assert (code, err) == (1, "")
+    assert json.loads(run.read_text())["plan"]["expect"] == expect
+    assert "\\udcff" in page.read_text(encoding="utf-8")
+    page.unlink()
+    assert (await run_greeter("report", str(run), "--html", str(page)))[::2] == (1, "")
+    assert sorted(os.listdir(tmp_path)) == ["page.html", "run.json"]
+
+
+async def test_a_report_of_one_run_has_no_tolerance(tmp_path: Path) -> None:
+    run = str(tmp_path / "run.json")
+    await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", run)
+    for options in ((run,), ("--merge", run, run)):
+        code, out, err = await run_greeter("report", *options, "--tolerance", "5")
+        assert (code, out) == (2, "")
+        assert err.startswith("greeter: --tolerance means nothing without a baseline")
 
 
 async def test_a_baseline_of_another_schema(tmp_path: Path) -> None:
@@ -308,6 +361,18 @@ async def test_a_baseline_that_does_not_hold_together(tmp_path: Path) -> None:
         (("-c", "100M"), "100000000 connections do not fit: the limit of "),
         (("--threshold", "speed:p99<1s"), "speed"),
         (("--baseline", "/nonexistent"), "/nonexistent"),
+        (("--tolerance", "5"), "--tolerance means nothing without --baseline"),
+        (("--json", "-"), "--json takes a path; standard output is /dev/stdout"),
+        (("--json", "/nonexistent/x"), "--json: cannot write /nonexistent/x: no such file or directory"),
+        (("--csv", "same", "--hdr", "./same"), "--csv and --hdr name the same file"),
+        (("-n", "9" * 400), "is more than 1,000,000,000,000"),
+        (("-r", "10000000000000g", "-z", "10ms"), "--rate must be 1,000,000,000,000 at the most"),
+        (("-r", "1000g", "-z", "2s"), "the plan has more than 1,000,000,000,000 connections to make"),
+        (("--tls", "--server-name", ".x"), "'.x' is not a host name"),
+        (("--tls-ca", "x.pem"), "--tls-ca means nothing without --tls"),
+        (("--tls", "--tls-key", "x.pem"), "--tls-key means nothing without --tls-cert"),
+        (("--connect-timeout", "0"), "--connect-timeout must be more than 0, not 0"),
+        (("--stage", "1s:5", "-z", "1s"), "--duration is given beside --stage"),
     ],
 )
 async def test_what_is_wrong_is_one_line(args: tuple[str, ...], words: str) -> None:

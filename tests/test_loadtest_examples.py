@@ -61,6 +61,10 @@ async def a_baseline(path: Path) -> None:
     async with serving(greet) as target:
         code, out = await run("load_baseline.py", target, str(path))
         assert code == 0, out
+        nowhere = path.parent / "nowhere" / path.name
+        code, out = await run("load_baseline.py", target, str(nowhere))
+        assert code == 1
+        assert "All 500 clients were greeted" in out, "it is told all the same"
         hard_to_keep(path)
         code, out = await run("load_baseline.py", target, str(path))
     assert code == 99
@@ -90,6 +94,21 @@ def test_without_arguments_they_say_how_to_use_them() -> None:
         assert found.returncode == 1
         assert f"python examples/{example} 127.0.0.1:9999" in found.stderr
         assert "Traceback" not in found.stderr
+
+
+def test_what_goes_wrong_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    nowhere = "127.0.0.1:no-such-service"
+    for args, words in (
+        (("load_ci_gate.py", "bogus"), "endpoint 'bogus' has no port"),
+        (("load_ci_gate.py", nowhere), f"cannot connect to {nowhere}: "),
+        (("load_baseline.py", nowhere, f"{tmp_path}/new.json"), f"cannot connect to {nowhere}: "),
+        (("load_baseline.py", nowhere, f"{tmp_path}/run.json"), "run.json is no report of a load test"),
+    ):
+        command = [sys.executable, f"examples/{args[0]}", *args[1:]]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+        assert (found.returncode, found.stdout, found.stderr.count("\n")) == (1, "", 1)
+        assert words in found.stderr
 
 
 def test_they_are_short() -> None:

@@ -125,6 +125,14 @@ def test_what_is_no_encoding_is_said(text: str) -> None:
         Histogram.decode(text)
 
 
+def test_more_than_there_can_have_been_is_said() -> None:
+    """Or the sum of several would not fit where they are added up."""
+    theirs = HdrHistogram(LOWEST_US, HIGHEST_US, 3)
+    theirs.record_value(5, 2**50)
+    with pytest.raises(ValueError, match="a count of 1,125,899,906,842,624 in an HdrHistogram encoding"):
+        Histogram.decode(theirs.encode().decode())
+
+
 def test_an_encoding_of_another_shape_is_read() -> None:
     other = HdrHistogram(1, 3_600_000_000, 2)
     other.record_value(5000, 3)
@@ -137,5 +145,5 @@ def test_an_encoding_of_another_shape_is_read() -> None:
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hdrh", None)
     for call in (Histogram().encode, lambda: Histogram.decode("HIST")):
-        with pytest.raises(MissingExtra, match=r"greeter load needs .*'greeter\[load\]'"):
+        with pytest.raises(MissingExtra, match=r"greeter load needs .*'\.\[load\]' in greeter's source tree"):
             call()

@@ -329,7 +329,9 @@ def test_no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("jinja2", "plotly.offline", "plotly"):
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, name, None)
-            with pytest.raises(MissingExtra, match=r"^--html needs .* pip install 'greeter\[report\]'$"):
+            with pytest.raises(
+                MissingExtra, match=r"^--html needs .* pip install '\.\[report\]' in greeter's source tree$"
+            ):
                 packages()
     monkeypatch.setitem(sys.modules, "hdrh", None)
     with pytest.raises(MissingExtra, match="greeter load needs"):

@@ -309,6 +309,18 @@ async def interrupted(fleet: Fleet) -> None:
     assert "Interrupted after " in master.out
 
 
+async def a_script_interrupted(fleet: Fleet) -> None:
+    """As by Ctrl-C, which all of its processes have: the master still reports."""
+    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+        options = ("-H", target, "-t", "60s", "--greeter-rate", "100", "--greeter-json", str(fleet.json))
+        script = await fleet.start("examples/distributed/run.py", *options)
+        await clients(came, 50)
+        os.killpg(script.process.pid, signal.SIGINT)
+        assert await script.ended() == 130
+    assert script.complaints() == []
+    assert fleet.report().interrupted
+
+
 # A master that does not wait as long as others do.
 IMPATIENT = """
     import greeter.loadtest.conductor as conductor
@@ -528,6 +540,9 @@ async def what_is_wrong_with_the_plan(fleet: Fleet) -> None:
         (["--greeter-rate", "many"], "'many' is no number"),
         (["--greeter-baseline", "/nowhere.json"], "cannot read '/nowhere.json': no such file or directory"),
         (["--greeter-tolerance", "some"], "'some' is not a number of percent"),
+        (["--greeter-tolerance", "nan"], "'nan' is not a number of percent"),
+        (["--greeter-tolerance", "20"], "--greeter-tolerance means nothing without --greeter-baseline"),
+        (["--greeter-csv", "-"], "--greeter-csv takes a path; standard output is /dev/stdout, not -"),
     ):
         master = await fleet.master(*options)
         assert await master.ended() == 2
@@ -559,25 +574,39 @@ async def no_extra(fleet: Fleet) -> None:
     code = "import sys; sys.modules['locust'] = None; import greeter.loadtest.locust"
     python = await fleet.start("-c", code)
     assert await python.ended() == 1
-    assert (
-        python.log.strip()
-        .splitlines()[-1]
-        .endswith("greeter.loadtest.locust needs an optional package: pip install 'greeter[locust]'")
-    )
+    line = python.log.strip().splitlines()[-1]
+    assert line.endswith(" needs an optional package: pip install '.[locust]' in greeter's source tree")
 
 
 async def nowhere_to_write(fleet: Fleet) -> None:
     path = fleet.directory / "nowhere" / "run.json"
     options = ("-H", refused_endpoint(), "--greeter-count", "10", "--greeter-json", str(path))
     locust = await fleet.locust("--headless", "--only-summary", *options)
-    assert await locust.ended() == 1
-    assert locust.complaints() == [f"greeter: cannot write {path}: no such file or directory"]
+    assert await locust.ended() == 2, "it is said before the run"
+    words = f"greeter: --greeter-json: cannot write {path}: no such file or directory"
+    assert locust.complaints() == [words]
+    # One that fails after the run loses neither the others nor the exit code of a missed threshold.
+    limit = ("--greeter-csv", str(fleet.json), "--greeter-threshold", "errors:count<1")
+    locust = await fleet.locust("--headless", "--only-summary", *options[:-1], "/dev/full", *limit)
+    assert await locust.ended() == 99
+    assert locust.complaints() == ["greeter: cannot write /dev/full: no space left on device"]
+    assert fleet.json.read_text().startswith("t_s,")
+
+
+async def stages_and_a_class_with_a_duration(fleet: Fleet) -> None:
+    """Stages say how long the run is, whatever the class says."""
+    options = ("-H", refused_endpoint(), "--greeter-stage", "200ms:100", "--greeter-json", str(fleet.json))
+    locust = await fleet.locust("--headless", "--only-summary", *options)
+    assert await locust.ended() in (1, 98, 99)
+    assert locust.complaints() == []
+    assert fleet.report().plan["stages"] == [{"duration_s": 0.2, "rate": 100.0}]
 
 
 SCENARIOS = (
     a_worker_dies,  # the longest first
     two_workers_and_a_master,
     a_script,
+    a_script_interrupted,
     what_is_wrong_with_the_plan,
     interrupted,
     a_generator_freezes,
@@ -592,6 +621,7 @@ SCENARIOS = (
     what_is_wrong_with_the_class,
     nobody_comes,
     nowhere_to_write,
+    stages_and_a_class_with_a_duration,
     no_extra,
 )
 

@@ -3,12 +3,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from greeter.loadtest import outfile
 from greeter.loadtest.outfile import WriteFailed
+from tests.conftest import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +50,70 @@ def test_what_is_no_regular_file_is_written_to() -> None:
     assert os.read(read, 100) == b"text"
     os.close(read)
     os.close(write)
+
+
+def in_a_child(code: str, stdout: int) -> None:
+    """Run ``code``, which knows ``outfile``, in a process with this standard output."""
+    code = f"from greeter.loadtest import outfile; {code}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=stdout, check=True)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "log"])
+@pytest.mark.parametrize("mode", ["ab", "wb"])
+def test_a_log_that_stdout_goes_to_is_never_replaced(tmp_path: Path, name: str, mode: str) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    path = str(log) if name == "log" else name
+    with log.open(mode) as stream:
+        in_a_child(
+            f"print(1, flush=True); outfile.write({path!r}, 'two\\n'); print(3)", stdout=stream.fileno()
+        )
+        assert os.path.samestat(os.fstat(stream.fileno()), log.stat())
+    assert log.read_text() == "before\n" * (mode == "ab") + "1\ntwo\n3\n"
+
+
+def test_a_file_behind_another_descriptor_is_never_replaced(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    with log.open("ab") as stream:
+        outfile.write(f"/dev/fd/{stream.fileno()}", "after\n")
+    assert log.read_text() == "before\nafter\n"
+
+
+def test_letters_that_there_are_not(tmp_path: Path) -> None:
+    outfile.write(tmp_path / "x", "a\udcffb")
+    assert (tmp_path / "x").read_text() == "a\\udcffb"
+
+
+def test_an_interrupt_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        outfile.write(tmp_path / "x", "text")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_can_be_known_before(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("old")
+    for path in (tmp_path / "new", tmp_path / "old", "/dev/null", "/dev/stdout"):
+        outfile.check(path)
+    assert os.listdir(tmp_path) == ["old"], "nothing is left of having looked"
+    for path, why in (
+        (tmp_path / "none" / "x", "no such file or directory"),
+        (tmp_path / "old" / "x", "not a directory"),
+        (tmp_path, "is a directory"),
+    ):
+        with pytest.raises(WriteFailed, match=f"^cannot write {path}: {why}$"):
+            outfile.check(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_not_ours(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(WriteFailed, match="permission denied"):
+        outfile.check(tmp_path / "x")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])

@@ -10,7 +10,7 @@ import pytest
 from greeter.endpoint import Endpoint
 from greeter.errors import ConfigError
 from greeter.loadtest.pacer import Stage
-from greeter.loadtest.plan import LoadPlan, parse_stage
+from greeter.loadtest.plan import LoadPlan, PlanError, parse_stage
 from greeter.loadtest.threshold import Threshold
 
 
@@ -52,7 +52,10 @@ def test_stages_say_how_long_the_run_is() -> None:
         ({"warmup": float("nan")}, "warmup must be 0 or more, not nan"),
         ({"stages": [Stage(-1, 5)]}, "duration of a stage must be 0 or more, not -1"),
         ({"stages": [Stage(1, -5)]}, "rate of a stage must be 0 or more, not -5"),
-        ({"stages": [Stage(1, 5)], "duration": 3.0}, "a duration is given beside stages"),
+        ({"stages": [Stage(1, 5)], "duration": 3.0}, "duration is given beside stages"),
+        ({"rate": 1e11, "duration": 11.0}, "the plan has more than 1,000,000,000,000 connections to make"),
+        ({"rate": 1e200, "duration": 1e200}, "rate must be 1,000,000,000,000 at the most, not 1e+200"),
+        ({"stages": [Stage(1, 1e13)]}, "rate of a stage must be 1,000,000,000,000 at the most"),
         ({"stages": [Stage(1, 0)]}, "the plan has no connection to make"),
         ({"workers": 4, "connections": 3}, "4 workers cannot share 3 connections"),
         ({"target": "fd:3"}, "target fd:3 is a listening socket"),
@@ -62,12 +65,20 @@ def test_stages_say_how_long_the_run_is() -> None:
         ({"target": "unix:/x", "source_ips": ["127.0.0.2"]}, "target unix:/x is no TCP endpoint"),
         ({"tls_ca": "x.pem"}, "tls ca means nothing without tls"),
         ({"server_name": "x"}, "server name means nothing without tls"),
+        ({"tls": True, "server_name": ".x"}, "server name: '.x' is not a host name"),
         ({"tls": True, "tls_key": "x.pem"}, "tls key means nothing without tls cert"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_starts(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match="^" + re.escape(complaint)):
         LoadPlan(**options)
+
+
+def test_an_error_names_fields_as_they_were_given() -> None:
+    with pytest.raises(PlanError) as caught:
+        LoadPlan(tls=True, tls_key="x.pem")
+    spelled = caught.value.spelled(lambda field: f"<{field}>")
+    assert str(spelled) == "<tls_key> means nothing without <tls_cert>"
 
 
 FULL = LoadPlan(

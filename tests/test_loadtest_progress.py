@@ -76,7 +76,7 @@ def test_a_terminal_gets_a_panel_that_goes_away() -> None:
 
 def test_without_rich_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rich.live", None)
-    with pytest.raises(MissingExtra, match=r"'greeter\[load\]'"):
+    with pytest.raises(MissingExtra, match=r"'\.\[load\]' in greeter's source tree"):
         progress(LoadPlan(), stream=Terminal())
     monkeypatch.setitem(sys.modules, "rich.console", None)
     with pytest.raises(MissingExtra):

@@ -91,7 +91,7 @@ async def test_what_goes_wrong_before_it_starts(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError, match="connections do not fit"):
         await load(LoadPlan(connections=2_000_000_000))
     monkeypatch.setitem(sys.modules, "hdrh", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'greeter\[load\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install '\.\[load\]' in greeter's source tree"):
         await load(LoadPlan())
 
 

@@ -112,6 +112,27 @@ def changed(path: str, value: Any) -> str:
             "run.json is no report of a load test: connections.greeted is",
         ),
         (changed("generator", []), "run.json is no "),
+        (
+            changed("latency_us.connect.p99", None),
+            "run.json is no report of a load test: latency_us.connect.p99: None is not of type 'number'",
+        ),
+        (
+            changed("plan.hold_s", "5s"),
+            "run.json is no report of a load test: plan.hold_s: '5s' is not of type 'number'",
+        ),
+        (
+            changed("rate.target", None),
+            "run.json is no report of a load test: rate.target: None is not of type 'number'",
+        ),
+        (
+            changed("timeline_width_s", 1e-12),
+            "run.json is no report of a load test: timeline_width_s: 1e-12 is less than the minimum of 1",
+        ),
+        (changed("duration_s", 1e-300), "run.json is no report of a load test: duration_s is out of range"),
+        (
+            changed("started_at", "yesterdayZ"),
+            "run.json is no report of a load test: started_at: 'yesterdayZ' does not match",
+        ),
         (changed("plan.mode", "ajar\n" * 500), "run.json is no report of a load test: plan.mode: 'ajar"),
     ],
 )
@@ -133,5 +154,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", None)
-    with pytest.raises(MissingExtra, match=r"^reading a report needs .* pip install 'greeter\[report\]'$"):
+    with pytest.raises(
+        MissingExtra, match=r"^reading a report needs .* pip install '\.\[report\]' in greeter's source tree$"
+    ):
         parse("{}")

@@ -57,6 +57,7 @@ def test_the_last_bucket_is_as_long_as_the_run_went_on_in_it() -> None:
 def test_what_is_less_than_half_a_bucket_belongs_to_the_one_before() -> None:
     assert cut(2.003, 10, 10, 1) == [(0, 1, 10), (1, 2.003, round(11 / 1.003, 3))]
     assert cut(0.003, 10) == [(0, 0.003, 3333.333)], "there is none before"
+    assert cut(1e-12, 10) == [(0, 1, 10)], "nobody can have run for so short"
 
 
 def test_a_run_of_no_time_has_no_rate_out_of_this_world() -> None:

@@ -44,6 +44,8 @@ async def test_no_host_is_this_machine() -> None:
 async def test_a_name_that_is_none() -> None:
     with pytest.raises(ConnectFailed, match=r"^cannot connect to nobody\.invalid:7: ") as caught:
         await resolve(LoadPlan("nobody.invalid:7"))
+    with pytest.raises(ConnectFailed, match=r":7: not a host name$"):
+        await resolve(LoadPlan(f"{'é' * 60}.invalid:7"))
     assert caught.value.target == "nobody.invalid:7"
 
 

@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 
 from greeter.errors import ConfigError
-from greeter.loadtest.units import latency, number, parse_count, parse_duration, parse_quantity, seconds
+from greeter.loadtest.units import (
+    MOST,
+    latency,
+    number,
+    parse_count,
+    parse_duration,
+    parse_percent,
+    parse_quantity,
+    seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +57,24 @@ def test_a_quantity_may_be_broken_and_a_count_not() -> None:
     assert parse_count("1.5k") == 1500
     with pytest.raises(ConfigError, match=r"'1\.5' is no whole number"):
         parse_count("1.5")
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "1001g"])
+def test_a_count_has_a_most(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_count(text)
+    assert str(caught.value) == f"'{text[:40]}' is more than {MOST:,}, the most there can be"
+
+
+@pytest.mark.parametrize(("text", "value"), [("25", 25.0), ("0.5%", 0.5), ("0", 0.0)])
+def test_a_sign_may_follow_a_number_of_percent(text: str, value: float) -> None:
+    assert parse_percent(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "%", "nan", "-50", "inf", "1e7", "some"])
+def test_no_percent(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{text!r} is not a number of percent$"):
+        parse_percent(text)
 
 
 @pytest.mark.parametrize("text", ["", "k", "-1", "1kk", "1 k", "10x", "1e3", "inf"])

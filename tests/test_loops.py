@@ -36,7 +36,7 @@ def test_without_uvloop_auto_is_asyncio(monkeypatch: pytest.MonkeyPatch) -> None
 def test_uvloop_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvloop", None)
     with pytest.raises(
-        MissingExtra, match=r"^--loop uvloop needs .*: pip install 'greeter\[uvloop\]'$"
+        MissingExtra, match=r"^--loop uvloop needs .*: pip install '\.\[uvloop\]' in greeter's source tree$"
     ) as caught:
         run(running(), "uvloop")  # the coroutine is closed, or the test run would warn
     assert caught.value.extra == "uvloop"

@@ -144,7 +144,10 @@ async def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         return Snapshot()
 
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(MissingExtra, match=r"^--metrics needs an optional package: .*'greeter\[metrics\]'$"):
+    with pytest.raises(
+        MissingExtra,
+        match=r"^--metrics needs an optional package: .*'\.\[metrics\]' in greeter's source tree$",
+    ):
         await serve_metrics(HERE, collect)
 
 

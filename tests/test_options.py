@@ -62,6 +62,8 @@ def sample(field: dataclasses.Field[Any]) -> tuple[str, Any]:
             "dur:rate": ("10s:500", parse_stage("10s:500")),
             "expr": ("errors:rate<0.1%", "errors:rate<0.1%"),
             "pct": ("25%", 25.0),
+            "name": ("a.example", "a.example"),
+            "module:name": ("module:name", "module:name"),
         }[kind.name]
     return "module:name", "module:name"
 

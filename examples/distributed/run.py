@@ -3,9 +3,11 @@
     python examples/distributed/run.py -H 127.0.0.1:9999 --greeter-rate 500 -t 5s --greeter-json run.json
 
 On several machines, start the same commands there, the workers with --master-host. The exit code is that of
-greeter load: 0, or 99 for a limit that was missed, 98 if the generators were the limit, 1 for a lost worker.
+greeter load: 0, or 99 for a limit that was missed, 98 if the generators were the limit, 1 for a lost worker,
+130 after Ctrl-C, which still gives the report.
 """
 
+import signal
 import socket
 import subprocess
 import sys
@@ -19,8 +21,9 @@ PATIENT = ("--expect-workers", "2", "--expect-workers-max-wait", "20")  # second
 
 def main(options: list[str]) -> int:
     if find_spec("locust") is None:
-        print("this needs an optional package: pip install 'greeter[locust]'", file=sys.stderr)
+        print("needs a package: pip install '.[locust]' in greeter's source tree", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the master, which reports and leaves
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

@@ -5,7 +5,8 @@ It is four small parts, each to be used and tested without the others. A *pacer*
 single client, ``poller.py`` and ``alarm.py`` its eyes and its clock) makes the connections.
 *Metrics* (``metrics.py``: ``histogram.py``, ``timeline.py``, ``outcome.py``) count, and add up over
 worker processes. A *report* (``report.py``, ``verdict.py``, ``baseline.py``) is what the figures say, and
-``render.py`` and ``progress.py`` show it. ``run.py`` puts them in order.
+``render.py``, ``html.py`` and ``progress.py`` show it, ``outputs.py`` writes it. ``run.py`` puts them in
+order.
 
     report = await load(LoadPlan("127.0.0.1:9999", rate=1000, duration=10))
 """

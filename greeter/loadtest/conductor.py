@@ -49,9 +49,9 @@ logger = logging.getLogger("greeter")
 
 class Conductor:
     """Carries out ``plan(workers)`` whenever Locust starts a test, and hands the report to ``publish``, which
-    returns it with what it added.
+    returns the exit code.
 
-    The exit code of Locust is the report's; 2 for what is wrong with the plan or the workers before the
+    That is the exit code of Locust too; 2 for what is wrong with the plan or the workers before the
     run begins, and 1 for what else fails. Without a web page, Locust ends with the run.
     """
 
@@ -60,7 +60,7 @@ class Conductor:
         environment: Environment,
         runner: Any,
         plan: Callable[[int], LoadPlan],
-        publish: Callable[[LoadReport], LoadReport],
+        publish: Callable[[LoadReport], int],
     ) -> None:
         self._environment, self._runner = environment, runner
         self._plan, self._publish = plan, publish
@@ -89,7 +89,7 @@ class Conductor:
         self._parts = {name: Part(name, index) for index, name in enumerate(self._workers())}
         code = 1  # of an error that nobody thought of, whose traceback Locust shows
         try:
-            code = self._publish(self._carry_out(self._plan(len(self._parts)))).exit_code
+            code = self._publish(self._carry_out(self._plan(len(self._parts))))
         except GreeterError as error:
             logger.error("%s", error)
             code = 2 if isinstance(error, ConfigError) else 1

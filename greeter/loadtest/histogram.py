@@ -43,6 +43,7 @@ def highest(index: int) -> int:
 
 
 _LAST = index_of(HIGHEST_US)
+_MOST_COUNT = 2**40
 _NONE = [0] * (_LAST + 1)
 
 
@@ -181,7 +182,8 @@ def encode(counts: Mapping[int, int], digits: int) -> str:
 def decode(text: str) -> dict[int, int]:
     """``{least value in µs of a bucket: count}`` of an encoding of any shape.
 
-    What is beyond our range is put at its end. Raises ValueError for what is no encoding.
+    What is beyond our range is put at its end. Raises ValueError for what is no encoding, or of more than
+    there can have been.
     """
     histogram = package().HdrHistogram
     try:
@@ -191,6 +193,8 @@ def decode(text: str) -> dict[int, int]:
     counts: defaultdict[int, int] = defaultdict(int)
     for index in range(hdr.counts_len):
         if count := hdr.get_count_at_index(index):
+            if count > _MOST_COUNT:  # or the sum of several would not fit where they are added up
+                raise ValueError(f"a count of {count:,} in an HdrHistogram encoding")
             counts[min(max(hdr.get_value_from_index(index), LOWEST_US), HIGHEST_US)] += count
     return dict(counts)
 

@@ -35,15 +35,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from greeter.endpoint import DEFAULT_ENDPOINT
 from greeter.errors import ConfigError, GreeterError, MissingExtra
-from greeter.loadtest.html import packages, page
-from greeter.loadtest.outfile import write
+from greeter.loadtest.baseline import DEFAULT_TOLERANCE
+from greeter.loadtest.outputs import OUTPUTS, check, deliver
 from greeter.loadtest.pacer import Stage
 from greeter.loadtest.plan import LoadPlan, parse_stage
-from greeter.loadtest.render import hdr_log, summary, timeline_csv
-from greeter.loadtest.report import LoadReport
 from greeter.loadtest.saved import read_baseline
 from greeter.loadtest.threshold import Threshold
-from greeter.loadtest.units import parse_count, parse_duration, parse_quantity
+from greeter.loadtest.units import parse_count, parse_duration, parse_percent, parse_quantity
 
 try:
     from gevent.event import Event  # type: ignore[import-untyped]  # gevent has no types
@@ -59,6 +57,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from locust.env import Environment
+
+    from greeter.loadtest.report import LoadReport
 
 logger = logging.getLogger("greeter")
 
@@ -110,13 +110,11 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "thresholds": (_threshold, "Limits to keep, as in response:p99<20ms; several with commas."),
 }
 _LISTS = {"stages", "thresholds"}
-_OUTPUTS: dict[str, tuple[Callable[[LoadReport], str], str]] = {
-    "json": (LoadReport.to_json, "Write the report there."),
-    "html": (page, "Write the report there as a page to look at."),
-    "csv": (timeline_csv, "Write the timeline there."),
-    "hdr": (hdr_log, "Write the histograms there, as an .hlog."),
-}
 _OTHERS = {
+    "json": "Write the report there.",
+    "html": "Write the report there as a page to look at.",
+    "csv": "Write the timeline there.",
+    "hdr": "Write the histograms there, as an .hlog.",
     "baseline": "Compare with the JSON report of an earlier run.",
     "tolerance": "How many percent worse than the baseline is still good. Default: 10.",
 }
@@ -127,8 +125,8 @@ def _add_options(parser: Any, **_: Any) -> None:
     group = parser.add_argument_group(
         "greeter options", "What load to make, and what to write. Of the master."
     )
-    described = {name: words for table in (_OPTIONS, _OUTPUTS) for name, (_, words) in table.items()}
-    for name, words in {**described, **_OTHERS}.items():
+    described = {name: words for name, (_, words) in _OPTIONS.items()}
+    for name, words in (described | _OTHERS).items():
         group.add_argument(
             f"--greeter-{name.removesuffix('s') if name in _LISTS else name}".replace("_", "-"),
             dest=f"greeter_{name}",
@@ -144,6 +142,7 @@ class _Choices:
 
     def __init__(self, environment: Environment, user: type[GreeterUser]) -> None:
         self._environment, self._user = environment, user
+        self._old: tuple[LoadReport, float] | None = None
 
     def option(self, name: str) -> str:
         value: str = getattr(self._environment.parsed_options, f"greeter_{name}", "")
@@ -159,11 +158,12 @@ class _Choices:
                 )
         if self.option("rate") and not self.option("stages"):
             values.pop("stages", None)
+        if self.option("stages") and not self.option("duration"):
+            values.pop("duration", None)  # the stages say how long the run is
         for name, read_one in (("stages", _stage), ("thresholds", _threshold)):
             values[name] = [read_one(one) for one in values.get(name, ())]
-        if self.option("html"):
-            packages()
-        self._baseline()
+        self._old = self._baseline()
+        check(self._files(), self._old and self._old[0], "--greeter-")
         host = self._environment.host or self._user.host or str(DEFAULT_ENDPOINT)
         try:
             return LoadPlan(host, **values, workers=workers)
@@ -171,22 +171,26 @@ class _Choices:
             raise ConfigError(f"the plan of {self._user.__name__} is none: {error}") from None
 
     def _baseline(self) -> tuple[LoadReport, float] | None:
-        path, tolerance = self.option("baseline"), self.option("tolerance") or "10"
-        try:
-            percent = float(tolerance.removesuffix("%"))
-        except ValueError:
-            raise ConfigError(f"{tolerance!r} is not a number of percent") from None
+        path, tolerance = self.option("baseline"), self.option("tolerance")
+        percent = parse_percent(tolerance) if tolerance else DEFAULT_TOLERANCE
+        if tolerance and not path:
+            raise ConfigError("--greeter-tolerance means nothing without --greeter-baseline")
         return (read_baseline(path), percent) if path else None
 
-    def publish(self, report: LoadReport) -> LoadReport:
-        """Compare the report, print it, and write what was asked for. Raises WriteFailed."""
-        if found := self._baseline():
-            report = report.against(*found, self.option("baseline"))
-        say("\n" + summary(report))
-        for name, (render, _) in _OUTPUTS.items():
-            if path := self.option(name):
-                write(path, render(report))
-        return report
+    def _files(self) -> dict[str, str]:
+        return {name: path for name in OUTPUTS if (path := self.option(name))}
+
+    def publish(self, report: LoadReport) -> int:
+        """Compare the report, print it, and write what was asked for; returns the exit code."""
+        if self._old is not None:
+            report = report.against(*self._old, self.option("baseline"))
+        return deliver(
+            report,
+            self._old and self._old[0],
+            self._files(),
+            lambda text: say(f"\n{text}\n"),
+            lambda error: logger.error("%s", error),
+        )
 
 
 def _join(environment: Environment, runner: Any, **_: Any) -> None:

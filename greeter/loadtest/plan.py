@@ -7,22 +7,35 @@ into the report.
 
 from __future__ import annotations
 
+import re
 from dataclasses import KW_ONLY, dataclass, fields
 from ipaddress import ip_address
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from greeter.endpoint import DEFAULT_ENDPOINT, Endpoint
+from greeter.endpoint import DEFAULT_ENDPOINT, Endpoint, host_name
 from greeter.errors import ConfigError
 from greeter.loadtest.pacer import Closed, Open, Pacer, Stage
 from greeter.loadtest.threshold import Threshold
-from greeter.loadtest.units import parse_duration, parse_quantity
+from greeter.loadtest.units import MOST, parse_duration, parse_quantity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 DEFAULT_DURATION = 10.0
 DEFAULT_CONNECTIONS = {"closed": 50, "open": 1000}
+
+
+class PlanError(ConfigError):
+    """A plan that cannot be. ``text`` is the line with the names of LoadPlan's fields in braces."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(_spelled(text, _words))
+        self.text = text
+
+    def spelled(self, spell: Callable[[str], str]) -> ConfigError:
+        """The same error with each field as ``spell`` writes it, which is how it was given."""
+        return ConfigError(_spelled(self.text, spell))
 
 
 @dataclass(frozen=True)
@@ -79,8 +92,12 @@ class LoadPlan:
         self._fill_in()
         self._check_numbers()
         self._check_names()
-        if self.mode == "open" and not self.schedule[0]:
-            raise ConfigError("the plan has no connection to make: rate, stages and count come to none")
+        if self.mode == "open":
+            total, _ = self.schedule
+            if not total:
+                raise ConfigError("the plan has no connection to make: rate, stages and count come to none")
+            if total > MOST:
+                raise ConfigError(f"the plan has more than {MOST:,} connections to make: they never end")
 
     @property
     def mode(self) -> Literal["open", "closed"]:
@@ -168,7 +185,7 @@ class LoadPlan:
         for name in ("stages", "source_ips", "thresholds"):
             put(name, tuple(getattr(self, name)))
         if self.stages and self.duration is not None:
-            raise ConfigError("a duration is given beside stages, which say how long the run is")
+            raise PlanError("{duration} is given beside {stages}, which say how long the run is")
         if self.stages:
             put("duration", sum(stage.duration for stage in self.stages))
         elif self.duration is None and self.count is None:
@@ -180,19 +197,18 @@ class LoadPlan:
         for name in ("connections", "count", "workers", "max_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{_words(name)} must be 1 or more, not {value}")
-        for name, value in (
-            ("hold", self.hold),
-            ("warmup", self.warmup),
+                raise PlanError(f"{{{name}}} must be 1 or more, not {value}")
+        for what, value in (
+            ("{hold}", self.hold),
+            ("{warmup}", self.warmup),
             *(("duration of a stage", stage.duration) for stage in self.stages),
             *(("rate of a stage", stage.rate) for stage in self.stages),
         ):
-            if not (isfinite(value) and value >= 0):
-                raise ConfigError(f"{_words(name)} must be 0 or more, not {value:g}")
+            _check_number(what, value, isfinite(value) and value >= 0, "0 or more")
         for name in ("rate", "duration", "timeout", "connect_timeout"):
             value = getattr(self, name)
-            if value is not None and not (isfinite(value) and value > 0):
-                raise ConfigError(f"{_words(name)} must be more than 0, not {value:g}")
+            if value is not None:
+                _check_number(f"{{{name}}}", value, isfinite(value) and value > 0, "more than 0")
         if self.workers > self.slots:
             raise ConfigError(f"{self.workers} workers cannot share {self.slots} connections")
 
@@ -211,9 +227,14 @@ class LoadPlan:
             raise ConfigError(f"target {endpoint} is no TCP endpoint, so that source addresses mean nothing")
         for name in ("tls_ca", "tls_cert", "tls_key", "server_name"):
             if getattr(self, name) is not None and not self.tls:
-                raise ConfigError(f"{_words(name)} means nothing without tls")
+                raise PlanError(f"{{{name}}} means nothing without {{tls}}")
         if self.tls_key is not None and self.tls_cert is None:
-            raise ConfigError("tls key means nothing without tls cert")
+            raise PlanError("{tls_key} means nothing without {tls_cert}")
+        if self.server_name is not None:
+            try:
+                host_name(self.server_name)
+            except ConfigError as error:
+                raise PlanError(f"{{server_name}}: {error}") from None
 
 
 _DURATIONS = ("duration", "hold", "timeout", "connect_timeout", "warmup")
@@ -235,5 +256,16 @@ def _share(whole: int, index: int, workers: int) -> int:
     return whole // workers + (index < whole % workers)
 
 
+def _check_number(what: str, value: float, right: bool, bound: str) -> None:
+    if not right:
+        raise PlanError(f"{what} must be {bound}, not {value:g}")
+    if value > MOST:
+        raise PlanError(f"{what} must be {MOST:,} at the most, not {value:g}")
+
+
 def _words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _spelled(text: str, spell: Callable[[str], str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda field: spell(field[1]), text)

@@ -20,8 +20,8 @@ from greeter.loadtest.report import LoadReport
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# More than any count of a run, and little enough to reckon with.
-_MOST = 2.0**63
+# More than any count of a run, and less than any figure but 0: what lies between can be reckoned with.
+_MOST, _LEAST = 2.0**63, 1e-30
 
 
 def gather(
@@ -98,14 +98,14 @@ def _validator() -> Any:
 
 
 def _out_of_range(value: Any, place: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
-    """The places of the numbers in a JSON value that one cannot reckon with: NaN, infinity, 1e300."""
+    """The places of the numbers in a JSON value that one cannot reckon with: NaN, infinity, 1e300, 1e-300."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _out_of_range(inner, (*place, key))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _out_of_range(inner, (*place, index))
-    elif isinstance(value, int | float) and not abs(value) < _MOST:  # NaN is not less than anything
+    elif isinstance(value, int | float) and value and not _LEAST < abs(value) < _MOST:  # NaN is neither
         yield place
 
 

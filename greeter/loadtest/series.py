@@ -66,7 +66,7 @@ def slots(width: float, rows: list[dict[str, Any]], duration: float) -> list[Slo
     if not found:
         return []
     last = found.pop()
-    span = min(width, duration - last.begin)
+    span = round(min(width, duration - last.begin), 6)
     if span <= 0:  # a clock that was rounded
         span = width
     if found and span < width / 2:
@@ -74,7 +74,7 @@ def slots(width: float, rows: list[dict[str, Any]], duration: float) -> list[Slo
         before.bucket.add(last.bucket, alongside=False)
         found.append(Slot(before.begin, round(width + span, 6), before.bucket))
     else:
-        found.append(Slot(last.begin, round(span, 6), last.bucket))
+        found.append(Slot(last.begin, span, last.bucket))
     return found
 
 

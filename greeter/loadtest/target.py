@@ -145,6 +145,8 @@ async def _addresses(endpoint: Endpoint, family: int) -> list[tuple[int, Address
         )
     except OSError as error:
         raise ConnectFailed(str(endpoint), error) from error
+    except UnicodeError as error:
+        raise ConnectFailed(str(endpoint), "not a host name") from error
     return list(dict.fromkeys((family, cast("Address", address)) for family, _, _, _, address in found))
 
 
