@@ -306,3 +306,9 @@ class Reception:
         self.stats.linger_timeouts += 1
         self._leaving.add(guest)
         guest.abort()
+
+
+def log_connection(address: Address) -> None:
+    """The access log of a library: a record for each client on the logger "greeter"."""
+    peer = describe(address)
+    logger.info("Got a connection from %s", peer, extra={"event": "connection", "peer": peer})

@@ -11,7 +11,6 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from greeter.acceptor import empty_queues
-from greeter.address import Address, describe
 from greeter.connection import House
 from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
 from greeter.errors import ConfigError, reason
@@ -19,7 +18,7 @@ from greeter.fdlimit import connection_capacity
 from greeter.greeting import DEFAULT_GREETING, Greeting, GreetingSource
 from greeter.listeners import BACKLOG, Listener, adopt, open_listeners
 from greeter.paths import Accept, choose_path
-from greeter.reception import AccessLog, Reception, logger
+from greeter.reception import AccessLog, Reception, log_connection, logger
 from greeter.stream import Stream
 from greeter.vestibule import Vestibule
 
@@ -346,9 +345,3 @@ def serve(
         return server
 
     return Serving(start)
-
-
-def log_connection(address: Address) -> None:
-    """The access log of a library: a record for each client on the logger "greeter"."""
-    peer = describe(address)
-    logger.info("Got a connection from %s", peer, extra={"event": "connection", "peer": peer})
