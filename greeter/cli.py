@@ -7,13 +7,12 @@ Exit codes: 0 success, 1 failed at run time, 2 usage, 130 interrupted.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from greeter import __version__
+from greeter import __version__, interrupt
 from greeter.commandline import collect, with_options
 from greeter.errors import ConfigError, GreeterError, reason
 from greeter.options import DemoOptions, GreetOptions, LoadOptions, ReportOptions, ServeOptions
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from greeter.client import Reply
-
-INTERRUPTED = 128 + signal.SIGINT
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -64,15 +61,13 @@ def greet(ctx: click.Context, /, **_: object) -> int:
 
     Exit code 0 means greeted, so this is a health check too.
     """
-    import asyncio
-
-    from greeter import client
+    from greeter import client, loops
     from greeter.tls import client_context
 
     options = collect(GreetOptions, ctx)
     if not options.tls and (options.tls_ca or options.server_name):
         raise ConfigError("--tls-ca and --server-name go with --tls")
-    reply = asyncio.run(
+    reply = loops.run(
         client.greet_within(
             options.wait,
             options.target,
@@ -82,7 +77,8 @@ def greet(ctx: click.Context, /, **_: object) -> int:
             until=options.until,
             ssl=client_context(options.tls_ca) if options.tls else None,
             server_hostname=options.server_name if options.tls else None,
-        )
+        ),
+        "asyncio",  # which is loaded sooner than uvloop
     )
     if options.json:
         click.echo(_as_json(reply))
@@ -122,6 +118,7 @@ def report(ctx: click.Context, /, **_: object) -> int:
     """
     from greeter.loadcommand import run_report
 
+    interrupt.raise_again()  # a file is written whole or not at all
     return run_report(collect(ReportOptions, ctx), click.echo)
 
 
@@ -184,7 +181,7 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except (KeyboardInterrupt, click.Abort):
-        return INTERRUPTED
+        return interrupt.INTERRUPTED
 
 
 def _one_line(error: click.ClickException) -> str:
@@ -201,5 +198,7 @@ def _one_line(error: click.ClickException) -> str:
 
 
 def main() -> NoReturn:
-    """The console script."""
-    sys.exit(run())
+    """Run the command of this process, and exit."""
+    code = run()
+    interrupt.leave_at_once()  # all is done, and the interpreter would show an exception on its way out
+    sys.exit(code)

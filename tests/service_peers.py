@@ -84,11 +84,12 @@ def started_by_init(
     *args: str,
     sockets: tuple[socket.socket, ...] = (),
     files: int = 0,
+    ready: str = "Listening on ",
     env: Mapping[str, str] | None = None,
 ) -> contextlib.AbstractAsyncContextManager[Process]:
     """``greeter ARGS`` with listening sockets from descriptor 3 on, and no more than so many open files."""
     fds = tuple(sock.fileno() for sock in sockets)
-    return running(sys.executable, "-c", INIT, json.dumps([fds, files]), *args, fds=fds, env=env)
+    return running(sys.executable, "-c", INIT, json.dumps([fds, files]), *args, ready=ready, fds=fds, env=env)
 
 
 def descriptors(pid: int, kind: str = "") -> int:
