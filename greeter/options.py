@@ -106,7 +106,9 @@ class ServeOptions:
     linger_timeout: float = option(2.0, "Seconds for a greeted client to close.", SECONDS)
     drain_timeout: float = option(10.0, "Seconds for everybody to leave when we stop.", SECONDS)
     stop_delay: float = option(
-        0.0, "Seconds to go on serving after a stop signal, while load balancers notice.", SECONDS
+        0.0,
+        "Seconds to go on serving after a stop signal, while load balancers notice by /healthz of --metrics.",
+        SECONDS,
     )
     unix_mode: int | None = option(None, "Mode of Unix sockets' files, in octal, as in 660.", MODE)
     tls_cert: Path | None = option(None, "Serve TLS with the certificate chain in this PEM file.", FILE)
@@ -121,7 +123,11 @@ class ServeOptions:
         NETWORK,
         many=True,
     )
-    metrics: Endpoint | None = option(None, "Serve Prometheus metrics there, under /metrics.", ENDPOINT)
+    metrics: Endpoint | None = option(
+        None,
+        "Serve Prometheus metrics there, under /metrics, and /healthz: 200, and 503 from a stop signal on.",
+        ENDPOINT,
+    )
     access_log: bool = option(True, "Write a line for each client.")
     log_format: Literal["text", "json"] = option(
         "text", "The form of the log.", click.Choice(["text", "json"])

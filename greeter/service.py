@@ -101,7 +101,7 @@ class Process(ABC):
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             logger.warning("running as root, which greeting needs only for ports below 1024")
         try:
-            await self._serve_metrics()
+            await self._serve_metrics(signals.stop)
             self.announce()
             self.notifier.ready(self.status())
             self._pet_watchdog()
@@ -142,11 +142,13 @@ class Process(ABC):
         self.reloads["failed"] += 1
         logger.error("reload failed, the old configuration stays: %s", error, extra={"event": "reload"})
 
-    async def _serve_metrics(self) -> None:
+    async def _serve_metrics(self, stop: asyncio.Future[str]) -> None:
         if self.options.metrics is not None:
             from greeter.metrics import serve_metrics
 
-            self._metrics = await serve_metrics(self.options.metrics, self.snapshot)
+            self._metrics = await serve_metrics(
+                self.options.metrics, self.snapshot, stopping=stop.done, unix_mode=self.options.unix_mode
+            )
             logger.info("Metrics on %s", self._metrics.address, extra={"event": "metrics"})
 
     def _pet_watchdog(self) -> None:

@@ -463,6 +463,31 @@ async def test_it_serves_on_while_load_balancers_notice() -> None:
     ]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_healthz_says_so_while_load_balancers_notice(workers: str, tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    path = tmp_path / "metrics"
+
+    async def health() -> bytes:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+        async with asyncio.timeout(PATIENCE):
+            answer = await reader.read()
+        writer.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return head.partition(b" ")[2][:4] + body
+
+    args = ("--stop-delay", "600", "--workers", workers, "--metrics", f"unix:{path}", "--unix-mode", "604")
+    async with serving(*args) as server:
+        assert path.stat().st_mode & 0o777 == 0o604
+        assert await health() == b"200 ok\n"
+        server.process.send_signal(signal.SIGTERM)
+        await server.line_with("serving for another 600 s")
+        assert await health() == b"503 stopping\n"
+        assert (await greet(port=server.port)).data == HELLO
+        assert await server.stop() == 130
+
+
 async def test_tls_from_both_commands(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(f"{tmp_path}/ca.pem")
