@@ -65,8 +65,13 @@ def greet(ctx: click.Context, /, **_: object) -> int:
     from greeter.tls import client_context
 
     options = collect(GreetOptions, ctx)
-    if not options.tls and (options.tls_ca or options.server_name):
-        raise ConfigError("--tls-ca and --server-name go with --tls")
+    if not options.tls and (options.tls_ca or options.tls_cert or options.tls_key or options.server_name):
+        raise ConfigError("--tls-ca, --tls-cert, --tls-key and --server-name go with --tls")
+    if options.tls_key and not options.tls_cert:
+        raise ConfigError("--tls-key goes with --tls-cert")
+    context = None
+    if options.tls:
+        context = client_context(options.tls_ca, options.tls_cert, options.tls_key)
     reply = loops.run(
         client.greet_within(
             options.wait,
@@ -75,8 +80,8 @@ def greet(ctx: click.Context, /, **_: object) -> int:
             connect_timeout=options.connect_timeout,
             max_bytes=options.max_bytes,
             until=options.until,
-            ssl=client_context(options.tls_ca) if options.tls else None,
-            server_hostname=options.server_name if options.tls else None,
+            ssl=context,
+            server_hostname=options.server_name,
         ),
         "asyncio",  # which is loaded sooner than uvloop
     )

@@ -148,7 +148,8 @@ def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
         values = value if isinstance(value, list) else [value]
         meaningless = not values and fields[name].default  # nowhere to listen, say
         if meaningless or any(type(item) not in _kinds(fields[name]) for item in values):
-            raise ConfigError(f"{file}: {key} cannot be {value!r}")
+            hint = getattr(fields[name].metadata[KEY]["type"], "hint", "")
+            raise ConfigError(f"{file}: {key} cannot be {value!r}{hint and ': ' + hint}")
         defaults[name] = values if many else value
     ctx.default_map = defaults
     ctx.meta["greeter.config"] = file

@@ -18,6 +18,7 @@ from greeter.values import (
     DURATION,
     ENDPOINT,
     FILE,
+    FILE_NAME,
     LIMIT,
     LOOP,
     MODE,
@@ -137,6 +138,14 @@ class ServeOptions:
     )
 
 
+# Both kinds of client have these.
+TLS = (False, "Speak TLS, and verify the server's certificate.")
+TLS_CA = (None, "Trust the authorities in this PEM file instead of the system's.", FILE_NAME)
+TLS_CERT = (None, "Show the certificate in this PEM file.", FILE_NAME)
+TLS_KEY = (None, "The certificate's key, if it is in a file of its own.", FILE_NAME)
+SERVER_NAME = (None, "The name that the certificate must have, if not the host's.", str)
+
+
 @dataclasses.dataclass(frozen=True)
 class GreetOptions:
     """What ``greeter greet`` can be told."""
@@ -148,11 +157,11 @@ class GreetOptions:
     until: Literal["eof", "line"] = option("eof", "What ends a greeting.", click.Choice(["eof", "line"]))
     wait: float = option(0.0, "Keep trying for this many seconds until the service is up.", SECONDS)
     json: bool = option(False, "Print an object with the times, in microseconds.", only="form")
-    tls: bool = option(False, "Speak TLS, and verify the server's certificate.")
-    tls_ca: Path | None = option(
-        None, "Trust the authorities in this PEM file instead of the system's.", FILE
-    )
-    server_name: str | None = option(None, "The name that the certificate must have, if not the host's.", str)
+    tls: bool = option(*TLS)
+    tls_ca: str | None = option(*TLS_CA)
+    tls_cert: str | None = option(*TLS_CERT)
+    tls_key: str | None = option(*TLS_KEY)
+    server_name: str | None = option(*SERVER_NAME)
     raw: bool = option(False, "Print the bytes as they came, control characters and all.", only="form")
 
 
@@ -186,11 +195,11 @@ class LoadOptions:
     source_ip: tuple[str, ...] = option(
         (), "Local address to connect from; each adds a range of ports; may be repeated.", str, many=True
     )
-    tls: bool = option(False, "Speak TLS, and verify the server's certificate.")
-    tls_ca: str | None = option(None, "Trust the authorities in this PEM file, not the system's.", str)
-    tls_cert: str | None = option(None, "Show the certificate in this PEM file.", str)
-    tls_key: str | None = option(None, "The certificate's key, if it is in a file of its own.", str)
-    server_name: str | None = option(None, "The name that the certificate must have, if not the host's.", str)
+    tls: bool = option(*TLS)
+    tls_ca: str | None = option(*TLS_CA)
+    tls_cert: str | None = option(*TLS_CERT)
+    tls_key: str | None = option(*TLS_KEY)
+    server_name: str | None = option(*SERVER_NAME)
     threshold: tuple[str, ...] = option(
         (), "A limit to keep, as in response:p99<20ms or errors:rate<0.1%; may be repeated.", LIMIT, many=True
     )

@@ -505,6 +505,25 @@ async def test_tls_from_both_commands(tmp_path: Path) -> None:
         assert await server.stop() == 0
 
 
+async def test_greet_shows_a_certificate(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(f"{tmp_path}/ca.pem")
+    leaf = authority.issue_cert("localhost")
+    leaf.private_key_and_cert_chain_pem.write_to_path(f"{tmp_path}/both.pem")
+    leaf.private_key_pem.write_to_path(f"{tmp_path}/key.pem")
+    for blob in leaf.cert_chain_pems:
+        blob.write_to_path(f"{tmp_path}/cert.pem", append=True)
+    ca = f"{tmp_path}/ca.pem"
+    async with serving("--tls-cert", f"{tmp_path}/both.pem", "--tls-client-ca", ca) as server:
+        command = ("greet", f"localhost:{server.port}", "--tls", "--tls-ca", ca)
+        greeted = (0, HELLO.decode() + "\n", "")
+        assert await run_greeter(*command, "--tls-cert", f"{tmp_path}/both.pem") == greeted
+        pair = ("--tls-cert", f"{tmp_path}/cert.pem", "--tls-key", f"{tmp_path}/key.pem")
+        assert await run_greeter(*command, *pair) == greeted
+        assert (await run_greeter(*command))[0] == 1
+        assert await server.stop() == 0
+
+
 async def test_a_socket_that_systemd_opened(door: socket.socket) -> None:
     port = door.getsockname()[1]
     with start(door, handed_over=True) as service:
