@@ -7,12 +7,15 @@ other task gets its turn.
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import AbstractEventLoop
 from typing import TYPE_CHECKING
 
+from greeter.reception import RETRY_SECONDS
+
 if TYPE_CHECKING:
     from asyncio import TimerHandle
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from greeter.listeners import Listener
     from greeter.reception import Reception
@@ -35,6 +38,22 @@ REST_SECONDS = 0.001
 def can_watch(loop: AbstractEventLoop) -> bool:
     """Whether the loop can tell when a socket is readable; Windows' default loop cannot."""
     return type(loop).add_reader is not AbstractEventLoop.add_reader and "Proactor" not in type(loop).__name__
+
+
+async def empty_queues(listeners: Sequence[Listener], take: Take, reception: Reception) -> None:
+    """Take whoever is in these listen queues, which get nobody new, as there is room for them."""
+    for listener in listeners:
+        while True:
+            await reception.vacancy()
+            if listener.sock.fileno() < 0:  # closed meanwhile, by somebody who would not wait
+                return
+            try:
+                if not take(listener, min(ACCEPT_BATCH, reception.room)):
+                    break
+            except OSError as error:
+                reception.cannot_accept(error)
+                await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(0)  # everybody else's turn
 
 
 class Acceptor:

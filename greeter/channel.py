@@ -28,7 +28,8 @@ VARIABLE = "GREETER_WORKER"
 LINE_BYTES = 16 * 1024 * 1024
 
 PARENT_GONE = "the parent process is gone"
-RETIRED = "retired"
+RETIRED = "retired"  # others serve on
+STOPPED = "stopped"  # nobody does
 
 
 class Channel:
@@ -164,7 +165,7 @@ class WorkerChannel:
         return cls(sock, tuple(map(Endpoint.inherited, listening)))
 
     def open(self, stats: Callable[[], dict[str, Any]]) -> asyncio.Future[str]:
-        """A future of the reason to leave: RETIRED, or PARENT_GONE.
+        """A future of the reason to leave: RETIRED, STOPPED, or PARENT_GONE.
 
         ``stats`` is called for each report that the parent wants.
         """
@@ -197,6 +198,8 @@ class WorkerChannel:
             self._report()
         elif name == "retire":
             self._go(RETIRED)
+        elif name == "stop":
+            self._go(STOPPED)
 
     def _on_end(self, why: str) -> None:
         self._go(PARENT_GONE if not why else f"the parent process {why}")

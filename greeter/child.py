@@ -85,15 +85,15 @@ class Child:
             self._channel.send("report")
         return self._answer
 
-    def retire(self, seconds: float) -> None:
+    def retire(self, seconds: float, *, last: bool = False) -> None:
         """Tell the worker to finish and leave, and kill it if it is not gone after ``seconds``.
 
-        The last call counts.
+        ``last``: no other serves on, and nobody new can come. The seconds of the last call count.
         """
         if self.gone.done():
             return
         if self._deadline is None:
-            self._channel.send("retire")
+            self._channel.send("stop" if last else "retire")
         else:
             self._deadline.cancel()
         self._deadline = self._loop.call_later(seconds, self._late, seconds)

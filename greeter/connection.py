@@ -104,8 +104,7 @@ class Connection(asyncio.Protocol):
         reception.wait(self)
         family = self._listener.family
         if not house.vestibule.empty:
-            coming = house.vestibule.bring_in(self, accepted(family, fd))
-            self._task = reception.loop.create_task(coming)
+            self._task = house.vestibule.bring_in(self, accepted(family, fd))
             return
         try:
             house.hand_over(fd, family, self)
@@ -200,6 +199,12 @@ class Connection(asyncio.Protocol):
                 data = await self._house.reception.loop.run_in_executor(pool, words.render, self._peer())
         except GreetingError as error:
             self._fail(error)
+        except RuntimeError as error:  # no thread can be started
+            self._fail(GreetingError(str(error)))
+        except asyncio.CancelledError:
+            if self._task is None or self._task.cancelling():
+                raise  # it is we who give up
+            self._fail(GreetingError("the greeting callable raised CancelledError"))
         else:
             self._send(data)
         finally:

@@ -122,7 +122,7 @@ class Greeting:
         assert self._call is not None
         try:
             value = self._call(peer)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() is not for one client to call
             raise _failed(error) from error
         if inspect.isawaitable(value):
             if inspect.iscoroutine(value):
@@ -135,7 +135,7 @@ class Greeting:
         assert self._call is not None
         try:
             value = await self._call(peer)  # type: ignore[misc]  # kind is "async": it gave an awaitable
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _failed(error) from error
         return _encode(value)
 
@@ -179,5 +179,5 @@ def _encode(value: object) -> bytes:
     raise GreetingError(f"the greeting callable returned {type(value).__name__}, not str or bytes")
 
 
-def _failed(error: Exception) -> GreetingError:
+def _failed(error: Exception | SystemExit) -> GreetingError:
     return GreetingError(f"the greeting callable raised {type(error).__name__}: {error}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
@@ -15,10 +16,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from greeter.endpoint import Endpoint
-from greeter.errors import ListenFailed
+from greeter.errors import ListenFailed, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+logger = logging.getLogger("greeter")
 
 # Connections that the kernel keeps for us until they are accepted. Python's 100 overflows at 150
 # simultaneous connects; nginx asks for 511, uvicorn for 2048. net.core.somaxconn caps it (listen(2)).
@@ -85,14 +88,15 @@ class Listener:
         if not self.inherited:
             cork(self.sock, True)
 
-    def refuse_new(self) -> bool:
+    def refuse_new(self, *, last: bool = False) -> bool:
         """Let no new handshake begin, and every one under way complete. True if the system can do it.
 
         A classic BPF program on the listening socket drops segments with SYN set (socket(7),
         SO_ATTACH_FILTER): the client's kernel retries, and is refused once the socket is closed. For a
-        Unix socket, the path is removed. On a socket that others serve too, neither is done.
+        Unix socket, the path is removed. On a socket that others may serve too neither is done, unless we
+        are the ``last``.
         """
-        if self.inherited:
+        if self.inherited and not last:
             return False
         self.remove_file()
         if self.sock.family not in (socket.AF_INET, socket.AF_INET6):
@@ -118,11 +122,14 @@ class Listener:
 
     def remove_file(self) -> None:
         """Remove the socket's file, if it is still the one that we made."""
-        if self._file is not None:
-            if _identity(self.endpoint.path) == self._file:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.endpoint.path)
-            self._file = None
+        file, self._file = self._file, None
+        try:
+            if file is not None and _identity(self.endpoint.path) == file:
+                os.unlink(self.endpoint.path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # its directory has become another, or is not ours any more
+            logger.warning("cannot remove %s: %s", self.endpoint.path, reason(error))
 
     def close(self) -> None:
         """Close the socket and remove its file. The kernel resets whoever is still in the queue."""

@@ -96,15 +96,6 @@ def parse(buffer: Buffer) -> Parsed | NeedMore:
     raise _bad(f"no version of it begins with {data[: at + 1]!r}", at)
 
 
-def header_bytes(taken: Buffer, peeked: Buffer) -> int:
-    """How many of the ``peeked`` bytes belong to the header that ``taken`` begins. Raises as parse does.
-
-    For a reader that peeks (MSG_PEEK) to save itself calls: take so many, and none is left behind.
-    """
-    parsed = parse(bytes(taken) + bytes(peeked))
-    return parsed.consumed - len(taken) if isinstance(parsed, Parsed) else len(peeked)
-
-
 def _bad(what: str, offset: int) -> ProxyProtocolError:
     return ProxyProtocolError(f"bad PROXY header: {what} (byte {offset})", offset)
 

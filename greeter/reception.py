@@ -11,14 +11,14 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from greeter.address import Address, describe, text_of
-from greeter.deadlines import Deadlines
 from greeter.errors import GreetingError, reason
 from greeter.greeting import Greeting, Peer
 from greeter.parking import Parking
 from greeter.stats import ServerStats
+from greeter.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,67 +40,10 @@ class Guest(Protocol):
         """Close at once, whatever is under way; the path then tells the reception that it left."""
 
 
-G = TypeVar("G", bound=Guest)
-
 # The system had no descriptor or no memory for a connection: when to ask again.
 RETRY_SECONDS = 0.5
 # One line a second about accepting being paused, however often it happens.
 COMPLAIN_SECONDS = 1.0
-
-
-class Waiting(Deadlines[G]):
-    """Guests with a common patience of ``seconds``: one table, and one timer for all of them.
-
-    The timer is set for the first deadline only and only while anybody waits, so an empty room makes
-    no wake-ups. ``on_late`` is called with each guest whose deadline has passed.
-    """
-
-    __slots__ = ("_loop", "_on_late", "_timer", "seconds")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, on_late: Callable[[G], None]) -> None:
-        super().__init__()
-        self.seconds = seconds
-        self._loop = loop
-        self._on_late = on_late
-        self._timer: asyncio.TimerHandle | None = None
-
-    def admit(self, guest: G, now: float | None = None) -> None:
-        """Wait for ``guest`` from now on."""
-        self._due[guest] = deadline = (self._loop.time() if now is None else now) + self.seconds
-        if self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._tick)
-
-    def discard(self, guest: G) -> bool:
-        """Wait no longer; True if the guest was here."""
-        if self._due.pop(guest, None) is None:
-            return False
-        if not self._due:
-            self._rest()
-        return True
-
-    def waited(self, guest: G, now: float) -> float:
-        """Wait no longer; returns for how many seconds the guest was here, 0 if it never was."""
-        due = self._due.pop(guest, None)
-        if due is None:
-            return 0.0
-        if not self._due:
-            self._rest()
-        seconds = now - due + self.seconds
-        return seconds if seconds > 0 else 0.0
-
-    def _rest(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _tick(self) -> None:
-        # The loop may fire a little early (its clock's resolution); without the slack that would be a
-        # second wake-up for the same deadline.
-        late = self.expire(self._loop.time() + 0.002)
-        first = self.first()
-        self._timer = None if first is None else self._loop.call_at(first, self._tick)
-        for guest in late:
-            self._on_late(guest)
 
 
 class Reception:
@@ -111,8 +54,8 @@ class Reception:
     says that it is a PROXY header that tells who a client is. ``capacity`` is how many may be here at
     once: then ``pause`` is called, and ``resume`` when there is room again.
 
-    A guest of the stream path is in ``greeting`` while its greeting takes time, and in ``lingering`` from
-    then until it closes; a socket of the instant path is in ``parking``.
+    A guest of the stream path is in ``ungreeted`` until it was greeted, or it is clear that it will not be,
+    and then in ``lingering`` until it closes; a socket of the instant path is in ``parking``.
     """
 
     def __init__(
@@ -137,15 +80,17 @@ class Reception:
         self.capacity = capacity
         self.stats = ServerStats()
         self.hostname = socket.gethostname()
-        self.greeting: Waiting[Guest] = Waiting(loop, greet_timeout, self._greet_late)
+        self.ungreeted: Waiting[Guest] = Waiting(loop, greet_timeout, self._greet_late)
         self.lingering: Waiting[Guest] = Waiting(loop, linger_timeout, self._linger_late)
         self.parking = Parking(loop, linger_timeout, self._gone, self._parked_late)
         self._pause, self._resume = pause, resume
         self._paused = False
         self._retry: asyncio.TimerHandle | None = None
         self._complaints: dict[str, float] = {}  # when the next line about a matter may be written
+        self._leaving: set[Guest] = set()  # cut off, and not yet gone
         self._hosts: dict[object, str] = {}  # of those whose admission is to be released
         self._empty: asyncio.Future[None] | None = None
+        self._vacant: asyncio.Future[None] | None = None
 
     # -- the way of a guest: arrive, perhaps wait, then greeted or failed, then left
 
@@ -163,7 +108,11 @@ class Reception:
                 self.refused(refusal)
                 return False
         if self.access_log is not None:
-            self.access_log(address)
+            try:
+                self.access_log(address)
+            except Exception as error:  # the client has done nothing wrong
+                if self._may_complain("log"):
+                    logger.error("the access log failed for %s: %r", describe(address), error)
         return True
 
     def refused(self, why: str) -> None:
@@ -186,7 +135,7 @@ class Reception:
 
     def wait(self, guest: Guest) -> None:
         """The guest has arrived, and is to be greeted before the greet deadline, which counts from here."""
-        self.greeting.admit(guest)
+        self.ungreeted.admit(guest)
 
     def served(self, sent: int, seconds: float, clients: int = 1) -> None:
         """Every byte for ``clients``, and their end of stream, are with the kernel.
@@ -201,7 +150,7 @@ class Reception:
     def greeted(self, guest: Guest, sent: int) -> None:
         """The guest was served, and from here on may linger."""
         now = self.loop.time()
-        self.served(sent, self.greeting.waited(guest, now))
+        self.served(sent, self.ungreeted.waited(guest, now))
         self.lingering.admit(guest, now)
 
     def not_made(self, address: Address, error: GreetingError) -> None:
@@ -216,7 +165,7 @@ class Reception:
 
     def dismiss(self, guest: Guest) -> None:
         """The guest will not be greeted, and has been counted. It stays until it has ``left``."""
-        self.greeting.discard(guest)
+        self.ungreeted.discard(guest)
         self.lingering.admit(guest)
 
     def lost(self) -> None:
@@ -225,8 +174,10 @@ class Reception:
 
     def left(self, guest: Guest) -> None:
         """The guest's connection is closed. Saying so again changes nothing."""
-        if not self.lingering.discard(guest) and self.greeting.discard(guest):
-            self.lost()  # neither greeted nor dismissed: it went by itself
+        if not self.lingering.discard(guest):
+            if self.ungreeted.discard(guest):
+                self.lost()  # neither greeted nor dismissed: it went by itself
+            self._leaving.discard(guest)
         self._gone((guest,))
 
     # -- what is said
@@ -249,7 +200,7 @@ class Reception:
     @property
     def present(self) -> int:
         """Clients that are here: being brought in, being greeted, lingering."""
-        return len(self.greeting) + len(self.lingering) + len(self.parking)
+        return len(self.ungreeted) + len(self.lingering) + len(self._leaving) + len(self.parking)
 
     @property
     def room(self) -> int:
@@ -264,13 +215,24 @@ class Reception:
     async def all_left(self) -> None:
         """Wait until nobody is here."""
         while self.present:
-            if self._empty is None or self._empty.done():
-                self._empty = self.loop.create_future()
-            await asyncio.shield(self._empty)
+            await asyncio.shield(self.emptied())
+
+    def emptied(self) -> asyncio.Future[None]:
+        """A future that is done as soon as somebody leaves who was the last one here."""
+        if self._empty is None or self._empty.done():
+            self._empty = self.loop.create_future()
+        return self._empty
+
+    async def vacancy(self) -> None:
+        """Wait until there is room for one more."""
+        while self.room <= 0:
+            if self._vacant is None or self._vacant.done():
+                self._vacant = self.loop.create_future()
+            await asyncio.shield(self._vacant)
 
     def abort_all(self) -> int:
         """Close everybody at once; returns how many there were."""
-        unserved, served = list(self.greeting), list(self.lingering)
+        unserved, served = list(self.ungreeted), list(self.lingering)
         for guest in unserved:
             self.failed(guest, "aborted")
         for guest in unserved + served:
@@ -316,13 +278,15 @@ class Reception:
             self._go_on()
         if self._empty is not None and not self._empty.done() and not self.present:
             self._empty.set_result(None)
+        if self._vacant is not None and not self._vacant.done() and self.room > 0:
+            self._vacant.set_result(None)
 
     def _go_on(self) -> None:
-        self.keep_closed()
+        self.end_pause()
         self._resume()
 
-    def keep_closed(self) -> None:
-        """Forget about resuming: the server is closing."""
+    def end_pause(self) -> None:
+        """Accepting is not paused any more, and nothing of ours will resume it."""
         self._paused = False
         if self._retry is not None:
             self._retry.cancel()
@@ -334,11 +298,11 @@ class Reception:
         self.stats.linger_timeouts += count
 
     def _greet_late(self, guest: Guest) -> None:
-        logger.warning("%s: not greeted within %g s", describe(guest.address()), self.greeting.seconds)
+        logger.warning("%s: not greeted within %g s", describe(guest.address()), self.ungreeted.seconds)
         self.failed(guest, "greet_timeout")
         guest.abort()
 
     def _linger_late(self, guest: Guest) -> None:
         self.stats.linger_timeouts += 1
-        self.lingering.admit(guest)  # until it has left
+        self._leaving.add(guest)
         guest.abort()

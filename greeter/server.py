@@ -10,6 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from greeter.acceptor import empty_queues
 from greeter.address import Address, describe
 from greeter.connection import House
 from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
@@ -171,7 +172,7 @@ class Server:
         if self._closed.done():
             return
         self._serving = False
-        self._reception.keep_closed()
+        self._reception.end_pause()
         self._path.stop()
         for listener in self._listeners:
             listener.remove_file()
@@ -182,20 +183,28 @@ class Server:
             except OSError as error:
                 logger.warning("closing with clients in the listen queue: %s", reason(error))
             listener.close()
-        self._house.close()
+        if self._reception.present:  # some of them may still have to wait for a thread
+            self._reception.emptied().add_done_callback(lambda _: self._house.close())
+        else:
+            self._house.close()
         self._closed.set_result(None)
 
-    async def drain(self, timeout: float | None = None) -> bool:
+    async def drain(self, timeout: float | None = None, *, last: bool = False) -> bool:
         """Close the door in order, finish with everybody inside, and return.
 
-        New handshakes are stopped, those under way complete and are greeted, then the sockets are
-        closed. After ``timeout`` seconds (``drain_timeout`` by default) whoever is still there is cut
-        off; returns False then. Cancelling it closes and cuts off at once.
+        New handshakes are stopped, those under way complete, everybody in the listen queues is greeted
+        as there is room, then the sockets are closed. A socket that we did not make is left as it is, for
+        others to serve, unless ``last`` says that it ends with us. After ``timeout`` seconds
+        (``drain_timeout`` by default) whoever is still there is cut off; returns False then. Cancelling it
+        closes and cuts off at once.
         """
         try:
             async with asyncio.timeout(self.drain_timeout if timeout is None else timeout):
-                if self._serving and sum(listener.refuse_new() for listener in self._listeners):
-                    await asyncio.sleep(DOOR_SECONDS)
+                if self._serving:
+                    shut = [listener for listener in self._listeners if listener.refuse_new(last=last)]
+                    if shut:
+                        await asyncio.sleep(DOOR_SECONDS)
+                        await empty_queues(shut, self._path.greet_queue, self._reception)
                 self._reception.stats.drains += not self._closed.done()
                 self.close()
                 await self.wait_closed()

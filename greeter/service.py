@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from greeter.channel import STOPPED
 from greeter.errors import GreeterError
 from greeter.loops import choose_loop
 from greeter.options import ServeOptions
@@ -227,7 +228,7 @@ async def serve_as_worker(
     leave.add_done_callback(lambda _: told.set())
     channel.ready()
     await told.wait()
-    await server.drain()
+    await server.drain(last=leave.done() and leave.result() == STOPPED)
     channel.close()
     return 0
 

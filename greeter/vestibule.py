@@ -62,27 +62,28 @@ class Vestibule:
         """Whether nothing comes before the greeting."""
         return self.tls is None and self.proxy_from is None
 
-    async def bring_in(self, guest: Newcomer, sock: socket.socket) -> None:
-        """Take an accepted socket through all of it, up to ``guest.connection_made``.
+    def bring_in(self, guest: Newcomer, sock: socket.socket) -> asyncio.Task[None]:
+        """Take an accepted socket through all of it, up to ``guest.connection_made``; cancel it to give up.
 
         The socket is ours: it is closed if that is not reached, whatever the reason.
         """
-        reception = self._reception
-        passed = False
+
+        def ended(_: object) -> None:
+            if not guest.connected:  # else it leaves when its connection is lost
+                sock.close()
+                self._reception.left(guest)
+
+        task = self._reception.loop.create_task(self._pass(guest, sock))
+        task.add_done_callback(ended)  # which a task that is cancelled before it has begun gets to, too
+        return task
+
+    async def _pass(self, guest: Newcomer, sock: socket.socket) -> None:
         try:
-            passed = await self._past_the_proxy(guest, sock) and await self._past_the_handshake(guest, sock)
-            if passed:
-                await reception.loop.connect_accepted_socket(lambda: cast("asyncio.Protocol", guest), sock)
+            if await self._past_the_proxy(guest, sock) and await self._past_the_handshake(guest, sock):
+                loop = self._reception.loop
+                await loop.connect_accepted_socket(lambda: cast("asyncio.Protocol", guest), sock)
         except OSError as error:  # it was reset on the way in
             logger.debug("%s: %s", describe(guest.address()), error)
-            passed = False
-        except BaseException:
-            passed = False
-            raise
-        finally:
-            if not passed and not guest.connected:  # else it leaves when its connection is lost
-                sock.close()
-                reception.left(guest)
 
     async def _past_the_handshake(self, guest: Newcomer, sock: socket.socket) -> bool:
         if self.tls is None:

@@ -188,7 +188,8 @@ class Supervisor:
     async def stop(self, timeout: float = RETIRE_TIMEOUT) -> bool:
         """Close the door in order, retire all workers at once and wait until they are gone.
 
-        On listening sockets that are ours no new handshake begins, and those under way are still greeted.
+        On listening sockets that are ours no new handshake begins, and those under way are still greeted, as
+        is everybody in the queues.
         Workers that are not gone after ``timeout`` seconds are killed; returns False then.
         """
         self._stopping = True
@@ -199,7 +200,8 @@ class Supervisor:
             await asyncio.sleep(DOOR_SECONDS)
         children = list(self._children)
         for child in children:
-            child.retire(timeout)
+            # A socket that is not ours, as systemd's, others may serve after us.
+            child.retire(timeout, last=all(refused))
         if children:
             await asyncio.wait([child.gone for child in children])
         return not any(child.overdue for child in children)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from greeter import serve
 from greeter.acceptor import ACCEPT_BATCH, BUSY, Acceptor, can_watch
+from greeter.limits import Limits
+from greeter.server import DOOR_SECONDS
 from tests.conftest import PATIENCE
 from tests.peers import Outcome, read_to_end, speak_first, until
 
@@ -129,6 +132,41 @@ async def test_whoever_comes_during_the_rest_is_not_forgotten_at_the_end(how: st
     async with asyncio.timeout(PATIENCE):
         assert await ending is True
     assert server.stats.greeted == BUSY + 5
+
+
+async def test_everybody_in_the_queue_is_greeted_at_the_end_as_there_is_room() -> None:
+    server = await here(limits=Limits(max_connections=3), linger_timeout=PATIENCE)
+    watched = Watched(server)
+    clients = watched.queue(20)
+    ending = asyncio.create_task(server.drain())
+    await asyncio.sleep(2 * DOOR_SECONDS)  # they stay for longer than it is ajar
+    assert await outcomes(clients) == [GREETED] * 20
+    async with asyncio.timeout(PATIENCE):
+        assert await ending is True
+    assert max(watched.batches) <= 3
+    assert server.stats.greeted == 20
+
+
+async def test_a_lack_of_descriptors_at_the_end_is_waited_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("greeter.acceptor.RETRY_SECONDS", 0.01)
+    server = await here()
+    (listener,) = server._listeners
+    accept_fd, refusals = listener.accept_fd, [errno.EMFILE, errno.ENFILE]
+
+    def scarce() -> Any:
+        if refusals:
+            raise OSError(refusals.pop(), "irrelevant")
+        return accept_fd()
+
+    listener.accept_fd = scarce
+    client = socket.create_connection(("127.0.0.1", server.port))
+    ending = asyncio.create_task(server.drain())
+    assert await outcomes([client]) == [GREETED]
+    async with asyncio.timeout(PATIENCE):
+        assert await ending is True
+    assert "accepting is paused" in caplog.text
 
 
 def test_a_loop_without_readers_cannot_watch() -> None:

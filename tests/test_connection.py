@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from greeter import Greeting, Peer, serve
-from greeter.connection import CHUNK, Connection, House
+from greeter.connection import CHUNK, THREADS, Connection, House
 from tests.conftest import PATIENCE
 from tests.peers import Outcome, connect, read_to_end, reset, speak_first, until
 
@@ -66,7 +67,7 @@ async def test_only_what_goes_in_one_piece_waits_for_its_end() -> None:
     def corked(server: Server) -> list[int]:
         return [
             guest._transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
-            for guest in server._reception.greeting
+            for guest in server._reception.ungreeted
             if isinstance(guest, Connection) and guest._transport is not None
         ]
 
@@ -157,6 +158,24 @@ async def test_one_that_fails_when_its_client_has_left_says_nothing(caplog: pyte
         await until(lambda: server.stats.open == 0, "it has left")
         assert {why: n for why, n in server.stats.failed.items() if n} == {"reset": 1}
     assert caplog.records == []
+
+
+async def cancelled(_: Peer) -> str:
+    raise asyncio.CancelledError
+
+
+async def exits(_: Peer) -> str:
+    sys.exit(3)
+
+
+@pytest.mark.parametrize("greeting", [cancelled, exits, lambda _: sys.exit(3)])
+async def test_one_that_would_end_more_than_itself_does_not(
+    greeting: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with here(greeting) as server:
+        assert await speak_first(server.port, 18) == NOTHING
+        assert server.stats.failed["greeting_error"] == 1
+    assert "the greeting callable raised " in caplog.text
 
 
 async def test_one_that_takes_too_long_is_given_up_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -297,6 +316,40 @@ async def test_a_thread_that_fails_costs_its_client_only(
     why = {"raise": "raised ZeroDivisionError: a bug", "type": "returned int", "awaitable": "async def"}
     (record,) = caplog.records
     assert why[answer] in record.getMessage()
+
+
+async def test_a_server_that_closes_has_threads_for_those_who_are_here(bell: threading.Event) -> None:
+    def greeting(_: Peer) -> str:
+        bell.wait(PATIENCE)
+        return "Hello"
+
+    server = await here(greeting)
+    inside = [await connect(server.port) for _ in range(THREADS + 3)]  # of whom some wait for a thread
+    await until(lambda: server.stats.accepted == len(inside), "they are in")
+    queued = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+    server.close()
+    bell.set()
+    for client in inside + queued:
+        client.setblocking(False)
+        assert await read_to_end(client) == Outcome(b"Hello", reset=False)
+    async with asyncio.timeout(PATIENCE):
+        await server.wait_closed()
+    with pytest.raises(RuntimeError, match="after shutdown"):  # they are not kept either
+        server._house.threads().submit(print)
+
+
+async def test_without_a_thread_a_greeting_is_not_made(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with here(Greeting(lambda _: "Hello")) as server:
+        monkeypatch.setattr(threading.Thread, "start", none_left)
+        assert await speak_first(server.port, 18) == NOTHING
+        monkeypatch.undo()
+        assert server.stats.failed["greeting_error"] == 1
+    assert "can't start new thread" in caplog.text
 
 
 async def test_a_quick_greeting_runs_in_the_loop() -> None:

@@ -41,6 +41,7 @@ LAYERS = [
         "systemd",
         "tls",
         "parking",
+        "waiting",
         "snapshot",
         "channel",
     },
@@ -70,7 +71,7 @@ IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "si
 IMPURE |= {"threading", "time", "click", "uvloop"}
 # Where a client goes through: nothing of it may be known to those who play the client, nor they to it.
 HOUSE = {"listeners", "reception", "acceptor", "vestibule", "connection", "stream", "instant", "parking"}
-HOUSE |= {"handover", "loopserver"}
+HOUSE |= {"handover", "loopserver", "waiting"}
 HOUSE |= {"paths", "server", "service", "workers", "parent", "startup"}
 STRANGERS = [({"client"}, HOUSE), ({"loadtest"}, HOUSE)]
 

@@ -391,6 +391,17 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     assert str(refusal(f"unix:{tmp_path}/no/x")).endswith("/no/x: no such file or directory")
 
 
+def test_a_file_that_cannot_be_removed_is_said(
+    listen: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "d").mkdir()
+    (listener,) = listen(f"unix:{tmp_path}/d/x")
+    (tmp_path / "d").rename(tmp_path / "moved")
+    (tmp_path / "d").touch()  # no directory any more
+    listener.close()
+    assert caplog.messages == [f"cannot remove {tmp_path}/d/x: not a directory"]
+
+
 def test_somebody_elses_file_is_not_removed(listen: Any, tmp_path: Path) -> None:
     (listener,) = listen(f"unix:{tmp_path}/x")
     os.rename(tmp_path / "x", tmp_path / "kept")  # so that its inode is not used again

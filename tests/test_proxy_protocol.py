@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greeter.errors import GreeterError, ProxyProtocolError
-from greeter.proxy_protocol import MAX_V1, MAX_V2, SIGNATURE, Header, NeedMore, Parsed, header_bytes, parse
+from greeter.proxy_protocol import MAX_V1, MAX_V2, SIGNATURE, Header, NeedMore, Parsed, parse
 
 if TYPE_CHECKING:
     import random
@@ -401,22 +401,6 @@ def test_a_whole_header_costs_the_reader_few_calls(data: bytes) -> None:
     while isinstance(parsed := parse(taken), NeedMore):
         taken, calls = data[: len(taken) + parsed.wanted], calls + 1
     assert calls <= 16
-
-
-@given(headers, payloads, st.data())
-@settings(max_examples=150, deadline=None)
-def test_of_what_was_peeked_only_the_header_is_taken(
-    data: bytes, payload: bytes, draw: st.DataObject
-) -> None:
-    taken = draw.draw(st.integers(0, len(data) - 1))
-    peeked = draw.draw(st.integers(1, len(data) + len(payload) - taken))
-    stream = data + payload
-    assert header_bytes(stream[:taken], stream[taken : taken + peeked]) == min(peeked, len(data) - taken)
-
-
-def test_peeking_at_what_is_no_header_is_an_error() -> None:
-    with pytest.raises(ProxyProtocolError):
-        header_bytes(b"PRO", b"XX")
 
 
 ALPHABET = bytes(

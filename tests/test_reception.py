@@ -16,14 +16,12 @@ from greeter.address import describe
 from greeter.errors import GreetingError
 from greeter.greeting import Greeting
 from greeter.limits import Admission, Limits
-from greeter.reception import COMPLAIN_SECONDS, RETRY_SECONDS, Reception, Waiting
+from greeter.reception import COMPLAIN_SECONDS, RETRY_SECONDS, Reception
 from greeter.stats import FAILURES
 from tests.conftest import PATIENCE
 from tests.test_parking import VirtualLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from greeter.stats import ServerStats
 
 CLIENT = ("192.0.2.7", 3747)
@@ -92,76 +90,6 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 # -- deadlines
 
 
-@pytest.fixture
-def late() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def waiting(late: list[str]) -> tuple[Any, VirtualLoop]:
-    """A table of guests that are texts, with a patience of 2 s."""
-    clock: Any = VirtualLoop()
-    return Waiting(clock, 2.0, late.append), clock
-
-
-def test_a_thousand_guests_have_one_timer(waiting: tuple[Any, VirtualLoop], late: list[str]) -> None:
-    table, clock = waiting
-    names = [str(number) for number in range(1000)]
-    for name in names:
-        table.admit(name)
-        clock.now += 0.001
-        assert len(clock.timers) == 1
-    for name in names[:-1]:
-        assert table.discard(name)
-    assert len(clock.timers) == 1
-    assert table.discard(names[-1])
-    assert clock.timers == []  # nobody waits: nothing wakes up
-    assert not table.discard(names[-1])
-    clock.advance(10)
-    assert late == []
-
-
-def test_each_guest_has_its_own_deadline(waiting: tuple[Any, VirtualLoop], late: list[str]) -> None:
-    table, clock = waiting
-    for name in "abc":
-        table.admit(name)
-        clock.now += 0.5
-    table.discard("b")
-    clock.advance(0.499)
-    assert late == []
-    clock.advance(0.001)
-    assert late == ["a"]
-    clock.advance(0.999)
-    assert (late, list(table)) == (["a"], ["c"])
-    clock.advance(0.001)
-    assert (late, list(table), clock.timers) == (["a", "c"], [], [])
-
-
-def test_deadlines_a_moment_apart_are_one_wake_up(waiting: tuple[Any, VirtualLoop], late: list[str]) -> None:
-    table, clock = waiting
-    for name in "abc":
-        table.admit(name)
-        clock.now += 0.0009
-    clock.advance(10)
-    assert late == ["a", "b", "c"]
-    assert len(clock.fired) == 1
-
-
-def test_whoever_is_late_may_be_admitted_anew(waiting: tuple[Any, VirtualLoop], late: list[str]) -> None:
-    table, clock = waiting
-    again: Callable[[str], None] = table.admit
-
-    def on_late(name: str) -> None:
-        late.append(name)
-        again(name)
-
-    table._on_late = on_late
-    table.admit("a")
-    clock.advance(6.1)
-    assert late == ["a", "a", "a"]
-    assert len(clock.timers) == 1
-
-
 def test_the_greet_deadline_counts_from_the_arrival(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     visitor = desk.visitor()
     desk.reception.wait(visitor)
@@ -192,7 +120,9 @@ def test_a_guest_is_present_until_it_has_left(desk: Desk) -> None:
     desk.reception.greeted(greeted, 5)
     desk.reception.wait(ungreeted)
     desk.clock.advance(GREET)
-    assert (greeted.aborted > 0, ungreeted.aborted) == (True, 1)
+    assert (greeted.aborted, ungreeted.aborted, desk.stats.linger_timeouts) == (1, 1, 1)
+    desk.clock.advance(10 * LINGER)  # of which each is cut off once
+    assert (greeted.aborted, desk.stats.linger_timeouts) == (1, 2)
     assert desk.reception.present == 2
     greeted.leave()
     ungreeted.leave()
@@ -410,7 +340,7 @@ def test_a_server_that_closes_does_not_go_on() -> None:
     visitor = desk.lingering()
     desk.reception.full()
     desk.reception.cannot_accept(OSError(24, "irrelevant"))
-    desk.reception.keep_closed()
+    desk.reception.end_pause()
     visitor.leave()
     desk.clock.advance(10)
     assert desk.told == ["pause"]
@@ -511,7 +441,7 @@ class AnyDay(RuleBasedStateMachine):
     @rule(how=st.sampled_from(["greeted", "left", *FAILURES]))
     def end(self, how: str) -> None:
         visitor = self.fresh.pop()
-        if visitor not in self.desk.reception.greeting:
+        if visitor not in self.desk.reception.ungreeted:
             return  # its deadline has passed
         if how == "greeted":
             self.desk.reception.greeted(visitor, 5)
@@ -528,7 +458,7 @@ class AnyDay(RuleBasedStateMachine):
     def it_adds_up(self) -> None:
         stats, reception = self.desk.stats, self.desk.reception
         ended = stats.greeted + sum(stats.failed.values()) + sum(stats.rejected.values())
-        assert stats.accepted == ended + len(reception.greeting)
+        assert stats.accepted == ended + len(reception.ungreeted)
         assert len(reception._hosts) == reception.present
         assert len(self.desk.clock.timers) <= 3  # one for each table
 

@@ -459,6 +459,48 @@ async def test_a_close_that_cannot_accept_says_so(caplog: pytest.LogCaptureFixtu
     await in_time(server.wait_closed())
 
 
+async def test_an_access_log_that_fails_costs_no_client(
+    accept: Accept, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with here(accept=accept, access_log=full, limits=Limits(max_per_ip=1)) as server:
+        for _ in range(3):
+            assert await speak_first(server.port, 18) == GREETED
+            await until(lambda: server.stats.open == 0, "it has left")
+        assert server.stats.accept_errors == 0
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line.startswith("the access log failed for ('127.0.0.1', ")
+
+
+async def test_a_drain_without_patience_leaves_nobody_behind() -> None:
+    """Also those whose handshake has not even begun."""
+    server = await here(ssl=tls(), limits=Limits(max_connections=1))
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+    await until(lambda: server.stats.open == 1, "one is let in")
+    assert await in_time(server.drain(0)) is False
+    await in_time(server.wait_closed())
+    assert (server.stats.accepted, server.stats.failed["aborted"], server.stats.open) == (3, 3, 0)
+    for client in clients:
+        client.close()
+
+
+async def test_the_last_one_on_a_socket_of_others_shuts_the_door() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as theirs:
+        server = await here(listen=[f"fd:{theirs.fileno()}"], limits=Limits(max_connections=2))
+        clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
+        ending = asyncio.create_task(server.drain(last=True))
+        for client in clients:
+            client.setblocking(False)
+            assert await read_to_end(client) == GREETED
+        assert await in_time(ending) is True
+        with socket.socket() as late:
+            late.settimeout(0.05)  # its SYN is dropped
+            with pytest.raises(TimeoutError):
+                late.connect(("127.0.0.1", server.port))
+
+
 async def test_one_that_died_in_the_queue_costs_nobody_behind_it(accept: Accept) -> None:
     server = await here(accept=accept)
     (listener,) = server._listeners

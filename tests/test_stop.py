@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from greeter import greet
+from greeter.server import DOOR_SECONDS
 from tests.conftest import PATIENCE, Process, greeter_process, loop_factories
-from tests.peers import connect, until
+from tests.peers import Outcome, connect, read_to_end, until
 from tests.service_peers import HELLO, crowd, lines_with, on_every_stage, running, started_by_init
 
 if TYPE_CHECKING:
@@ -54,6 +55,26 @@ async def test_ten_stops_on_each_path_under_load_lose_nobody() -> None:
             assert clients.refused > 0, "the stop came while they were there"
             heard = clients.greeted
             assert last_line(service) == f"Stopped: {heard} greeted of {heard} accepted, 0 failed"
+
+    await on_every_stage(play)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_stop_without_descriptors_greets_the_whole_queue(workers: str) -> None:
+    async def play(loop: str, path: str) -> None:
+        args = ("serve", "--listen", "127.0.0.1:0", "--no-access-log", "--loop", loop, "--accept", path)
+        async with started_by_init(*args, "--workers", workers, files=64) as service:
+            with contextlib.ExitStack() as held:
+                clients = [held.enter_context(await connect(service.port)) for _ in range(120)]
+                await service.line_with("connections: accepting is paused")
+                service.process.send_signal(signal.SIGTERM)
+                await service.line_with("closing the door")
+                await asyncio.sleep(2 * DOOR_SECONDS)  # they stay for longer than it is ajar
+                for client in clients:
+                    assert await read_to_end(client) == Outcome(HELLO, reset=False)
+                    client.close()
+            assert await service.ended() == 0
+        assert last_line(service) == "Stopped: 120 greeted of 120 accepted, 0 failed"
 
     await on_every_stage(play)
 
