@@ -29,7 +29,7 @@ def cli() -> None:
     """Accept, say the first byte, close; and lose nobody.
 
     Options can also be given as environment variables: the name in upper case behind GREETER_, for
-    load behind GREETER_LOAD_, for report behind GREETER_REPORT_.
+    load behind GREETER_LOAD_, for report behind GREETER_REPORT_; several values with spaces between them.
     """
 
 

@@ -200,7 +200,13 @@ class _Exchange(asyncio.Protocol):
         try:
             kind, body, status = await page()
         except Exception as error:
-            logger.error("cannot answer a request for %s: %s: %s", path, type(error).__name__, error)
+            logger.error(
+                "cannot answer a request for %s: %s: %s",
+                path,
+                type(error).__name__,
+                error,
+                extra={"event": "metrics"},
+            )
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR)
         else:
             self._answer(status, kind, body)

@@ -129,7 +129,7 @@ class ServeOptions:
         "Serve Prometheus metrics there, under /metrics, and /healthz: 200, and 503 from a stop signal on.",
         ENDPOINT,
     )
-    access_log: bool = option(True, "Write a line for each client.")
+    access_log: bool = option(True, "Write a line for each client that is let in, at level info.")
     log_format: Literal["text", "json"] = option(
         "text", "The form of the log.", click.Choice(["text", "json"])
     )

@@ -100,7 +100,9 @@ class Process(ABC):
         signals = self._listen_to_signals()
         await self.start()
         if hasattr(os, "geteuid") and os.geteuid() == 0:
-            logger.warning("running as root, which greeting needs only for ports below 1024")
+            logger.warning(
+                "running as root, which greeting needs only for ports below 1024", extra={"event": "root"}
+            )
         try:
             await self._serve_metrics(signals.stop)
             self.announce()
@@ -110,7 +112,12 @@ class Process(ABC):
             name = await signals.stop
             self.notifier.stopping()
             if self.options.stop_delay:
-                logger.info("%s: serving for another %g s", name, self.options.stop_delay)
+                logger.info(
+                    "%s: serving for another %g s",
+                    name,
+                    self.options.stop_delay,
+                    extra={"event": "stop_delay", "reason": name},
+                )
                 await asyncio.sleep(self.options.stop_delay)
             logger.info("%s: closing the door", name, extra={"event": "stopping", "reason": name})
         finally:
@@ -159,7 +166,7 @@ class Process(ABC):
 
     def _listen_to_signals(self) -> Signals:
         def leave(name: str) -> None:
-            logger.warning("%s again: leaving at once", name)
+            logger.warning("%s again: leaving at once", name, extra={"event": "killed", "reason": name})
             self.log.flush()
             self.leave_at_once()
             os._exit(INTERRUPTED)
@@ -264,7 +271,9 @@ def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1)
 def warn_of_restart(old: ServeOptions, new: ServeOptions, *, workers: bool) -> None:
     """Name what a reload cannot change."""
     for flag in need_restart(old, new, workers=workers):
-        logger.warning("%s has changed, which takes effect with a restart", flag)
+        logger.warning(
+            "%s has changed, which takes effect with a restart", flag, extra={"event": "restart_needed"}
+        )
 
 
 def _report(total: Snapshot) -> None:

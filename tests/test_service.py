@@ -505,6 +505,31 @@ async def test_tls_from_both_commands(tmp_path: Path) -> None:
         assert await server.stop() == 0
 
 
+async def test_a_client_is_in_the_log_when_it_is_let_in(tmp_path: Path) -> None:
+    """Before its handshake, then; and not at all if it is turned away."""
+
+    def events(server: Process) -> list[tuple[str, str | None]]:
+        found = [json.loads(line) for line in server.lines]
+        kept = ("connection", "failed", "rejected")
+        return [(e["event"], e.get("reason", e.get("peer"))) for e in found if e.get("event") in kept]
+
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(f"{tmp_path}/cert.pem")
+    json_log = {"ready": '"address": "', "env": {"GREETER_LOG_FORMAT": "json"}}
+    async with serving("--tls-cert", f"{tmp_path}/cert.pem", **json_log) as server:
+        port = int(json.loads(server.lines[-1])["address"].rpartition(":")[2])
+        with knock(port) as client:
+            client.sendall(b"no ClientHello\r\n")
+            peer = f"127.0.0.1:{client.getsockname()[1]}"
+            await server.line_with("no TLS handshake")
+        assert await server.stop() == 0
+    assert events(server) == [("connection", peer), ("failed", "tls")]
+    async with serving("--deny", "127.0.0.0/8", **json_log) as server:
+        with knock(int(json.loads(server.lines[-1])["address"].rpartition(":")[2])):
+            await server.line_with("turning clients away")
+        assert await server.stop() == 0
+    assert events(server) == [("rejected", None)]
+
+
 async def test_greet_shows_a_certificate(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(f"{tmp_path}/ca.pem")
