@@ -1,11 +1,11 @@
 """greeter: accept, say the first byte, close; and lose nobody.
 
 ``serve`` greets whoever connects, ``greet`` is greeted. Both run in your event loop, and importing
-them loads nothing but the standard library.
+them loads nothing but the standard library; each name loads its module when it is first used.
 
 The package is layered, and imports go down only::
 
-    cli, startup                  prints and exits; which kind of process to be
+    __main__, cli, startup        prints and exits; which kind of process to be
     parent, service, workers,     the life of a process
     demo, loadcommand
     commandline, options, values  what it was asked for
@@ -16,35 +16,33 @@ The package is layered, and imports go down only::
     loopserver, vestibule
     reception, parking            who is here, and until when
     listeners, handover, loops,   the system: sockets, transports, signals, files
-    signals, tls, systemd, ...
+    signals, interrupt, tls, ...
     errors, endpoint, greeting,   pure: no socket, no loop, no clock
     limits, deadlines, stats, ...
 """
 
-from typing import TYPE_CHECKING
-
-from greeter.client import Reply, greet, greet_within
-from greeter.endpoint import Endpoint
-from greeter.errors import (
-    ConfigError,
-    ConnectFailed,
-    GreeterError,
-    GreetFailed,
-    GreetingError,
-    GreetReset,
-    GreetTimeout,
-    ListenFailed,
-    MissingExtra,
-    ProxyProtocolError,
-    ReplyTooLarge,
-)
-from greeter.greeting import Greeting, Peer
-from greeter.server import Server, serve
-from greeter.stats import ServerStats
-
+TYPE_CHECKING = False  # what checkers take for typing's; loading that would take longer than all of this
 if TYPE_CHECKING:
+    from greeter.client import Reply, greet, greet_within
+    from greeter.endpoint import Endpoint
+    from greeter.errors import (
+        ConfigError,
+        ConnectFailed,
+        GreeterError,
+        GreetFailed,
+        GreetingError,
+        GreetReset,
+        GreetTimeout,
+        ListenFailed,
+        MissingExtra,
+        ProxyProtocolError,
+        ReplyTooLarge,
+    )
+    from greeter.greeting import Greeting, Peer
     from greeter.limits import Limits
     from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
+    from greeter.server import Server, serve
+    from greeter.stats import ServerStats
 
 __version__ = "0.1.0"
 
@@ -77,22 +75,29 @@ __all__ = [
 ]
 
 
-# What most programs never use, and what would make up a third of the time that importing takes.
-_LATER = {
-    "Limits": "greeter.limits",
-    "LoadPlan": "greeter.loadtest",
-    "LoadReport": "greeter.loadtest",
-    "Threshold": "greeter.loadtest",
-    "load": "greeter.loadtest",
+# Where they are. A program loads what it uses, when it first does so.
+_HOMES = {
+    "greeter.client": ("Reply", "greet", "greet_within"),
+    "greeter.endpoint": ("Endpoint",),
+    "greeter.greeting": ("Greeting", "Peer"),
+    "greeter.limits": ("Limits",),
+    "greeter.loadtest": ("LoadPlan", "LoadReport", "Threshold", "load"),
+    "greeter.server": ("Server", "serve"),
+    "greeter.stats": ("ServerStats",),
 }
 
 
 def __getattr__(name: str) -> object:
-    """Import the rest when it is first used (PEP 562)."""
-    if name not in _LATER:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    value = getattr(importlib.import_module(_LATER[name]), name)
+    home = next((home for home, names in _HOMES.items() if name in names), "greeter.errors")
+    value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

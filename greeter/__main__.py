@@ -1,13 +1,24 @@
-"""``python -m greeter`` is the same as ``greeter``, and so is this file by its path, as workers have it."""
+"""Where the command begins: ``greeter`` and ``python -m greeter`` are the same, and so is this file by its
+path, as workers have it."""
 
+import os
 import sys
-from pathlib import Path
 
 if not __package__:  # by its path: this very greeter then, whether it is installed or not
-    here = str(Path(__file__).absolute().parents[1])
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if here not in sys.path:
         sys.path.insert(0, here)
 
-from greeter.cli import main
+from greeter import interrupt
 
-main()
+
+def main() -> None:
+    """The console script."""
+    interrupt.leave_at_once()  # before anything else is loaded, which takes a while
+    from greeter import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

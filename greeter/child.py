@@ -120,7 +120,9 @@ class Child:
             self._process.kill()
 
     def _late(self, seconds: float) -> None:
-        logger.warning("worker %d was not gone within %g s: killed", self.pid, seconds)
+        logger.warning(
+            "worker %d was not gone within %g s: killed", self.pid, seconds, extra={"event": "worker"}
+        )
         self.overdue = True
         self.kill()
 
@@ -149,7 +151,7 @@ class Child:
         if self._deadline is not None:
             self._deadline.cancel()
             if status and not self._killed:
-                logger.error("%s while it was leaving", self.obituary(status))
+                logger.error("%s while it was leaving", self.obituary(status), extra={"event": "worker"})
         self.serves = False
         self._answered()
         if not self.ready.done():
@@ -180,7 +182,9 @@ class Child:
             try:
                 self._on_stats(self)
             except Exception as error:  # it came from another process, perhaps of another version
-                logger.error("worker %d: its stats are of no use: %r", self.pid, error)
+                logger.error(
+                    "worker %d: its stats are of no use: %r", self.pid, error, extra={"event": "worker"}
+                )
         elif name == "ready" and not self.ready.done():
             self.ready_at = self._loop.time()
             self.serves = True
@@ -190,5 +194,5 @@ class Child:
 
     def _on_end(self, why: str) -> None:
         if why:
-            logger.error("worker %d %s: killed", self.pid, why)
+            logger.error("worker %d %s: killed", self.pid, why, extra={"event": "worker"})
             self.kill()

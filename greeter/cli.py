@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from greeter import __version__
+from greeter import __version__, interrupt
 from greeter.commandline import collect, with_options
 from greeter.errors import ConfigError, GreeterError, reason
 from greeter.options import DemoOptions, GreetOptions, LoadOptions, ReportOptions, ServeOptions
-from greeter.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +29,7 @@ def cli() -> None:
     """Accept, say the first byte, close; and lose nobody.
 
     Options can also be given as environment variables: the name in upper case behind GREETER_, for
-    load behind GREETER_LOAD_, for report behind GREETER_REPORT_.
+    load behind GREETER_LOAD_, for report behind GREETER_REPORT_; several values with spaces between them.
     """
 
 
@@ -64,15 +63,18 @@ def greet(ctx: click.Context, /, **_: object) -> int:
 
     Exit code 0 means greeted, so this is a health check too.
     """
-    import asyncio
-
-    from greeter import client
+    from greeter import client, loops
     from greeter.tls import client_context
 
     options = collect(GreetOptions, ctx)
-    if not options.tls and (options.tls_ca or options.server_name):
-        raise ConfigError("--tls-ca and --server-name go with --tls")
-    reply = asyncio.run(
+    if not options.tls and (options.tls_ca or options.tls_cert or options.tls_key or options.server_name):
+        raise ConfigError("--tls-ca, --tls-cert, --tls-key and --server-name go with --tls")
+    if options.tls_key and not options.tls_cert:
+        raise ConfigError("--tls-key goes with --tls-cert")
+    context = None
+    if options.tls:
+        context = client_context(options.tls_ca, options.tls_cert, options.tls_key)
+    reply = loops.run(
         client.greet_within(
             options.wait,
             options.target,
@@ -80,9 +82,10 @@ def greet(ctx: click.Context, /, **_: object) -> int:
             connect_timeout=options.connect_timeout,
             max_bytes=options.max_bytes,
             until=options.until,
-            ssl=client_context(options.tls_ca) if options.tls else None,
-            server_hostname=options.server_name if options.tls else None,
-        )
+            ssl=context,
+            server_hostname=options.server_name,
+        ),
+        "asyncio",  # which is loaded sooner than uvloop
     )
     if not reply.data:
         _complain(f"{reply.target}: closed without a greeting")
@@ -125,6 +128,7 @@ def report(ctx: click.Context, /, **_: object) -> int:
     """
     from greeter.loadcommand import run_report
 
+    interrupt.raise_again()  # a file is written whole or not at all
     return run_report(collect(ReportOptions, ctx), click.echo, _explain)
 
 
@@ -189,7 +193,7 @@ def run(args: Sequence[str] | None = None) -> int:
         _explain(error)
         return 2 if isinstance(error, ConfigError) else 1
     except (KeyboardInterrupt, click.Abort):
-        return INTERRUPTED
+        return interrupt.INTERRUPTED
 
 
 def _one_line(error: click.ClickException) -> str:
@@ -206,5 +210,7 @@ def _one_line(error: click.ClickException) -> str:
 
 
 def main() -> NoReturn:
-    """The console script."""
-    sys.exit(run())
+    """Run the command of this process, and exit."""
+    code = run()
+    interrupt.leave_at_once()  # all is done, and the interpreter would show an exception on its way out
+    sys.exit(code)

@@ -144,6 +144,8 @@ async def greet(
     each other. A peer that closes without a byte gives an empty Reply.
     """
     target = _target(host, port, path, sock)
+    if server_hostname is not None and not ssl:
+        raise ConfigError(f"server_hostname {server_hostname!r} goes with ssl")
     if ssl and server_hostname is None and target.kind != "tcp":
         if ssl is True or ssl.check_hostname:
             raise ConfigError(f"TLS to {target} needs server_hostname, the name to verify")

@@ -147,7 +147,8 @@ def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
             raise ConfigError(f"{file}: {key} is {'a list' if many else 'one value'}, not {value!r}")
         values = value if isinstance(value, list) else [value]
         if any(type(item) not in _kinds(fields[name]) for item in values):
-            raise ConfigError(f"{file}: {key} cannot be {value!r}")
+            hint = getattr(fields[name].metadata[KEY]["type"], "hint", "")
+            raise ConfigError(f"{file}: {key} cannot be {value!r}{hint and ': ' + hint}")
         defaults[name] = values if many else value
     ctx.default_map = defaults
     ctx.meta["greeter.config"] = file

@@ -13,7 +13,7 @@ import re
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from greeter.listeners import Listener, open_listeners
 
@@ -34,8 +34,17 @@ ACCEPT_BATCH = 1  # connections that asyncio takes per wake-up: the bound above 
 
 TEXT = "text/plain; charset=utf-8"
 
-# Makes the content type and the body of one answer.
-Page: TypeAlias = Callable[[], Awaitable[tuple[str, bytes]]]
+
+class Answer(NamedTuple):
+    """What is said to one request; ``kind`` is the content type."""
+
+    kind: str
+    body: bytes
+    status: HTTPStatus = HTTPStatus.OK
+
+
+# Makes one answer.
+Page: TypeAlias = Callable[[], Awaitable[Answer]]
 
 # RFC 9112, section 3: a method, one space, a target without any, one space, the version.
 _REQUEST = re.compile(rb"(?:\r?\n)*([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/1\.([0-9])\r?\n")
@@ -44,13 +53,17 @@ _ORIGIN = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)
 _END = re.compile(rb"[^\r\n]\r?\n\r?\n")
 
 
-async def serve_pages(endpoint: Endpoint, pages: Mapping[str, Page]) -> PageServer:
+async def serve_pages(
+    endpoint: Endpoint, pages: Mapping[str, Page], *, unix_mode: int | None = None
+) -> PageServer:
     """Answer on ``endpoint``; ``pages`` are found by their paths, such as ``/metrics``.
+
+    ``unix_mode`` is the mode of a Unix socket's file.
 
     A page is made for each request, within the deadline of its exchange. One that raises costs its
     request: the answer is 500, and a line is logged. Raises ListenFailed.
     """
-    server = PageServer(open_listeners([endpoint], backlog=BACKLOG), pages)
+    server = PageServer(open_listeners([endpoint], backlog=BACKLOG, unix_mode=unix_mode), pages)
     try:
         await server._start()
     except BaseException:
@@ -185,12 +198,18 @@ class _Exchange(asyncio.Protocol):
 
     async def _make(self, path: str, page: Page) -> None:
         try:
-            kind, body = await page()
+            kind, body, status = await page()
         except Exception as error:
-            logger.error("cannot answer a request for %s: %s: %s", path, type(error).__name__, error)
+            logger.error(
+                "cannot answer a request for %s: %s: %s",
+                path,
+                type(error).__name__,
+                error,
+                extra={"event": "metrics"},
+            )
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR)
         else:
-            self._answer(HTTPStatus.OK, kind, body)
+            self._answer(status, kind, body)
 
     def _answer(
         self, status: HTTPStatus, kind: str = TEXT, body: bytes | None = None, *, more: str = ""

@@ -172,7 +172,9 @@ class LogStream(logging.Handler):
 
 
 def _lost_record(lines: int) -> logging.LogRecord:
-    return logging.LogRecord("greeter", logging.WARNING, "", 0, "%d log lines were lost", (lines,), None)
+    record = logging.LogRecord("greeter", logging.WARNING, "", 0, "%d log lines were lost", (lines,), None)
+    vars(record).update({"event": "lost"})
+    return record
 
 
 def _peer(address: Address) -> object:

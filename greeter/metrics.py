@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from itertools import accumulate
 from typing import TYPE_CHECKING, TypeAlias
 
 from greeter import __version__
 from greeter.errors import MissingExtra
-from greeter.httpd import TEXT, PageServer, serve_pages
+from greeter.httpd import TEXT, Answer, PageServer, serve_pages
 from greeter.snapshot import Snapshot
 from greeter.stats import BOUNDS
 
@@ -30,20 +31,26 @@ EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 Collect: TypeAlias = Callable[[], Awaitable[Snapshot]]
 
 
-async def serve_metrics(endpoint: Endpoint, collect: Collect) -> PageServer:
-    """Answer ``/metrics`` on ``endpoint`` with what ``collect`` returns, and ``/healthz`` with "ok".
+async def serve_metrics(
+    endpoint: Endpoint, collect: Collect, *, stopping: Callable[[], bool], unix_mode: int | None = None
+) -> PageServer:
+    """Answer ``/metrics`` on ``endpoint`` with what ``collect`` returns, which is awaited for each scrape.
 
-    ``collect`` is awaited for each scrape. Raises MissingExtra without prometheus-client, and ListenFailed.
+    ``/healthz`` is "ok", and 503 and "stopping" from when ``stopping`` says so: whoever sends clients here
+    is to send them elsewhere by then. ``unix_mode`` is the mode of a Unix socket's file. Raises
+    MissingExtra without prometheus-client, and ListenFailed.
     """
     render(Snapshot())  # what is missing is said now, and what has to be loaded is loaded
 
-    async def metrics() -> tuple[str, bytes]:
-        return EXPOSITION, render(await collect())
+    async def metrics() -> Answer:
+        return Answer(EXPOSITION, render(await collect()))
 
-    async def health() -> tuple[str, bytes]:
-        return TEXT, b"ok\n"
+    async def health() -> Answer:
+        if stopping():
+            return Answer(TEXT, b"stopping\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        return Answer(TEXT, b"ok\n")
 
-    return await serve_pages(endpoint, {"/metrics": metrics, "/healthz": health})
+    return await serve_pages(endpoint, {"/metrics": metrics, "/healthz": health}, unix_mode=unix_mode)
 
 
 def render(snapshot: Snapshot) -> bytes:

@@ -19,6 +19,7 @@ from greeter.values import (
     DURATION,
     ENDPOINT,
     FILE,
+    FILE_NAME,
     HOST_NAME,
     LIMIT,
     LOOP,
@@ -119,7 +120,9 @@ class ServeOptions:
     linger_timeout: float = option(2.0, "Seconds for a greeted client to close.", SECONDS)
     drain_timeout: float = option(10.0, "Seconds for everybody to leave when we stop.", SECONDS)
     stop_delay: float = option(
-        0.0, "Seconds to go on serving after a stop signal, while load balancers notice.", SECONDS
+        0.0,
+        "Seconds to go on serving after a stop signal, while load balancers notice by /healthz of --metrics.",
+        SECONDS,
     )
     unix_mode: int | None = option(None, "Mode of Unix sockets' files, in octal, as in 660.", MODE)
     tls_cert: Path | None = option(None, "Serve TLS with the certificate chain in this PEM file.", FILE)
@@ -134,14 +137,26 @@ class ServeOptions:
         NETWORK,
         many=True,
     )
-    metrics: Endpoint | None = option(None, "Serve Prometheus metrics there, under /metrics.", ENDPOINT)
-    access_log: bool = option(True, "Write a line for each client.")
+    metrics: Endpoint | None = option(
+        None,
+        "Serve Prometheus metrics there, under /metrics, and /healthz: 200, and 503 from a stop signal on.",
+        ENDPOINT,
+    )
+    access_log: bool = option(True, "Write a line for each client that is let in, at level info.")
     log_format: Literal["text", "json"] = option(
         "text", "The form of the log.", click.Choice(["text", "json"])
     )
     log_level: Literal["debug", "info", "warning", "error"] = option(
         "info", "What to log, and above.", click.Choice(["debug", "info", "warning", "error"])
     )
+
+
+# Both kinds of client have these.
+TLS = (False, "Speak TLS, and verify the server's certificate.")
+TLS_CA = (None, "Trust the authorities in this PEM file instead of the system's.", FILE_NAME)
+TLS_CERT = (None, "Show the certificate in this PEM file.", FILE_NAME)
+TLS_KEY = (None, "The certificate's key, if it is in a file of its own.", FILE_NAME)
+SERVER_NAME = (None, "The name that the certificate must have, if not the host's.", HOST_NAME)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,13 +170,11 @@ class GreetOptions:
     until: Literal["eof", "line"] = option("eof", "What ends a greeting.", click.Choice(["eof", "line"]))
     wait: float = option(0.0, "Keep trying for this many seconds until the service is up.", SECONDS)
     json: bool = option(False, "Print an object with the times, in microseconds.", only="form")
-    tls: bool = option(False, "Speak TLS, and verify the server's certificate.")
-    tls_ca: Path | None = option(
-        None, "Trust the authorities in this PEM file instead of the system's.", FILE
-    )
-    server_name: str | None = option(
-        None, "The name that the certificate must have, if not the host's.", HOST_NAME
-    )
+    tls: bool = option(*TLS)
+    tls_ca: str | None = option(*TLS_CA)
+    tls_cert: str | None = option(*TLS_CERT)
+    tls_key: str | None = option(*TLS_KEY)
+    server_name: str | None = option(*SERVER_NAME)
     raw: bool = option(False, "Print the bytes as they came, control characters and all.", only="form")
 
 
@@ -199,13 +212,11 @@ class LoadOptions:
     source_ip: tuple[str, ...] = option(
         (), "Local address to connect from; each adds a range of ports; may be repeated.", str, many=True
     )
-    tls: bool = option(False, "Speak TLS, and verify the server's certificate.")
-    tls_ca: str | None = option(None, "Trust the authorities in this PEM file, not the system's.", str)
-    tls_cert: str | None = option(None, "Show the certificate in this PEM file.", str)
-    tls_key: str | None = option(None, "The certificate's key, if it is in a file of its own.", str)
-    server_name: str | None = option(
-        None, "The name that the certificate must have, if not the host's.", HOST_NAME
-    )
+    tls: bool = option(*TLS)
+    tls_ca: str | None = option(*TLS_CA)
+    tls_cert: str | None = option(*TLS_CERT)
+    tls_key: str | None = option(*TLS_KEY)
+    server_name: str | None = option(*SERVER_NAME)
     threshold: tuple[str, ...] = option(
         (), "A limit to keep, as in response:p99<20ms or errors:rate<0.1%; may be repeated.", LIMIT, many=True
     )

@@ -46,9 +46,9 @@ def prepare(options: ServeOptions) -> Prepared:
         raise ConfigError("--proxy-protocol and --proxy-from go together: name the proxies to believe")
     if options.tls_cert is None and (options.tls_key or options.tls_client_ca):
         raise ConfigError("--tls-key and --tls-client-ca go with --tls-cert")
-    context = None
+    context = expiry = None
     if options.tls_cert is not None:
-        context = tls.server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
+        context, expiry = tls.load(options.tls_cert, options.tls_key, options.tls_client_ca)
     return Prepared(
         greeting=_greeting(options),
         limits=Limits(
@@ -59,7 +59,7 @@ def prepare(options: ServeOptions) -> Prepared:
             deny=options.deny,
         ),
         tls=context,
-        certificate_expiry=None if options.tls_cert is None else tls.expiry(options.tls_cert),
+        certificate_expiry=expiry,
         proxy_from=options.proxy_from or None,
     )
 

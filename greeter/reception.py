@@ -112,7 +112,12 @@ class Reception:
                 self.access_log(address)
             except Exception as error:  # the client has done nothing wrong
                 if self._may_complain("log"):
-                    logger.error("the access log failed for %s: %r", describe(address), error)
+                    logger.error(
+                        "the access log failed for %s: %r",
+                        describe(address),
+                        error,
+                        extra={"event": "access_log"},
+                    )
         return True
 
     def refused(self, why: str) -> None:
@@ -121,7 +126,7 @@ class Reception:
         rejected[why] += 1
         if self._may_complain("refused"):
             counts = ", ".join(f"{name} {count}" for name, count in rejected.items() if count)
-            logger.warning("turning clients away: %s so far", counts)
+            logger.warning("turning clients away: %s so far", counts, extra={"event": "rejected"})
 
     def remember(self, client: object, address: Address) -> None:
         """The client was let in and is known by this object from here on, until it is gone."""
@@ -156,7 +161,9 @@ class Reception:
     def not_made(self, address: Address, error: GreetingError) -> None:
         """The greeting callable failed for this client."""
         self.stats.failed["greeting_error"] += 1
-        logger.warning("%s: %s", describe(address), error)
+        logger.warning(
+            "%s: %s", describe(address), error, extra={"event": "failed", "reason": "greeting_error"}
+        )
 
     def failed(self, guest: Guest, why: str) -> None:
         """The guest will not be greeted, for one of the FAILURES. It stays until it has ``left``."""
@@ -257,7 +264,11 @@ class Reception:
             self._paused = True
             self._pause()
         if self._may_complain("paused"):
-            logger.warning("%s: accepting is paused, the listen queue holds those who come", why)
+            logger.warning(
+                "%s: accepting is paused, the listen queue holds those who come",
+                why,
+                extra={"event": "paused"},
+            )
 
     def _may_complain(self, about: str) -> bool:
         """True once in COMPLAIN_SECONDS."""
@@ -298,7 +309,12 @@ class Reception:
         self.stats.linger_timeouts += count
 
     def _greet_late(self, guest: Guest) -> None:
-        logger.warning("%s: not greeted within %g s", describe(guest.address()), self.ungreeted.seconds)
+        logger.warning(
+            "%s: not greeted within %g s",
+            describe(guest.address()),
+            self.ungreeted.seconds,
+            extra={"event": "failed", "reason": "greet_timeout"},
+        )
         self.failed(guest, "greet_timeout")
         guest.abort()
 

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from greeter import interrupt
 from greeter.channel import STOPPED
 from greeter.errors import GreeterError
 from greeter.loops import choose_loop
 from greeter.options import ServeOptions
 from greeter.prepare import Prepared, need_restart, prepare
 from greeter.server import Server, serve
-from greeter.signals import INTERRUPTED, Signals
+from greeter.signals import Signals
 from greeter.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -103,9 +104,11 @@ class Process(ABC):
         signals = self._listen_to_signals()
         await self.start()
         if hasattr(os, "geteuid") and os.geteuid() == 0:
-            logger.warning("running as root, which greeting needs only for ports below 1024")
+            logger.warning(
+                "running as root, which greeting needs only for ports below 1024", extra={"event": "root"}
+            )
         try:
-            await self._serve_metrics()
+            await self._serve_metrics(signals.stop)
             self.announce()
             self.notifier.ready(self.status())
             self._pet_watchdog()
@@ -113,7 +116,12 @@ class Process(ABC):
             name = await signals.stop
             self.notifier.stopping()
             if self.options.stop_delay:
-                logger.info("%s: serving for another %g s", name, self.options.stop_delay)
+                logger.info(
+                    "%s: serving for another %g s",
+                    name,
+                    self.options.stop_delay,
+                    extra={"event": "stop_delay", "reason": name},
+                )
                 await asyncio.sleep(self.options.stop_delay)
             logger.info("%s: closing the door", name, extra={"event": "stopping", "reason": name})
         finally:
@@ -146,11 +154,13 @@ class Process(ABC):
         self.reloads["failed"] += 1
         logger.error("reload failed, the old configuration stays: %s", error, extra={"event": "reload"})
 
-    async def _serve_metrics(self) -> None:
+    async def _serve_metrics(self, stop: asyncio.Future[str]) -> None:
         if self.options.metrics is not None:
             from greeter.metrics import serve_metrics
 
-            self._metrics = await serve_metrics(self.options.metrics, self.snapshot)
+            self._metrics = await serve_metrics(
+                self.options.metrics, self.snapshot, stopping=stop.done, unix_mode=self.options.unix_mode
+            )
             logger.info("Metrics on %s", self._metrics.address, extra={"event": "metrics"})
 
     def _pet_watchdog(self) -> None:
@@ -161,10 +171,10 @@ class Process(ABC):
 
     def _listen_to_signals(self) -> Signals:
         def leave(name: str) -> None:
-            logger.warning("%s again: leaving at once", name)
+            logger.warning("%s again: leaving at once", name, extra={"event": "killed", "reason": name})
             self.log.flush()
             self.leave_at_once()
-            os._exit(INTERRUPTED)
+            os._exit(interrupt.INTERRUPTED)
 
         return Signals(self.reload, leave)
 
@@ -272,7 +282,9 @@ def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1)
 def warn_of_restart(old: ServeOptions, new: ServeOptions, *, workers: bool) -> None:
     """Name what a reload cannot change."""
     for flag in need_restart(old, new, workers=workers):
-        logger.warning("%s has changed, which takes effect with a restart", flag)
+        logger.warning(
+            "%s has changed, which takes effect with a restart", flag, extra={"event": "restart_needed"}
+        )
 
 
 def _report(total: Snapshot) -> None:

@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-# The exit code of a command that a signal has interrupted.
-INTERRUPTED = 128 + signal.SIGINT
-
-
 class Signals:
     """Handles SIGTERM, SIGINT and SIGHUP in the running loop.
 

@@ -103,6 +103,8 @@ def _leave_no_thread_behind(log: LogStream, code: int) -> None:
     for thread in stuck:
         thread.join(0.1)
     if any(thread.is_alive() for thread in stuck):
-        logger.warning("leaving %d greeting callables that do not return", len(stuck))
+        logger.warning(
+            "leaving %d greeting callables that do not return", len(stuck), extra={"event": "stuck"}
+        )
         log.flush()
         os._exit(code)

@@ -121,7 +121,9 @@ class Notifier:
         except OSError as error:  # the manager is away (ENOENT, ECONNREFUSED) or does not read (EAGAIN)
             if not self._silent:
                 self._silent = True
-                logger.warning("cannot notify systemd at %r: %s", self._where, reason(error))
+                logger.warning(
+                    "cannot notify systemd at %r: %s", self._where, reason(error), extra={"event": "systemd"}
+                )
         else:
             self._silent = False
 

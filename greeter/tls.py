@@ -6,6 +6,9 @@ anything starts.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import ssl
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 
     Path = str | PathLike[str]
 
+# What RFC 4514, section 3, has short names for.
+_SHORT = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
+
 
 def server_context(cert: Path, key: Path | None = None, client_ca: Path | None = None) -> ssl.SSLContext:
     """A context for a server: ``cert`` is a PEM file with the chain, ``key`` its key if not in there too.
@@ -24,50 +30,91 @@ def server_context(cert: Path, key: Path | None = None, client_ca: Path | None =
     With ``client_ca``, clients have to show a certificate that one of these authorities signed. Raises
     ConfigError for files that cannot be read or do not belong together.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        # Without this, OpenSSL would ask for the password of an encrypted key on the terminal.
-        context.load_cert_chain(cert, key, password=lambda: _no_password(key or cert))
-    except OSError as error:
-        what = f"certificate {str(cert)!r}" + (f" with key {str(key)!r}" if key else "")
-        raise ConfigError(f"cannot use the {what}: {_why(error)}") from error
-    if client_ca is not None:
-        _trust(context, client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    return _server(cert, key, client_ca)[0]
 
 
-def client_context(ca: Path | None = None) -> ssl.SSLContext:
-    """A context for a client that verifies the server, by the system's authorities or those in ``ca``."""
+def load(cert: Path, key: Path | None = None, client_ca: Path | None = None) -> tuple[ssl.SSLContext, float]:
+    """``server_context``, and ``expiry`` of its certificate; each file is read once, so it may be a pipe."""
+    context, pem = _server(cert, key, client_ca)
+    return context, _expiry(pem, cert)
+
+
+def client_context(
+    ca: Path | None = None, cert: Path | None = None, key: Path | None = None
+) -> ssl.SSLContext:
+    """A context for a client that verifies the server, by the system's authorities or those in ``ca``.
+
+    It shows the certificate in the PEM file ``cert``, whose key is in ``key`` if not in there too. Raises
+    ConfigError for files that cannot be read or do not belong together.
+    """
     context = ssl.create_default_context()
     if ca is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         _trust(context, ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if cert is not None:
+        _show(context, cert, key)
     return context
 
 
 def expiry(cert: Path) -> float:
-    """When the first certificate in a PEM file expires, in seconds since the epoch."""
+    """When the first certificate in a PEM file expires, in seconds since the epoch. Raises ConfigError."""
     try:
-        with open(cert, encoding="ascii") as file:
+        with open(cert, "rb") as file:
             pem = file.read()
-        begin = pem.index("-----BEGIN CERTIFICATE-----")
-        end = pem.index("-----END CERTIFICATE-----", begin) + len("-----END CERTIFICATE-----")
-        return _not_after(ssl.PEM_cert_to_DER_cert(pem[begin:end]))
-    except (OSError, ValueError, IndexError) as error:
+    except OSError as error:
         raise ConfigError(f"cannot read the certificate {str(cert)!r}: {_why(error)}") from error
+    return _expiry(pem, cert)
 
 
 def describe_peer(certificate: Mapping[str, object] | None) -> str:
-    """The subject of a client's certificate, as in ``CN=alice,O=Example``; empty without one."""
+    """The subject of a client's certificate, as in ``CN=alice,O=Example`` (RFC 4514); empty without one."""
     if not certificate:
         return ""
     subject = certificate.get("subject")
     assert isinstance(subject, tuple)
-    short = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
-    return ",".join(f"{short.get(name, name)}={value}" for part in reversed(subject) for name, value in part)
+    parts = (
+        "+".join(f"{_SHORT.get(name, name)}={_escape(value)}" for name, value in part) for part in subject
+    )
+    return ",".join(reversed([*parts]))
+
+
+def _escape(value: str) -> str:
+    """A value in a name: what could pass for another part of it is escaped (RFC 4514, 2.4)."""
+    escaped = re.sub(r'[\\"+,;<>=]|^[ #]| $', r"\\\g<0>", value)
+    return escaped.replace("\0", "\\00")
+
+
+def _server(cert: Path, key: Path | None, client_ca: Path | None) -> tuple[ssl.SSLContext, bytes]:
+    """The context of a server, and the contents of its certificate's file."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    pem = _show(context, cert, key)
+    if client_ca is not None:
+        _trust(context, client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context, pem
+
+
+def _show(context: ssl.SSLContext, cert: Path, key: Path | None) -> bytes:
+    """Make a certificate the context's own; returns the contents of its file."""
+    try:
+        with open(cert, "rb") as file:
+            pem = file.read()
+        with contextlib.ExitStack() as stack:
+            path = cert
+            if not os.path.isfile(cert) and hasattr(os, "memfd_create"):
+                # OpenSSL takes no bytes, and a pipe is empty by now.
+                copy = stack.enter_context(open(os.memfd_create("certificate"), "wb"))
+                copy.write(pem)
+                copy.flush()
+                path = f"/proc/self/fd/{copy.fileno()}"
+            # Without a password, OpenSSL would ask for that of an encrypted key on the terminal.
+            context.load_cert_chain(path, key, password=lambda: _no_password(key or cert))
+    except OSError as error:
+        what = f"certificate {str(cert)!r}" + (f" with key {str(key)!r}" if key else "")
+        raise ConfigError(f"cannot use the {what}: {_why(error)}") from error
+    return pem
 
 
 def _trust(context: ssl.SSLContext, ca: Path) -> None:
@@ -87,6 +134,17 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]
     return str(error)
+
+
+def _expiry(pem: bytes, cert: Path) -> float:
+    """When the first certificate in ``pem``, the contents of ``cert``, expires."""
+    text = pem.decode("latin-1")  # comments may be in any encoding, and the rest is ASCII
+    try:
+        begin = text.index("-----BEGIN CERTIFICATE-----")
+        end = text.index("-----END CERTIFICATE-----", begin) + len("-----END CERTIFICATE-----")
+        return _not_after(ssl.PEM_cert_to_DER_cert(text[begin:end]))
+    except (ValueError, IndexError) as error:
+        raise ConfigError(f"cannot read the certificate {str(cert)!r}: {_why(error)}") from error
 
 
 def _not_after(der: bytes) -> float:

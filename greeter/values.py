@@ -7,6 +7,7 @@ The law: a reader takes text and raises ConfigError with that text in its messag
 from __future__ import annotations
 
 import math
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,16 @@ MOST = 2**31 - 1  # what the system's own calls take
 class Checked(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in new clicks only
     """A type that is a function from text to a value, and says no with ConfigError.
 
-    ``number``: in a file, its value may be written as a number too.
+    ``number``: in a file, its value may be written as a number too. ``hint``: what is to be said where it is
+    and may not.
     """
 
-    def __init__(self, name: str, read: Callable[[str], Any], *, number: bool = False) -> None:
+    def __init__(
+        self, name: str, read: Callable[[str], Any], *, number: bool = False, hint: str = ""
+    ) -> None:
         self.name = name
         self.number = number
+        self.hint = hint
         self._read = read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -39,6 +44,17 @@ class Checked(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
             return self._read(str(value))
         except ConfigError as error:
             self.fail(str(error), param, ctx)
+
+
+def endpoint(text: str) -> Endpoint:
+    """An endpoint whose port this machine knows, if it is the name of a service."""
+    found = Endpoint.parse(text)
+    if isinstance(found.port, str):
+        try:
+            socket.getservbyname(found.port, "tcp")
+        except OSError:
+            raise ConfigError(f"endpoint {text!r}: this machine knows no service {found.port!r}") from None
+    return found
 
 
 def seconds(text: str) -> float:
@@ -128,14 +144,15 @@ def stage(text: str) -> Any:
     return parse_stage(text)
 
 
-ENDPOINT = Checked("endpoint", Endpoint.parse)
+ENDPOINT = Checked("endpoint", endpoint)
 SECONDS = Checked("seconds", seconds, number=True)
 POSITIVE_SECONDS = Checked("seconds", positive_seconds, number=True)
 COUNT = Checked("n", count, number=True)
 TEMPLATE = Checked("text", template)
 RATE = Checked("rate", rate, number=True)
 NETWORK = Checked("cidr", network)
-MODE = Checked("mode", mode)  # 0o660 is the number 432 by the time that we would see it
+# As a number, 0o660 would be 432 by the time that we see it, and 660 another mode than it says.
+MODE = Checked("mode", mode, hint='put its octal digits in quotes, as in "660"')
 WORKERS = Checked("n", lambda text: text if text == "auto" else count(text), number=True)
 DURATION = Checked("duration", duration, number=True)
 QUANTITY = Checked("n", quantity, number=True)
@@ -146,4 +163,5 @@ PERCENT = Checked("pct", percent, number=True)
 APP = Checked("module:name", str)
 HOST_NAME = Checked("name", host_name)
 FILE = click.Path(path_type=Path)
+FILE_NAME = click.Path()  # as text, for what writes it down
 LOOP = click.Choice(["auto", "asyncio", "uvloop"])

@@ -95,7 +95,12 @@ class Vestibule:
         try:
             await shake_hands(self._reception.loop, sock, seal)
         except (ssl.SSLError, OSError) as error:
-            logger.info("%s: no TLS handshake (%s)", describe(guest.address()), _reason(error))
+            logger.info(
+                "%s: no TLS handshake (%s)",
+                describe(guest.address()),
+                _reason(error),
+                extra={"event": "failed", "reason": "tls"},
+            )
             self._reception.failed(guest, "tls")
             return False
         cork(sock, True)
@@ -116,7 +121,12 @@ class Vestibule:
         try:
             header = await read_header(reception.loop, sock)
         except (ProxyProtocolError, ConnectionError) as error:
-            logger.info("%s: no PROXY header (%s)", describe(address), error)
+            logger.info(
+                "%s: no PROXY header (%s)",
+                describe(address),
+                error,
+                extra={"event": "failed", "reason": "proxy"},
+            )
             reception.failed(guest, "proxy")
             return False
         if header.source is not None:

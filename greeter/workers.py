@@ -163,7 +163,11 @@ class Supervisor:
             self._task = task
             if old.gone.done() and not known:
                 self.restarts += 1
-                logger.error("%s: another has taken its place", old.obituary(old.gone.result()))
+                logger.error(
+                    "%s: another has taken its place",
+                    old.obituary(old.gone.result()),
+                    extra={"event": "worker"},
+                )
             old.retire(self._retire_timeout)
         finally:
             if not self._stopping:
@@ -176,7 +180,12 @@ class Supervisor:
                 await self._replace(place, self._task)
             except WorkerFailed as error:
                 if not self._stopping:
-                    logger.error("worker %d keeps the new configuration: %s", place.child.pid, error)
+                    logger.error(
+                        "worker %d keeps the new configuration: %s",
+                        place.child.pid,
+                        error,
+                        extra={"event": "worker"},
+                    )
 
     async def stats(self, timeout: float = ANSWER_SECONDS) -> list[dict[str, Any]]:
         """Ask every worker for a report; returns the latest of each after ``timeout`` seconds at the most."""
@@ -231,7 +240,7 @@ class Supervisor:
             while place.child is child:
                 self.restarts += 1
                 delay = backoff.next()
-                logger.error("%s: starting another in %g s", why, delay)
+                logger.error("%s: starting another in %g s", why, delay, extra={"event": "worker"})
                 await asyncio.sleep(delay)
                 try:
                     place.child = await self._launch(self._task, backoff)
@@ -264,7 +273,12 @@ class Supervisor:
                 if error.errno not in BUSY:
                     raise WorkerFailed(f"cannot start {self._command[0]!r}: {reason(error)}") from error
                 delay = backoff.next()
-                logger.error("cannot start a worker (%s): trying again in %g s", reason(error), delay)
+                logger.error(
+                    "cannot start a worker (%s): trying again in %g s",
+                    reason(error),
+                    delay,
+                    extra={"event": "worker"},
+                )
                 await asyncio.sleep(delay)
             else:
                 self._children.append(child)

@@ -85,8 +85,8 @@ def started_by_init(
     *args: str,
     sockets: tuple[socket.socket, ...] = (),
     files: int = 0,
-    env: Mapping[str, str] | None = None,
     ready: str = "Listening on ",
+    env: Mapping[str, str] | None = None,
 ) -> contextlib.AbstractAsyncContextManager[Process]:
     """``greeter ARGS`` with listening sockets from descriptor 3 on, and no more than so many open files."""
     fds = tuple(sock.fileno() for sock in sockets)

@@ -502,6 +502,8 @@ async def test_a_greeting_over_tls(tls_port: int, trusting: ssl.SSLContext) -> N
 
 
 async def test_tls_over_a_socket_of_ours(tls_port: int, trusting: ssl.SSLContext) -> None:
+    with pytest.raises(ConfigError, match=r"^server_hostname 'localhost' goes with ssl$"):
+        await greet(port=tls_port, server_hostname="localhost")
     with socket.socket() as sock, pytest.raises(ConfigError, match=r"^TLS to fd:\d+ needs server_hostname,"):
         await greet(sock=sock, ssl=trusting)
     with pytest.raises(ConfigError, match="^TLS to unix:/x needs server_hostname, the name to verify$"):

@@ -314,11 +314,19 @@ needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not insta
 
 
 @needs_haproxy
-def test_haproxy_takes_the_configuration() -> None:
+def test_haproxy_takes_the_configuration(tmp_path: Path) -> None:
     assert HAPROXY is not None
     done = subprocess.run([HAPROXY, "-c", "-f", DEPLOY / "haproxy.cfg"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warning" not in (done.stdout + done.stderr).lower()
+    told = re.sub(r"option tcp-check\n.*expect.*\n", "", text("haproxy.cfg")).replace("#option", "option")
+    told = told.replace("check inter", "check port 9998 inter")
+    (tmp_path / "haproxy.cfg").write_text(told)
+    assert "tcp-check" not in told
+    done = subprocess.run([HAPROXY, "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for verb, words in re.findall(r"(--stop-delay) (\d+ --metrics :\d+)", told):
+        assert options_of("serve", [verb, *words.split()])["metrics"].port == 9998
     command = re.search(r"^#   greeter serve (.+)$", text("haproxy.cfg"), re.MULTILINE)
     assert command
     options = options_of("serve", command[1].split())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from greeter import Endpoint, ListenFailed, httpd
-from greeter.httpd import CONNECTIONS, TEXT, PageServer, serve_pages
+from greeter.httpd import CONNECTIONS, TEXT, Answer, PageServer, serve_pages
 from tests.conftest import PATIENCE
 from tests.peers import connect, read_to_end, reset, until
 
@@ -35,21 +35,21 @@ class Site:
         self.gate = asyncio.Event()
         self.pages = {"/page": self.page, "/broken": self.broken, "/slow": self.slow}
 
-    async def page(self) -> tuple[str, bytes]:
+    async def page(self) -> Answer:
         self.asked += 1
-        return TEXT, b"hello\n"
+        return Answer(TEXT, b"hello\n")
 
-    async def broken(self) -> tuple[str, bytes]:
+    async def broken(self) -> Answer:
         raise ValueError("no such number")
 
-    async def slow(self) -> tuple[str, bytes]:
+    async def slow(self) -> Answer:
         self.asked += 1
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return TEXT, b"x" * 3_000_000
+        return Answer(TEXT, b"x" * 3_000_000)
 
 
 @contextlib.asynccontextmanager
@@ -256,10 +256,10 @@ async def test_one_that_goes_away(beginning: bytes) -> None:
 async def test_one_that_is_cut_off_while_its_page_is_made() -> None:
     async with serving() as (server, _):
 
-        async def page() -> tuple[str, bytes]:
+        async def page() -> Answer:
             for exchange in server._exchanges:
                 exchange.abort()
-            return TEXT, b"too late"
+            return Answer(TEXT, b"too late")
 
         server.pages = {"/": page}
         assert (await read_to_end(await say(server, b"GET / HTTP/1.0\r\n\r\n"))).data == b""

@@ -31,6 +31,7 @@ LAYERS = [
         "proxy_protocol",
         "limits",
     },  # the pure layer ends here
+    {"interrupt"},
     {
         "fdlimit",
         "handover",
@@ -222,7 +223,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_importing_greeter_loads_the_standard_library_only() -> None:
-    loaded = loaded_by("import greeter")
+    loaded = loaded_by("import greeter; [getattr(greeter, name) for name in ('serve', 'greet', 'Greeting')]")
     ours = {name for name in loaded if name.partition(".")[0] == "greeter"}
     foreign = {name.partition(".")[0] for name in loaded - ours} - sys.stdlib_module_names
     assert not foreign
@@ -230,6 +231,12 @@ def test_importing_greeter_loads_the_standard_library_only() -> None:
     assert {part(name.removeprefix("greeter").removeprefix(".") or "__init__") for name in ours} <= (
         set().union(*LAYERS[: height("server") + 1]) | {"__init__"}
     ) - {"sources", "logs", "loops", "systemd", "metrics", "httpd", "snapshot"}
+
+
+def test_a_name_loads_its_module_when_it_is_first_used() -> None:
+    assert loaded_by("import greeter") == {"greeter"}
+    assert not {"greeter.server", "greeter.limits"} & loaded_by("from greeter import greet")
+    assert set(greeter.__all__) <= set(dir(greeter))
 
 
 def test_the_command_line_loads_what_it_needs_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -126,16 +127,22 @@ async def test_a_server_is_scraped() -> None:
         async def collect() -> Snapshot:
             return Snapshot.of(server.stats)
 
-        metrics = await serve_metrics(HERE, collect)
-        for count in range(3):
-            head, _, body = (await fetch(metrics.address, "/metrics")).partition(b"\r\n\r\n")
-            assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8" in head
-            found = samples(body)
-            assert found["greeter_greeted_total"] == count
-            assert found["greeter_sent_bytes_total"] == 24 * count
-            await greet(port=server.port)
-        assert (await fetch(metrics.address, "/healthz")).endswith(b"\r\n\r\nok\n")
-        metrics.close()
+        leaving = False
+        with contextlib.closing(await serve_metrics(HERE, collect, stopping=lambda: leaving)) as metrics:
+            for count in range(3):
+                head, _, body = (await fetch(metrics.address, "/metrics")).partition(b"\r\n\r\n")
+                assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8" in head
+                found = samples(body)
+                assert found["greeter_greeted_total"] == count
+                assert found["greeter_sent_bytes_total"] == 24 * count
+                await greet(port=server.port)
+            healthy = await fetch(metrics.address, "/healthz")
+            assert healthy.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert healthy.endswith(b"\r\n\r\nok\n")
+            leaving = True
+            stopping = await fetch(metrics.address, "/healthz")
+            assert stopping.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert stopping.endswith(b"\r\n\r\nstopping\n")
         await metrics.wait_closed()
 
 
@@ -148,7 +155,7 @@ async def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         MissingExtra,
         match=r"^--metrics needs an optional package: .*'\.\[metrics\]' in greeter's source tree$",
     ):
-        await serve_metrics(HERE, collect)
+        await serve_metrics(HERE, collect, stopping=bool)
 
 
 def test_the_library_is_loaded_when_metrics_are_served_and_not_before() -> None:

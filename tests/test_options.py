@@ -48,10 +48,10 @@ def sample(field: dataclasses.Field[Any]) -> tuple[str, Any]:
         choice = next(c for c in kind.choices if c != field.default)
         return str(choice), choice
     if isinstance(kind, click.Path):
-        return "a file", Path("a file")
+        return "a file", "a file" if kind.type is None else Path("a file")
     if isinstance(kind, Checked):
         return {
-            "endpoint": ("[::1]:http", Endpoint.tcp("::1", "http")),
+            "endpoint": ("[::1]:80", Endpoint.tcp("::1", 80)),
             "seconds": ("1.5", 1.5),
             "n": ("7", 7),
             "text": ("hi $host", "hi $host"),

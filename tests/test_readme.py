@@ -7,9 +7,14 @@ from pathlib import Path
 
 import click
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from greeter.cli import cli
+from greeter.logs import _FIELDS
+from greeter.metrics import render
+from greeter.stats import FAILURES, REJECTIONS
 from tests.conftest import ROOT, run_greeter
+from tests.test_metrics import everything
 
 README = (ROOT / "README.md").read_text()
 
@@ -78,6 +83,35 @@ def test_defaults_in_the_option_table_are_the_real_ones() -> None:
             assert shown == str(default).removesuffix(".0"), flag
         checked += 1
     assert checked >= 8
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """The cells of a table."""
+    table = README.partition(f"\n| {heading} |")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:]]
+
+
+def test_the_events_of_the_log_are_those_in_the_table() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "greeter").glob("*.py"))
+    shown = [name for row in rows_of("`event`") for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(shown) == sorted(set(re.findall(r'"event": "(\w+)"', sources)))
+    fields = {name for row in rows_of("`event`") for name in re.findall(r"`(\w+)`", row[2])}
+    assert fields <= {*_FIELDS, *FAILURES}
+
+
+def test_the_metrics_are_those_in_the_table() -> None:
+    families = text_string_to_metric_families(render(everything()).decode())
+    found = {m.name + "_total" * (m.type == "counter"): m for m in families}
+    rows = rows_of("metric")
+    assert [row[0].strip("`") for row in rows] == list(found)
+    values = {"class": list(FAILURES), "reason": list(REJECTIONS), "result": ["ok", "failed"]}
+    for name, labels, meaning in rows:
+        metric = found[name.strip("`")]
+        assert meaning.casefold() + "." == metric.documentation.casefold()
+        label, *known = re.findall(r"`(\w+)`", labels) or [""]
+        real = {label for sample in metric.samples for label in sample.labels} - {"le"}
+        assert {label, *([] if label in values else known)} - {""} == real
+        assert known == values.get(label, known)
 
 
 async def test_help_of_every_command_works() -> None:

@@ -464,6 +464,31 @@ async def test_it_serves_on_while_load_balancers_notice() -> None:
     ]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_healthz_says_so_while_load_balancers_notice(workers: str, tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    path = tmp_path / "metrics"
+
+    async def health() -> bytes:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+        async with asyncio.timeout(PATIENCE):
+            answer = await reader.read()
+        writer.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return head.partition(b" ")[2][:4] + body
+
+    args = ("--stop-delay", "600", "--workers", workers, "--metrics", f"unix:{path}", "--unix-mode", "604")
+    async with serving(*args) as server:
+        assert path.stat().st_mode & 0o777 == 0o604
+        assert await health() == b"200 ok\n"
+        server.process.send_signal(signal.SIGTERM)
+        await server.line_with("serving for another 600 s")
+        assert await health() == b"503 stopping\n"
+        assert (await greet(port=server.port)).data == HELLO
+        assert await server.stop() == 130
+
+
 async def test_tls_from_both_commands(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(f"{tmp_path}/ca.pem")
@@ -513,6 +538,50 @@ async def test_an_endpoint_that_is_given_goes_before_sockets_of_systemd(door: so
             assert service.lines == ["greeter: cannot listen on 127.0.0.1:9999: address already in use"]
         code, _, err = await run_greeter("serve")
         assert (code, err) == (1, "greeter: cannot listen on 127.0.0.1:9999: address already in use\n")
+
+
+async def test_a_client_is_in_the_log_when_it_is_let_in(tmp_path: Path) -> None:
+    """Before its handshake, then; and not at all if it is turned away."""
+
+    def events(server: Process) -> list[tuple[str, str | None]]:
+        found = [json.loads(line) for line in server.lines]
+        kept = ("connection", "failed", "rejected")
+        return [(e["event"], e.get("reason", e.get("peer"))) for e in found if e.get("event") in kept]
+
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(f"{tmp_path}/cert.pem")
+    json_log = {"ready": '"address": "', "env": {"GREETER_LOG_FORMAT": "json"}}
+    async with serving("--tls-cert", f"{tmp_path}/cert.pem", **json_log) as server:
+        port = int(json.loads(server.lines[-1])["address"].rpartition(":")[2])
+        with knock(port) as client:
+            client.sendall(b"no ClientHello\r\n")
+            peer = f"127.0.0.1:{client.getsockname()[1]}"
+            await server.line_with("no TLS handshake")
+        assert await server.stop() == 0
+    assert events(server) == [("connection", peer), ("failed", "tls")]
+    async with serving("--deny", "127.0.0.0/8", **json_log) as server:
+        with knock(int(json.loads(server.lines[-1])["address"].rpartition(":")[2])):
+            await server.line_with("turning clients away")
+        assert await server.stop() == 0
+    assert events(server) == [("rejected", None)]
+
+
+async def test_greet_shows_a_certificate(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(f"{tmp_path}/ca.pem")
+    leaf = authority.issue_cert("localhost")
+    leaf.private_key_and_cert_chain_pem.write_to_path(f"{tmp_path}/both.pem")
+    leaf.private_key_pem.write_to_path(f"{tmp_path}/key.pem")
+    for blob in leaf.cert_chain_pems:
+        blob.write_to_path(f"{tmp_path}/cert.pem", append=True)
+    ca = f"{tmp_path}/ca.pem"
+    async with serving("--tls-cert", f"{tmp_path}/both.pem", "--tls-client-ca", ca) as server:
+        command = ("greet", f"localhost:{server.port}", "--tls", "--tls-ca", ca)
+        greeted = (0, HELLO.decode() + "\n", "")
+        assert await run_greeter(*command, "--tls-cert", f"{tmp_path}/both.pem") == greeted
+        pair = ("--tls-cert", f"{tmp_path}/cert.pem", "--tls-key", f"{tmp_path}/key.pem")
+        assert await run_greeter(*command, *pair) == greeted
+        assert (await run_greeter(*command))[0] == 1
+        assert await server.stop() == 0
 
 
 async def test_a_socket_that_systemd_opened(door: socket.socket) -> None:

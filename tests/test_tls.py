@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 
 import greeter
 from greeter import ConfigError, Greeting, Peer, serve
-from greeter.tls import client_context, describe_peer, expiry, server_context
+from greeter.tls import client_context, describe_peer, expiry, load, server_context
 from tests.conftest import PATIENCE, Process, greeter_process, run_greeter
 from tests.peers import connect, read_to_end, reset, until
 from tests.service_peers import HELLO, lines_with
@@ -204,9 +205,27 @@ def test_expiry_without_a_version(tmp_path: Path) -> None:
     assert expiry(tmp_path / "cert") == datetime.datetime(2031, 5, 6, tzinfo=UTC).timestamp()
 
 
-@pytest.mark.parametrize(
-    "case", ["no certificate", "no end", "no base64", "cut short", "not ASCII", "missing"]
-)
+def test_comments_may_be_in_any_encoding(files: Files, tmp_path: Path) -> None:
+    file = tmp_path / "cert"
+    file.write_bytes("Müller\n".encode() + b"\xff\n" + files.both.read_bytes())
+    assert expiry(file) == load(file)[1] == expiry(files.both)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="a shell has no names for pipes here")
+def test_a_certificate_may_come_through_a_pipe(files: Files) -> None:
+    """As a shell's <(...), which can be read once."""
+    reading, writing = os.pipe()
+    with open(writing, "wb") as pipe:
+        pipe.write(files.both.read_bytes())
+    context, expires = load(f"/dev/fd/{reading}")
+    assert expires == expiry(files.both)
+    assert context.verify_mode == ssl.CERT_NONE
+    with pytest.raises(ConfigError, match=f"^cannot use the certificate '/dev/fd/{reading}': not valid PEM"):
+        load(f"/dev/fd/{reading}")  # empty by now
+    os.close(reading)
+
+
+@pytest.mark.parametrize("case", ["no certificate", "no end", "no base64", "cut short", "missing"])
 def test_a_certificate_that_cannot_be_read_is_named(case: str, tmp_path: Path) -> None:
     pem = certificate(datetime.datetime(2031, 5, 6)).decode()
     begin, *lines, end, _ = pem.split("\n")
@@ -215,7 +234,6 @@ def test_a_certificate_that_cannot_be_read_is_named(case: str, tmp_path: Path) -
         "no end": pem.removesuffix(end + "\n"),
         "no base64": f"{begin}\n!\n{end}\n",
         "cut short": ssl.DER_cert_to_PEM_cert(ssl.PEM_cert_to_DER_cert(pem)[:40]),
-        "not ASCII": "ä" + pem,
     }
     file = tmp_path / "cert"
     if case in text:
@@ -230,8 +248,36 @@ def test_the_subject_of_a_client() -> None:
     subject = ((("countryName", "DE"),), (("organizationName", "Example"),), (("commonName", "alice"),))
     assert describe_peer({"subject": subject}) == "CN=alice,O=Example,C=DE"
     assert (
-        describe_peer({"subject": ((("serialNumber", "7"), ("commonName", "b")),)}) == "serialNumber=7,CN=b"
+        describe_peer({"subject": ((("serialNumber", "7"), ("commonName", "b")),)}) == "serialNumber=7+CN=b"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a,O=X", r"a\,O\=X"),
+        ("a+OU=X", r"a\+OU\=X"),
+        (r"a\,O", r"a\\\,O"),
+        ('"a";<b>', r"\"a\"\;\<b\>"),
+        ("#a #b", r"\#a #b"),
+        (" a b ", r"\ a b\ "),
+        (" ", r"\ "),
+        ("a\0b", r"a\00b"),
+        ("", ""),
+        ("grüße", "grüße"),
+    ],
+)
+def test_no_part_of_a_name_passes_for_another(value: str, shown: str) -> None:
+    assert describe_peer({"subject": ((("commonName", value),),)}) == f"CN={shown}"
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, value or "-")])
+    assert x509.Name.from_rfc4514_string(f"CN={shown or '-'}") == name
+
+
+def test_a_client_shows_a_certificate(files: Files, tmp_path: Path) -> None:
+    assert client_context(files.ca, files.both).verify_mode == ssl.CERT_REQUIRED
+    assert client_context(None, files.cert, files.key).check_hostname
+    with pytest.raises(ConfigError, match=f"^cannot use the certificate '{tmp_path}/none': no such file"):
+        client_context(files.ca, tmp_path / "none")
 
 
 # -- clients ---------------------------------------------------------------------------------------------

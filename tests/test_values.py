@@ -90,6 +90,16 @@ def test_what_is_refused(kind: str, text: str, why: str) -> None:
     assert why in caught.value.message
 
 
+def test_the_name_of_a_service_is_one_that_this_machine_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getservbyname", lambda name, kind: 9)
+    assert KINDS["ENDPOINT"].convert(":known", None, None) == Endpoint.tcp("", "known")
+    monkeypatch.undo()
+    with pytest.raises(
+        click.BadParameter, match="endpoint ':no-such': this machine knows no service 'no-such'"
+    ):
+        KINDS["ENDPOINT"].convert(":no-such", None, None)
+
+
 def test_a_reader_says_no_with_a_config_error() -> None:
     def read(_text: str) -> Any:
         raise ConfigError("never")
