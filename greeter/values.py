@@ -46,13 +46,23 @@ class Checked(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
             self.fail(str(error), param, ctx)
 
 
+class FilePath(click.Path):  # type: ignore[type-arg,unused-ignore]
+    """A path, but for what no file can be called, as a configuration file may have it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except ValueError:  # a zero byte, a lone surrogate
+            self.fail(f"{value!r} is no name of a file", param, ctx)
+
+
 def endpoint(text: str) -> Endpoint:
     """An endpoint whose port this machine knows, if it is the name of a service."""
     found = Endpoint.parse(text)
     if isinstance(found.port, str):
         try:
             socket.getservbyname(found.port, "tcp")
-        except OSError:
+        except (OSError, ValueError):
             raise ConfigError(f"endpoint {text!r}: this machine knows no service {found.port!r}") from None
     return found
 
@@ -162,6 +172,6 @@ LIMIT = Checked("expr", limit)
 PERCENT = Checked("pct", percent, number=True)
 APP = Checked("module:name", str)
 HOST_NAME = Checked("name", host_name)
-FILE = click.Path(path_type=Path)
-FILE_NAME = click.Path()  # as text, for what writes it down
+FILE = FilePath(path_type=Path)
+FILE_NAME = FilePath()  # as text, for what writes it down
 LOOP = click.Choice(["auto", "asyncio", "uvloop"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from greeter import ConfigError, Endpoint, values
@@ -109,6 +109,10 @@ def test_a_reader_says_no_with_a_config_error() -> None:
 
 
 @settings(deadline=None, max_examples=50)
+@example("FILE", "\0")
+@example("FILE_NAME", "\ud800")
+@example("ENDPOINT", ":a\0")
+@example("ENDPOINT", ":a\ud800")
 @given(st.sampled_from(sorted(KINDS)), st.text(st.characters(), max_size=12) | st.integers().map(str))
 def test_any_text_is_a_value_or_a_refusal(kind: str, text: str) -> None:
     try:
