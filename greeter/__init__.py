@@ -88,11 +88,13 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used (PEP 562)."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name, or a module that has one, when it is first used (PEP 562)."""
     import importlib
 
+    if f"greeter.{name}" in _HOMES or name == "errors":
+        return importlib.import_module(f"greeter.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = next((home for home, names in _HOMES.items() if name in names), "greeter.errors")
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value

@@ -97,7 +97,7 @@ class Child:
         if self._asked is None or self._asked.done():
             self._asked = self.report()
         else:
-            logger.error("worker %d does not answer: killed", self.pid)
+            logger.error("worker %d does not answer: killed", self.pid, extra={"event": "worker"})
             self.kill()
 
     def retire(self, seconds: float, *, last: bool = False) -> None:

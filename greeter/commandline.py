@@ -115,7 +115,7 @@ def _parameter(field: dataclasses.Field[Any], prefix: str) -> Decorator:
         multiple=many,
         default=[str(item) for item in default] if many else default,
         show_default=default not in (None, False),
-        envvar=prefix + field.name.upper(),
+        envvar=prefix + field.name.upper() if meta["env"] else None,
         show_envvar=True,
         help=meta["help"],
     )

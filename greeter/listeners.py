@@ -93,10 +93,10 @@ class Listener:
 
         A classic BPF program on the listening socket drops segments with SYN set (socket(7),
         SO_ATTACH_FILTER): the client's kernel retries, and is refused once the socket is closed. For a
-        Unix socket, the path is removed. On a socket that others may serve too neither is done, unless we
-        are the ``last``.
+        Unix socket, the path is removed; an abstract one has none. On a socket that others may serve too
+        neither is done, unless we are the ``last``.
         """
-        if self.inherited and not last:
+        if (self.inherited and not last) or self.endpoint.abstract:
             return False
         self.remove_file()
         if self.sock.family not in (socket.AF_INET, socket.AF_INET6):

@@ -51,10 +51,14 @@ def option(
     argument: bool = False,
     only: str = "",
     short: str = "",
+    env: bool = True,
 ) -> Any:
-    """A field that is an option: ``only`` is a group of which one may be given, ``short`` as in ``-c``."""
+    """A field that is an option: ``only`` is a group of which one may be given, ``short`` as in ``-c``.
+
+    ``env`` says whether the environment may give it.
+    """
     meta = {"help": help, "type": type, "multiple": many, "argument": argument, "only": only}
-    meta["short"] = short
+    meta |= {"short": short, "env": env}
     return dataclasses.field(default=default, metadata={KEY: meta})
 
 
@@ -172,8 +176,9 @@ class GreetOptions:
     json: bool = option(False, "Print an object with the times, in microseconds.", only="form")
     tls: bool = option(*TLS)
     tls_ca: str | None = option(*TLS_CA)
-    tls_cert: str | None = option(*TLS_CERT)
-    tls_key: str | None = option(*TLS_KEY)
+    # In the environment, these are the server's: a health check beside it has the same.
+    tls_cert: str | None = option(*TLS_CERT, env=False)
+    tls_key: str | None = option(*TLS_KEY, env=False)
     server_name: str | None = option(*SERVER_NAME)
     raw: bool = option(False, "Print the bytes as they came, control characters and all.", only="form")
 

@@ -84,7 +84,7 @@ class Reception:
         self.lingering: Waiting[Guest] = Waiting(loop, linger_timeout, self._linger_late)
         self.parking = Parking(loop, linger_timeout, self._gone, self._parked_late)
         self._pause, self._resume = pause, resume
-        self._paused = False
+        self._paused = self._stopped = False
         self._retry: asyncio.TimerHandle | None = None
         self._complaints: dict[str, float] = {}  # when the next line about a matter may be written
         self._leaving: set[Guest] = set()  # cut off, and not yet gone
@@ -225,9 +225,11 @@ class Reception:
             await asyncio.shield(self.emptied())
 
     def emptied(self) -> asyncio.Future[None]:
-        """A future that is done as soon as somebody leaves who was the last one here."""
+        """A future that is done when nobody is here."""
         if self._empty is None or self._empty.done():
             self._empty = self.loop.create_future()
+            if not self.present:
+                self._empty.set_result(None)
         return self._empty
 
     async def vacancy(self) -> None:
@@ -237,12 +239,23 @@ class Reception:
                 self._vacant = self.loop.create_future()
             await asyncio.shield(self._vacant)
 
+    async def cut_off(self) -> int:
+        """Let nobody stay but who came this very moment; returns how many that were."""
+        for _ in range(2):  # turns of the loop: who was just accepted gets a transport, and the greeting
+            await asyncio.sleep(0)
+        left = self.abort_all()
+        for _ in range(2):  # and who was cut off is closed
+            await asyncio.sleep(0)
+        return left
+
     def abort_all(self) -> int:
         """Close everybody at once; returns how many there were."""
         unserved, served = list(self.ungreeted), list(self.lingering)
         for guest in unserved:
             self.failed(guest, "aborted")
         for guest in unserved + served:
+            self.lingering.discard(guest)
+            self._leaving.add(guest)
             guest.abort()
         return len(unserved) + len(served) + self.parking.close_all()
 
@@ -256,11 +269,11 @@ class Reception:
         """The system lacks what a connection needs: try again in a while."""
         self.stats.accept_errors += 1
         self._hold_back(f"cannot accept ({reason(error)})")
-        if self._retry is None:
+        if self._retry is None and not self._stopped:
             self._retry = self.loop.call_later(RETRY_SECONDS, self._go_on)
 
     def _hold_back(self, why: str) -> None:
-        if not self._paused:
+        if not self._paused and not self._stopped:
             self._paused = True
             self._pause()
         if self._may_complain("paused"):
@@ -293,11 +306,15 @@ class Reception:
             self._vacant.set_result(None)
 
     def _go_on(self) -> None:
-        self.end_pause()
+        self._end_pause()
         self._resume()
 
-    def end_pause(self) -> None:
-        """Accepting is not paused any more, and nothing of ours will resume it."""
+    def stop_accepting(self) -> None:
+        """The path has stopped for good: it is neither paused nor resumed any more."""
+        self._stopped = True
+        self._end_pause()
+
+    def _end_pause(self) -> None:
         self._paused = False
         if self._retry is not None:
             self._retry.cancel()

@@ -37,8 +37,7 @@ DRAIN_TIMEOUT = 10.0
 # How long the door stays ajar for handshakes that were under way when it began to close; a round trip
 # on the loopback or in a data centre is far shorter.
 DOOR_SECONDS = 0.05
-# What a close takes from a listen queue that others keep filling, at the most.
-QUEUE_BOUND = 65536
+QUEUE_BOUND = 65536  # what a close takes from a queue that others keep filling, at the most
 
 
 class Server:
@@ -83,7 +82,7 @@ class Server:
         if limits is not None:
             self._limit(limits)
         self._path = choose_path(house, Stream(house), listeners, accept, backlog=backlog)
-        self._serving = False
+        self._serving = self._draining = False
         self._closed: asyncio.Future[None] = self._reception.loop.create_future()
 
     def update(
@@ -171,7 +170,7 @@ class Server:
         if self._closed.done():
             return
         self._serving = False
-        self._reception.end_pause()
+        self._reception.stop_accepting()
         self._path.stop()
         for listener in self._listeners:
             listener.remove_file()
@@ -182,10 +181,8 @@ class Server:
             except OSError as error:
                 logger.warning("closing with clients in the listen queue: %s", reason(error))
             listener.close()
-        if self._reception.present:  # some of them may still have to wait for a thread
-            self._reception.emptied().add_done_callback(lambda _: self._house.close())
-        else:
-            self._house.close()
+        # Some of those who are here may still have to wait for a thread.
+        self._reception.emptied().add_done_callback(lambda _: self._house.close())
         self._closed.set_result(None)
 
     async def drain(self, timeout: float | None = None, *, last: bool = False) -> bool:
@@ -197,21 +194,27 @@ class Server:
         (``drain_timeout`` by default) whoever is still there is cut off; returns False then. Cancelling it
         closes and cuts off at once.
         """
+        self._reception.stats.drains += not (self._draining or self._closed.done())
+        self._draining = True
         try:
             async with asyncio.timeout(self.drain_timeout if timeout is None else timeout):
                 if self._serving:
                     shut = [listener for listener in self._listeners if listener.refuse_new(last=last)]
                     if shut:
                         await asyncio.sleep(DOOR_SECONDS)
+                        self._path.stop()
+                        self._reception.stop_accepting()
                         await empty_queues(shut, self._path.greet_queue, self._reception)
-                self._reception.stats.drains += not self._closed.done()
                 self.close()
                 await self.wait_closed()
         except TimeoutError:
             return False
         finally:
-            self.close()
-            if left := self._reception.abort_all():
+            left = 0
+            if not self._closed.done():  # who waits in a queue is greeted in the place of who had his time
+                left = await self._reception.cut_off()
+                self.close()
+            if left := left + await self._reception.cut_off():
                 logger.warning("cut off %d connections at the drain deadline", left)
                 await self._reception.all_left()
         return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,9 @@ from greeter.greeting import Greeting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The modules that an app brought in; those that were here before are not imported anew.
-_ours: set[str] = set()
+# The modules that an app brought in, and what their files were then; those that were here before are not
+# imported anew.
+_ours: dict[str, tuple[int, ...]] = {}
 
 
 def greeting_from_file(path: str | Path) -> Greeting:
@@ -37,9 +39,9 @@ def greeting_from_file(path: str | Path) -> Greeting:
 def greeting_from_app(spec: str) -> Greeting:
     """The greeting that ``MODULE:NAME`` names: a callable, text, bytes or a Greeting.
 
-    The current directory is searched first. A module that an earlier call imported first is imported anew,
-    with the rest of its package. Raises ConfigError that says which part is missing, or that the module
-    failed while it was imported, and where; what was imported before stays then.
+    The current directory is searched first. When a file of what an earlier call imported first has changed,
+    it is imported anew, with the rest of its package. Raises ConfigError that says which part is missing, or
+    that the module failed while it was imported, and where; what was imported before stays then.
     """
     module_name, colon, attribute = spec.partition(":")
     if not (module_name and colon and attribute) or module_name.startswith("."):
@@ -52,10 +54,13 @@ def greeting_from_app(spec: str) -> Greeting:
 
 @contextlib.contextmanager
 def _anew(package: str) -> Iterator[None]:
-    """Without the modules that are ours, of which those of ``package`` are some afterwards; or, after an
-    error, with them again."""
+    """Without the modules that are ours, if one has changed. Those of ``package`` are ours afterwards; or,
+    after an error, the old ones are here again."""
     importlib.invalidate_caches()  # or a file that has just been written might not be found
-    old = {name: sys.modules.pop(name) for name in _ours & set(sys.modules)}
+    ours = {name for name in sys.modules if any(f"{name}.".startswith(f"{known}.") for known in _ours)}
+    # Many a module can be imported only once, so that nothing is done for nothing.
+    changed = any(_ours.get(name) != _stamp(name) for name in ours)
+    old = {name: sys.modules.pop(name) for name in ours if changed}
     others = set(sys.modules)
 
     def came() -> set[str]:
@@ -68,7 +73,16 @@ def _anew(package: str) -> Iterator[None]:
             del sys.modules[name]
         sys.modules.update(old)
         raise
-    _ours.update(came())
+    _ours.update({name: _stamp(name) for name in came()})
+
+
+def _stamp(name: str) -> tuple[int, ...]:
+    """What the file of a module is like now; empty if it has none."""
+    try:
+        found = os.stat(sys.modules[name].__file__ or "")
+    except (OSError, AttributeError):
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _greeting(spec: str, module_name: str, attribute: str) -> Greeting:

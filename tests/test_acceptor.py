@@ -147,6 +147,58 @@ async def test_everybody_in_the_queue_is_greeted_at_the_end_as_there_is_room() -
     assert server.stats.greeted == 20
 
 
+@pytest.mark.parametrize("accept", ["instant", "stream"])
+@pytest.mark.parametrize("how", ["deadline", "cancelled", "closed", "twice"])
+async def test_whoever_waits_for_room_at_the_deadline_gets_it(how: str, accept: str) -> None:
+    """From those who were greeted and stay."""
+    server = await serve(
+        port=0,
+        access_log=False,
+        accept=accept,  # type: ignore[arg-type]  # a parameter's text
+        limits=Limits(max_connections=1),
+        linger_timeout=PATIENCE,
+    )
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
+    ending = asyncio.create_task(server.drain(0.2 if how == "deadline" else PATIENCE))
+    await until(lambda: server.stats.greeted == 1, "one is greeted")
+    if how == "cancelled":
+        await asyncio.sleep(2 * DOOR_SECONDS)
+        ending.cancel()
+    elif how == "closed":
+        server.close()
+    elif how == "twice":
+        await server.drain(0.2)
+    assert await outcomes(clients) == [GREETED] * 6
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.wait([ending])
+    assert ending.cancelled() == (how == "cancelled")
+    assert (server.stats.greeted, server.stats.drains, server.stats.open) == (6, 1, 0)
+
+
+async def test_the_end_does_not_wait_for_those_of_a_socket_of_others() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as theirs:
+        listen = ["127.0.0.1:0", f"fd:{theirs.fileno()}"]
+        server = await serve(listen=listen, access_log=False, limits=Limits(max_connections=2))
+        over = asyncio.Event()
+
+        async def come_again() -> None:
+            while not over.is_set():
+                with socket.socket() as client:
+                    client.setblocking(False)
+                    await asyncio.get_running_loop().sock_connect(client, theirs.getsockname())
+                    if server.sockets:
+                        await asyncio.wait([asyncio.ensure_future(read_to_end(client))], timeout=0.01)
+
+        others = [asyncio.create_task(come_again()) for _ in range(8)]
+        await until(lambda: server.stats.greeted > 8, "they come")
+        async with asyncio.timeout(PATIENCE):
+            assert await server.drain() is True
+        over.set()
+        for other in others:
+            other.cancel()
+        await asyncio.wait(others)
+
+
 async def test_a_lack_of_descriptors_at_the_end_is_waited_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

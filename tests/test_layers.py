@@ -183,6 +183,8 @@ def test_what_is_imported_later_is_there_and_nothing_else() -> None:
     from greeter import loadtest
 
     assert greeter.load is loadtest.load
+    for module in ("client", "errors", "limits", "server"):
+        assert loaded_by(f"import greeter; greeter.{module}") >= {f"greeter.{module}"}
     with pytest.raises(AttributeError, match="module 'greeter' has no attribute 'unload'"):
         greeter.unload  # noqa: B018  # that it is missing is the test
 

@@ -103,7 +103,9 @@ def test_from_the_environment(
     text, value = sample(field)
     many = field.metadata["greeter"]["multiple"]
     monkeypatch.setenv(f"GREETER_{field.name.upper()}", f"{text} {text}" if many else text)
-    assert read(cls) == cls(**{field.name: (value, value) if many else value})
+    # What serve shows to its clients is not what a health check beside it shows to serve.
+    given = {field.name: (value, value) if many else value} if field.metadata["greeter"]["env"] else {}
+    assert read(cls) == cls(**given)
 
 
 @pytest.mark.parametrize(("cls", "field"), [p for p in FIELDS if p.values[0] is ServeOptions])

@@ -340,7 +340,7 @@ def test_a_server_that_closes_does_not_go_on() -> None:
     visitor = desk.lingering()
     desk.reception.full()
     desk.reception.cannot_accept(OSError(24, "irrelevant"))
-    desk.reception.end_pause()
+    desk.reception.stop_accepting()
     visitor.leave()
     desk.clock.advance(10)
     assert desk.told == ["pause"]

@@ -149,6 +149,26 @@ def test_what_is_named_again_is_imported_anew(write: Callable[[str, str], Path])
     assert greeting_from_app("apps_again.words:more").fixed == b"three"
 
 
+def test_what_has_not_changed_is_not_imported_anew(write: Callable[[str, str], Path]) -> None:
+    """Many a module cannot be: one that registers its metrics, say."""
+    write("apps_once/__init__.py", "text = 'one'")
+    greeting_from_app("apps_once:text")
+    once = sys.modules["apps_once"]
+    assert greeting_from_app("apps_once:text").fixed == b"one"
+    assert sys.modules["apps_once"] is once
+
+
+def test_what_is_imported_late_is_a_part_of_its_package(write: Callable[[str, str], Path]) -> None:
+    write(
+        "apps_late/__init__.py",
+        "def text(peer):\n    import apps_late.words\n    return apps_late.words.text",
+    )
+    write("apps_late/words.py", "text = 'one'")
+    assert greeting_from_app("apps_late:text").render(PEER) == b"one"
+    write("apps_late/words.py", "text = 'two!'")
+    assert greeting_from_app("apps_late:text").render(PEER) == b"two!"
+
+
 @pytest.mark.parametrize("text", ["1 / 0", "def (", "import apps_kept.words\ntext = 5", "other = 'x'"])
 def test_what_was_imported_stays_when_the_new_module_is_no_good(
     write: Callable[[str, str], Path], text: str
