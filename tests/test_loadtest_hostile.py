@@ -73,6 +73,12 @@ def places(value: Any, place: Place = ()) -> Iterator[Place]:
         yield from places(one, (*place, key))
 
 
+def at(values: Any, place: Place) -> Any:
+    for step in place:
+        values = values[step]
+    return values
+
+
 def put(values: Any, place: Place, value: Any) -> Any:
     """Put ``value`` in one place; returns what was there."""
     *way, last = place
@@ -121,6 +127,8 @@ def test_what_is_almost_a_report(name: str, value: Any, monkeypatch: pytest.Monk
     values, all_at_once = json.loads(run.to_json()), json.loads(run.to_json())
     shown: set[Place] = set()
     for place in places(json.loads(run.to_json())):
+        if isinstance(value, int | float) and isinstance(at(values, place), str | list | dict):
+            continue  # of another type, as the other values are
         old = put(values, place, value)
         found = read(values)
         put(values, place, old)
