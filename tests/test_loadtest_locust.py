@@ -305,7 +305,8 @@ async def interrupted(fleet: Fleet) -> None:
         assert await worker.ended() == 0
     report = fleet.report()
     assert report.interrupted
-    assert report.connections["attempted"] >= 50
+    # The last of those who came may have been cut off, which is not an attempt.
+    assert report.connections["attempted"] + report.connections["cut_off"] >= 50
     assert "Interrupted after " in master.out
 
 
