@@ -240,11 +240,11 @@ class Reception:
             await asyncio.shield(self._vacant)
 
     async def cut_off(self) -> int:
-        """Let nobody stay but who came this very moment; returns how many that were."""
-        for _ in range(2):  # turns of the loop: who was just accepted gets a transport, and the greeting
+        """``abort_all``, but whoever was accepted this very moment is greeted first; all are gone then."""
+        for _ in range(2):  # turns of the loop, within which it has a transport and its greeting
             await asyncio.sleep(0)
         left = self.abort_all()
-        for _ in range(2):  # and who was cut off is closed
+        for _ in range(2):  # ... and the connections of the others are closed
             await asyncio.sleep(0)
         return left
 

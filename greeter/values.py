@@ -46,7 +46,7 @@ class Checked(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
             self.fail(str(error), param, ctx)
 
 
-class FilePath(click.Path):  # type: ignore[type-arg,unused-ignore]
+class FilePath(click.Path):  # type: ignore[type-arg,unused-ignore]  # as Checked
     """A path, but for what no file can be called, as a configuration file may have it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
