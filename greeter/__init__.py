@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from greeter.greeting import Greeting, Peer
     from greeter.limits import Limits
     from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
-    from greeter.server import Server, serve
+    from greeter.server import Server, handler, serve
     from greeter.stats import ServerStats
 
 __version__ = "0.1.0"
@@ -70,6 +70,7 @@ __all__ = [
     "Threshold",
     "greet",
     "greet_within",
+    "handler",
     "load",
     "serve",
 ]
@@ -82,7 +83,7 @@ _HOMES = {
     "greeter.greeting": ("Greeting", "Peer"),
     "greeter.limits": ("Limits",),
     "greeter.loadtest": ("LoadPlan", "LoadReport", "Threshold", "load"),
-    "greeter.server": ("Server", "serve"),
+    "greeter.server": ("Server", "handler", "serve"),
     "greeter.stats": ("ServerStats",),
 }
 

@@ -1,8 +1,11 @@
-"""Deadlines in the order in which they were set, without a timer for each.
+"""Deadlines in order, without a timer for each.
 
-The law: all deadlines of one queue are the same time away when they are set, so the first one in is
-the first one due. A ``dict`` keeps that order, finds an entry in constant time, and doubles as the
-table of who is there. Time is a number that the caller passes in.
+Invariants:
+
+- The deadlines of one table never decrease in the order of its items. So the first item is the first one
+  due, and a ``dict`` serves as the queue, as the table of members, and finds an item in constant time.
+- A deadline is postponed once at the most, so that no item can stay for ever.
+- Time is a number that the caller passes in, in seconds on any clock that does not go back.
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ T = TypeVar("T")
 
 
 class Deadlines(Generic[T]):
-    """Things that wait, each until the deadline it was given. They must be hashable and are there once."""
+    """Items with a deadline each. Items must be hashable; an item has at most one deadline."""
 
-    __slots__ = ("_due",)
+    __slots__ = ("_due", "_postponed")
 
     def __init__(self) -> None:
         self._due: dict[T, float] = {}
+        self._postponed: set[T] = set()
 
     def __len__(self) -> int:
         return len(self._due)
@@ -33,28 +37,38 @@ class Deadlines(Generic[T]):
         return item in self._due
 
     def add(self, item: T, deadline: float) -> None:
-        """Wait for ``item`` until ``deadline``, which is not before that of any item added earlier.
-
-        An item that waits already goes to the end with its new deadline.
-        """
+        """Add ``item``, or move it to the end, with a deadline not before that of any other item."""
         self._due.pop(item, None)  # a dict would keep its old place
         self._due[item] = deadline
 
     def discard(self, item: T) -> bool:
-        """Wait no longer; True if the item was there."""
+        """Remove ``item``. Returns True if it was in the table."""
+        if self._postponed:
+            self._postponed.discard(item)
         return self._due.pop(item, None) is not None
 
     def first(self) -> float | None:
-        """The next deadline, or None when nobody waits."""
+        """Returns the next deadline, or None if the table is empty."""
         return next(iter(self._due.values()), None)
 
-    def expire(self, now: float) -> list[T]:
-        """Take out everything that is due at ``now``, first in first."""
-        late = []
+    def due(self, now: float) -> list[T]:
+        """Returns the items whose deadline is at or before ``now``, in order. They stay in the table."""
+        found = []
         for item, deadline in self._due.items():
             if deadline > now:
                 break
-            late.append(item)
-        for item in late:
-            del self._due[item]
-        return late
+            found.append(item)
+        return found
+
+    def expire(self, now: float) -> list[T]:
+        """Remove and return the items whose deadline is at or before ``now``, in order."""
+        found = self.due(now)
+        for item in found:
+            self.discard(item)
+        return found
+
+    def postpone(self, now: float, seconds: float) -> None:
+        """Move the deadlines that are at or before ``now`` by ``seconds``, but no deadline twice."""
+        moved = {item: self._due[item] + seconds for item in self.due(now) if item not in self._postponed}
+        self._postponed |= moved.keys()
+        self._due = dict(sorted((self._due | moved).items(), key=lambda entry: entry[1]))

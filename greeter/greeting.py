@@ -9,6 +9,7 @@ A greeting is text (a template: ``$host $port $hostname $time $count``, and ``$$
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
@@ -122,9 +123,12 @@ class Greeting:
             return _encode(self._template.substitute(values))
         assert self._call is not None
         try:
-            value = self._call(peer)
-        except (Exception, SystemExit) as error:  # sys.exit() is not for one client to call
-            raise _failed(error) from error
+            # In a context of its own: what it sets must not reach the callable of the next client.
+            value = contextvars.copy_context().run(self._call, peer)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit(), say, is not for one client to call
+            raise failed(error) from error
         if inspect.isawaitable(value):
             if inspect.iscoroutine(value):
                 value.close()
@@ -132,12 +136,15 @@ class Greeting:
         return _encode(value)
 
     async def render_async(self, peer: Peer) -> bytes:
-        """The bytes for ``peer``, of an async greeting. Raises as ``render`` does."""
+        """The bytes for ``peer``, of an async greeting. Raises as ``render`` does.
+
+        What is neither an Exception nor SystemExit passes through: a cancellation, say.
+        """
         assert self._call is not None
         try:
             value = await self._call(peer)  # type: ignore[misc]  # kind is "async": it gave an awaitable
         except (Exception, SystemExit) as error:
-            raise _failed(error) from error
+            raise failed(error) from error
         return _encode(value)
 
 
@@ -180,5 +187,9 @@ def _encode(value: object) -> bytes:
     raise GreetingError(f"the greeting callable returned {type(value).__name__}, not str or bytes")
 
 
-def _failed(error: Exception | SystemExit) -> GreetingError:
-    return GreetingError(f"the greeting callable raised {type(error).__name__}: {error}")
+def failed(error: BaseException) -> GreetingError:
+    """The GreetingError for what a callable raised, which may be one already."""
+    if isinstance(error, GreetingError):
+        return error
+    message = f": {error}" if str(error) else ""
+    return GreetingError(f"the greeting callable raised {type(error).__name__}{message}")

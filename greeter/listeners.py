@@ -30,23 +30,16 @@ BACKLOG = 2048
 PORT_TRIES = 16
 
 # accept(2): errors of a connection that died in the queue, or that a firewall forbids; the next one may live.
-DIED_IN_QUEUE = frozenset(
+TRANSIENT_ACCEPT_ERRORS = frozenset(
     (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR, errno.ENETDOWN, errno.EHOSTDOWN)
     + (errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.ENOPROTOOPT)
 )
 
-_CORK = getattr(socket, "TCP_CORK", None)  # Linux
+# How long handshakes that are under way when a stop begins have to complete, in seconds; a round trip on the
+# loopback or in a data centre is far shorter.
+HANDSHAKE_GRACE = 0.05
+
 _SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; the socket module has no name for it
-
-
-def cork(sock: socket.socket, on: bool) -> None:
-    """Whether the end of stream leaves in the segment of the last bytes, which is half the work of sending.
-
-    tcp(7), TCP_CORK: a segment that is not full waits for more, 200 ms at the most, and a half-close sends
-    it off. It is right for whoever writes once and half-closes at once, and wrong within a handshake.
-    """
-    if _CORK is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.IPPROTO_TCP, _CORK, on)
 
 
 class Listener:
@@ -83,12 +76,7 @@ class Listener:
         sock, address = self.sock.accept()
         return sock.detach(), address
 
-    def cork(self) -> None:
-        """Cork every connection that will come, which inherits it, on a socket that is ours."""
-        if not self.inherited:
-            cork(self.sock, True)
-
-    def refuse_new(self, *, last: bool = False) -> bool:
+    def reject_new_handshakes(self, *, last: bool = False) -> bool:
         """Let no new handshake begin, and every one under way complete. True if the system can do it.
 
         A classic BPF program on the listening socket drops segments with SYN set (socket(7),

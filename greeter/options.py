@@ -90,10 +90,12 @@ class ServeOptions:
     loop: Literal["auto", "asyncio", "uvloop"] = option(
         "auto", "The event loop; auto is uvloop where it is installed.", LOOP
     )
-    accept: Literal["auto", "stream", "instant"] = option(
+    accept: Literal["auto", "direct", "streams"] = option(
         "auto",
-        "The accept path: instant greets at accept time, stream can wait; auto takes the first that can.",
-        click.Choice(["auto", "stream", "instant"]),
+        "The accept path: direct works on the accepted sockets, streams is asyncio.start_server; auto is "
+        "direct where it can be. Without descriptors, streams accepts late (asyncio) or hangs up (uvloop); "
+        "it overshoots --max-connections by up to a batch.",
+        click.Choice(["auto", "direct", "streams"]),
     )
     workers: int | Literal["auto"] = option(
         1, "Processes that serve; auto is one for each core that we may use.", WORKERS

@@ -22,8 +22,8 @@ from greeter.errors import ConfigError, GreeterError, reason
 from greeter.listeners import open_listeners
 from greeter.loops import choose_loop
 from greeter.options import ServeOptions
-from greeter.paths import path_name
 from greeter.prepare import in_force
+from greeter.server import choose_path
 from greeter.service import Process, announce, warn_of_restart
 from greeter.snapshot import Snapshot, Totals
 from greeter.workers import Supervisor
@@ -100,8 +100,6 @@ class Parent(Process):
     async def start(self) -> None:
         options = self.options
         self._listeners = open_listeners(self.endpoints, backlog=options.backlog, unix_mode=options.unix_mode)
-        for listener in self._listeners:
-            listener.cork()  # which a worker does not do to a socket that it was given
         self._supervisor = supervisor = Supervisor(
             self._command,
             self._listeners,
@@ -125,13 +123,7 @@ class Parent(Process):
         return tuple(listener.address for listener in self._listeners)
 
     def announce(self) -> None:
-        prepared = self.prepared
-        path = path_name(
-            prepared.greeting,
-            self.options.accept,
-            proxied=prepared.proxy_from is not None,
-            tls=prepared.tls is not None,
-        )
+        path = choose_path(self.options.accept, asyncio.get_running_loop())
         announce(self.addresses, choose_loop(self.options.loop)[0], path, self._count)
 
     @property

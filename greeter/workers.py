@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.child import Child, WorkerFailed
 from greeter.errors import reason
-from greeter.server import DOOR_SECONDS
+from greeter.listeners import HANDSHAKE_GRACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -209,9 +209,9 @@ class Supervisor:
         self._stopping = True
         for place in self._places:
             await _cancel(place.keeper)
-        refused = [listener.refuse_new() for listener in self._listeners]
+        refused = [listener.reject_new_handshakes() for listener in self._listeners]
         if self._children and any(refused):
-            await asyncio.sleep(DOOR_SECONDS)
+            await asyncio.sleep(HANDSHAKE_GRACE)
         children = list(self._children)
         for child in children:
             # A socket that is not ours, as systemd's, others may serve after us.

@@ -160,7 +160,7 @@ async def run_greeter(*args: str, env: dict[str, str] | None = None) -> tuple[in
         return process.process.returncode, out.decode(), err.decode()
 
 
-@pytest.fixture(params=["stream", "instant"])
+@pytest.fixture(params=["direct", "streams"])
 def accept(request: pytest.FixtureRequest) -> str:
     """The accept path."""
     return str(request.param)

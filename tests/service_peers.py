@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 HELLO = b"Thank you for connecting"
-STAGES = [(loop, path) for loop in loop_factories() for path in ("stream", "instant")]
+STAGES = [(loop, path) for loop in loop_factories() for path in ("streams", "direct")]
 
 
 async def on_every_stage(play: Callable[[str, str], Awaitable[None]]) -> None:

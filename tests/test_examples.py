@@ -83,5 +83,5 @@ async def test_dynamic_greeting_as_an_app() -> None:
     env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
     args = ("serve", "--app", "dynamic_greeting:greeting", "--listen", "127.0.0.1:0")
     async with greeter_process(*args, env=env) as server:
-        assert "stream" in server.lines[-1]
+        assert "streams" in server.lines[-1]
         assert await run_greeter("greet", server.address) == (0, "Hello 127.0.0.1, this is visit 1\n", "")

@@ -136,7 +136,7 @@ class Service:
         """Let the loop open what it keeps for itself, the first time that it makes a stream."""
         sockets = self._descriptors("socket:")
         since = time.monotonic()
-        if self.stage.path == "instant":
+        if self.stage.path == "direct":
             self.plan.arm("send", "EAGAIN", 1, part=10)  # hands a client over to the stream path
         assert self.heard_by(self.knock(2)) == 2
         until(lambda: self._descriptors("socket:") == sockets, "warm")
@@ -279,7 +279,7 @@ def takes_a_part(service: Service, fault: Fault) -> None:
 
 def on_its_way_to_the_stream(service: Service, fault: Fault) -> None:
     """The instant path asks for a name only when it hands a client over, which a short send makes it do."""
-    among = {"count": 1, "skip": 0} if service.stage.path == "instant" else {}
+    among = {"count": 1, "skip": 0} if service.stage.path == "direct" else {}
     service.plan.arm("send", "EAGAIN", 1, skip=5, part=10)
     among_others(service, fault, costs=False, **among)
 
@@ -307,7 +307,7 @@ def hard_times(service: Service, fault: Fault) -> None:
 
 # -- the matrix ------------------------------------------------------------------------------------------
 
-STAGES = tuple(Stage(loop, path) for loop in loop_factories() for path in ("stream", "instant"))
+STAGES = tuple(Stage(loop, path) for loop in loop_factories() for path in ("streams", "direct"))
 
 FAULTS = [
     *(Fault("accept", error, hard_times, STAGES) for error in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")),

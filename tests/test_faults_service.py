@@ -275,7 +275,7 @@ def is_away(service: Managed, fault: Fault) -> None:
 # -- the matrix ------------------------------------------------------------------------------------------
 
 # TLS is for the stream path alone, and which path workers have says nothing about how they are started.
-STREAM, INSTANT = (tuple(stage for stage in STAGES if stage.path == path) for path in ("stream", "instant"))
+STREAM, INSTANT = (tuple(stage for stage in STAGES if stage.path == path) for path in ("streams", "direct"))
 
 # Each kind of service, and what it meets in turn.
 FAULTS: dict[Callable[[Stage, Path, Path], Service], list[Fault]] = {

@@ -107,7 +107,7 @@ def tool(name: str) -> str:
 # -- their clients, our server ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["stream", "instant"])
+@pytest.mark.parametrize("path", ["streams", "direct"])
 @pytest.mark.parametrize("loop", list(loop_factories()))
 async def test_the_primers_two_terminals(loop: str, path: str) -> None:
     async with greeter_process(

@@ -51,8 +51,8 @@ LAYERS = [
     {"seal"},
     {"acceptor", "vestibule", "logs", "metrics"},
     {"connection"},
-    {"stream", "loopserver"},
-    {"instant"},
+    {"streams", "loopserver"},
+    {"direct"},
     {"paths"},
     {"server", "client"},
     {"loadtest"},
@@ -70,7 +70,7 @@ PURE = LAYERS[0] | LAYERS[1]
 IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "signal", "ssl", "subprocess"}
 IMPURE |= {"threading", "time", "click", "uvloop"}
 # Where a client goes through: nothing of it may be known to those who play the client, nor they to it.
-HOUSE = {"listeners", "reception", "acceptor", "vestibule", "connection", "stream", "instant", "parking"}
+HOUSE = {"listeners", "reception", "acceptor", "vestibule", "connection", "streams", "direct", "parking"}
 HOUSE |= {"handover", "loopserver", "waiting"}
 HOUSE |= {"paths", "server", "service", "workers", "parent", "startup"}
 STRANGERS = [({"client"}, HOUSE), ({"loadtest"}, HOUSE)]

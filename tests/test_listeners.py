@@ -288,7 +288,7 @@ def queue_length(listener: Listener) -> int:
 def test_refuse_new_lets_nobody_in_and_keeps_who_is_there(listen: Any) -> None:
     (listener,) = listen("127.0.0.1:0")
     with connect(listener) as early, socket.socket() as late:
-        if not listener.refuse_new():
+        if not listener.reject_new_handshakes():
             pytest.skip("this system has no SO_ATTACH_FILTER")
         late.setblocking(False)
         assert late.connect_ex(listener.sock.getsockname()) == errno.EINPROGRESS
@@ -308,7 +308,7 @@ def test_refuse_new_lets_nobody_in_and_keeps_who_is_there(listen: Any) -> None:
 def test_refuse_new_takes_the_path_of_a_unix_socket_away(listen: Any, tmp_path: Path) -> None:
     (listener,) = listen(f"unix:{tmp_path}/x")
     with connect(listener):
-        assert listener.refuse_new()
+        assert listener.reject_new_handshakes()
         assert not os.listdir(tmp_path)
         accepted = accept(listener)
         assert accepted is not None
@@ -318,14 +318,14 @@ def test_refuse_new_takes_the_path_of_a_unix_socket_away(listen: Any, tmp_path: 
 def test_refuse_new_leaves_a_shared_socket_alone(listen: Any) -> None:
     (original,) = listen("127.0.0.1:0")
     (inherited,) = listen(f"fd:{original.sock.fileno()}")
-    assert not inherited.refuse_new()
+    assert not inherited.reject_new_handshakes()
     assert greets(original)
 
 
 def test_refuse_new_says_when_it_cannot(listen: Any) -> None:
     (listener,) = listen("127.0.0.1:0")
     listener.close()
-    assert not listener.refuse_new()
+    assert not listener.reject_new_handshakes()
 
 
 # -- Unix sockets ----------------------------------------------------------------------------------------
@@ -452,7 +452,7 @@ def test_an_abstract_name_has_no_file(listen: Any, mode: int | None) -> None:
     assert listener.address == f"unix:@{name}"
     assert greets(listener)
     assert refusal(f"unix:@{name}").errno == errno.EADDRINUSE
-    assert not listener.refuse_new()
+    assert not listener.reject_new_handshakes()
     listener.close()
     listen(f"unix:@{name}")
 

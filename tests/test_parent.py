@@ -81,7 +81,7 @@ async def test_a_file_that_is_gone_since_it_was_checked(
         pack(ServeOptions(greeting_file=file))
 
 
-@pytest.mark.parametrize("accept", ["instant", "stream"])
+@pytest.mark.parametrize("accept", ["direct", "streams"])
 async def test_the_metrics_count_what_clients_counted(accept: str) -> None:
     pytest.importorskip("prometheus_client")
     args = workers("--metrics", "127.0.0.1:0", "--accept", accept)

@@ -15,7 +15,7 @@ from greeter.prepare import in_force, need_restart
 OLD = ServeOptions(tls_cert=Path("old.pem"), tls_key=Path("old.key"))
 NEW = ServeOptions(
     greeting="new",
-    accept="stream",
+    accept="streams",
     greet_timeout=5.0,
     max_per_ip=7,
     tls_cert=Path("new.pem"),

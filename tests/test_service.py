@@ -75,7 +75,7 @@ NEVER = "import asyncio\nasync def never(peer):\n    await asyncio.Event().wait(
 @pytest.mark.parametrize("loop", list(loop_factories()))
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_ends_it_in_order(number: signal.Signals, loop: str) -> None:
-    async with serving("--loop", loop, "--accept", "stream") as server:
+    async with serving("--loop", loop, "--accept", "streams") as server:
         with knock(server.port) as client:
             assert client.recv(99) == HELLO
             line = line_of(client)
@@ -199,7 +199,7 @@ async def test_json_lines(tmp_path: Path, app: Any) -> None:
             "level": "info",
             "event": "listening",
             "loop": "asyncio",
-            "path": "stream",
+            "path": "streams",
             "workers": 1,
             "message": f"Listening on {address} (asyncio, stream)",
         }

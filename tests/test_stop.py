@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from greeter import greet
-from greeter.server import DOOR_SECONDS
+from greeter.listeners import HANDSHAKE_GRACE
 from tests.conftest import PATIENCE, Process, greeter_process, loop_factories
 from tests.peers import Outcome, connect, read_to_end, until
 from tests.service_peers import HELLO, crowd, lines_with, on_every_stage, running, started_by_init
@@ -69,7 +69,7 @@ async def test_a_stop_without_descriptors_greets_the_whole_queue(workers: str) -
                 await service.line_with("connections: accepting is paused")
                 service.process.send_signal(signal.SIGTERM)
                 await service.line_with("closing the door")
-                await asyncio.sleep(2 * DOOR_SECONDS)  # they stay for longer than it is ajar
+                await asyncio.sleep(2 * HANDSHAKE_GRACE)  # they stay for longer than it is ajar
                 for client in clients:
                     assert await read_to_end(client) == Outcome(HELLO, reset=False)
                     client.close()

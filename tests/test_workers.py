@@ -340,7 +340,7 @@ async def test_a_stop_finishes_with_everybody_inside(door: Listener) -> None:
 
 
 async def test_the_door_is_closed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greeter.workers.DOOR_SECONDS", 0.2)
+    monkeypatch.setattr("greeter.workers.HANDSHAKE_GRACE", 0.2)
     loop = asyncio.get_running_loop()
     path = f"{tmp_path}/x"
     (door,) = open_listeners([Endpoint.unix(path)])
@@ -364,7 +364,7 @@ async def test_the_door_is_closed_in_order(tmp_path: Path, monkeypatch: pytest.M
 async def test_a_door_that_others_serve_too_is_left_open(
     door: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greeter.workers.DOOR_SECONDS", 10 * PATIENCE)  # for handshakes that nobody resets
+    monkeypatch.setattr("greeter.workers.HANDSHAKE_GRACE", 10 * PATIENCE)  # for handshakes that nobody resets
     door.inherited = True
     async with working(door, 1) as supervisor:
         assert await supervisor.stop()

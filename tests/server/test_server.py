@@ -119,9 +119,9 @@ async def test_what_instant_cannot_do_is_refused_with_the_reason(
     greeting: Any, options: Any, why: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"^cannot accept on the instant path: {why}$"):
-        await here(greeting, accept="instant", **options)
+        await here(greeting, accept="direct", **options)
     async with here(greeting, accept="auto", **options) as server:
-        assert server.path == "stream"
+        assert server.path == "streams"
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ async def test_what_instant_cannot_do_is_refused_with_the_reason(
     ["Hello", b"\0", "Hello $host", Greeting(plain, quick=True), Greeting(Greeting(plain), quick=True)],
     ids=["text", "bytes", "template", "quick", "made quick"],
 )
-@pytest.mark.parametrize("accept", ["auto", "instant", "stream"])
+@pytest.mark.parametrize("accept", ["auto", "direct", "streams"])
 async def test_auto_is_instant_where_it_can(greeting: Any, accept: Accept) -> None:
     async with here(greeting, accept=accept) as server:
-        assert server.path == ("stream" if accept == "stream" else "instant")
+        assert server.path == ("streams" if accept == "streams" else "direct")
         assert repr(server) == f"<greeter.Server 127.0.0.1:{server.port} {server.path}>"
 
 
@@ -145,10 +145,10 @@ def blind_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("blind_loop")
 async def test_a_loop_that_cannot_watch_serves_on_the_stream_path() -> None:
     async with here() as server:
-        assert server.path == "stream"
+        assert server.path == "streams"
         assert await speak_first(server.port, 18) == GREETED
     with pytest.raises(ConfigError, match="instant path: this event loop cannot watch a socket"):
-        await here(accept="instant")
+        await here(accept="direct")
     for option, what in (({"ssl": tls()}, "TLS"), ({"proxy_from": ["::1"]}, "a PROXY header")):
         with pytest.raises(ConfigError, match=f"^{what} needs an event loop that can watch a socket$"):
             await here(**option)
@@ -334,7 +334,7 @@ async def test_a_system_without_descriptors_loses_nobody(
 ) -> None:
     """On the instant path, where accept() is ours; tests/test_faults.py does it to all of them."""
     monkeypatch.setattr("greeter.reception.RETRY_SECONDS", 0.02)
-    async with here(accept="instant") as server:
+    async with here(accept="direct") as server:
         (listener,) = server._listeners
         really = listener.accept_fd
         failing = iter([errno.EMFILE, errno.ECONNABORTED, errno.ENOBUFS, errno.EPERM])

@@ -74,7 +74,7 @@ def files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Fi
 @pytest.fixture(autouse=True)
 def _the_door_closes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is on the way in when these servers close; a real one keeps it ajar for 50 ms."""
-    monkeypatch.setattr("greeter.server.DOOR_SECONDS", 0.0)
+    monkeypatch.setattr("greeter.server.server.HANDSHAKE_GRACE", 0.0)
 
 
 @pytest.fixture
@@ -346,7 +346,7 @@ class TestServing:
         self, files: Files, client: ssl.SSLContext
     ) -> None:
         async with serve(port=0, ssl=server_context(files.both), access_log=False) as server:
-            assert server.path == "stream"
+            assert server.path == "streams"
             for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
                 client.maximum_version = version
                 seen = await visit(server.port, client)

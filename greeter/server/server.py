@@ -1,26 +1,32 @@
-"""The server: listeners, an accept path and the reception, behind the interface of asyncio.Server.
+"""The server: listeners, an accept path and the connection tracker, behind the interface of asyncio.Server.
 
-The law: it runs in the caller's loop, installs no signal handler, prints nothing and exits nothing; and
-whoever had connected when it was told to close is greeted all the same.
+Invariants:
+
+- It runs in the caller's event loop, installs no signal handler, prints nothing and never exits.
+- Every client that had connected when it was told to stop is greeted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from greeter.acceptor import empty_queues
-from greeter.connection import House
 from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
 from greeter.errors import ConfigError, reason
 from greeter.fdlimit import connection_capacity
 from greeter.greeting import DEFAULT_GREETING, Greeting, GreetingSource
-from greeter.listeners import BACKLOG, Listener, adopt, open_listeners
-from greeter.paths import Accept, choose_path
-from greeter.reception import AccessLog, Reception, log_connection, logger
-from greeter.stream import Stream
-from greeter.vestibule import Vestibule
+from greeter.listeners import BACKLOG, HANDSHAKE_GRACE, Listener, adopt, open_listeners
+from greeter.server.acceptor import drain_accept_queues, supports_direct
+from greeter.server.conversation import Conversation
+from greeter.server.direct import DirectPath
+from greeter.server.streams import (
+    GREET_TIMEOUT,
+    LINGER_TIMEOUT,
+    StreamsPath,
+    check_timeout,
+    choose_access_log,
+)
+from greeter.server.tracker import AccessLog, ConnectionTracker, logger
 
 if TYPE_CHECKING:
     import socket
@@ -30,14 +36,12 @@ if TYPE_CHECKING:
     from greeter.limits import Limits, Networks
     from greeter.stats import ServerStats
 
-GREET_TIMEOUT = 10.0
-LINGER_TIMEOUT = 2.0
+Accept = Literal["auto", "direct", "streams"]
+
 DRAIN_TIMEOUT = 10.0
 
-# How long the door stays ajar for handshakes that were under way when it began to close; a round trip
-# on the loopback or in a data centre is far shorter.
-DOOR_SECONDS = 0.05
-QUEUE_BOUND = 65536  # what a close takes from a queue that others keep filling, at the most
+# What a close accepts from a queue that others keep filling, at the most.
+MAX_FINAL_ACCEPTS = 65536
 
 
 class Server:
@@ -49,7 +53,7 @@ class Server:
 
     def __init__(
         self,
-        words: Greeting,
+        greeting: Greeting,
         listeners: list[Listener],
         *,
         accept: Accept,
@@ -64,26 +68,27 @@ class Server:
     ) -> None:
         self.drain_timeout = drain_timeout
         self._fd_capacity = connection_capacity(len(listeners))
-        self._reception = Reception(
-            words,
+        self._tracker = tracker = ConnectionTracker(
+            greeting,
             greet_timeout=greet_timeout,
             linger_timeout=linger_timeout,
             access_log=access_log,
-            proxied=proxy_from is not None,
+            behind_proxy=proxy_from is not None,
             capacity=self._fd_capacity,
-            pause=lambda: self._path.stop(),
+            pause=lambda: self._path.pause(),
             resume=lambda: self._path.resume(),
         )
-        self._vestibule = Vestibule(self._reception, tls=tls, proxy_from=proxy_from)
         self._listeners = listeners
-        for listener in listeners:
-            listener.cork()
-        self._house = house = House(self._reception, self._vestibule)
+        self._conversation = conversation = Conversation(tracker, tls=tls, proxy_from=proxy_from)
         if limits is not None:
             self._limit(limits)
-        self._path = choose_path(house, Stream(house), listeners, accept, backlog=backlog)
+        self._path: DirectPath | StreamsPath
+        if choose_path(accept, tracker.loop) == "direct":
+            self._path = DirectPath(conversation, listeners)
+        else:
+            self._path = StreamsPath(conversation, listeners, backlog=backlog)
         self._serving = self._draining = False
-        self._closed: asyncio.Future[None] = self._reception.loop.create_future()
+        self._closed: asyncio.Future[None] = tracker.loop.create_future()
 
     def update(
         self,
@@ -97,25 +102,25 @@ class Server:
         None leaves a thing as it is; TLS can be renewed, not turned on. Raises ConfigError, and changes
         nothing then.
         """
-        words = None if greeting is None else Greeting(greeting)
-        if tls is not None and self._vestibule.tls is None:
+        checked = None if greeting is None else Greeting(greeting)
+        if tls is not None and self._conversation.tls is None:
             raise ConfigError("TLS cannot be turned on while serving")
-        if words is not None:
-            self._reception.words = words
+        if checked is not None:
+            self._tracker.greeting = checked
         if tls is not None:
-            self._vestibule.tls = tls
+            self._conversation.tls = tls
         if limits is not None:
             self._limit(limits)
 
     def _limit(self, limits: Limits) -> None:
         from greeter.limits import Admission  # not for everybody: with ipaddress, it is slow to load
 
-        reception = self._reception
-        reception.hold(min(self._fd_capacity, limits.max_connections or self._fd_capacity))
-        if reception.admission is not None:
-            reception.admission.replace(limits)
+        tracker = self._tracker
+        tracker.set_capacity(min(self._fd_capacity, limits.max_connections or self._fd_capacity))
+        if tracker.admission is not None:
+            tracker.admission.replace(limits)
         else:
-            reception.admission = Admission.of(limits)
+            tracker.admission = Admission.of(limits)
 
     def __repr__(self) -> str:
         return f"<greeter.Server {' '.join(self.addresses)} {self.path}>"
@@ -126,9 +131,9 @@ class Server:
 
     @property
     def stats(self) -> ServerStats:
-        stats, reception = self._reception.stats, self._reception
-        stats.open = reception.present
-        stats.lingering = len(reception.lingering) + len(reception.parking)
+        stats, tracker = self._tracker.stats, self._tracker
+        stats.open = tracker.open_count
+        stats.lingering = len(tracker.lingering) + len(tracker.lingering_sockets)
         return stats
 
     @property
@@ -170,59 +175,82 @@ class Server:
         if self._closed.done():
             return
         self._serving = False
-        self._reception.stop_accepting()
-        self._path.stop()
+        self._tracker.stop_accepting()
+        self._path.pause()
         for listener in self._listeners:
             listener.remove_file()
             try:
-                left = QUEUE_BOUND
-                while left > 0 and (taken := self._path.greet_queue(listener, left)):
-                    left -= taken
+                left = MAX_FINAL_ACCEPTS
+                while left > 0 and (accepted := self._path.accept_batch(listener, left)):
+                    left -= accepted
             except OSError as error:
                 logger.warning("closing with clients in the listen queue: %s", reason(error))
             listener.close()
-        # Some of those who are here may still have to wait for a thread.
-        self._reception.emptied().add_done_callback(lambda _: self._house.close())
+        self._tracker.idle().add_done_callback(self._on_idle)  # connections may still wait for a thread
         self._closed.set_result(None)
 
-    async def drain(self, timeout: float | None = None, *, last: bool = False) -> bool:
-        """Close the door in order, finish with everybody inside, and return.
+    def _on_idle(self, _: object) -> None:
+        """The last connection is closed."""
+        self._conversation.close()
+        self._path.close()
 
-        New handshakes are stopped, those under way complete, everybody in the listen queues is greeted
-        as there is room, then the sockets are closed. A socket that we did not make is left as it is, for
-        others to serve, unless ``last`` says that it ends with us. After ``timeout`` seconds
-        (``drain_timeout`` by default) whoever is still there is cut off; returns False then. Cancelling it
-        closes and cuts off at once.
+    async def drain(self, timeout: float | None = None, *, last: bool = False) -> bool:
+        """Stop in order, and return when the last connection is closed.
+
+        New handshakes are rejected, those under way complete, every connection in the accept queues is
+        accepted and greeted as the capacity allows, then the listening sockets are closed. A socket that we
+        did not make is left as it is, for others to serve.
+
+        Args:
+            timeout: seconds, ``drain_timeout`` by default, after which connections that are still open are
+                aborted. Cancelling this coroutine does so at once.
+            last: no other process serves our sockets, also those that we did not make.
+
+        Returns:
+            False if connections were aborted.
         """
-        self._reception.stats.drains += not (self._draining or self._closed.done())
+        self._tracker.stats.drains += not (self._draining or self._closed.done())
         self._draining = True
         try:
             async with asyncio.timeout(self.drain_timeout if timeout is None else timeout):
                 if self._serving:
-                    shut = [listener for listener in self._listeners if listener.refuse_new(last=last)]
-                    if shut:
-                        await asyncio.sleep(DOOR_SECONDS)
-                        self._path.stop()
-                        self._reception.stop_accepting()
-                        await empty_queues(shut, self._path.greet_queue, self._reception)
+                    ending = [
+                        listener for listener in self._listeners if listener.reject_new_handshakes(last=last)
+                    ]
+                    if ending:
+                        await asyncio.sleep(HANDSHAKE_GRACE)
+                        self._path.pause()
+                        self._tracker.stop_accepting()
+                        await drain_accept_queues(ending, self._path.accept_batch, self._tracker)
                 self.close()
                 await self.wait_closed()
         except TimeoutError:
             return False
         finally:
-            left = 0
-            if not self._closed.done():  # who waits in a queue is greeted in the place of who had his time
-                left = await self._reception.cut_off()
+            aborted = 0
+            if not self._closed.done():  # those in the queues are greeted in the place of those that had time
+                aborted = await self._tracker.abort_remaining()
                 self.close()
-            if left := left + await self._reception.cut_off():
-                logger.warning("cut off %d connections at the drain deadline", left)
-                await self._reception.all_left()
+            if aborted := aborted + await self._tracker.abort_remaining():
+                logger.warning("cut off %d connections at the drain deadline", aborted)
+                await self._tracker.wait_idle()
         return True
 
     async def wait_closed(self) -> None:
         """Wait until the server is closed and every client has left."""
         await asyncio.shield(self._closed)
-        await self._reception.all_left()
+        await self._tracker.wait_idle()
+
+
+def choose_path(accept: Accept, loop: asyncio.AbstractEventLoop) -> Literal["direct", "streams"]:
+    """The accept path that ``accept`` comes to on ``loop``. Raises ConfigError if it cannot be."""
+    if accept == "streams":
+        return "streams"
+    if supports_direct(loop):
+        return "direct"
+    if accept == "direct":
+        raise ConfigError("the direct accept path needs an event loop that can watch a socket, and epoll")
+    return "streams"
 
 
 class Serving:
@@ -275,8 +303,8 @@ def serve(
     string a service name. ``path``: a Unix socket (``@name``: an abstract one). ``sock``: a bound socket,
     which becomes the server's. ``listen``: any number of Endpoints, or texts like ``[::1]:9999``.
 
-    ``accept``: the accept path: "instant" for a greeting that is known when the client is accepted (text,
-    bytes, a quick callable), "stream" for any, "auto" for the first of them that can.
+    ``accept``: the accept path: "direct" serves on the accepted sockets, "streams" by
+    ``asyncio.start_server``, "auto" is the first of them that the event loop and the system allow.
     ``backlog``: connections that the kernel queues. ``unix_mode``: the mode of a Unix socket's file.
     ``limits``: how many clients, and which. ``ssl``: a context to serve TLS with (see greeter.tls).
     ``proxy_from``: networks of the proxies whose connections begin with a PROXY header, version 1 or 2;
@@ -296,13 +324,12 @@ def serve(
     if sum((path is not None, sock is not None, bool(listen))) > 1:
         raise ConfigError("give one of path, sock and listen")
     for name, seconds in (("greet", greet_timeout), ("linger", linger_timeout), ("drain", drain_timeout)):
-        if not seconds >= 0:
-            raise ConfigError(f"{name}_timeout is a number of seconds from 0, not {seconds}")
+        check_timeout(name, seconds)
     if backlog < 1:
         raise ConfigError(f"backlog is at least 1, not {backlog}")
-    if accept not in ("auto", "stream", "instant"):
-        raise ConfigError(f"accept is auto, stream or instant, not {accept!r}")
-    words = Greeting(greeting)
+    if accept not in ("auto", "direct", "streams"):
+        raise ConfigError(f"accept must be 'auto', 'direct' or 'streams', not {accept!r}")
+    checked = Greeting(greeting)
     proxies: Networks | None = None
     if proxy_from is not None:
         from greeter.limits import trusted  # only a server behind a proxy needs it
@@ -316,11 +343,6 @@ def serve(
         endpoints = [e if isinstance(e, Endpoint) else Endpoint.parse(e) for e in listen]
     else:
         endpoints = [Endpoint.tcp(host, port)]
-    record: AccessLog | None
-    if isinstance(access_log, bool):
-        record = log_connection if access_log and logger.isEnabledFor(logging.INFO) else None
-    else:
-        record = access_log
 
     async def start() -> Server:
         listeners = open_listeners(endpoints, backlog=backlog, unix_mode=unix_mode)
@@ -328,7 +350,7 @@ def serve(
             if sock is not None:
                 listeners.append(adopt(sock))
             server = Server(
-                words,
+                checked,
                 listeners,
                 accept=accept,
                 backlog=backlog,
@@ -338,7 +360,7 @@ def serve(
                 greet_timeout=greet_timeout,
                 linger_timeout=linger_timeout,
                 drain_timeout=drain_timeout,
-                access_log=record,
+                access_log=choose_access_log(access_log),
             )
             await server._start()
         except BaseException:

@@ -47,7 +47,7 @@ def no_client_outlives_its_test() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _the_door_closes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is on the way in when these servers close; a real one keeps it ajar for 50 ms."""
-    monkeypatch.setattr("greeter.server.DOOR_SECONDS", 0.0)
+    monkeypatch.setattr("greeter.server.server.HANDSHAKE_GRACE", 0.0)
 
 
 async def connect_from(host: str, port: int, *, receive_buffer: int = 0) -> socket.socket:
@@ -211,21 +211,21 @@ async def never(peer: Peer) -> str:
 @pytest.mark.parametrize(
     ("fate", "greeting", "accept"),
     [
-        ("greeted", HELLO, "instant"),
-        ("greeted", HELLO, "stream"),
-        ("resets", HELLO, "instant"),
-        ("resets", HELLO, "stream"),
-        ("stays", HELLO, "instant"),
-        ("stays", HELLO, "stream"),
-        ("reads all of it", LARGE, "instant"),  # which hands it over to the other path
-        ("reads all of it", LARGE, "stream"),
-        ("never reads", LARGE, "instant"),
-        ("never reads", LARGE, "stream"),
-        ("hears nothing", Greeting(fails, quick=True), "instant"),
-        ("hears nothing", Greeting(fails, quick=True), "stream"),
-        ("hears nothing", fails, "stream"),
-        ("hears nothing", fails_later, "stream"),
-        ("waits in vain", never, "stream"),
+        ("greeted", HELLO, "direct"),
+        ("greeted", HELLO, "streams"),
+        ("resets", HELLO, "direct"),
+        ("resets", HELLO, "streams"),
+        ("stays", HELLO, "direct"),
+        ("stays", HELLO, "streams"),
+        ("reads all of it", LARGE, "direct"),  # which hands it over to the other path
+        ("reads all of it", LARGE, "streams"),
+        ("never reads", LARGE, "direct"),
+        ("never reads", LARGE, "streams"),
+        ("hears nothing", Greeting(fails, quick=True), "direct"),
+        ("hears nothing", Greeting(fails, quick=True), "streams"),
+        ("hears nothing", fails, "streams"),
+        ("hears nothing", fails_later, "streams"),
+        ("waits in vain", never, "streams"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -313,21 +313,21 @@ CAP = 5
 OVERSHOOT = 16
 
 
-@pytest.mark.parametrize("kind", ["instant", "stream", "TLS", "PROXY"])
+@pytest.mark.parametrize("kind", ["direct", "streams", "TLS", "PROXY"])
 async def test_at_the_cap_the_others_wait_and_are_greeted(
     kind: str, tls: tuple[ssl.SSLContext, ssl.SSLContext], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody says a word until the cap is reached, so that those inside stay there."""
     loop = asyncio.get_running_loop()
     kinds: dict[str, dict[str, Any]] = {"TLS": {"ssl": tls[0]}, "PROXY": {"proxy_from": ["127.0.0.1"]}}
-    accept = kind if kind in ("instant", "stream") else "auto"
+    accept = kind if kind in ("direct", "streams") else "auto"
     since = loop.time()
     async with limited(accept, max_connections=CAP, **kinds.get(kind, {})) as server:
         socks = [await connect_from("127.0.0.1", server.port) for _ in range(40)]
         await until(lambda: server.stats.open >= CAP, "at the cap")
         for _ in range(100):  # turns of the loop: if it went on accepting, it would do so now
             await asyncio.sleep(0)
-            assert server.stats.open <= (CAP + OVERSHOOT if kind == "stream" else CAP)
+            assert server.stats.open <= (CAP + OVERSHOOT if kind == "streams" else CAP)
         assert server.stats.accepted < len(socks)
 
         async def finish(sock: socket.socket) -> bytes:
@@ -374,7 +374,7 @@ async def test_a_lower_cap_is_kept_as_clients_leave(accept: str) -> None:
         waiting = [await connect_from("127.0.0.1", server.port) for _ in range(40)]
         for sock in inside:
             sock.close()
-        most = CAP + OVERSHOOT if accept == "stream" else CAP
+        most = CAP + OVERSHOOT if accept == "streams" else CAP
         await until(lambda: server.stats.greeted > 25 and server.stats.open <= most, "at the new cap")
         for _ in range(100):
             await asyncio.sleep(0)

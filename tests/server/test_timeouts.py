@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter.waiting import Waiting
-from tests.test_parking import VirtualLoop
+from tests.server.test_lingering import VirtualLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable

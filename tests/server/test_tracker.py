@@ -19,7 +19,7 @@ from greeter.limits import Admission, Limits
 from greeter.reception import COMPLAIN_SECONDS, RETRY_SECONDS, Reception
 from greeter.stats import FAILURES
 from tests.conftest import PATIENCE
-from tests.test_parking import VirtualLoop
+from tests.server.test_lingering import VirtualLoop
 
 if TYPE_CHECKING:
     from greeter.stats import ServerStats

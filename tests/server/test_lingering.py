@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greeter import parking
-from greeter.parking import FIRST_LOOK, PATIENCE, Parking, look
+from greeter.server import lingering
+from greeter.server.lingering import FIRST_CHECK_DELAY, TIMER_SLACK, LingeringSockets, discard_input
 from tests.peers import reset
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Lot:
         self.late = 0
         self.clients: list[socket.socket] = []
         loop: Any = self.loop
-        self.parking = Parking(loop, seconds, self.left.extend, self._on_late)
+        self.parking = LingeringSockets(loop, seconds, self.left.extend, self._on_late)
 
     def _on_late(self, count: int) -> None:
         self.late += count
@@ -87,13 +87,13 @@ class Lot:
     def park(self, count: int = 1) -> list[socket.socket]:
         """Park so many; returns their clients."""
         pairs = [socket.socketpair() for _ in range(count)]
-        self.parking.park([server for server, _ in pairs])
+        self.lingering.park([server for server, _ in pairs])
         clients = [client for _, client in pairs]
         self.clients += clients
         return clients
 
     def close(self) -> None:
-        self.parking.close_all()
+        self.lingering.close_all()
         for client in self.clients:
             client.close()
 
@@ -112,10 +112,10 @@ def test_an_empty_one_sets_no_timer(lot: Lot) -> None:
 def test_a_client_that_closes_is_let_go_at_the_first_look(lot: Lot) -> None:
     clients = lot.park(3)
     assert len(lot.parking) == 3
-    assert lot.loop.timers == [pytest.approx(lot.loop.now + FIRST_LOOK + PATIENCE)]
+    assert lot.loop.timers == [pytest.approx(lot.loop.now + FIRST_CHECK_DELAY + TIMER_SLACK)]
     for client in clients:
         client.close()
-    lot.loop.advance(FIRST_LOOK + PATIENCE)
+    lot.loop.advance(FIRST_CHECK_DELAY + TIMER_SLACK)
     assert len(lot.parking) == 0
     assert len(lot.left) == 3
     assert all(sock.fileno() == -1 for sock in lot.left)
@@ -130,10 +130,10 @@ def test_who_is_left_is_looked_at_less_and_less_often(lot: Lot) -> None:
     fired = [at - start for at in lot.loop.fired]
     delays = [later - earlier for earlier, later in itertools.pairwise([0.0, *fired])]
     # Each look comes twice as long after the last as that one did, and the last one at the deadline.
-    assert delays[0] == pytest.approx(FIRST_LOOK + PATIENCE)
+    assert delays[0] == pytest.approx(FIRST_CHECK_DELAY + TIMER_SLACK)
     for shorter, longer in itertools.pairwise(delays[:-1]):
-        assert longer == pytest.approx(2 * shorter, abs=3 * PATIENCE)
-    assert fired[-1] == pytest.approx(LINGER + PATIENCE)
+        assert longer == pytest.approx(2 * shorter, abs=3 * TIMER_SLACK)
+    assert fired[-1] == pytest.approx(LINGER + TIMER_SLACK)
     assert (len(lot.parking), lot.late, len(lot.left)) == (0, 1, 1)
     assert lot.loop.timers == []
 
@@ -146,7 +146,7 @@ def test_whoever_talks_is_looked_at_again_soon(lot: Lot) -> None:
     client.send(b"By the way, ")
     lot.loop.advance(due - lot.loop.now)
     for _ in range(3):  # as long as it goes on
-        assert lot.loop.timers == [pytest.approx(lot.loop.now + FIRST_LOOK + PATIENCE, abs=2 * PATIENCE)]
+        assert lot.loop.timers == [pytest.approx(lot.loop.now + FIRST_CHECK_DELAY + TIMER_SLACK, abs=2 * TIMER_SLACK)]
         client.send(b"and another thing: ")
         lot.loop.advance(lot.loop.timers[0] - lot.loop.now)
     quiet = lot.loop.now
@@ -164,9 +164,9 @@ def test_what_clients_say_is_discarded(lot: Lot) -> None:
         try:
             sent += client.send(b"x" * 65536)
         except BlockingIOError:
-            lot.loop.advance(FIRST_LOOK + PATIENCE)
+            lot.loop.advance(FIRST_CHECK_DELAY + TIMER_SLACK)
     client.close()
-    lot.loop.advance(2 * (FIRST_LOOK + PATIENCE))
+    lot.loop.advance(2 * (FIRST_CHECK_DELAY + TIMER_SLACK))
     assert (len(lot.parking), lot.late) == (0, 0)
 
 
@@ -175,8 +175,8 @@ def test_one_that_will_not_stop_talking_is_cut_off_at_its_deadline(lot: Lot) -> 
     start = lot.loop.now
     while len(lot.parking):
         client.send(b"and another thing: ")
-        lot.loop.advance(FIRST_LOOK)
-    assert lot.loop.now - start == pytest.approx(LINGER, abs=FIRST_LOOK + PATIENCE)
+        lot.loop.advance(FIRST_CHECK_DELAY)
+    assert lot.loop.now - start == pytest.approx(LINGER, abs=FIRST_CHECK_DELAY + TIMER_SLACK)
     assert lot.late == 1
 
 
@@ -195,9 +195,9 @@ def test_a_newcomer_does_not_wait_for_those_that_are_looked_at_rarely(lot: Lot) 
     lot.loop.advance(0.6)
     assert lot.loop.timers[0] > lot.loop.now + 0.4
     (client,) = lot.park()
-    assert lot.loop.timers == [pytest.approx(lot.loop.now + FIRST_LOOK + PATIENCE)]
+    assert lot.loop.timers == [pytest.approx(lot.loop.now + FIRST_CHECK_DELAY + TIMER_SLACK)]
     client.close()
-    lot.loop.advance(FIRST_LOOK + PATIENCE)
+    lot.loop.advance(FIRST_CHECK_DELAY + TIMER_SLACK)
     assert len(lot.parking) == 1
     assert lot.loop.timers[0] > lot.loop.now + 0.4  # back to the first one's pace
 
@@ -207,7 +207,7 @@ def test_under_load_the_sweep_needs_no_timer(lot: Lot) -> None:
     for _ in range(10):
         for client in lot.park(5):
             client.close()
-        lot.loop.now += FIRST_LOOK + PATIENCE / 2
+        lot.loop.now += FIRST_CHECK_DELAY + TIMER_SLACK / 2
     assert lot.loop.fired == []
     assert len(lot.parking) == 5
     assert len(lot.left) == 45
@@ -216,7 +216,7 @@ def test_under_load_the_sweep_needs_no_timer(lot: Lot) -> None:
 def test_one_timer_is_enough_for_all(lot: Lot) -> None:
     for _ in range(10):
         lot.park()
-        lot.loop.now += PATIENCE / 4
+        lot.loop.now += TIMER_SLACK / 4
         assert len(lot.loop.timers) == 1
 
 
@@ -232,13 +232,13 @@ def test_close_all(lot: Lot) -> None:
     lot.park(2)
     lot.loop.advance(0.1)
     lot.park(3)
-    assert lot.parking.close_all() == 5
+    assert lot.lingering.close_all() == 5
     assert (len(lot.parking), len(lot.left), lot.late) == (0, 5, 0)
     assert all(sock.fileno() == -1 for sock in lot.left)
     lot.loop.advance(LINGER)
     assert len(lot.left) == 5
     assert lot.loop.timers == []
-    assert lot.parking.close_all() == 0
+    assert lot.lingering.close_all() == 0
     assert len(lot.left) == 5
 
 
@@ -246,9 +246,9 @@ def test_a_reset_is_an_end(lot: Lot) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
-    lot.parking.park([server])
+    lot.lingering.park([server])
     reset(client)
-    lot.loop.advance(FIRST_LOOK + PATIENCE)
+    lot.loop.advance(FIRST_CHECK_DELAY + TIMER_SLACK)
     assert (len(lot.parking), lot.left, lot.late) == (0, [server], 0)
 
 
@@ -259,13 +259,13 @@ def test_a_look_reads_from_one_client_a_bounded_number_of_times(monkeypatch: pyt
     with server, client:
         gone: list[socket.SocketType] = []
         client.send(b"abcde")
-        assert look([server], gone) == ([], [server])
+        assert discard_input([server], gone) == ([], [server])
         assert server.recv(10) == b"cde"  # and the others got their turn
-        assert look([server], gone) == ([server], [])
+        assert discard_input([server], gone) == ([server], [])
         client.send(b"f")
-        assert look([server], gone) == ([], [server])
+        assert discard_input([server], gone) == ([], [server])
         client.close()
-        assert look([server], gone) == ([], [])
+        assert discard_input([server], gone) == ([], [])
         assert gone == [server]
 
 
@@ -274,15 +274,15 @@ def test_a_look_reads_from_one_client_a_bounded_number_of_times(monkeypatch: pyt
 def test_nobody_is_let_go_early_or_kept_much_longer_than_it_stayed(visits: list[tuple[float, float]]) -> None:
     """When each comes and for how long it stays. A look comes by after about twice that."""
     lot = Lot()
-    start, step = lot.loop.now, FIRST_LOOK
-    slack = step + 24 * PATIENCE
+    start, step = lot.loop.now, FIRST_CHECK_DELAY
+    slack = step + 24 * TIMER_SLACK
     parked: list[tuple[float, float, socket.socket, socket.socket]] = []
     coming = sorted(visits, reverse=True)
     while lot.loop.now < start + 1 + LINGER + 2 * slack:
         while coming and start + coming[-1][0] <= lot.loop.now:
             server, client = socket.socketpair()
             parked.append((lot.loop.now, coming.pop()[1], server, client))
-            lot.parking.park([server])
+            lot.lingering.park([server])
         for since, stay, _, client in parked:
             if since + stay <= lot.loop.now:
                 client.close()
@@ -292,7 +292,7 @@ def test_nobody_is_let_go_early_or_kept_much_longer_than_it_stayed(visits: list[
             if server.fileno() == -1:
                 assert here >= min(stay, LINGER)
             else:
-                assert here <= min(LINGER, FIRST_LOOK + 2 * stay) + slack
+                assert here <= min(LINGER, FIRST_CHECK_DELAY + 2 * stay) + slack
     assert len(lot.parking) == 0
     long, longer = (sum(stay > LINGER + by for _, stay in visits) for by in (-slack, slack))
     assert longer <= lot.late <= long

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 def here(greeting: Any = greeter.greeting.DEFAULT_GREETING, **options: Any) -> Serving:
     """serve() on a free port and on the instant path, without an access log."""
-    return serve(greeting, **{"port": 0, "access_log": False, "accept": "instant", **options})
+    return serve(greeting, **{"port": 0, "access_log": False, "accept": "direct", **options})
 
 
 def narrow() -> socket.socket:

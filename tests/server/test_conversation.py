@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 def here(greeting: Any, **options: Any) -> Serving:
     """serve() on a free port and on the stream path, without an access log."""
-    return serve(greeting, **{"port": 0, "access_log": False, "accept": "stream", **options})
+    return serve(greeting, **{"port": 0, "access_log": False, "accept": "streams", **options})
 
 
 def it_adds_up(server: Server) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from greeter import serve
 from greeter.acceptor import ACCEPT_BATCH, BUSY, Acceptor, can_watch
 from greeter.limits import Limits
-from greeter.server import DOOR_SECONDS
+from greeter.listeners import HANDSHAKE_GRACE
 from tests.conftest import PATIENCE
 from tests.peers import Outcome, read_to_end, speak_first, until
 
@@ -60,7 +60,7 @@ async def outcomes(clients: list[socket.socket]) -> list[Outcome]:
 
 
 def here(**options: Any) -> Any:
-    return serve(port=0, access_log=False, accept="instant", **options)
+    return serve(port=0, access_log=False, accept="direct", **options)
 
 
 async def test_few_clients_are_no_load() -> None:
@@ -139,7 +139,7 @@ async def test_everybody_in_the_queue_is_greeted_at_the_end_as_there_is_room() -
     watched = Watched(server)
     clients = watched.queue(20)
     ending = asyncio.create_task(server.drain())
-    await asyncio.sleep(2 * DOOR_SECONDS)  # they stay for longer than it is ajar
+    await asyncio.sleep(2 * HANDSHAKE_GRACE)  # they stay for longer than it is ajar
     assert await outcomes(clients) == [GREETED] * 20
     async with asyncio.timeout(PATIENCE):
         assert await ending is True
@@ -147,7 +147,7 @@ async def test_everybody_in_the_queue_is_greeted_at_the_end_as_there_is_room() -
     assert server.stats.greeted == 20
 
 
-@pytest.mark.parametrize("accept", ["instant", "stream"])
+@pytest.mark.parametrize("accept", ["direct", "streams"])
 @pytest.mark.parametrize("how", ["deadline", "cancelled", "closed", "twice"])
 async def test_whoever_waits_for_room_at_the_deadline_gets_it(how: str, accept: str) -> None:
     """From those who were greeted and stay."""
@@ -162,7 +162,7 @@ async def test_whoever_waits_for_room_at_the_deadline_gets_it(how: str, accept: 
     ending = asyncio.create_task(server.drain(0.2 if how == "deadline" else PATIENCE))
     await until(lambda: server.stats.greeted == 1, "one is greeted")
     if how == "cancelled":
-        await asyncio.sleep(2 * DOOR_SECONDS)
+        await asyncio.sleep(2 * HANDSHAKE_GRACE)
         ending.cancel()
     elif how == "closed":
         server.close()

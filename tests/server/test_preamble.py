@@ -34,7 +34,7 @@ REAL = tcp4("192.0.2.1", "198.51.100.7", "56324", "443")
 @pytest.fixture(autouse=True)
 def _the_door_closes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is on the way in when these servers close; a real one keeps it ajar for 50 ms."""
-    monkeypatch.setattr("greeter.server.DOOR_SECONDS", 0.0)
+    monkeypatch.setattr("greeter.server.server.HANDSHAKE_GRACE", 0.0)
 
 
 def behind_a_proxy(greeting: Any = "$host $port", **options: Any) -> Serving:
@@ -214,7 +214,7 @@ async def test_any_kind_of_greeting() -> None:
     kinds: list[Any] = [now, later, Greeting(now, quick=True), "$host"]
     for greeting in kinds:
         async with behind_a_proxy(greeting) as server:
-            assert server.path == "stream"
+            assert server.path == "streams"
             assert await heard(server.port, REAL) == Outcome(b"192.0.2.1", reset=False)
 
 
@@ -290,7 +290,7 @@ async def test_who_is_believed_has_to_be_said(networks: list[str]) -> None:
 
 async def test_the_instant_path_has_no_time_for_a_header() -> None:
     with pytest.raises(ConfigError, match="cannot accept on the instant path: a PROXY header comes before"):
-        await behind_a_proxy(accept="instant")
+        await behind_a_proxy(accept="direct")
 
 
 # -- who may come in -------------------------------------------------------------------------------------

@@ -1,0 +1,125 @@
+"""Async greetings of the connections of one batch, made by one task as long as none of them waits.
+
+Creating a task and its first step cost as much as the rest of a greeting, and most callables return without
+waiting for anything. So one task steps the callables one after the other; the first that really waits keeps
+the task, and the connections behind it get a new one.
+
+Server CPU of a greeting that returns at once, nginx in the same run = 1.00 (asyncio / uvloop): 1.7 / 1.5 with
+a task for each, 1.2 / 1.2 with one for the batch.
+
+Invariants:
+
+- Each callable runs in a context of its own (contextvars), as in a task of its own.
+- ``asyncio.current_task()`` is a task, and a callable that cancels it costs its own client only: the
+  connections behind it get a new task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from typing import TYPE_CHECKING, Any, cast
+
+from greeter.greeting import failed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+
+    from greeter.errors import GreetingError
+    from greeter.greeting import Greeting, Peer
+    from greeter.server.direct_connection import DirectConnection
+
+
+class GreetingBatches:
+    """Makes async greetings.
+
+    Args:
+        loop: where the tasks run.
+        peer: makes the Peer for a connection.
+        deliver: called with a connection and its greeting, or the error that its callable ended in.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        peer: Callable[[DirectConnection], Peer],
+        deliver: Callable[[DirectConnection, bytes | GreetingError], None],
+    ) -> None:
+        self._loop = loop
+        self._peer = peer
+        self._deliver = deliver
+        self._tasks: set[asyncio.Task[None]] = set()  # the event loop has weak references only
+
+    def start(self, greeting: Greeting, connections: deque[DirectConnection]) -> None:
+        """Make an async ``greeting`` for each of ``connections``, which becomes ours."""
+        task = self._loop.create_task(self._run(greeting, connections))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, greeting: Greeting, connections: deque[DirectConnection]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        while connections:
+            connection = connections.popleft()
+            if connection.closed:
+                continue
+            context = contextvars.copy_context()
+            making = greeting.render_async(self._peer(connection))
+            result: bytes | GreetingError
+            try:
+                first = context.run(making.send, None)
+            except StopIteration as done:
+                result = done.value
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                result = failed(error)
+            else:
+                if connections:
+                    self.start(greeting, connections)
+                    connections = deque()
+                connection.wait_for(task)
+                try:
+                    result = await _Rest(making, context, first)
+                except (KeyboardInterrupt, GeneratorExit):
+                    raise
+                except BaseException as error:
+                    if connection.closed:  # it is we who cancelled it, or its client that is gone
+                        return
+                    result = failed(error)
+                connection.work = None
+            if task.cancelling() and connections:  # by the callable, and it would hit the next one
+                self.start(greeting, connections)
+                connections = deque()
+            if not connection.closed:
+                self._deliver(connection, result)
+
+
+class _Rest:
+    """The rest of a coroutine that has been stepped once, for a task to await."""
+
+    __slots__ = ("_context", "_first", "_making")
+
+    def __init__(self, making: Coroutine[Any, Any, bytes], context: contextvars.Context, first: Any) -> None:
+        self._making = making
+        self._context = context
+        self._first = first
+
+    def __await__(self) -> Generator[Any, Any, bytes]:
+        making, run, waits_for = self._making, self._context.run, self._first
+        step: Callable[[Any], Any]
+        while True:
+            try:
+                value = yield waits_for
+            except GeneratorExit:
+                making.close()
+                raise
+            except BaseException as error:
+                step, argument = making.throw, error
+            else:
+                step, argument = making.send, value
+            try:
+                waits_for = run(step, argument)
+            except StopIteration as done:
+                return cast("bytes", done.value)

@@ -1,0 +1,239 @@
+"""The life of a connection, top to bottom, whatever moves its bytes.
+
+``Conversation.run`` is the one coroutine that says in which order things happen: PROXY header, admission, TLS
+handshake, greeting, send, half-close, lingering close. It runs over a Connection (connection.py), of which
+there are two kinds: a plain socket (direct_connection.py), and a StreamReader and StreamWriter (streams.py).
+
+Invariants:
+
+- A connection that fails before its greeting is closed without one, and the callable is not called.
+- What comes behind a PROXY header belongs to the TLS handshake, or is discarded.
+- Every await is bounded by the greet deadline or the linger deadline, which the tracker enforces by
+  ``Connection.abort``. No await is needed on the way out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from typing import TYPE_CHECKING
+
+from greeter.address import describe
+from greeter.errors import GreetingError, ProxyProtocolError, reason
+from greeter.greeting import failed
+from greeter.server.tracker import logger
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    from greeter.greeting import Greeting, Peer
+    from greeter.limits import Networks
+    from greeter.server.connection import Connection
+    from greeter.server.tracker import ConnectionTracker
+    from greeter.tls_session import TLSSession
+
+# Threads for sync callables that are not declared quick.
+THREADS = 32
+# Bytes read at a time before the greeting: the longest PROXY header, or a ClientHello.
+READ_SIZE = 4096
+
+
+class Conversation:
+    """What the connections of one server go through.
+
+    Args:
+        tracker: counts them and has their deadlines.
+        tls: the context of the TLS handshake, or None.
+        proxy_from: networks whose connections begin with a PROXY header, or None. All others are rejected
+            then: the header must be accepted from trusted sources only, and never be guessed (PROXY protocol,
+            section 2).
+    """
+
+    def __init__(
+        self,
+        tracker: ConnectionTracker,
+        *,
+        tls: ssl.SSLContext | None = None,
+        proxy_from: Networks | None = None,
+    ) -> None:
+        self.tracker = tracker
+        self.tls = tls
+        self.proxy_from = proxy_from
+        self._threads: ThreadPoolExecutor | None = None
+
+    @property
+    def has_preamble(self) -> bool:
+        """Whether something comes before the greeting."""
+        return self.tls is not None or self.proxy_from is not None
+
+    def close(self) -> None:
+        """Start no more threads; a callable that is running runs on."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, connection: Connection) -> None:
+        """Serve ``connection``, which the tracker has started, until it is closed or lingers by itself."""
+        try:
+            received = b""
+            session: TLSSession | None = None
+            if self.proxy_from is not None:
+                header = await self._read_proxy_header(connection, self.proxy_from)
+                if header is None:
+                    self.tracker.abort(connection)
+                    return
+                received = header
+            if self.tls is not None:
+                session = await self._do_handshake(connection, self.tls, received)
+                if session is None:
+                    await self._end(connection)
+                    return
+            await self._greet(connection, session)
+        except OSError as error:
+            self._lost(connection, error)
+
+    async def send_rest(self, connection: Connection, data: bytes, sent: int) -> None:
+        """Send a greeting from ``sent`` on, where the kernel took only so many bytes of it at once."""
+        try:
+            await connection.send(memoryview(data)[sent:], last=True)
+            await self._end(connection, len(data))
+        except OSError as error:
+            self._lost(connection, error)
+
+    def begin(self, greeting: Greeting, peer: Peer) -> asyncio.Future[bytes]:
+        """Begin to make a greeting that takes its time: an async one, or a sync one in a thread.
+
+        Raises:
+            GreetingError: the system cannot start a thread.
+        """
+        loop = self.tracker.loop
+        if greeting.kind == "async":
+            return loop.create_task(greeting.render_async(peer))
+        if self._threads is None:
+            from concurrent.futures import ThreadPoolExecutor  # most servers never need it
+
+            self._threads = ThreadPoolExecutor(THREADS, "greeter-callable")
+        try:
+            return loop.run_in_executor(self._threads, greeting.render, peer)
+        except RuntimeError as error:
+            raise GreetingError(str(error)) from error
+
+    def peer(self, connection: Connection) -> Peer:
+        """The Peer for the greeting of ``connection``."""
+        return self.tracker.peer(
+            connection.address, connection.family, connection.server, connection.count, *connection.tls
+        )
+
+    # -- the steps
+
+    async def _read_proxy_header(self, connection: Connection, trusted: Networks) -> bytes | None:
+        """Learn the client's address from the header, and decide about it.
+
+        Returns:
+            What was received behind the header; None if the connection failed or was rejected.
+        """
+        from greeter.proxy_protocol import NeedMore, parse  # only a server behind a proxy needs it
+
+        tracker, address = self.tracker, connection.address
+        # The permissions of a Unix socket's file say who may connect.
+        if isinstance(address, tuple) and address[0].partition("%")[0] not in trusted:
+            tracker.reject(connection, "untrusted")
+            return None
+        received = b""
+        try:
+            while True:
+                more = await connection.receive(READ_SIZE)
+                if not more:
+                    raise ProxyProtocolError("the end of stream came first", len(received))
+                received += more
+                if not isinstance(parsed := parse(received), NeedMore):
+                    break
+        except (ProxyProtocolError, OSError) as error:
+            what = reason(error) if isinstance(error, OSError) else str(error)
+            tracker.fail_preamble(connection, "proxy", f"no PROXY header ({what})")
+            return None
+        header = parsed.header
+        if header.source is not None and header.family is not None:
+            connection.address, connection.family = header.source, header.family
+        if not tracker.admit(connection.address):
+            tracker.reject(connection)
+            return None
+        tracker.hold_admission(connection.key, connection.address)
+        return received[parsed.consumed :]
+
+    async def _do_handshake(
+        self, connection: Connection, context: ssl.SSLContext, received: bytes
+    ) -> TLSSession | None:
+        """Returns the session, whose last bytes of the handshake are still to be sent; None if it failed."""
+        from greeter.tls_session import TLSSession  # only a server with TLS needs it
+
+        session = TLSSession(context)
+        try:
+            while not session.do_handshake(received):
+                if reply := session.data_to_send():
+                    await connection.send(reply)
+                received = await connection.receive(READ_SIZE)
+                if not received:
+                    raise ConnectionError("the end of stream came first")
+        except (ssl.SSLError, OSError) as error:
+            if isinstance(error, ssl.SSLError):
+                what = (error.reason or str(error)).lower().replace("_", " ")
+                with contextlib.suppress(OSError):
+                    await connection.send(session.data_to_send(), last=True)  # the alert
+            else:
+                what = reason(error)
+            self.tracker.fail_preamble(connection, "tls", f"no TLS handshake ({what})")
+            return None
+        connection.tls = session.version, session.subject
+        return session
+
+    async def _greet(self, connection: Connection, session: TLSSession | None) -> None:
+        greeting = self.tracker.greeting
+        failure: GreetingError | None = None
+        try:
+            if greeting.fixed is not None:
+                data = greeting.fixed
+            elif greeting.quick:
+                data = greeting.render(self.peer(connection))
+            else:
+                if session is not None and (flight := session.data_to_send()):
+                    await connection.send(flight)
+                data = await connection.result_of(self.begin(greeting, self.peer(connection)))
+        except GreetingError as error:
+            failure, data = error, b""
+        if session is not None:
+            # With TLS 1.3 and a short greeting that is known, everything leaves in one segment: session
+            # tickets, greeting, close_notify and the end of stream.
+            for piece, last in session.encrypt(data):
+                await connection.send(piece, last=last)
+        elif failure is None:
+            await connection.send(data, last=True)
+        if failure is not None:
+            self.tracker.fail_greeting(connection, failure)
+        await self._end(connection, len(data) if failure is None else None)
+
+    async def _end(self, connection: Connection, sent: int | None = None) -> None:
+        """Half-close and linger. ``sent`` is the size of the greeting, None if there was none."""
+        connection.half_close()
+        if sent is not None:
+            self.tracker.mark_greeted(connection, sent)
+        await connection.linger()
+
+    def _lost(self, connection: Connection, error: OSError) -> None:
+        """The connection broke: it counts as reset unless it was greeted or has failed already."""
+        logger.debug("%s: %s", describe(connection.address), reason(error))
+        connection.abort()
+
+
+def made(work: asyncio.Future[bytes]) -> bytes:
+    """The greeting that ``work``, which is done, has made.
+
+    Raises:
+        GreetingError: its callable failed, in whatever way.
+    """
+    try:
+        return work.result()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise failed(error) from error

@@ -1,0 +1,167 @@
+"""The direct path: accept by hand, and serve on the accepted socket.
+
+A greeting that is known when a connection is accepted, with nothing before it, is sent within the batch that
+accepted it: greeting and end of stream leave in one segment, and the socket lingers. All else runs as a
+Conversation over a DirectConnection, except that the async greetings of one batch share a task (batch.py).
+
+No connection gets a transport, a protocol object or a registration with the event loop of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from socket import SHUT_WR, SOCK_STREAM, SocketType
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from greeter.errors import GreetingError
+from greeter.listeners import TRANSIENT_ACCEPT_ERRORS
+from greeter.server.acceptor import Acceptor
+from greeter.server.batch import GreetingBatches
+from greeter.server.direct_connection import LAST_SEND_FLAGS, DirectConnection
+from greeter.server.poller import SocketPoller
+
+if TYPE_CHECKING:
+    from greeter.address import Address
+    from greeter.listeners import Listener
+    from greeter.server.conversation import Conversation
+
+
+class DirectPath:
+    """Accepts on ``listeners`` and serves, for one server."""
+
+    name = "direct"
+
+    def __init__(self, conversation: Conversation, listeners: list[Listener]) -> None:
+        self._conversation = conversation
+        self._tracker = conversation.tracker
+        self._acceptor = Acceptor(self._tracker, listeners, self.accept_batch)
+        self._poller = SocketPoller(self._tracker.loop)
+        self._batches = GreetingBatches(self._tracker.loop, conversation.peer, self._deliver)
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        self._acceptor.resume()
+
+    def resume(self) -> None:
+        """Accept again after ``pause``."""
+        self._acceptor.resume()
+
+    def pause(self) -> None:
+        """Accept no more for now. The accept queues stay as they are."""
+        self._acceptor.pause()
+
+    def close(self) -> None:
+        """The last connection is closed."""
+        self._poller.close()
+
+    def accept_batch(self, listener: Listener, limit: int) -> int:
+        """Accept up to ``limit`` connections and begin to serve them; returns how many there were.
+
+        A connection that died in the accept queue ends the batch. Zero means that the queue is empty.
+
+        Raises:
+            OSError: the system cannot accept, for want of descriptors or memory.
+        """
+        tracker = self._tracker
+        admit, accept, family = tracker.accepted, listener.accept_fd, listener.family
+        greeting, preamble = tracker.greeting, self._conversation.has_preamble
+        greeted: list[SocketType] = []
+        awaiting: deque[DirectConnection] = deque()
+        total = accepted = 0
+        start = perf_counter()
+        try:
+            while accepted < limit:
+                fd, address = accept()
+                accepted += 1
+                # In blocking mode, and of the base class: what socket.socket adds costs a system call.
+                sock = SocketType(family, SOCK_STREAM, 0, fd)
+                if not admit(address):
+                    sock.close()
+                    continue
+                if preamble or not greeting.quick:
+                    connection = self._track(sock, address, listener)
+                    if preamble or greeting.kind != "async":
+                        connection.run(self._conversation.run(connection))
+                    else:
+                        awaiting.append(connection)
+                    continue
+                data = greeting.fixed
+                if data is None and (data := self._render(sock, address, listener)) is None:
+                    continue
+                try:
+                    sent = sock.send(data, LAST_SEND_FLAGS)
+                    if sent == len(data):
+                        sock.shutdown(SHUT_WR)
+                        total += sent
+                        greeted.append(sock)
+                        if tracker.admission is not None:
+                            tracker.hold_admission(sock, address)
+                        continue
+                except BlockingIOError:
+                    sent = 0
+                except OSError:  # EPIPE, ECONNRESET, ENOTCONN
+                    sock.close()
+                    tracker.count_reset()
+                    tracker.release_admission(address)
+                    continue
+                connection = self._track(sock, address, listener)
+                connection.run(self._conversation.send_rest(connection, data, sent))
+        except BlockingIOError:
+            pass  # the queue is empty
+        except OSError as error:
+            if error.errno not in TRANSIENT_ACCEPT_ERRORS:
+                raise
+            accepted += 1  # it was one of them: the queue need not be empty
+        finally:
+            if awaiting:
+                self._batches.start(greeting, awaiting)
+            if greeted:
+                tracker.count_greeted(total, (perf_counter() - start) / accepted, len(greeted))
+                tracker.lingering_sockets.add_all(greeted)
+        return accepted
+
+    def _track(self, sock: SocketType, address: Address, listener: Listener) -> DirectConnection:
+        tracker = self._tracker
+        connection = DirectConnection(tracker, self._poller, sock, address, listener.family, listener.address)
+        tracker.start(connection)
+        if not tracker.behind_proxy:  # else its address is not known yet
+            tracker.hold_admission(sock, address)
+        return connection
+
+    def _render(self, sock: SocketType, address: Address, listener: Listener) -> bytes | None:
+        """The greeting for one client; None if its callable failed, and the connection is seen to."""
+        tracker = self._tracker
+        try:
+            count = tracker.stats.accepted
+            return tracker.greeting.render(tracker.peer(address, listener.family, listener.address, count))
+        except GreetingError as error:
+            tracker.count_greeting_error(address, error)
+            tracker.hold_admission(sock, address)
+            with contextlib.suppress(OSError):
+                sock.shutdown(SHUT_WR)
+            tracker.lingering_sockets.add(sock)
+            return None
+
+    def _deliver(self, connection: DirectConnection, result: bytes | GreetingError) -> None:
+        """Send the greeting of a connection in a batch, or count why there is none."""
+        tracker, sock = self._tracker, connection.sock
+        try:
+            if isinstance(result, GreetingError):
+                tracker.fail_greeting(connection, result)
+                sock.shutdown(SHUT_WR)
+            else:
+                try:
+                    sent = sock.send(result, LAST_SEND_FLAGS)
+                except BlockingIOError:
+                    sent = 0
+                if sent < len(result):
+                    connection.run(self._conversation.send_rest(connection, result, sent))
+                    return
+                sock.shutdown(SHUT_WR)
+                tracker.mark_greeted(connection, sent)
+        except OSError:  # EPIPE, ECONNRESET, ENOTCONN
+            connection.abort()
+        else:
+            connection.hand_over()

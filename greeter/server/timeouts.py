@@ -1,0 +1,107 @@
+"""Connections that wait, with one common time-out and one timer of the event loop for all of them.
+
+Invariants:
+
+- The timer is set for the first deadline only, and only while something waits: an empty queue makes no
+  wake-ups.
+- A deadline measures the client and not the machine. A timer that rings more than ``PAUSE_SECONDS`` late
+  tells that the process stood still (SIGSTOP, a suspended virtual machine, a starved processor), and the
+  deadlines that passed meanwhile are moved by as much. A timer that rings on time is enforced.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from greeter.deadlines import Deadlines
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+# A timer may ring so much early (the resolution of the loop's clock is a millisecond): without the slack, the
+# same deadline would cost a second wake-up.
+TIMER_SLACK = 0.002
+# A timer that is later than this, in seconds, was not held up by a busy event loop.
+PAUSE_SECONDS = 0.5
+
+
+class TimeoutQueue(Deadlines[T]):
+    """Items that wait for at most ``seconds`` each.
+
+    Args:
+        loop: the event loop whose clock and timer are used.
+        seconds: the time-out of each item.
+        on_expired: called with each item whose deadline has passed. It must remove the item, or else the
+            item expires again.
+        lazy: leave the timer alone until ``set_timer`` is called. Most items of a lazy queue leave within
+            milliseconds, and setting a timer for them would cost more than serving them.
+    """
+
+    __slots__ = ("_lazy", "_loop", "_on_expired", "_timer", "_timer_due", "seconds")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        on_expired: Callable[[T], None],
+        *,
+        lazy: bool = False,
+    ) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self._loop = loop
+        self._on_expired = on_expired
+        self._lazy = lazy
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+
+    def start(self, item: T, now: float | None = None) -> None:
+        """Wait for ``item``, which must not be in the queue yet, from ``now`` on."""
+        self._due[item] = (self._loop.time() if now is None else now) + self.seconds
+        if not self._lazy and self._timer is None:
+            self.set_timer()
+
+    def discard(self, item: T) -> bool:
+        """Stop waiting for ``item``. Returns True if it was in the queue."""
+        found = super().discard(item)
+        if not self._due and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return found
+
+    def waited(self, item: T, now: float) -> float:
+        """Stop waiting for ``item``. Returns how long it was in the queue, in seconds; 0 if it was not."""
+        due = self._due.get(item)
+        if due is None:
+            return 0.0
+        self.discard(item)
+        return max(0.0, now - due + self.seconds)
+
+    def set_timer(self) -> None:
+        """Set the timer for the first deadline, unless it is set or nothing waits."""
+        first = self.first()
+        if self._timer is None and first is not None:
+            self._timer_due = first
+            self._timer = self._loop.call_at(first, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        if not self.allow_for_pause(now, now - self._timer_due):
+            for item in self.due(now + TIMER_SLACK):
+                if item in self._due:  # not removed on behalf of an earlier one
+                    self._on_expired(item)
+        self.set_timer()
+
+    def allow_for_pause(self, now: float, late: float) -> bool:
+        """A timer rang ``late`` seconds late. If that was a pause, move the deadlines that it made pass.
+
+        Returns True if it was a pause.
+        """
+        if late <= PAUSE_SECONDS:
+            return False
+        self.postpone(now, late)
+        return True

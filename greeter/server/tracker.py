@@ -1,0 +1,460 @@
+"""The open connections of one server: their state, their deadlines, and what is counted and logged of them.
+
+Both accept paths move bytes and decide nothing: neither keeps a counter, a deadline or a log line of its own,
+so they cannot drift apart.
+
+The life of a connection::
+
+    ACCEPTED ──> PREAMBLE ──> GREETING ──> LINGERING ──> CLOSED
+       │            │            │                         ^
+       ├────────────┼────────────┴── FAILED ───────────────┤   counted in ServerStats.failed
+       ├────────────┴─────────────── REJECTED ─────────────┤   counted in ServerStats.rejected
+       └──────────────────────────── ABORTED ──────────────┘   at the drain deadline, counted as failed
+
+- ACCEPTED: taken from the accept queue. Unless a PROXY header is to tell the client's address, admission
+  decides here.
+- PREAMBLE: the PROXY header, admission by the address in it, the TLS handshake.
+- GREETING: the greeting is made and sent. Ends when the kernel has every byte and the end of stream.
+- LINGERING: half-closed; what the client sends is discarded until it closes.
+
+A connection before LINGERING is in ``ungreeted``, where the greet deadline runs. One that lingers is in
+``lingering_sockets`` (direct path) or in ``lingering`` (streams path). A connection on the direct path whose
+greeting is known when it is accepted goes from ACCEPTED to LINGERING within one call, and is in neither
+before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from greeter.address import Address, describe, text_of
+from greeter.errors import GreetingError, reason
+from greeter.greeting import Greeting, Peer
+from greeter.server.lingering import LingeringSockets
+from greeter.server.timeouts import TimeoutQueue
+from greeter.stats import ServerStats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from greeter.limits import Admission
+    from greeter.server.connection import Connection
+
+logger = logging.getLogger("greeter")
+
+AccessLog: TypeAlias = Callable[[Address], None]
+
+# The system had no descriptor or no memory for a connection: try again after so many seconds.
+RETRY_SECONDS = 0.5
+# One log line in so many seconds about each matter that can repeat.
+LOG_INTERVAL = 1.0
+# A connection that waits for its greeting for so long, in seconds, is watched for a reset, and the timer of
+# the greet deadline is set. Most are served before, and cost neither a system call nor a timer.
+CHECK_SECONDS = 0.02
+# What a client sent in time may lie in the kernel when its deadline comes. The event loop gets so long, in
+# seconds, to read it where we cannot do so at once.
+LAST_READ_SECONDS = 0.01
+# Turns of the event loop within which a connection that asyncio has accepted reaches its handler, and a
+# callable that does not wait returns.
+TURNS = 5
+
+
+class ConnectionTracker:
+    """The shared half of an accept path, for one server.
+
+    Args:
+        greeting: sent to the next client.
+        greet_timeout: seconds from accept until the kernel has the last byte.
+        linger_timeout: seconds after that until the client must have closed.
+        access_log: called with the address of each client that is admitted.
+        admission: decides which clients are admitted; None admits all.
+        behind_proxy: a PROXY header tells the client's address.
+        capacity: open connections at which accepting is paused.
+        pause: called when accepting has to pause.
+        resume: called when it can go on.
+    """
+
+    def __init__(
+        self,
+        greeting: Greeting,
+        *,
+        greet_timeout: float,
+        linger_timeout: float,
+        access_log: AccessLog | None = None,
+        admission: Admission | None = None,
+        behind_proxy: bool = False,
+        capacity: int = 1_000_000,
+        pause: Callable[[], None] = lambda: None,
+        resume: Callable[[], None] = lambda: None,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.loop = loop
+        self.greeting = greeting
+        self.access_log = access_log
+        self.admission = admission
+        self.behind_proxy = behind_proxy
+        self.capacity = capacity
+        self.arriving = 0  # accepted, and not known to ``accepted`` yet
+        self.stats = ServerStats()
+        self.hostname = socket.gethostname()
+        self.ungreeted: TimeoutQueue[Connection] = TimeoutQueue(
+            loop, greet_timeout, self._on_greet_deadline, lazy=True
+        )
+        self.lingering: TimeoutQueue[Connection] = TimeoutQueue(
+            loop, linger_timeout, self._on_linger_deadline
+        )
+        self.lingering_sockets = LingeringSockets(
+            loop, linger_timeout, self._freed, self._on_socket_linger_deadlines
+        )
+        # At the greet deadline, while the event loop reads once more.
+        self._expiring: TimeoutQueue[Connection] = TimeoutQueue(
+            loop, LAST_READ_SECONDS, self._greet_timed_out
+        )
+        self._aborting: set[Connection] = set()  # told to abort, not closed yet
+        self._admitted: dict[object, str] = {}  # the hosts whose admission is to be released
+        self._check_seconds = min(CHECK_SECONDS, greet_timeout)
+        self._check_timer: asyncio.TimerHandle | None = None
+        self._check_due = 0.0
+        # Those that began to wait for their greeting since the last check, and in the interval before.
+        self._waiting: list[Connection] = []
+        self._waiting_before: list[Connection] = []
+        self._pause, self._resume = pause, resume
+        self._paused = self._stopped = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._log_next: dict[str, float] = {}  # when the next line about a matter may be logged
+        self._idle: asyncio.Future[None] | None = None
+        self._free: asyncio.Future[None] | None = None
+
+    # -- from ACCEPTED to GREETING
+
+    def accepted(self, address: Address) -> bool:
+        """A connection was accepted. Returns False if it is rejected; the caller must then close it."""
+        self.stats.accepted += 1
+        return True if self.behind_proxy else self.admit(address)
+
+    def arrived(self) -> None:
+        """A connection that was counted in ``arriving`` has been told to ``accepted``, or is lost."""
+        self.arriving -= 1
+        self._freed(())
+
+    def admit(self, address: Address) -> bool:
+        """Decide about the client with ``address`` and log its connection. Returns False to reject it."""
+        if self.admission is not None and isinstance(address, tuple):
+            refusal = self.admission.admit(address[0], self.loop.time())
+            if refusal is not None:
+                self.count_rejection(refusal)
+                return False
+        if self.access_log is not None:
+            try:
+                self.access_log(address)
+            except Exception as error:
+                if self._log_allowed("log"):
+                    peer = describe(address)
+                    logger.error(
+                        "the access log failed for %s: %r", peer, error, extra={"event": "access_log"}
+                    )
+        return True
+
+    def count_rejection(self, why: str) -> None:
+        """A connection was rejected, for one of the REJECTIONS."""
+        rejected = self.stats.rejected
+        rejected[why] += 1
+        if self._log_allowed("rejected"):
+            counts = ", ".join(f"{name} {count}" for name, count in rejected.items() if count)
+            logger.warning("turning clients away: %s so far", counts, extra={"event": "rejected"})
+
+    def hold_admission(self, key: object, address: Address) -> None:
+        """The client was admitted; ``key`` is the connection's, or the lingering socket."""
+        if self.admission is not None and isinstance(address, tuple):
+            self._admitted[key] = address[0]
+
+    def release_admission(self, address: Address) -> None:
+        """The client was admitted and is gone, before ``hold_admission``."""
+        if self.admission is not None and isinstance(address, tuple):
+            self.admission.release(address[0])
+
+    def start(self, connection: Connection, now: float | None = None) -> None:
+        """The greet deadline of ``connection`` runs from here on."""
+        self.ungreeted.start(connection, now)
+        if self._check_timer is None:
+            self._set_check_timer()
+
+    def waits_for_greeting(self, connection: Connection) -> None:
+        """The greeting is being made; if it takes long, ``connection`` has to watch for a reset."""
+        self._waiting.append(connection)
+        if self._check_timer is None:
+            self._set_check_timer()
+
+    def peer(
+        self,
+        address: Address,
+        family: int,
+        server: str,
+        count: int,
+        tls_version: str = "",
+        tls_subject: str = "",
+    ) -> Peer:
+        """The Peer that a greeting sees; it is the client number ``count``."""
+        host, port = address[:2] if isinstance(address, tuple) else (text_of(address), 0)
+        return Peer(
+            host=host,
+            port=port,
+            family=socket.AddressFamily(family),
+            server=server,
+            hostname=self.hostname,
+            time=time.time(),
+            count=count,
+            tls_version=tls_version,
+            tls_subject=tls_subject,
+        )
+
+    # -- from GREETING to LINGERING, or to FAILED
+
+    def is_ungreeted(self, connection: Connection) -> bool:
+        """Whether ``connection`` is still to be greeted: no deadline has passed, and nothing has failed."""
+        return connection in self.ungreeted or connection in self._expiring
+
+    def count_greeted(self, sent: int, seconds: float, clients: int = 1) -> None:
+        """The kernel has every byte for ``clients`` connections, and their ends of stream.
+
+        Args:
+            sent: the bytes of all their greetings.
+            seconds: what each took, from accept.
+            clients: how many they are.
+        """
+        stats = self.stats
+        stats.greeted += clients
+        stats.bytes_sent += sent
+        stats.greeting_time.add(seconds, clients)
+
+    def mark_greeted(self, connection: Connection, sent: int) -> None:
+        """The kernel has the greeting of ``connection``, which is ``sent`` bytes, and its end of stream."""
+        seconds = self.ungreeted.waited(connection, self.loop.time())
+        if self._expiring and self._expiring.discard(connection):
+            seconds = self.ungreeted.seconds
+        self.count_greeted(sent, seconds)
+
+    def start_linger(self, connection: Connection) -> None:
+        """``connection`` is half-closed, and its linger deadline runs from here on (streams path)."""
+        self.lingering.start(connection)
+
+    def fail(self, connection: Connection, why: str) -> None:
+        """``connection`` will not be greeted, for one of the FAILURES."""
+        self.stats.failed[why] += 1
+        self._stop_waiting(connection)
+
+    def reject(self, connection: Connection, why: str = "") -> None:
+        """``connection`` is rejected after its start, for one of the REJECTIONS if not yet counted."""
+        if why:
+            self.count_rejection(why)
+        self._stop_waiting(connection)
+
+    def count_reset(self) -> None:
+        """A client closed its connection before it was greeted."""
+        self.stats.failed["reset"] += 1
+
+    def count_greeting_error(self, address: Address, error: GreetingError) -> None:
+        """The greeting callable failed for this client."""
+        self.stats.failed["greeting_error"] += 1
+        self._log_failure(logging.WARNING, address, "greeting_error", f"{error}")
+
+    def fail_greeting(self, connection: Connection, error: GreetingError) -> None:
+        """The greeting callable failed for ``connection``."""
+        self.count_greeting_error(connection.address, error)
+        self._stop_waiting(connection)
+
+    def fail_preamble(self, connection: Connection, why: str, message: str) -> None:
+        """The PROXY header or the TLS handshake of ``connection`` failed: ``why`` is "proxy" or "tls"."""
+        self._log_failure(logging.INFO, connection.address, why, message)
+        self.fail(connection, why)
+
+    def closed(self, connection: Connection) -> None:
+        """``connection`` is closed. A second call changes nothing."""
+        if not self.lingering.discard(connection):
+            if self._stop_waiting(connection):
+                self.count_reset()
+            self._aborting.discard(connection)
+        self._freed((connection.key,))
+
+    def _stop_waiting(self, connection: Connection) -> bool:
+        found = self.ungreeted.discard(connection)
+        return self._expiring.discard(connection) or found
+
+    def _log_failure(self, level: int, address: Address, why: str, message: str) -> None:
+        logger.log(level, "%s: %s", describe(address), message, extra={"event": "failed", "reason": why})
+
+    # -- how many are open, and waiting for changes of that
+
+    @property
+    def open_count(self) -> int:
+        """How many connections are open, in any state."""
+        waiting = self.arriving + len(self.ungreeted) + len(self._expiring)
+        return waiting + len(self.lingering) + len(self._aborting) + len(self.lingering_sockets)
+
+    @property
+    def free_slots(self) -> int:
+        """How many more connections may be open."""
+        return self.capacity - self.open_count
+
+    def set_capacity(self, capacity: int) -> None:
+        """Change how many connections may be open."""
+        self.capacity = capacity
+        self._freed(())
+
+    async def wait_idle(self) -> None:
+        """Wait until no connection is open."""
+        while self.open_count:
+            await asyncio.shield(self.idle())
+
+    def idle(self) -> asyncio.Future[None]:
+        """Returns a future that is done when no connection is open."""
+        if self._idle is None or self._idle.done():
+            self._idle = self.loop.create_future()
+            if not self.open_count:
+                self._idle.set_result(None)
+        return self._idle
+
+    async def wait_for_capacity(self) -> None:
+        """Wait until one more connection may be open."""
+        while self.free_slots <= 0:
+            if self._free is None or self._free.done():
+                self._free = self.loop.create_future()
+            await asyncio.shield(self._free)
+
+    async def abort_remaining(self) -> int:
+        """Abort every connection, but serve those accepted this very moment. Returns how many it aborted."""
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        aborted = self.abort_all()
+        for _ in range(TURNS):  # ... in which the event loop closes them
+            await asyncio.sleep(0)
+        return aborted
+
+    def abort_all(self) -> int:
+        """Abort every connection now; returns how many there were."""
+        ungreeted = [*self.ungreeted, *self._expiring]
+        lingering = list(self.lingering)
+        for connection in ungreeted:
+            self.fail(connection, "aborted")
+        for connection in ungreeted + lingering:
+            self.lingering.discard(connection)
+            self.abort(connection)
+        return len(ungreeted) + len(lingering) + self.lingering_sockets.close_all()
+
+    def abort(self, connection: Connection) -> None:
+        """Close ``connection``, which has been counted, whatever is under way."""
+        self._aborting.add(connection)
+        connection.abort()
+
+    def _freed(self, keys: Iterable[object]) -> None:
+        """Connections were closed: release their admission, go on accepting, and wake what waits for it."""
+        if self._admitted:
+            for key in keys:
+                host = self._admitted.pop(key, None)
+                if host is not None and self.admission is not None:
+                    self.admission.release(host)
+        if self._paused and self._retry is None and self.free_slots > 0:
+            self._go_on()
+        if self._idle is not None and not self._idle.done() and not self.open_count:
+            self._idle.set_result(None)
+        if self._free is not None and not self._free.done() and self.free_slots > 0:
+            self._free.set_result(None)
+
+    # -- pausing
+
+    def at_capacity(self) -> None:
+        """Pause accepting until a connection is closed."""
+        self._hold_back(f"at {self.capacity} connections")
+
+    def cannot_accept(self, error: OSError) -> None:
+        """The system lacks what a connection needs: pause accepting, and try again in a while."""
+        self.stats.accept_errors += 1
+        self._hold_back(f"cannot accept ({reason(error)})")
+        if self._retry is None and not self._stopped:
+            self._retry = self.loop.call_later(RETRY_SECONDS, self._go_on)
+
+    def stop_accepting(self) -> None:
+        """Accepting has stopped for good: it is neither paused nor resumed any more."""
+        self._stopped = True
+        self._end_pause()
+
+    def _hold_back(self, why: str) -> None:
+        if not self._paused and not self._stopped:
+            self._paused = True
+            self._pause()
+        if self._log_allowed("paused"):
+            logger.warning(
+                "%s: accepting is paused, the listen queue holds those who come",
+                why,
+                extra={"event": "paused"},
+            )
+
+    def _go_on(self) -> None:
+        self._end_pause()
+        self._resume()
+
+    def _end_pause(self) -> None:
+        self._paused = False
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def _log_allowed(self, matter: str) -> bool:
+        """True once in LOG_INTERVAL."""
+        now = self.loop.time()
+        if now < self._log_next.get(matter, 0.0):
+            return False
+        self._log_next[matter] = now + LOG_INTERVAL
+        return True
+
+    # -- timers
+
+    def _set_check_timer(self) -> None:
+        self._check_due = self.loop.time() + self._check_seconds
+        self._check_timer = self.loop.call_at(self._check_due, self._check)
+
+    def _check(self) -> None:
+        """See to the connections that have waited for longer than a moment."""
+        self._check_timer = None
+        now = self.loop.time()
+        self.ungreeted.allow_for_pause(now, now - self._check_due)
+        waiting, self._waiting_before, self._waiting = self._waiting_before, self._waiting, []
+        for connection in waiting:
+            if connection in self.ungreeted:
+                connection.watch_for_reset()
+        self.ungreeted.set_timer()
+        if self._waiting_before:
+            self._set_check_timer()
+
+    def _on_greet_deadline(self, connection: Connection) -> None:
+        if connection.last_try():
+            if connection in self.ungreeted:
+                self._greet_timed_out(connection)
+        else:
+            self.ungreeted.discard(connection)
+            self._expiring.start(connection)
+
+    def _greet_timed_out(self, connection: Connection) -> None:
+        message = f"not greeted within {self.ungreeted.seconds:g} s"
+        self._log_failure(logging.WARNING, connection.address, "greet_timeout", message)
+        self.fail(connection, "greet_timeout")
+        self.abort(connection)
+
+    def _on_linger_deadline(self, connection: Connection) -> None:
+        self.stats.linger_timeouts += 1
+        self.lingering.discard(connection)
+        self.abort(connection)
+
+    def _on_socket_linger_deadlines(self, count: int) -> None:
+        self.stats.linger_timeouts += count
+
+
+def log_connection(address: Address) -> None:
+    """The access log of a library: a record for each client on the logger "greeter"."""
+    peer = describe(address)
+    logger.info("Got a connection from %s", peer, extra={"event": "connection", "peer": peer})
