@@ -81,7 +81,7 @@ async def test_a_signal_ends_it_in_order(number: signal.Signals, loop: str) -> N
             line = line_of(client)
         assert await server.stop(number) == 0
     assert said(server) == [
-        f"Listening on {server.address} ({loop}, stream)",
+        f"Listening on {server.address} ({loop}, streams)",
         line,
         f"{number.name}: closing the door",
         "Stopped: 1 greeted of 1 accepted, 0 failed",
@@ -199,9 +199,9 @@ async def test_json_lines(tmp_path: Path, app: Any) -> None:
             "level": "info",
             "event": "listening",
             "loop": "asyncio",
-            "path": "streams",
+            "path": "direct",
             "workers": 1,
-            "message": f"Listening on {address} (asyncio, stream)",
+            "message": f"Listening on {address} (asyncio, direct)",
         }
         with knock(int(address.rpartition(":")[2])) as client:
             assert client.recv(99) == b""
@@ -388,7 +388,7 @@ async def test_an_app_from_the_file(app: Any, tmp_path: Path) -> None:
     async with greeter_process("serve", "--config", str(file), env=env) as server:
         assert str(await greet(port=server.port)) == f"127.0.0.1 to {server.address}"
         assert await server.stop() == 0
-    assert "(asyncio, stream)" in said(server)[0]
+    assert "(asyncio, direct)" in said(server)[0]
 
 
 async def test_the_greeting_of_the_options(tmp_path: Path) -> None:

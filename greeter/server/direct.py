@@ -37,11 +37,12 @@ class DirectPath:
         self._conversation = conversation
         self._tracker = conversation.tracker
         self._acceptor = Acceptor(self._tracker, listeners, self.accept_batch)
-        self._poller = SocketPoller(self._tracker.loop)
+        self._poller: SocketPoller  # from the start on
         self._batches = GreetingBatches(self._tracker.loop, conversation.peer, self._deliver)
 
     async def start(self) -> None:
-        """Begin to accept."""
+        """Begin to accept. Raises OSError if the system has no descriptor for an epoll instance."""
+        self._poller = SocketPoller(self._tracker.loop)
         self._acceptor.resume()
 
     def resume(self) -> None:

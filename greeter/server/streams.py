@@ -3,10 +3,10 @@
 This is the reference: the same conversation as on the direct path, over the objects that asyncio documents.
 It is the path of event loops that cannot watch a socket, and ``handler`` puts it into anybody's own server.
 
-It holds every law of the direct path but two, because asyncio accepts and we hear of it later:
+It holds every law of the direct path but two, because the event loop accepts and we hear of it later:
 
-- When descriptors run out below the cap that was known at the start, asyncio waits a second between its tries
-  and logs each, and uvloop (libuv) accepts connections and closes them at once.
+- When descriptors run out below the cap that was known at the start, uvloop (libuv) accepts connections and
+  closes them at once. On asyncio, accepting waits.
 - The cap on open connections is overshot by up to a batch of accepted connections.
 
 Invariants:
@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import logging
+import os
 import socket
 import ssl
 import struct
@@ -177,6 +179,7 @@ class StreamConnection(Connection):
 
     async def send(self, data: bytes | memoryview, *, last: bool = False) -> None:
         for start in range(0, len(data), CHUNK_SIZE):
+            self._check_open()
             self._writer.write(data[start : start + CHUNK_SIZE])
             await self._writer.drain()
 
@@ -193,6 +196,7 @@ class StreamConnection(Connection):
         return made(work)
 
     def half_close(self) -> None:
+        self._check_open()
         if self._writer.can_write_eof():
             self._writer.write_eof()
             return
@@ -223,6 +227,11 @@ class StreamConnection(Connection):
 
     def last_try(self) -> bool:
         return False
+
+    def _check_open(self) -> None:
+        """asyncio ignores what is written to a closed transport, and uvloop raises RuntimeError."""
+        if self._writer.transport.is_closing():
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
     async def _discard(self) -> None:
         while await self._reader.read(DISCARD_SIZE):
@@ -321,7 +330,7 @@ class StreamsPath:
     async def _serve(self) -> None:
         on_asyncio = isinstance(self._tracker.loop, asyncio.BaseEventLoop)
         for listener in self._listeners:
-            sock = _Duplicate.of(listener.sock)
+            sock = _Duplicate(listener.sock, self._tracker.cannot_accept)
             unknown = LONGEST_QUEUE if listener.inherited else self._backlog
             backlog = ACCEPT_BATCH if on_asyncio else queue_length(listener.sock, unknown)
             try:
@@ -364,18 +373,31 @@ class StreamsPath:
 
 
 class _Duplicate(socket.socket):
-    """A duplicate of a listening socket that listens already.
+    """A duplicate of a listening socket, as asyncio gets it; uvloop works on its descriptor alone.
 
-    asyncio calls ``listen`` with the number of connections that it is to accept per wake-up.
+    asyncio calls ``listen`` with the number of connections that it is to accept per wake-up, and for an error
+    of ``accept`` that it does not know it logs a traceback. Should it one day do without these methods, the
+    queue is shorter and the log longer, and tests/server/test_streams.py fails.
     """
 
-    @classmethod
-    def of(cls, sock: socket.socket) -> _Duplicate:
+    def __init__(self, sock: socket.socket, cannot_accept: Callable[[OSError], None]) -> None:
         duplicate = sock.dup()
-        return cls(duplicate.family, duplicate.type, duplicate.proto, duplicate.detach())
+        super().__init__(duplicate.family, duplicate.type, duplicate.proto, duplicate.detach())
+        self._cannot_accept = cannot_accept
 
     def listen(self, backlog: int = 0, /) -> None:
-        pass
+        """It listens already, with a queue of the right length."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection, or BlockingIOError, upon which asyncio goes on to watch the socket."""
+        try:
+            return super().accept()
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno not in TRANSIENT_ACCEPT_ERRORS:
+                self._cannot_accept(error)
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
 
 
 def queue_length(sock: socket.socket, default: int) -> int:

@@ -8,9 +8,9 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from greeter.acceptor import ACCEPT_BATCH, BUSY, Acceptor, can_watch
 
 from greeter import serve
-from greeter.acceptor import ACCEPT_BATCH, BUSY, Acceptor, can_watch
 from greeter.limits import Limits
 from greeter.listeners import HANDSHAKE_GRACE
 from tests.conftest import PATIENCE

@@ -1,4 +1,4 @@
-"""One client of the stream path: greetings that take their time, that fail, and that go in parts."""
+"""The conversation with one client, on both paths: slow, failing and large greetings."""
 
 from __future__ import annotations
 
@@ -13,23 +13,31 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import Greeting, Peer, serve
-from greeter.connection import CHUNK, THREADS, Connection, House
+from greeter.server.conversation import THREADS
+from greeter.server.streams import CHUNK_SIZE
 from tests.conftest import PATIENCE
 from tests.peers import Outcome, connect, read_to_end, reset, speak_first, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from greeter.server import Server, Serving
+
+    Serve = Callable[..., Serving]
 
 NOTHING = Outcome(b"", reset=False)
 
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
-def here(greeting: Any, **options: Any) -> Serving:
-    """serve() on a free port and on the stream path, without an access log."""
-    return serve(greeting, **{"port": 0, "access_log": False, "accept": "streams", **options})
+@pytest.fixture
+def here(accept: str) -> Serve:
+    """serve() on a free port and on the path under test, without an access log."""
+
+    def start(greeting: Any, **options: Any) -> Serving:
+        return serve(greeting, **{"port": 0, "access_log": False, "accept": accept, **options})
+
+    return start
 
 
 def it_adds_up(server: Server) -> bool:
@@ -57,37 +65,10 @@ class Bell:
         return f"Hello {peer.port}"
 
 
-# -- segments ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not hasattr(socket, "TCP_CORK"), reason="needs Linux")
-async def test_only_what_goes_in_one_piece_waits_for_its_end() -> None:
-    """A part of a large greeting that waits to become a full segment would be 40 ms late, or 200."""
-
-    def corked(server: Server) -> list[int]:
-        return [
-            guest._transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
-            for guest in server._reception.ungreeted
-            if isinstance(guest, Connection) and guest._transport is not None
-        ]
-
-    bell = Bell()
-    async with here(bell) as server:
-        client = await connect(server.port)
-        await until(lambda: bell.waiting == 1, "it waits")
-        assert corked(server) == [1]
-        server.update(greeting=b"g" * 8_000_000)
-        slow = await connect(server.port, receive_buffer=4096)
-        await until(lambda: corked(server) == [1, 0], "one goes in parts")
-        bell.rung.set()
-        assert (await read_to_end(client)).data.startswith(b"Hello ")
-        slow.close()
-
-
 # -- async greetings ---------------------------------------------------------------------------------------
 
 
-async def test_many_may_wait_at_once() -> None:
+async def test_many_may_wait_at_once(here: Serve) -> None:
     bell = Bell()
     async with here(bell) as server:
         clients = [await connect(server.port) for _ in range(100)]
@@ -101,7 +82,7 @@ async def test_many_may_wait_at_once() -> None:
 
 
 @pytest.mark.parametrize("kind", ["async", "thread", "quick"])
-async def test_each_of_many_at_once_has_its_own_number(kind: str, accept: str) -> None:
+async def test_each_of_many_at_once_has_its_own_number(kind: str, here: Serve) -> None:
     """Not that of the last one who had come when the greeting began."""
 
     async def later(peer: Peer) -> str:
@@ -110,7 +91,7 @@ async def test_each_of_many_at_once_has_its_own_number(kind: str, accept: str) -
     def now(peer: Peer) -> str:
         return str(peer.count)
 
-    async with here(Greeting(now, quick=True), accept=accept) as server:
+    async with here(Greeting(now, quick=True)) as server:
         server.update(greeting=later if kind == "async" else Greeting(now, quick=kind == "quick"))
         with contextlib.ExitStack() as stack:
             knocks = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
@@ -121,7 +102,9 @@ async def test_each_of_many_at_once_has_its_own_number(kind: str, accept: str) -
 
 
 @pytest.mark.parametrize("answer", ["raise", "type", "encoding"])
-async def test_one_that_fails_costs_its_client_only(answer: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_that_fails_costs_its_client_only(
+    answer: str, caplog: pytest.LogCaptureFixture, here: Serve
+) -> None:
     async def greeting(peer: Peer) -> Any:
         await asyncio.sleep(0)
         if peer.count > 1:
@@ -142,7 +125,9 @@ async def test_one_that_fails_costs_its_client_only(answer: str, caplog: pytest.
         assert it_adds_up(server)
 
 
-async def test_one_that_fails_when_its_client_has_left_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_that_fails_when_its_client_has_left_says_nothing(
+    caplog: pytest.LogCaptureFixture, here: Serve
+) -> None:
     bell = asyncio.Event()
 
     async def greeting(peer: Peer) -> str:
@@ -170,7 +155,7 @@ async def exits(_: Peer) -> str:
 
 @pytest.mark.parametrize("greeting", [cancelled, exits, lambda _: sys.exit(3)])
 async def test_one_that_would_end_more_than_itself_does_not(
-    greeting: Any, caplog: pytest.LogCaptureFixture
+    greeting: Any, caplog: pytest.LogCaptureFixture, here: Serve
 ) -> None:
     async with here(greeting) as server:
         assert await speak_first(server.port, 18) == NOTHING
@@ -178,7 +163,9 @@ async def test_one_that_would_end_more_than_itself_does_not(
     assert "the greeting callable raised " in caplog.text
 
 
-async def test_one_that_takes_too_long_is_given_up_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_that_takes_too_long_is_given_up_alone(
+    caplog: pytest.LogCaptureFixture, here: Serve
+) -> None:
     bell = Bell()
 
     async def greeting(peer: Peer) -> str:
@@ -197,7 +184,7 @@ async def test_one_that_takes_too_long_is_given_up_alone(caplog: pytest.LogCaptu
     assert [record.getMessage() for record in caplog.records] == [f"{name}: not greeted within 0.2 s"]
 
 
-async def test_the_greeting_of_a_client_that_leaves_is_given_up() -> None:
+async def test_the_greeting_of_a_client_that_leaves_is_given_up(here: Serve) -> None:
     bell = Bell()
     async with here(bell) as server:
         client = await connect(server.port)
@@ -209,7 +196,7 @@ async def test_the_greeting_of_a_client_that_leaves_is_given_up() -> None:
         assert server.stats.open == 0
 
 
-async def test_a_client_may_end_its_side_while_it_waits() -> None:
+async def test_a_client_may_end_its_side_while_it_waits(here: Serve) -> None:
     bell = Bell()
     async with here(bell) as server:
         client = await connect(server.port)
@@ -222,7 +209,7 @@ async def test_a_client_may_end_its_side_while_it_waits() -> None:
         assert (server.stats.greeted, server.stats.linger_timeouts) == (1, 0)
 
 
-async def test_a_client_may_say_a_lot_while_it_waits() -> None:
+async def test_a_client_may_say_a_lot_while_it_waits(here: Serve) -> None:
     bell = Bell()
     async with here(bell) as server:
         loop = asyncio.get_running_loop()
@@ -234,7 +221,9 @@ async def test_a_client_may_say_a_lot_while_it_waits() -> None:
         assert server.stats.greeted == 1
 
 
-async def test_those_who_still_wait_at_the_end_are_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+async def test_those_who_still_wait_at_the_end_are_cut_off(
+    caplog: pytest.LogCaptureFixture, here: Serve
+) -> None:
     bell = Bell()
     server = await here(bell)
     clients = [await connect(server.port) for _ in range(3)]
@@ -260,7 +249,9 @@ def bell() -> Iterator[threading.Event]:
     bell.set()
 
 
-async def test_a_sync_greeting_runs_in_a_thread_and_holds_up_nobody(bell: threading.Event) -> None:
+async def test_a_sync_greeting_runs_in_a_thread_and_holds_up_nobody(
+    bell: threading.Event, here: Serve
+) -> None:
     threads: list[str] = []
 
     def greeting(peer: Peer) -> str:
@@ -280,7 +271,7 @@ async def test_a_sync_greeting_runs_in_a_thread_and_holds_up_nobody(bell: thread
     assert all(name.startswith("greeter-callable") for name in threads)
 
 
-async def test_a_thread_that_is_stuck_costs_its_client_only(bell: threading.Event) -> None:
+async def test_a_thread_that_is_stuck_costs_its_client_only(bell: threading.Event, here: Serve) -> None:
     def greeting(peer: Peer) -> str:
         if peer.count == 1:
             bell.wait()
@@ -297,7 +288,7 @@ async def test_a_thread_that_is_stuck_costs_its_client_only(bell: threading.Even
 
 @pytest.mark.parametrize("answer", ["raise", "type", "awaitable"])
 async def test_a_thread_that_fails_costs_its_client_only(
-    answer: str, caplog: pytest.LogCaptureFixture
+    answer: str, caplog: pytest.LogCaptureFixture, here: Serve
 ) -> None:
     async def promise() -> str:
         return "promised"
@@ -318,7 +309,9 @@ async def test_a_thread_that_fails_costs_its_client_only(
     assert why[answer] in record.getMessage()
 
 
-async def test_a_server_that_closes_has_threads_for_those_who_are_here(bell: threading.Event) -> None:
+async def test_a_server_that_closes_has_threads_for_those_who_are_here(
+    bell: threading.Event, here: Serve
+) -> None:
     def greeting(_: Peer) -> str:
         bell.wait(PATIENCE)
         return "Hello"
@@ -334,12 +327,13 @@ async def test_a_server_that_closes_has_threads_for_those_who_are_here(bell: thr
         assert await read_to_end(client) == Outcome(b"Hello", reset=False)
     async with asyncio.timeout(PATIENCE):
         await server.wait_closed()
+    assert server._conversation._threads is not None
     with pytest.raises(RuntimeError, match="after shutdown"):  # they are not kept either
-        server._house.threads().submit(print)
+        server._conversation._threads.submit(print)
 
 
 async def test_without_a_thread_a_greeting_is_not_made(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, here: Serve
 ) -> None:
     def none_left(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -352,7 +346,7 @@ async def test_without_a_thread_a_greeting_is_not_made(
     assert "can't start new thread" in caplog.text
 
 
-async def test_a_quick_greeting_runs_in_the_loop() -> None:
+async def test_a_quick_greeting_runs_in_the_loop(here: Serve) -> None:
     threads: list[threading.Thread] = []
 
     def greeting(peer: Peer) -> str:
@@ -367,8 +361,8 @@ async def test_a_quick_greeting_runs_in_the_loop() -> None:
 # -- greetings that go in parts ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [CHUNK, CHUNK + 1, 12 * CHUNK])
-async def test_what_waits_for_a_slow_client_is_one_chunk(size: int) -> None:
+@pytest.mark.parametrize("size", [CHUNK_SIZE, CHUNK_SIZE + 1, 12 * CHUNK_SIZE])
+async def test_what_waits_for_a_slow_client_is_one_chunk(size: int, here: Serve) -> None:
     """Of an asynchronous greeting too: it may be of any size."""
     data = bytes(range(256)) * (size // 256) + b"!" * (size % 256)
 
@@ -382,7 +376,7 @@ async def test_what_waits_for_a_slow_client_is_one_chunk(size: int) -> None:
         assert (server.stats.greeted, server.stats.bytes_sent) == (1, size)
 
 
-async def test_a_client_that_leaves_amid_its_greeting_was_not_greeted() -> None:
+async def test_a_client_that_leaves_amid_its_greeting_was_not_greeted(here: Serve) -> None:
     async with here(b"g" * 8_000_000) as server:
         client = await connect(server.port, receive_buffer=4096)
         assert await asyncio.get_running_loop().sock_recv(client, 1000)
@@ -390,96 +384,3 @@ async def test_a_client_that_leaves_amid_its_greeting_was_not_greeted() -> None:
         await until(lambda: server.stats.open == 0, "it has left")
         assert {why: n for why, n in server.stats.failed.items() if n} == {"reset": 1}
         assert (server.stats.greeted, server.stats.bytes_sent) == (0, 0)
-
-
-class Wire:
-    """A transport that takes what it is allowed to take, and notes what it is told."""
-
-    def __init__(self, *, full: bool = False, broken: bool = False) -> None:
-        self.told: list[str] = []
-        self.taken = 0
-        self.full = full  # the kernel takes no more
-        self.broken = broken  # the client is found to be gone at the half-close
-        self.protocol: Connection
-        self._closing = False
-
-    def set_write_buffer_limits(self, high: int, low: int | None = None) -> None:
-        pass
-
-    def get_extra_info(self, name: str) -> object:
-        return ("192.0.2.7", 3747) if name == "peername" else None
-
-    def write(self, data: bytes) -> None:
-        self.taken += len(data)
-        if self.full:
-            self.protocol.pause_writing()
-
-    def write_eof(self) -> None:
-        self.told.append("write_eof")
-        if self.broken:
-            raise OSError(107, "irrelevant")
-
-    def close(self) -> None:
-        self._end("close")
-
-    def abort(self) -> None:
-        self._end("abort")
-
-    def _end(self, how: str) -> None:
-        self.told.append(how)
-        if not self._closing:
-            self._closing = True
-            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
-
-    def is_closing(self) -> bool:
-        return self._closing
-
-
-def connection_over(wire: Wire, server: Server) -> Connection:
-    """A connection of the server whose transport is ``wire``."""
-    house = House(server._reception, server._vestibule)
-    connection = wire.protocol = Connection(house, server._listeners[0])
-    connection.connection_made(wire)  # type: ignore[arg-type]  # all of it that is used
-    return connection
-
-
-async def test_the_half_close_does_not_come_amid_the_transports_own_writing(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """asyncio calls resume_writing() in its write handler, and then half-closes itself if it is to.
-
-    A half-close of ours in between would be followed by another, which fails if the client has closed by
-    then: an error with a traceback in the log, for a client that was greeted whole.
-    """
-    async with here(b"Hello") as server:
-        wire = Wire(full=True)
-        connection = connection_over(wire, server)
-        assert (wire.taken, wire.told, server.stats.greeted) == (5, [], 0)
-        wire.full = False
-        connection.resume_writing()
-        assert wire.told == []
-        await until(lambda: wire.told == ["write_eof"], "half-closed in a later turn")
-        assert server.stats.greeted == 1
-        wire.close()
-
-
-async def test_a_client_found_gone_at_the_half_close_is_lost() -> None:
-    async with here(b"Hello") as server:
-        wire = Wire(broken=True)
-        connection_over(wire, server)
-        assert wire.told == ["write_eof", "abort"]
-        await until(lambda: server.stats.failed["reset"] == 1, "it has left")
-        assert (server.stats.greeted, server.stats.open) == (0, 0)
-
-
-async def test_a_client_that_leaves_before_the_next_part_gets_no_more() -> None:
-    async with here(b"x" * 3 * CHUNK) as server:
-        wire = Wire(full=True)
-        connection = connection_over(wire, server)
-        assert wire.taken == CHUNK
-        connection.resume_writing()
-        connection.connection_lost(ConnectionResetError())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert (server.stats.greeted, server.stats.failed["reset"], server.stats.open) == (0, 1, 0)
-        assert wire.told == []

@@ -1,4 +1,4 @@
-"""The instant path: what it does itself, what it hands over, and who is gone before."""
+"""The direct path: greetings sent at accept time, short sends, and clients that are gone before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 import greeter
 from greeter import Greeting, Peer, serve
-from greeter.instant import why_not_instant
 from greeter.limits import Limits
 from tests.peers import Outcome, connect, read_to_end, speak_first, until
 
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
 def here(greeting: Any = greeter.greeting.DEFAULT_GREETING, **options: Any) -> Serving:
-    """serve() on a free port and on the instant path, without an access log."""
+    """serve() on a free port and on the direct path, without an access log."""
     return serve(greeting, **{"port": 0, "access_log": False, "accept": "direct", **options})
 
 
@@ -46,7 +45,7 @@ class Sockets(list["Accepted"]):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *faults: tuple[str, int]) -> None:
         super().__init__()
         self.faults = list(faults)
-        monkeypatch.setattr("greeter.instant.SocketType", self.make)
+        monkeypatch.setattr("greeter.server.direct.SocketType", self.make)
 
     def make(self, family: int, kind: int, protocol: int, fd: int) -> Accepted:
         self.append(Accepted(family, kind, protocol, fd))
@@ -70,23 +69,11 @@ class Accepted(socket.SocketType):
     def _maybe_fail(self, call: str) -> None:
         name, number = self.fault
         if name == call:
+            self.fault = ("", 0)  # once
             raise OSError(number, os.strerror(number))
 
 
-def test_what_can_be_said_at_once() -> None:
-    async def later(peer: Peer) -> str:
-        return ""
-
-    def now(peer: Peer) -> str:
-        return ""
-
-    assert [why_not_instant(Greeting(words)) for words in ("a", "$host", b"a")] == [None, None, None]
-    assert why_not_instant(Greeting(now, quick=True)) is None
-    assert why_not_instant(Greeting(now)) == "a sync greeting that is not declared quick runs in a thread"
-    assert why_not_instant(Greeting(later)) == "an async greeting has to be awaited"
-
-
-async def test_the_rest_of_a_short_send_goes_over_the_stream_path() -> None:
+async def test_the_rest_of_a_short_send_is_sent_when_there_is_room() -> None:
     greeting = bytes(range(256)) * 8192
     async with here(greeting, sock=narrow()) as server:
         clients = [await connect(server.port, receive_buffer=4096) for _ in range(5)]
@@ -106,7 +93,7 @@ async def test_a_client_that_never_takes_the_rest_is_cut_off() -> None:
         client.close()
 
 
-async def test_a_client_that_is_handed_over_counts_for_its_address() -> None:
+async def test_a_client_whose_greeting_is_sent_in_parts_counts_for_its_address() -> None:
     """And no longer than it is here."""
     limits = Limits(max_per_ip=2)
     async with here(b"g" * 1_000_000, sock=narrow(), limits=limits) as server:
@@ -193,7 +180,7 @@ async def test_one_that_died_in_the_queue_hides_nobody(error: str) -> None:
 
 async def test_those_greeted_before_the_system_ran_out_are_greeted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch ends, but not for those who are in it."""
-    monkeypatch.setattr("greeter.reception.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("greeter.server.tracker.RETRY_SECONDS", 0.01)
     async with here() as server:
         (listener,) = server._listeners
         really = listener.accept_fd

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greeter.server import lingering
 from greeter.server.lingering import FIRST_CHECK_DELAY, TIMER_SLACK, LingeringSockets, discard_input
 from tests.peers import reset
 
@@ -146,7 +145,9 @@ def test_whoever_talks_is_looked_at_again_soon(lot: Lot) -> None:
     client.send(b"By the way, ")
     lot.loop.advance(due - lot.loop.now)
     for _ in range(3):  # as long as it goes on
-        assert lot.loop.timers == [pytest.approx(lot.loop.now + FIRST_CHECK_DELAY + TIMER_SLACK, abs=2 * TIMER_SLACK)]
+        assert lot.loop.timers == [
+            pytest.approx(lot.loop.now + FIRST_CHECK_DELAY + TIMER_SLACK, abs=2 * TIMER_SLACK)
+        ]
         client.send(b"and another thing: ")
         lot.loop.advance(lot.loop.timers[0] - lot.loop.now)
     quiet = lot.loop.now

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from greeter import ConfigError, Greeting, Peer, ProxyProtocolError, serve
+from greeter import ConfigError, Greeting, Peer, serve
 from greeter.limits import Limits
-from greeter.vestibule import read_header
-from tests.conftest import PATIENCE, greeter_process, loop_factories
+from tests.conftest import greeter_process
 from tests.peers import Outcome, connect, read_to_end, reset, until
-from tests.service_peers import descriptors
+from tests.service_peers import descriptors, on_every_stage
 from tests.test_listeners import needs_ipv6
 from tests.test_proxy_protocol import BAD, BU, GOOD, LOCAL, PROXY, tcp4, tcp6, v1, v2
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from greeter.server import Server, Serving
+
+    Serve = Callable[..., Serving]
 
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
@@ -37,11 +39,16 @@ def _the_door_closes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("greeter.server.server.HANDSHAKE_GRACE", 0.0)
 
 
-def behind_a_proxy(greeting: Any = "$host $port", **options: Any) -> Serving:
+@pytest.fixture
+def behind_a_proxy(accept: str) -> Serve:
     """A server that believes 127.0.0.1 and has no deadline that a test could wait for."""
-    where = {} if {"path", "host"} & options.keys() else {"host": "127.0.0.1"}
-    defaults = {"port": 0, "proxy_from": ["127.0.0.1"], "greet_timeout": 600, "access_log": False}
-    return serve(greeting, **{**defaults, **where, **options})
+
+    def start(greeting: Any = "$host $port", **options: Any) -> Serving:
+        where = {} if {"path", "host"} & options.keys() else {"host": "127.0.0.1"}
+        defaults = {"port": 0, "proxy_from": ["127.0.0.1"], "greet_timeout": 600, "access_log": False}
+        return serve(greeting, **{**defaults, **where, "accept": accept, **options})
+
+    return start
 
 
 def failed(server: Server) -> dict[str, int]:
@@ -85,7 +92,7 @@ class Words:
 # -- headers that are none -------------------------------------------------------------------------------
 
 
-async def test_a_malformed_header_is_closed_without_a_greeting() -> None:
+async def test_a_malformed_header_is_closed_without_a_greeting(behind_a_proxy: Serve) -> None:
     assert len(BAD) >= 15
     words = Words()
     async with behind_a_proxy(Greeting(words, quick=True)) as server:
@@ -99,7 +106,9 @@ async def test_a_malformed_header_is_closed_without_a_greeting() -> None:
         await nobody_left(server)
 
 
-async def test_a_header_that_does_not_end_is_closed_at_the_deadline(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_header_that_does_not_end_is_closed_at_the_deadline(
+    caplog: pytest.LogCaptureFixture, behind_a_proxy: Serve
+) -> None:
     starts = [b"", b"P", b"PROXY", REAL[:-1], v2()[:12], v2(PROXY, 0x11, bytes(12))[:20]]
     async with behind_a_proxy(greet_timeout=0.1) as server:
         socks = [await say(server.port, start) for start in starts]
@@ -113,7 +122,9 @@ async def test_a_header_that_does_not_end_is_closed_at_the_deadline(caplog: pyte
 
 
 @pytest.mark.parametrize("ending", ["reset", "end of stream", "end of stream at once"])
-async def test_a_header_that_ends_too_early(ending: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_header_that_ends_too_early(
+    ending: str, caplog: pytest.LogCaptureFixture, behind_a_proxy: Serve
+) -> None:
     caplog.set_level(logging.INFO, "greeter")
     async with behind_a_proxy() as server:
         sock = await say(server.port, b"" if ending.endswith("once") else REAL[:12])
@@ -130,7 +141,9 @@ async def test_a_header_that_ends_too_early(ending: str, caplog: pytest.LogCaptu
     assert "asyncio" not in {record.name for record in caplog.records}
 
 
-async def test_text_in_a_header_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_text_in_a_header_cannot_forge_a_line_of_the_log(
+    caplog: pytest.LogCaptureFixture, behind_a_proxy: Serve
+) -> None:
     caplog.set_level(logging.INFO, "greeter")
     async with behind_a_proxy(access_log=True) as server:
         path = b"/run/a\nGot a connection from ('203.0.113.9', 1)\x1b[31m"
@@ -147,7 +160,7 @@ async def test_text_in_a_header_cannot_forge_a_line_of_the_log(caplog: pytest.Lo
 
 
 @pytest.mark.parametrize("pieces", ["whole", "byte by byte"])
-async def test_the_greeting_is_for_whom_the_header_names(pieces: str) -> None:
+async def test_the_greeting_is_for_whom_the_header_names(pieces: str, behind_a_proxy: Serve) -> None:
     """Or for the real peer: LOCAL, UNKNOWN and AF_UNSPEC say nothing about anybody."""
     # A header of 4096 bytes in as many segments takes a while and shows nothing new.
     cases = {name: case for name, case in GOOD.items() if pieces == "whole" or len(case[0]) < 300}
@@ -181,14 +194,18 @@ async def test_the_greeting_is_for_whom_the_header_names(pieces: str) -> None:
     ],
     ids=["TCP4", "TCP6", "UNKNOWN", "LOCAL", "UNIX", "UNIX with a colon"],
 )
-async def test_the_family_is_that_of_the_client(data: bytes, family: AddressFamily) -> None:
+async def test_the_family_is_that_of_the_client(
+    data: bytes, family: AddressFamily, behind_a_proxy: Serve
+) -> None:
     words = Words()
     async with behind_a_proxy(Greeting(words, quick=True)) as server:
         assert (await heard(server.port, data)).data == b"welcome"
     assert [peer.family for peer in words.said_to] == [family]
 
 
-async def test_what_comes_behind_the_header_is_discarded_like_anything_that_clients_say() -> None:
+async def test_what_comes_behind_the_header_is_discarded_like_anything_that_clients_say(
+    behind_a_proxy: Serve,
+) -> None:
     async with behind_a_proxy() as server:
         for size in (18, 200_000):
             outcome = await heard(server.port, REAL + b"x" * size)
@@ -196,14 +213,14 @@ async def test_what_comes_behind_the_header_is_discarded_like_anything_that_clie
         await nobody_left(server)
 
 
-async def test_a_client_of_the_proxy_that_has_half_closed_is_greeted() -> None:
+async def test_a_client_of_the_proxy_that_has_half_closed_is_greeted(behind_a_proxy: Serve) -> None:
     async with behind_a_proxy() as server:
         sock = await say(server.port, REAL)
         sock.shutdown(socket.SHUT_WR)
         assert await read_to_end(sock) == Outcome(b"192.0.2.1 56324", reset=False)
 
 
-async def test_any_kind_of_greeting() -> None:
+async def test_any_kind_of_greeting(behind_a_proxy: Serve) -> None:
     def now(peer: Peer) -> str:
         return peer.host
 
@@ -214,30 +231,15 @@ async def test_any_kind_of_greeting() -> None:
     kinds: list[Any] = [now, later, Greeting(now, quick=True), "$host"]
     for greeting in kinds:
         async with behind_a_proxy(greeting) as server:
-            assert server.path == "streams"
             assert await heard(server.port, REAL) == Outcome(b"192.0.2.1", reset=False)
-
-
-async def test_exactly_the_header_is_taken() -> None:
-    loop = asyncio.get_running_loop()
-    for name, (data, header) in GOOD.items():
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            ours.setblocking(False)
-            theirs.sendall(data + b"\x16\x03\x01 what follows")
-            async with asyncio.timeout(PATIENCE):
-                assert await read_header(loop, ours) == header, name
-            assert ours.recv(100) == b"\x16\x03\x01 what follows", name
-            theirs.sendall(data[:-1])
-            theirs.shutdown(socket.SHUT_WR)
-            with pytest.raises(ProxyProtocolError, match="the end of stream came first"):
-                await read_header(loop, ours)
 
 
 # -- who is believed -------------------------------------------------------------------------------------
 
 
-async def test_an_untrusted_source_is_turned_away(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_untrusted_source_is_turned_away(
+    caplog: pytest.LogCaptureFixture, behind_a_proxy: Serve
+) -> None:
     words = Words()
     async with behind_a_proxy(
         Greeting(words, quick=True), proxy_from=["127.0.0.2", "192.0.2.0/24"]
@@ -263,7 +265,7 @@ async def test_an_untrusted_source_is_turned_away(caplog: pytest.LogCaptureFixtu
 
 
 @needs_ipv6
-async def test_a_proxy_on_ipv6() -> None:
+async def test_a_proxy_on_ipv6(behind_a_proxy: Serve) -> None:
     async with behind_a_proxy(host="::1", proxy_from=["::1"]) as server:
         reader, writer = await asyncio.open_connection("::1", server.port)
         writer.write(REAL)
@@ -272,7 +274,9 @@ async def test_a_proxy_on_ipv6() -> None:
         await writer.wait_closed()
 
 
-async def test_on_a_unix_socket_its_permissions_say_who_is_believed(tmp_path: Path) -> None:
+async def test_on_a_unix_socket_its_permissions_say_who_is_believed(
+    tmp_path: Path, behind_a_proxy: Serve
+) -> None:
     async with behind_a_proxy(path=f"{tmp_path}/door") as server:
         reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/door")
         writer.write(REAL)
@@ -283,20 +287,15 @@ async def test_on_a_unix_socket_its_permissions_say_who_is_believed(tmp_path: Pa
 
 
 @pytest.mark.parametrize("networks", [[], ["localhost"], ["127.0.0.1/8"]])
-async def test_who_is_believed_has_to_be_said(networks: list[str]) -> None:
+async def test_who_is_believed_has_to_be_said(networks: list[str], behind_a_proxy: Serve) -> None:
     with pytest.raises(ConfigError, match="proxy_from"):
         await behind_a_proxy(proxy_from=networks)
-
-
-async def test_the_instant_path_has_no_time_for_a_header() -> None:
-    with pytest.raises(ConfigError, match="cannot accept on the instant path: a PROXY header comes before"):
-        await behind_a_proxy(accept="direct")
 
 
 # -- who may come in -------------------------------------------------------------------------------------
 
 
-async def test_admission_is_for_the_address_in_the_header() -> None:
+async def test_admission_is_for_the_address_in_the_header(behind_a_proxy: Serve) -> None:
     limits = Limits(max_per_ip=1, deny=["203.0.113.0/24"])
     log: list[Any] = []
     async with behind_a_proxy(limits=limits, access_log=log.append) as server:
@@ -327,7 +326,7 @@ async def test_admission_is_for_the_address_in_the_header() -> None:
     )
 
 
-async def test_a_drain_waits_for_the_rest_of_a_header() -> None:
+async def test_a_drain_waits_for_the_rest_of_a_header(behind_a_proxy: Serve) -> None:
     server = await behind_a_proxy()
     sock = await say(server.port, REAL[:12])
     await until(lambda: server.stats.open == 1, "it is there")
@@ -339,7 +338,7 @@ async def test_a_drain_waits_for_the_rest_of_a_header() -> None:
     await nobody_left(server)
 
 
-async def test_a_drain_does_not_wait_for_ever() -> None:
+async def test_a_drain_does_not_wait_for_ever(behind_a_proxy: Serve) -> None:
     server = await behind_a_proxy()
     sock = await say(server.port, REAL[:12])
     await until(lambda: server.stats.open == 1, "it is there")
@@ -371,8 +370,18 @@ def wakeups(pid: int) -> int:
 async def test_half_a_header_keeps_nobody_awake() -> None:
     """A byte of it left in the kernel would keep the socket readable, and the service busy."""
 
-    async def play(loop: str) -> None:
-        args = ["--listen", "127.0.0.1:0", "--proxy-protocol", "--proxy-from", "127.0.0.0/8", "--loop", loop]
+    async def play(loop: str, path: str) -> None:
+        args = [
+            "--accept",
+            path,
+            "--listen",
+            "127.0.0.1:0",
+            "--proxy-protocol",
+            "--proxy-from",
+            "127.0.0.0/8",
+            "--loop",
+            loop,
+        ]
         args += ["--greeting", "$host $port", "--greet-timeout", "600", "--no-access-log"]
         async with greeter_process("serve", *args) as service:
             at_rest = descriptors(service.pid, "socket:")
@@ -395,4 +404,4 @@ async def test_half_a_header_keeps_nobody_awake() -> None:
             assert await service.stop() == 0
         assert service.lines[-1] == f"Stopped: {WAITING} greeted of {WAITING} accepted, 0 failed"
 
-    await asyncio.gather(*(play(loop) for loop in loop_factories()))
+    await on_every_stage(play)

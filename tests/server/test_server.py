@@ -17,7 +17,7 @@ import greeter
 from greeter import ConfigError, Greeting, ListenFailed, Peer, serve
 from greeter.fdlimit import OVERSHOOT
 from greeter.limits import Limits
-from greeter.server import QUEUE_BOUND
+from greeter.server.server import MAX_FINAL_ACCEPTS
 from tests.conftest import PATIENCE
 from tests.peers import Outcome, connect, read_to_end, reset, speak_first, until
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from greeter.paths import Accept
-    from greeter.server import Server, Serving
+    from greeter.server import Accept, Server, Serving
 
 GREETED = Outcome(b"Thank you for connecting", reset=False)
 
@@ -36,11 +35,6 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 def here(greeting: Any = greeter.greeting.DEFAULT_GREETING, **options: Any) -> Serving:
     """serve() on a free port, without an access log."""
     return serve(greeting, **{"port": 0, "access_log": False, **options})
-
-
-def tls() -> ssl.SSLContext:
-    """A context that will do as long as nobody shakes hands."""
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
 
 async def in_time(awaitable: Any) -> Any:
@@ -62,6 +56,11 @@ class Slow:
         return "Hello"
 
 
+def tls() -> ssl.SSLContext:
+    """A context that will do as long as no client does a handshake."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+
 # -- arguments ---------------------------------------------------------------------------------------------
 
 
@@ -69,12 +68,14 @@ class Slow:
     ("options", "message"),
     [
         ({"path": "/s", "listen": [":1"]}, "give one of path, sock and listen"),
-        ({"greet_timeout": -1}, "greet_timeout is a number of seconds from 0, not -1"),
-        ({"greet_timeout": float("nan")}, "greet_timeout is a number of seconds from 0, not nan"),
-        ({"linger_timeout": -0.5}, "linger_timeout is a number of seconds from 0, not -0.5"),
-        ({"drain_timeout": -2}, "drain_timeout is a number of seconds from 0, not -2"),
+        ({"greet_timeout": -1}, "greet_timeout must be a number of seconds from 0, not -1"),
+        ({"greet_timeout": float("nan")}, "greet_timeout must be a number of seconds from 0, not nan"),
+        ({"linger_timeout": -0.5}, "linger_timeout must be a number of seconds from 0, not -0.5"),
+        ({"drain_timeout": -2}, "drain_timeout must be a number of seconds from 0, not -2"),
         ({"backlog": 0}, "backlog is at least 1, not 0"),
-        ({"accept": "quick"}, "accept is auto, stream or instant, not 'quick'"),
+        ({"greet_timeout": "1"}, "greet_timeout must be a number of seconds from 0, not '1'"),
+        ({"accept": "stream"}, "accept must be 'auto', 'direct' or 'streams', not 'stream'"),
+        ({"accept": "instant"}, "accept must be 'auto', 'direct' or 'streams', not 'instant'"),
         ({"greeting": 42}, "a greeting is text, bytes or a callable, not int"),
         ({"greeting": "$nobody"}, r"unknown name \$nobody"),
         ({"port": 65536}, "65536"),
@@ -103,55 +104,41 @@ def test_no_time_at_all_is_a_time(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("greeting", "options", "why"),
-    [
-        (slow, {}, "an async greeting has to be awaited"),
-        (Slow(), {}, "an async greeting has to be awaited"),
-        (functools.partial(slow), {}, "an async greeting has to be awaited"),
-        (plain, {}, "a sync greeting that is not declared quick runs in a thread"),
-        ("Hello", {"ssl": tls()}, "TLS comes before the greeting"),
-        ("Hello", {"proxy_from": ["127.0.0.1"]}, "a PROXY header comes before the greeting"),
-        ("Hello", {"proxy_from": ["::1"], "ssl": tls()}, "a PROXY header comes before the greeting"),
-    ],
-    ids=["async", "object", "partial", "thread", "tls", "proxy", "both"],
-)
-async def test_what_instant_cannot_do_is_refused_with_the_reason(
-    greeting: Any, options: Any, why: str
-) -> None:
-    with pytest.raises(ConfigError, match=f"^cannot accept on the instant path: {why}$"):
-        await here(greeting, accept="direct", **options)
-    async with here(greeting, accept="auto", **options) as server:
-        assert server.path == "streams"
-
-
-@pytest.mark.parametrize(
     "greeting",
-    ["Hello", b"\0", "Hello $host", Greeting(plain, quick=True), Greeting(Greeting(plain), quick=True)],
-    ids=["text", "bytes", "template", "quick", "made quick"],
+    [
+        slow,
+        Slow(),
+        functools.partial(slow),
+        plain,
+        "Hello",
+        b"\0",
+        "Hello $host",
+        Greeting(plain, quick=True),
+    ],
+    ids=["async", "object", "partial", "thread", "text", "bytes", "template", "quick"],
 )
 @pytest.mark.parametrize("accept", ["auto", "direct", "streams"])
-async def test_auto_is_instant_where_it_can(greeting: Any, accept: Accept) -> None:
+async def test_every_path_serves_every_greeting(greeting: Any, accept: Accept) -> None:
     async with here(greeting, accept=accept) as server:
         assert server.path == ("streams" if accept == "streams" else "direct")
         assert repr(server) == f"<greeter.Server 127.0.0.1:{server.port} {server.path}>"
+        reply = await greeter.greet(port=server.port)
+        assert reply.data.startswith(b"Hello") or reply.data == b"\0"
 
 
 @pytest.fixture
 def blind_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that cannot watch a socket, as on Windows."""
-    monkeypatch.setattr("greeter.paths.can_watch", lambda loop: False)
+    monkeypatch.setattr("greeter.server.server.supports_direct", lambda loop: False)
 
 
 @pytest.mark.usefixtures("blind_loop")
-async def test_a_loop_that_cannot_watch_serves_on_the_stream_path() -> None:
+async def test_a_loop_that_cannot_watch_serves_on_the_streams_path() -> None:
     async with here() as server:
         assert server.path == "streams"
         assert await speak_first(server.port, 18) == GREETED
-    with pytest.raises(ConfigError, match="instant path: this event loop cannot watch a socket"):
+    with pytest.raises(ConfigError, match="direct accept path needs an event loop that can watch a socket"):
         await here(accept="direct")
-    for option, what in (({"ssl": tls()}, "TLS"), ({"proxy_from": ["::1"]}, "a PROXY header")):
-        with pytest.raises(ConfigError, match=f"^{what} needs an event loop that can watch a socket$"):
-            await here(**option)
 
 
 # -- where -------------------------------------------------------------------------------------------------
@@ -208,7 +195,7 @@ async def test_a_failed_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tm
     async def fail(server: Server) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("greeter.server.Server._start", fail)
+    monkeypatch.setattr("greeter.server.server.Server._start", fail)
     with pytest.raises(ZeroDivisionError):
         await here(listen=["127.0.0.1:0", f"unix:{tmp_path}/s"])
     assert os.listdir(tmp_path) == []
@@ -333,7 +320,7 @@ async def test_a_system_without_descriptors_loses_nobody(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On the instant path, where accept() is ours; tests/test_faults.py does it to all of them."""
-    monkeypatch.setattr("greeter.reception.RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("greeter.server.tracker.RETRY_SECONDS", 0.02)
     async with here(accept="direct") as server:
         (listener,) = server._listeners
         really = listener.accept_fd
@@ -535,7 +522,7 @@ async def test_a_queue_that_gives_nobody_does_not_keep_the_door_open(accept: Acc
     listener.accept_fd = forbidden
     server.close()
     await in_time(server.wait_closed())
-    assert asked == QUEUE_BOUND
+    assert asked == MAX_FINAL_ACCEPTS
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""asyncio's own servers, paused and resumed without a loss, and sockets that are taken over."""
+"""asyncio.start_server, paused, resumed and stopped without a loss; ``handler`` in a server of our own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from greeter import serve
 from greeter.limits import Limits
-from greeter.loopserver import LoopServer
+from greeter.server.streams import StreamsPath
 from tests.conftest import PATIENCE
 from tests.peers import Outcome, connect, read_to_end, speak_first, until
 
@@ -21,21 +21,15 @@ if TYPE_CHECKING:
 
 GREETED = Outcome(b"Thank you for connecting", reset=False)
 
-pytestmark = pytest.mark.usefixtures("no_fd_leak", "blind_loop")
-
-
-@pytest.fixture
-def blind_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop of which nobody knows that it can watch a socket: it has to do the accepting."""
-    monkeypatch.setattr("greeter.paths.can_watch", lambda loop: False)
+pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
 def here(**options: Any) -> Serving:
-    return serve(**{"port": 0, "access_log": False, **options})
+    return serve(**{"port": 0, "access_log": False, "accept": "streams", **options})
 
 
-def path_of(server: Server) -> LoopServer:
-    assert isinstance(server._path, LoopServer)
+def path_of(server: Server) -> StreamsPath:
+    assert isinstance(server._path, StreamsPath)
     return server._path
 
 
@@ -55,8 +49,8 @@ async def test_paused_and_resumed_it_loses_nobody() -> None:
         path = path_of(server)
         waiting: list[socket.socket] = []
         for _ in range(5):
-            path.stop()
-            path.stop()
+            path.pause()
+            path.pause()
             waiting += [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
             await turns(3)
             accepted = server.stats.accepted
@@ -74,10 +68,10 @@ async def test_it_may_be_paused_while_it_resumes(turns_before: int) -> None:
     """Wherever it is by then, it accepts no more; and then it can be resumed all the same."""
     async with here(listen=["127.0.0.1:0"] * 3) as server:
         path = path_of(server)
-        path.stop()
+        path.pause()
         path.resume()
         await turns(turns_before)
-        path.stop()
+        path.pause()
         await turns(5)
         ports = [int(address.rpartition(":")[2]) for address in server.addresses]
         clients = [socket.create_connection(("127.0.0.1", port)) for port in ports]
@@ -91,10 +85,10 @@ async def test_it_may_be_paused_while_it_resumes(turns_before: int) -> None:
 async def test_it_may_be_resumed_at_once(turns_before: int) -> None:
     async with here() as server:
         path = path_of(server)
-        path.stop()
+        path.pause()
         path.resume()
         await turns(turns_before)
-        path.stop()
+        path.pause()
         path.resume()  # before anything has come of either
         assert await speak_first(server.port, 18) == GREETED
 
@@ -104,7 +98,7 @@ async def test_it_may_be_closed_while_it_resumes(turns_before: int) -> None:
     """Nothing that listens is left; the fixture looks for it."""
     server = await here(listen=["127.0.0.1:0"] * 3)
     path = path_of(server)
-    path.stop()
+    path.pause()
     path.resume()
     await turns(turns_before)
     server.close()
@@ -122,7 +116,7 @@ async def test_a_client_that_is_being_accepted_when_it_is_paused_is_greeted() ->
         async with here() as server:
             client = socket.create_connection(("127.0.0.1", server.port))
             await turns(before)
-            path_of(server).stop()
+            path_of(server).pause()
             await turns(5)
             path_of(server).resume()
             await greeted([client])
@@ -132,7 +126,7 @@ async def test_a_resume_that_fails_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It takes a descriptor, and there may be none."""
-    monkeypatch.setattr("greeter.reception.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("greeter.server.tracker.RETRY_SECONDS", 0.01)
     async with here() as server:
         path = path_of(server)
         failing = iter([errno.EMFILE, errno.ENFILE])
@@ -144,7 +138,7 @@ async def test_a_resume_that_fails_is_tried_again(
             return really(sock)
 
         monkeypatch.setattr(socket.socket, "dup", dup)
-        path.stop()
+        path.pause()
         client = socket.create_connection(("127.0.0.1", server.port))
         path.resume()
         await greeted([client])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from greeter.waiting import Waiting
+
 from tests.server.test_lingering import VirtualLoop
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import socket
 import ssl
 import time
 from datetime import UTC
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
@@ -343,10 +343,9 @@ class TestServing:
     """In this process, on every loop."""
 
     async def test_a_strict_client_sees_the_greeting_and_a_clean_end(
-        self, files: Files, client: ssl.SSLContext
+        self, files: Files, client: ssl.SSLContext, accept: Any
     ) -> None:
-        async with serve(port=0, ssl=server_context(files.both), access_log=False) as server:
-            assert server.path == "streams"
+        async with serve(accept=accept, port=0, ssl=server_context(files.both), access_log=False) as server:
             for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
                 client.maximum_version = version
                 seen = await visit(server.port, client)
@@ -357,8 +356,8 @@ class TestServing:
             assert server.stats.bytes_sent == 2 * len(HELLO)
             assert_nothing_left(server)
 
-    async def test_many_at_once(self, files: Files, client: ssl.SSLContext) -> None:
-        async with serve(port=0, ssl=server_context(files.both), access_log=False) as server:
+    async def test_many_at_once(self, files: Files, client: ssl.SSLContext, accept: Any) -> None:
+        async with serve(accept=accept, port=0, ssl=server_context(files.both), access_log=False) as server:
             replies = await asyncio.gather(
                 *(
                     greeter.greet(port=server.port, ssl=client, server_hostname="localhost", timeout=PATIENCE)
@@ -372,39 +371,52 @@ class TestServing:
         "parts", [[18], [200_000], [18] * 10, [20_000] * 10], ids=["little", "much", "on", "on and on"]
     )
     async def test_clients_that_speak_first_are_greeted(
-        self, files: Files, client: ssl.SSLContext, parts: list[int]
+        self, files: Files, client: ssl.SSLContext, parts: list[int], accept: Any
     ) -> None:
         """Also those who go on speaking after our close_notify, and listen only then."""
         says = [b"x" * size for size in parts]
-        async with serve(port=0, ssl=server_context(files.both), access_log=False) as server:
+        async with serve(accept=accept, port=0, ssl=server_context(files.both), access_log=False) as server:
             visits = (visit(server.port, client, says, rest=lambda: time.sleep(0.005)) for _ in range(4))
             for seen in await asyncio.gather(*visits):
                 assert_greeted(seen)
             await until(lambda: server.stats.open == 0, "they have left")
             assert_nothing_left(server)
 
-    async def test_a_large_greeting_arrives_whole(self, files: Files, client: ssl.SSLContext) -> None:
+    async def test_a_large_greeting_arrives_whole(
+        self, files: Files, client: ssl.SSLContext, accept: Any
+    ) -> None:
         greeting = bytes(range(256)) * 15625
-        async with serve(greeting, port=0, ssl=server_context(files.both), access_log=False) as server:
+        async with serve(
+            greeting, accept=accept, port=0, ssl=server_context(files.both), access_log=False
+        ) as server:
             for seen in await asyncio.gather(*(visit(server.port, client) for _ in range(3))):
                 assert_greeted(seen, greeting)
             assert server.stats.bytes_sent == 3 * len(greeting)
 
     async def test_a_slow_reader_has_until_the_greet_deadline(
-        self, files: Files, client: ssl.SSLContext
+        self, files: Files, client: ssl.SSLContext, accept: Any
     ) -> None:
         """What the kernel has not taken yet does not get lost at the linger deadline, which is earlier."""
         greeting = b"g" * 60_000
         door = socket.create_server(("127.0.0.1", 0))
         door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # also for those that it accepts
         tls = server_context(files.both)
-        async with serve(greeting, sock=door, ssl=tls, linger_timeout=0.1, access_log=False) as server:
+        async with serve(
+            greeting, accept=accept, sock=door, ssl=tls, linger_timeout=0.1, access_log=False
+        ) as server:
             seen = await visit(server.port, client, receive_buffer=4096, rest=lambda: time.sleep(0.25))
             assert_greeted(seen, greeting)
 
-    async def test_a_client_that_never_reads_is_cut_off(self, files: Files, client: ssl.SSLContext) -> None:
+    async def test_a_client_that_never_reads_is_cut_off(
+        self, files: Files, client: ssl.SSLContext, accept: Any
+    ) -> None:
         async with serve(
-            b"g" * 4_000_000, port=0, ssl=server_context(files.both), greet_timeout=0.2, access_log=False
+            b"g" * 4_000_000,
+            port=0,
+            ssl=server_context(files.both),
+            greet_timeout=0.2,
+            access_log=False,
+            accept=accept,
         ) as server:
             with socket.socket() as raw:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -416,9 +428,15 @@ class TestServing:
                     await until(lambda: server.stats.open == 0, "gone")
             assert_nothing_left(server)
 
-    async def test_a_client_that_never_closes_is_cut_off(self, files: Files, client: ssl.SSLContext) -> None:
+    async def test_a_client_that_never_closes_is_cut_off(
+        self, files: Files, client: ssl.SSLContext, accept: Any
+    ) -> None:
         async with serve(
-            port=0, ssl=server_context(files.both), linger_timeout=0.2, access_log=False
+            port=0,
+            ssl=server_context(files.both),
+            linger_timeout=0.2,
+            access_log=False,
+            accept=accept,
         ) as server:
             seen, below = await asyncio.to_thread(self._never_closes, server.port, client)
             with below:
@@ -441,12 +459,12 @@ class TestServing:
 
     @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
     async def test_tls_1_1_is_refused(
-        self, files: Files, client: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+        self, files: Files, client: ssl.SSLContext, caplog: pytest.LogCaptureFixture, accept: Any
     ) -> None:
         caplog.set_level(logging.INFO, "greeter")
         client.set_ciphers("DEFAULT@SECLEVEL=0")  # or OpenSSL would not even offer it
         client.minimum_version = client.maximum_version = ssl.TLSVersion.TLSv1_1
-        async with serve(port=0, ssl=server_context(files.both), access_log=False) as server:
+        async with serve(accept=accept, port=0, ssl=server_context(files.both), access_log=False) as server:
             seen = await visit(server.port, client)
             assert seen.data == b""
             assert seen.error is not None
@@ -456,7 +474,7 @@ class TestServing:
             assert_nothing_left(server)
 
     async def test_client_certificates(
-        self, files: Files, authority: trustme.CA, client: ssl.SSLContext
+        self, files: Files, authority: trustme.CA, client: ssl.SSLContext, accept: Any
     ) -> None:
         peers: list[Peer] = []
 
@@ -466,7 +484,7 @@ class TestServing:
 
         context = server_context(files.cert, files.key, files.ca)
         greeting = Greeting(hello, quick=True)
-        async with serve(greeting, port=0, ssl=context, access_log=False) as server:
+        async with serve(greeting, accept=accept, port=0, ssl=context, access_log=False) as server:
             for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
                 client.maximum_version = version
                 nobody = await visit(server.port, client)
@@ -491,22 +509,25 @@ class TestServing:
             assert_nothing_left(server)
 
     async def test_without_client_certificates_there_is_a_version_and_no_subject(
-        self, files: Files, client: ssl.SSLContext
+        self, files: Files, client: ssl.SSLContext, accept: Any
     ) -> None:
         async def hello(peer: Peer) -> str:
             return f"{peer.tls_version} {peer.tls_subject!r}"
 
-        async with serve(hello, port=0, ssl=server_context(files.both), access_log=False) as server:
+        async with serve(
+            hello, accept=accept, port=0, ssl=server_context(files.both), access_log=False
+        ) as server:
             assert_greeted(await visit(server.port, client), b"TLSv1.3 ''")
-        async with serve(hello, port=0, access_log=False) as server:
+        async with serve(hello, accept=accept, port=0, access_log=False) as server:
             assert (await greeter.greet(port=server.port)).data == b" ''"
 
     async def test_a_header_and_a_client_hello_in_one_segment(
-        self, files: Files, client: ssl.SSLContext
+        self, files: Files, client: ssl.SSLContext, accept: Any
     ) -> None:
         """Which hangs StreamWriter.start_tls (cpython #142352)."""
         async with serve(
             "$host $port",
+            accept=accept,
             port=0,
             ssl=server_context(files.both),
             proxy_from=["127.0.0.1"],
@@ -529,10 +550,14 @@ class TestServing:
         "fault", ["reset", "reset after a part", "garbage", "end", "stall", "stall after a part"]
     )
     async def test_a_handshake_that_fails_costs_its_client_only(
-        self, files: Files, client: ssl.SSLContext, fault: str, caplog: pytest.LogCaptureFixture
+        self, files: Files, client: ssl.SSLContext, fault: str, caplog: pytest.LogCaptureFixture, accept: Any
     ) -> None:
         async with serve(
-            port=0, ssl=server_context(files.both), greet_timeout=0.2, access_log=False
+            port=0,
+            ssl=server_context(files.both),
+            greet_timeout=0.2,
+            access_log=False,
+            accept=accept,
         ) as server:
             with caplog.at_level(logging.INFO, "greeter"):
                 sock = await connect(server.port)
@@ -561,11 +586,11 @@ class TestServing:
             assert_greeted(await visit(server.port, client))
 
     async def test_a_certificate_is_renewed_for_the_next_client(
-        self, authority: trustme.CA, tmp_path: Path
+        self, authority: trustme.CA, tmp_path: Path, accept: Any
     ) -> None:
         own = Files(tmp_path, authority)
         client = client_context(own.ca)
-        async with serve(port=0, ssl=server_context(own.both), access_log=False) as server:
+        async with serve(accept=accept, port=0, ssl=server_context(own.both), access_log=False) as server:
             before = await visit(server.port, client)
             own.renew(authority)
             server.update(tls=server_context(own.both))
@@ -573,13 +598,15 @@ class TestServing:
             assert_greeted(before)
             assert_greeted(after)
             assert before.serial != after.serial
-        async with serve(port=0, access_log=False) as server:
+        async with serve(accept=accept, port=0, access_log=False) as server:
             with pytest.raises(ConfigError, match="cannot be turned on while serving"):
                 server.update(tls=server_context(own.both), greeting="new")
             assert (await greeter.greet(port=server.port)).data == HELLO
 
-    async def test_a_drain_lets_a_handshake_finish(self, files: Files, client: ssl.SSLContext) -> None:
-        server = await serve(port=0, ssl=server_context(files.both), access_log=False)
+    async def test_a_drain_lets_a_handshake_finish(
+        self, files: Files, client: ssl.SSLContext, accept: Any
+    ) -> None:
+        server = await serve(accept=accept, port=0, ssl=server_context(files.both), access_log=False)
         sock = await connect(server.port)
         await until(lambda: server.stats.open == 1, "the handshake has begun")
         draining = asyncio.create_task(server.drain())
@@ -588,8 +615,8 @@ class TestServing:
         assert await draining is True
         assert_nothing_left(server)
 
-    async def test_a_drain_cuts_off_a_handshake_at_its_deadline(self, files: Files) -> None:
-        server = await serve(port=0, ssl=server_context(files.both), access_log=False)
+    async def test_a_drain_cuts_off_a_handshake_at_its_deadline(self, files: Files, accept: Any) -> None:
+        server = await serve(accept=accept, port=0, ssl=server_context(files.both), access_log=False)
         sock = await connect(server.port)
         await until(lambda: server.stats.open == 1, "the handshake has begun")
         assert await server.drain(0.1) is False

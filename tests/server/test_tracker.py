@@ -8,6 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from greeter.reception import COMPLAIN_SECONDS, RETRY_SECONDS, Reception
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -16,7 +17,6 @@ from greeter.address import describe
 from greeter.errors import GreetingError
 from greeter.greeting import Greeting
 from greeter.limits import Admission, Limits
-from greeter.reception import COMPLAIN_SECONDS, RETRY_SECONDS, Reception
 from greeter.stats import FAILURES
 from tests.conftest import PATIENCE
 from tests.server.test_lingering import VirtualLoop
