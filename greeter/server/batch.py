@@ -21,12 +21,12 @@ import contextvars
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
+from greeter.errors import GreetingError
 from greeter.greeting import failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
-    from greeter.errors import GreetingError
     from greeter.greeting import Greeting, Peer
     from greeter.server.direct_connection import DirectConnection
 
@@ -49,13 +49,11 @@ class GreetingBatches:
         self._loop = loop
         self._peer = peer
         self._deliver = deliver
-        self._tasks: set[asyncio.Task[None]] = set()  # the event loop has weak references only
 
     def start(self, greeting: Greeting, connections: deque[DirectConnection]) -> None:
         """Make an async ``greeting`` for each of ``connections``, which becomes ours."""
-        task = self._loop.create_task(self._run(greeting, connections))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        # The event loop refers to the task until its first step, and the connection it waits for after that.
+        self._loop.create_task(self._run(greeting, connections))
 
     async def _run(self, greeting: Greeting, connections: deque[DirectConnection]) -> None:
         task = asyncio.current_task()
@@ -70,7 +68,7 @@ class GreetingBatches:
             try:
                 first = context.run(making.send, None)
             except StopIteration as done:
-                result = done.value
+                result = failed(asyncio.CancelledError()) if task.cancelling() else done.value
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
@@ -82,12 +80,8 @@ class GreetingBatches:
                 connection.wait_for(task)
                 try:
                     result = await _Rest(making, context, first)
-                except (KeyboardInterrupt, GeneratorExit):
-                    raise
-                except BaseException as error:
-                    if connection.closed:  # it is we who cancelled it, or its client that is gone
-                        return
-                    result = failed(error)
+                except GreetingError as error:
+                    result = error
                 connection.work = None
             if task.cancelling() and connections:  # by the callable, and it would hit the next one
                 self.start(greeting, connections)
@@ -97,7 +91,11 @@ class GreetingBatches:
 
 
 class _Rest:
-    """The rest of a coroutine that has been stepped once, for a task to await."""
+    """The rest of a coroutine that has been stepped once, for a task to await.
+
+    Raises:
+        GreetingError: the callable failed, in whatever way, or was cancelled.
+    """
 
     __slots__ = ("_context", "_first", "_making")
 
@@ -123,3 +121,7 @@ class _Rest:
                 waits_for = run(step, argument)
             except StopIteration as done:
                 return cast("bytes", done.value)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                raise failed(error) from error

@@ -107,16 +107,21 @@ class Conversation:
             GreetingError: the system cannot start a thread.
         """
         loop = self.tracker.loop
+        work: asyncio.Future[bytes]
         if greeting.kind == "async":
-            return loop.create_task(greeting.render_async(peer))
+            work = loop.create_task(greeting.render_async(peer))
+            work.add_done_callback(_retrieve)
+            return work
         if self._threads is None:
             from concurrent.futures import ThreadPoolExecutor  # most servers never need it
 
             self._threads = ThreadPoolExecutor(THREADS, "greeter-callable")
         try:
-            return loop.run_in_executor(self._threads, greeting.render, peer)
+            work = loop.run_in_executor(self._threads, greeting.render, peer)
         except RuntimeError as error:
             raise GreetingError(str(error)) from error
+        work.add_done_callback(_retrieve)
+        return work
 
     def peer(self, connection: Connection) -> Peer:
         """The Peer for the greeting of ``connection``."""
@@ -237,3 +242,9 @@ def made(work: asyncio.Future[bytes]) -> bytes:
         raise
     except BaseException as error:
         raise failed(error) from error
+
+
+def _retrieve(work: asyncio.Future[bytes]) -> None:
+    """Look at the outcome of what was begun for a client that may be gone; or else asyncio would log it."""
+    if not work.cancelled():
+        work.exception()

@@ -117,7 +117,7 @@ class DirectConnection(Connection):
 
     async def result_of(self, work: asyncio.Future[bytes]) -> bytes:
         self.wait_for(work)
-        work.add_done_callback(self._on_made)
+        work.add_done_callback(self.resume)
         while not work.done():  # an event may come late for what was waited for before
             await _suspend()
         self.work = None
@@ -163,12 +163,6 @@ class DirectConnection(Connection):
     def _on_hang_up(self, events: int) -> None:
         if events & HANG_UP and self.work is not None:
             self.abort()
-
-    def _on_made(self, work: asyncio.Future[bytes]) -> None:
-        if not self.closed:
-            self.resume()
-        elif not work.cancelled():
-            work.exception()  # of a client that is gone; or else asyncio would log it
 
     async def _ready(self, events: int) -> None:
         self._waits = True

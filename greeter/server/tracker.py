@@ -26,6 +26,7 @@ before.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import time
@@ -204,7 +205,7 @@ class ConnectionTracker:
         return Peer(
             host=host,
             port=port,
-            family=socket.AddressFamily(family),
+            family=_address_family(family),
             server=server,
             hostname=self.hostname,
             time=time.time(),
@@ -452,6 +453,10 @@ class ConnectionTracker:
 
     def _on_socket_linger_deadlines(self, count: int) -> None:
         self.stats.linger_timeouts += count
+
+
+# Looking up an enum takes as long as a dozen other steps of a greeting.
+_address_family = functools.cache(socket.AddressFamily)
 
 
 def log_connection(address: Address) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import socket
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import greeter
 from greeter import Greeting, Peer, serve
 from greeter.server.conversation import THREADS
 from greeter.server.streams import CHUNK_SIZE
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     Serve = Callable[..., Serving]
 
 NOTHING = Outcome(b"", reset=False)
+FINE = Outcome(b"fine", reset=False)
 
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
@@ -38,6 +40,14 @@ def here(accept: str) -> Serve:
         return serve(greeting, **{"port": 0, "access_log": False, "accept": accept, **options})
 
     return start
+
+
+async def all_at_once(server: Server, count: int) -> list[Outcome]:
+    """What so many clients receive that are all in the accept queue before one of them is accepted."""
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(count)]
+    for client in clients:
+        client.setblocking(False)
+    return await asyncio.gather(*map(read_to_end, clients))
 
 
 def it_adds_up(server: Server) -> bool:
@@ -145,22 +155,180 @@ async def test_one_that_fails_when_its_client_has_left_says_nothing(
     assert caplog.records == []
 
 
-async def cancelled(_: Peer) -> str:
-    raise asyncio.CancelledError
+class Foreign(BaseException):
+    """What a library that is not asyncio's may raise to end its own coroutine, as gevent does."""
 
 
-async def exits(_: Peer) -> str:
-    sys.exit(3)
+def fails(kind: str) -> None:
+    """End a callable in a way that must cost its own client only."""
+    if kind == "cancels itself":
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+    else:
+        errors: dict[str, type[BaseException]] = {
+            "CancelledError": asyncio.CancelledError,
+            "SystemExit": SystemExit,
+            "GeneratorExit": GeneratorExit,
+            "StopIteration": StopIteration,
+            "Foreign": Foreign,
+            "GreetingError": greeter.GreetingError,
+        }
+        raise errors[kind]
 
 
-@pytest.mark.parametrize("greeting", [cancelled, exits, lambda _: sys.exit(3)])
-async def test_one_that_would_end_more_than_itself_does_not(
-    greeting: Any, caplog: pytest.LogCaptureFixture, here: Serve
+FAILURES = ["CancelledError", "SystemExit", "GeneratorExit", "StopIteration", "Foreign", "GreetingError"]
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "after a wait"])
+@pytest.mark.parametrize("kind", [*FAILURES, "cancels itself"])
+async def test_an_async_callable_that_fails_in_any_way_costs_its_own_client_only(
+    kind: str, waits: bool, here: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
+    async def greeting(peer: Peer) -> str:
+        if waits:
+            await asyncio.sleep(0)
+        if peer.count % 2:
+            fails(kind)
+            if waits:
+                await asyncio.sleep(0)  # where the cancellation arrives
+        return "fine"
+
     async with here(greeting) as server:
-        assert await speak_first(server.port, 18) == NOTHING
-        assert server.stats.failed["greeting_error"] == 1
-    assert "the greeting callable raised " in caplog.text
+        outcomes = await all_at_once(server, 20)
+        assert sorted(outcomes, key=lambda outcome: outcome.data) == [NOTHING] * 10 + [FINE] * 10
+        await until(lambda: server.stats.open == 0, "all are closed")
+        assert (server.stats.failed["greeting_error"], server.stats.greeted) == (10, 10)
+    assert len(caplog.records) == 10
+    assert {record.name for record in caplog.records} == {"greeter"}
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("kind", FAILURES)
+async def test_a_sync_callable_that_fails_in_any_way_costs_its_own_client_only(
+    kind: str, quick: bool, here: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    def greeting(peer: Peer) -> str:
+        if peer.count % 2:
+            fails(kind)
+        return "fine"
+
+    async with here(Greeting(greeting, quick=quick)) as server:
+        outcomes = await all_at_once(server, 20)
+        assert sorted(outcomes, key=lambda outcome: outcome.data) == [NOTHING] * 10 + [FINE] * 10
+        assert (server.stats.failed["greeting_error"], server.stats.greeted) == (10, 10)
+    assert len(caplog.records) == 10
+
+
+variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
+
+
+@pytest.mark.parametrize("kind", ["at once", "after a wait", "in a thread", "quick"])
+async def test_what_a_callable_sets_in_its_context_does_not_reach_the_next(kind: str, here: Serve) -> None:
+    def now(_: Peer) -> str:
+        variable.set(variable.get() + 1)
+        return str(variable.get())
+
+    async def later(peer: Peer) -> str:
+        now(peer)
+        if kind == "after a wait":
+            await asyncio.sleep(0)
+        return str(variable.get())
+
+    greetings: dict[str, Any] = {"in a thread": now, "quick": Greeting(now, quick=True)}
+    async with here(greetings.get(kind, later)) as server:
+        assert set(await all_at_once(server, 40)) == {Outcome(b"1", reset=False)}
+    assert variable.get() == 0
+
+
+async def test_an_async_callable_runs_in_a_task_that_is_its_own(here: Serve) -> None:
+    """As far as it can tell: what asyncio offers to tasks works in it."""
+
+    async def greeting(peer: Peer) -> str:
+        task = asyncio.current_task()
+        if peer.count % 3 == 0:
+            return "at once"
+        if peer.count % 3 == 1:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await asyncio.sleep(PATIENCE)
+        else:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.sleep(0))
+        assert asyncio.current_task() is task
+        return "waited"
+
+    async with here(greeting) as server:
+        outcomes = await all_at_once(server, 30)
+        assert sorted(outcome.data for outcome in outcomes) == [b"at once"] * 10 + [b"waited"] * 20
+
+
+async def test_a_callable_that_ignores_its_cancellation_outlives_its_client_alone(here: Serve) -> None:
+    over = asyncio.Event()
+    cancelled = 0
+
+    async def greeting(peer: Peer) -> str:
+        nonlocal cancelled
+        while not over.is_set():
+            try:
+                await over.wait()
+            except asyncio.CancelledError:
+                cancelled += 1
+        return "too late"
+
+    async with here(greeting, greet_timeout=0.05) as server:
+        client = await connect(server.port)
+        assert (await read_to_end(client)).data == b""
+        await until(lambda: cancelled == 1, "it was told")
+        assert server.stats.open == 0
+        server.update(greeting=b"fine")
+        assert await speak_first(server.port, 18) == FINE
+        over.set()
+        assert server.stats.failed["greet_timeout"] == server.stats.greeted == 1
+
+
+@pytest.mark.parametrize("before", ["fixed", "template", "quick", "thread", "async"])
+@pytest.mark.parametrize("after", ["fixed", "thread", "async"])
+async def test_a_greeting_may_change_its_kind_while_clients_are_waiting_for_it(
+    before: str, after: str, here: Serve
+) -> None:
+    async def later(_: Peer) -> str:
+        await asyncio.sleep(0)
+        return "fine"
+
+    greetings = {
+        "fixed": Greeting("fine"),
+        "template": Greeting("fine$$"),
+        "quick": Greeting(lambda _: "fine", quick=True),
+        "thread": Greeting(lambda _: "fine"),
+        "async": Greeting(later),
+    }
+    async with here(greetings[before]) as server:
+        for kind in (before, after, before):
+            clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
+            await asyncio.sleep(0)  # some are accepted, some are not
+            server.update(greeting=greetings[kind])
+            for client in clients:
+                client.setblocking(False)
+            outcomes = await asyncio.gather(*map(read_to_end, clients))
+            assert {outcome.data.removesuffix(b"$") for outcome in outcomes} == {b"fine"}
+        assert server.stats.greeted == 30
+
+
+async def test_early_leavers_cancel_their_callables_and_no_others(here: Serve) -> None:
+    bell = Bell()
+    async with here(bell) as server:
+        stay = [await connect(server.port) for _ in range(50)]
+        leave = [await connect(server.port) for _ in range(50)]
+        await until(lambda: bell.waiting == 100, "all wait")
+        for client in leave:
+            reset(client)
+        await until(lambda: len(bell.cancelled) == 50, "those that left are cancelled")
+        assert (server.stats.failed["reset"], server.stats.open) == (50, 50)
+        bell.rung.set()
+        outcomes = await asyncio.gather(*map(read_to_end, stay))
+        assert all(outcome.data.startswith(b"Hello ") for outcome in outcomes)
+        assert (server.stats.greeted, len(bell.cancelled)) == (50, 50)
 
 
 async def test_one_that_takes_too_long_is_given_up_alone(
@@ -193,7 +361,7 @@ async def test_the_greeting_of_a_client_that_leaves_is_given_up(here: Serve) -> 
         await until(lambda: bell.waiting == 0, "it is given up")
         assert bell.cancelled == [1]
         assert {why: n for why, n in server.stats.failed.items() if n} == {"reset": 1}
-        assert server.stats.open == 0
+        await until(lambda: server.stats.open == 0, "it is closed")
 
 
 async def test_a_client_may_end_its_side_while_it_waits(here: Serve) -> None:
