@@ -52,7 +52,7 @@ class Connection(ABC):
         """
 
     @abstractmethod
-    def half_close(self) -> None:
+    async def half_close(self) -> None:
         """Send the end of stream. Raises OSError."""
 
     @abstractmethod

@@ -219,7 +219,7 @@ class Conversation:
 
     async def _end(self, connection: Connection, sent: int | None = None) -> None:
         """Half-close and linger. ``sent`` is the size of the greeting, None if there was none."""
-        connection.half_close()
+        await connection.half_close()
         if sent is not None:
             self.tracker.mark_greeted(connection, sent)
         await connection.linger()

@@ -123,7 +123,7 @@ class DirectConnection(Connection):
         self.work = None
         return made(work)
 
-    def half_close(self) -> None:
+    async def half_close(self) -> None:
         self.sock.shutdown(socket.SHUT_WR)
 
     async def linger(self) -> None:

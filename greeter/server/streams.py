@@ -145,7 +145,7 @@ def serve_streams(
 class StreamConnection(Connection):
     """One connection of the streams path."""
 
-    __slots__ = ("_aborted", "_discarding", "_reader", "_task", "_tracker", "_writer")
+    __slots__ = ("_aborted", "_after_close_notify", "_discarding", "_reader", "_task", "_tracker", "_writer")
 
     def __init__(
         self,
@@ -159,14 +159,17 @@ class StreamConnection(Connection):
         family = socket.AF_UNSPEC if sock is None else sock.family
         super().__init__(address, family, server, tracker.stats.accepted)
         self._aborted = False
+        self._after_close_notify: _Discarder | None = None
         self._discarding: asyncio.Task[None] | None = None
         self._reader = reader
         self._task: asyncio.Task[None] | None = None
         self._tracker = tracker
         self._writer = writer
         # With no buffer allowed, drain() returns when the kernel has every byte.
-        writer.transport.set_write_buffer_limits(0)
-        if (tls := writer.get_extra_info("ssl_object")) is not None:
+        if (tls := writer.get_extra_info("ssl_object")) is None:
+            writer.transport.set_write_buffer_limits(0)
+        else:  # whose limit is the first size that is too large
+            writer.transport.set_write_buffer_limits(high=1, low=0)
             self.tls = tls.version() or "", describe_peer(tls.getpeercert())
 
     def run(self, conversation: Conversation) -> None:
@@ -195,25 +198,43 @@ class StreamConnection(Connection):
             work.cancel()  # of no effect when it is done
         return made(work)
 
-    def half_close(self) -> None:
+    async def half_close(self) -> None:
         self._check_open()
         if self._writer.can_write_eof():
             self._writer.write_eof()
-            return
-        # asyncio's TLS has no half-close, and closes the connection when a client sends data after our
-        # close_notify. So we do not let it shut down: close_notify (RFC 8446, 6.1) is written here, and
-        # sent by the next turn to reading, which goes on until the client closes.
-        with contextlib.suppress(ssl.SSLError):  # it wants the client's close_notify, which we do not
-            self._writer.get_extra_info("ssl_object").unwrap()
-        transport: Any = self._writer.transport
-        transport.pause_reading()
-        transport.resume_reading()
+        else:
+            self._after_close_notify = await self._send_close_notify()
 
     async def linger(self) -> None:
         self._tracker.start_linger(self)
+        if self._after_close_notify is not None:
+            await self._after_close_notify.closed
+            self._writer.close()
+            return
         await (self._discarding or self._discard())
         self._writer.close()
         await self._writer.wait_closed()
+
+    async def _send_close_notify(self) -> _Discarder:
+        """End the stream on asyncio's own TLS transport, and go on reading.
+
+        That transport has no half-close, and when it is closed it fails as soon as the client sends data
+        after our close_notify (RFC 8446, 6.1). So it stays open until the client closes.
+        ``SSLObject.unwrap`` writes close_notify, but also looks for that of the client, and data in its place
+        would break the session: nothing that was received may be left in the transport then. A turn to
+        reading also sends what was written.
+        """
+        discarder = _Discarder(self._tracker.loop)
+        transport: Any = self._writer.transport
+        transport.set_protocol(discarder)  # which never pauses, unlike a StreamReader
+        transport.resume_reading()
+        await asyncio.sleep(0)
+        self._check_open()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._writer.get_extra_info("ssl_object").unwrap()
+        transport.pause_reading()
+        transport.resume_reading()
+        return discarder
 
     def abort(self) -> None:
         if not self._aborted:
@@ -240,6 +261,23 @@ class StreamConnection(Connection):
     def _on_done(self, _: object) -> None:
         self._writer.transport.abort()  # of no effect when it is closed
         self._tracker.closed(self)
+
+
+class _Discarder(asyncio.Protocol):
+    """Reads and discards what a client sends; ``closed`` is done when it has closed."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.closed: asyncio.Future[None] = loop.create_future()
+
+    def eof_received(self) -> None:
+        self._set_closed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._set_closed()
+
+    def _set_closed(self) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
 
 
 class StreamsPath:
