@@ -1,7 +1,7 @@
 """Measure, and print what was found: ``python -m tests.benchmarks``.
 
 Invariants:
-- It ends by itself on any machine: after about ten minutes, with ``--quick`` in less than two.
+- It ends by itself on any machine: after ten minutes or so, with ``--quick`` in less than two.
 - Tables go to stdout, progress to stderr.
 - A missed claim is a result and no failure. The exit code says only whether there was something to report.
 """

@@ -57,7 +57,7 @@ def processors() -> tuple[int | None, int | None]:
 
 @contextlib.contextmanager
 def on_processor(number: int | None) -> Iterator[None]:
-    """Whatever is started inside runs there: a child inherits the affinity of who starts it."""
+    """Processes started inside run there: a child inherits the affinity of its parent."""
     if number is None:
         yield
         return

@@ -37,21 +37,21 @@ KINDS = (
         "an async greeting that returns at once",
         "at_once",
         1.6,
-        Effort(greetings=(5_000, 1_000), rounds=(11, 1), seconds=45),
+        Effort(greetings=(5_000, 500), rounds=(11, 1), seconds=45),
     ),
     Kind(
         "async_5_ms",
         "an async greeting that sleeps for 5 ms",
         "after_5_ms",
         2.4,
-        Effort(greetings=(5_000, 1_000), rounds=(11, 1), seconds=45),
+        Effort(greetings=(5_000, 500), rounds=(11, 1), seconds=45),
     ),
     Kind(
         "thread_5_ms",
         "a callable that blocks a thread for 5 ms",
         "slow_call",
         None,
-        Effort(greetings=(1_000, 400), rounds=(5, 1), seconds=45),
+        Effort(greetings=(1_000, 200), rounds=(5, 1), seconds=45),
     ),
 )
 

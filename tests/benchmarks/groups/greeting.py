@@ -20,7 +20,7 @@ LIMIT = 1.25
 LOG_LIMIT = 1.8
 WAIT_LIMIT = 1.2
 LOG = "access log"
-EFFORT = Effort(greetings=(10_000, 2_000), rounds=(21, 1), seconds=160)
+EFFORT = Effort(greetings=(10_000, 1_000), rounds=(21, 1), seconds=160)
 
 
 def run(bench: Bench) -> list[Table]:

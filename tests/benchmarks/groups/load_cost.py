@@ -28,7 +28,7 @@ SHORT = 1 / 50  # of a long run
 
 
 def run(bench: Bench) -> list[Table]:
-    count = bench.size(30_000, 10_000)
+    count = bench.size(30_000, 5_000)
     served_by = servers.nginx(bench) or [servers.greeter(servers.DIRECT, "asyncio")]
     compiled = not isinstance(bench.programs, str)
     base = "C epoll client" if compiled else "Python epoll client"
@@ -46,7 +46,7 @@ def run(bench: Bench) -> list[Table]:
         commands = {base: bare, ours: greeter}
         costs: dict[str, list[float]] = {name: [] for name in commands}
         rates: dict[str, list[float]] = {name: [] for name in commands}
-        for number in bench.rounds(9, 3, seconds=40):
+        for number in bench.rounds(9, 1, seconds=40):
             for name in rotated(list(commands), number):
                 short = int(count * SHORT)
                 start = run_to_end(commands[name](short), bench.measured).cpu_seconds

@@ -35,7 +35,7 @@ PATIENCE = 20.0
 
 
 def run(bench: Bench) -> list[Table]:
-    held = bench.size(4_000, 2_000)
+    held = bench.size(4_000, 1_000)
     limit = _raise_descriptor_limit()
     if limit is not None:
         held = min(held, limit - FIRST - SPARE)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LIMIT = 2.0
 CLIENTS = 251  # different ones; a prime, so that rounds do not repeat them in step with anything
-EFFORT = Effort(greetings=(5_000, 1_000), rounds=(11, 1), seconds=40)
+EFFORT = Effort(greetings=(5_000, 500), rounds=(11, 1), seconds=40)
 
 DESTINATION = ("127.0.0.1", 9999)
 

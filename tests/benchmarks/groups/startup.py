@@ -51,7 +51,7 @@ def run(bench: Bench) -> list[Table]:
         for arguments in commands.values():  # once, for the caches
             bench.output("-c", *arguments)
         times: dict[str, list[float]] = {name: [] for name in commands}
-        for number in bench.rounds(21, 5, seconds=30):
+        for number in bench.rounds(21, 3, seconds=30):
             for name in rotated(list(commands), number):
                 begin = time.perf_counter()
                 bench.output("-c", *commands[name])

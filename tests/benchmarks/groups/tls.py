@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.benchmarks.figures import Table
 
 LIMIT = 1.4
-EFFORT = Effort(greetings=(2_000, 400), rounds=(9, 1), seconds=60)
+EFFORT = Effort(greetings=(1_000, 200), rounds=(9, 1), seconds=60)
 
 
 def run(bench: Bench) -> list[Table]:
