@@ -1,4 +1,4 @@
-"""The benchmarks: their arithmetic, their tables, and that they run. No time is asserted here."""
+"""The benchmarks: their arithmetic, their tables, and that they run. No measured time is asserted here."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import os
 import pkgutil
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.benchmarks import groups, machine, report
+from tests.benchmarks import costs, groups, machine, report, servers
 from tests.benchmarks.__main__ import main
-from tests.benchmarks.bench import Bench, Contender, counted, rotated
+from tests.benchmarks.bench import Bench, Contender, Server, counted, greets, listens, rotated
+from tests.benchmarks.certificate import Certificate, make_certificate
 from tests.benchmarks.figures import Claim, Row, Table, compared, figure, ratio
-from tests.benchmarks.groups import load_cost, load_memory
-from tests.benchmarks.load import GREETING, PROGRAMS, Load, compile_c
+from tests.benchmarks.groups import async_greeting, load_cost, load_memory, memory, proxy, speak_first, tls
+from tests.benchmarks.load import GREETING, PROGRAMS, Load, Outcome, TLSLoad, compile_c
 from tests.benchmarks.nginx import Nginx, find_nginx
 from tests.benchmarks.process import Process, WouldNotStart, environment, processors, run_to_end
 from tests.conftest import PATIENCE, ROOT
@@ -154,7 +158,7 @@ def test_the_header_aligns_its_facts() -> None:
 def test_the_facts_of_this_machine(tmp_path: Path) -> None:
     facts = Bench(tmp_path).facts()
     assert all(facts.values())
-    wanted = "date machine kernel load python uvloop greeter nginx compiler pinning"
+    wanted = "date machine kernel load python openssl uvloop greeter nginx compiler pinning"
     assert list(facts) == wanted.split()
     assert "%" in machine.Disturbance().share()
 
@@ -255,6 +259,155 @@ def test_memory_of_a_short_load_and_of_a_long_one(tmp_path: Path, monkeypatch: p
     assert [row.name for row in table.rows] == ["greeter load for 0.2 s", "greeter load for 0.4 s"]
     assert all(10 < row.value.low < 200 for row in table.rows)
     assert [row.claim for row in table.rows] == [None, Claim(load_memory.LIMIT)]
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A run of one round of 100, on asyncio alone."""
+    monkeypatch.setattr(Bench, "size", lambda *_: 100)
+    bench = Bench(tmp_path, rounds=1)
+    bench.loops = ("asyncio",)
+    return bench
+
+
+OURS = [servers.greeter_name(path, "asyncio") for path in servers.PATHS]
+DOCUMENTED = f"{servers.PATTERN}, asyncio"
+
+
+def claims_of(table: Table) -> dict[str, float]:
+    return {row.name: row.claim.limit for row in table.rows if row.claim is not None}
+
+
+def test_greetings_of_callables(small: Bench) -> None:
+    tables = async_greeting.run(small)
+    assert [table.name for table in tables] == ["async_at_once", "async_5_ms", "thread_5_ms"]
+    there = [] if isinstance(small.nginx, str) else [servers.NGINX]
+    for table, limit in zip(tables, (1.6, 2.4, None), strict=True):
+        assert [row.name for row in table.rows] == [*there, *OURS, DOCUMENTED]
+        assert [row.extras["lost"] for row in table.rows] == [0] * len(table.rows)
+        assert claims_of(table) == ({OURS[0]: limit} if there and limit else {})
+    assert small.left_out == {}
+
+
+def test_greetings_behind_a_proxy_header(small: Bench) -> None:
+    tables = proxy.run(small)
+    assert [table.name for table in tables] == ["proxy_v1", "proxy_v2"]
+    there = [] if isinstance(small.nginx, str) else [servers.NGINX]
+    for table in tables:
+        assert [row.name for row in table.rows] == [*there, *OURS]
+        assert [row.extras["lost"] for row in table.rows] == [0] * len(table.rows)
+        assert claims_of(table) == ({OURS[0]: 2.0} if there else {})
+    assert small.left_out == {}
+
+
+def test_proxy_headers() -> None:
+    assert proxy.version_1("192.0.2.1", 4711) == b"PROXY TCP4 192.0.2.1 127.0.0.1 4711 9999\r\n"
+    assert proxy.version_2("192.0.2.1", 4711) == bytes.fromhex(
+        "0d0a0d0a000d0a515549540a 21 11 000c c0000201 7f000001 1267 270f"
+    )
+
+
+def test_greetings_over_tls(small: Bench) -> None:
+    if isinstance(small.tls_load, str):
+        pytest.skip(small.tls_load)
+    (table,) = tls.run(small)
+    there = [] if isinstance(small.nginx, str) else [servers.NGINX]
+    assert [row.name for row in table.rows] == [*there, *OURS, DOCUMENTED]
+    assert [row.extras["lost"] for row in table.rows] == [0] * len(table.rows)
+    assert claims_of(table) == ({OURS[0]: 1.4} if there else {})
+    assert small.left_out == {}
+
+
+def test_clients_that_send_first_are_not_lost_by_greeter(small: Bench) -> None:
+    for table in speak_first.run(small):
+        promised = [*OURS, *(f"{name}, async greeting" for name in OURS)]
+        assert claims_of(table) == dict.fromkeys(promised, 0)
+        assert all(row.holds for row in table.rows if row.name in promised)
+        # It can tell: the primer closes while what the client sent is unread.
+        assert next(row.extras["reset"] for row in table.rows if row.name == "primer's loop") > 0
+
+
+def test_memory_of_a_held_client(small: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "FIRST", 100)
+    ratios, absolute = memory.run(small)
+    assert [row.name for row in ratios.rows] == OURS
+    assert claims_of(ratios) == {OURS[0]: memory.LIMIT}
+    assert [row.name for row in absolute.rows] == OURS[:1]
+    assert claims_of(absolute) == {OURS[0]: memory.LIMIT_BYTES}
+    assert absolute.rows[0].value == ratios.rows[0].value
+
+
+# -- server CPU time per greeting
+
+
+class Scripted:
+    """A process and its load: each run uses so much CPU time, and greets so many."""
+
+    def __init__(self, *script: tuple[float, int]) -> None:
+        self._script = list(script)
+        self._used = 0.0
+        self.totals: list[int] = []
+
+    def cpu_seconds(self) -> float:
+        return self._used
+
+    settled_cpu_seconds = cpu_seconds
+
+    def run(self, total: int) -> Outcome:
+        self.totals.append(total)
+        seconds, greeted = self._script.pop(0)
+        self._used += seconds
+        return Outcome(greeted, 0, 0, total - greeted, 0, 0, 2.0, 1.0, 1.0)
+
+
+class ScriptedLoad:
+    """The load of several of them, by their ports."""
+
+    def __init__(self, *processes: Scripted) -> None:
+        self.ports: list[int] = []
+        self._processes = processes
+
+    def run(self, port: int, *, at_once: int, total: int) -> Outcome:
+        assert at_once == costs.AT_ONCE
+        self.ports.append(port)
+        return self._processes[port].run(total)
+
+
+@pytest.mark.parametrize("first", [servers.NGINX, servers.FLOOR])
+def test_costs_are_compared_round_by_round(first: str, tmp_path: Path) -> None:
+    # One to warm up, whose cost counts for nothing, and two rounds.
+    base = Scripted((9.0, 25), (0.001, 100), (0.002, 100))
+    ours = Scripted((9.0, 25), (0.003, 100), (0.002, 50))
+    load: Any = ScriptedLoad(base, ours)
+    processes: list[Any] = [base, ours]
+    up = [Server(name, port, processes[port]) for port, name in enumerate((first, OURS[0]))]
+    effort = costs.Effort(greetings=(100, 0), rounds=(2, 0), seconds=60)
+    found = costs.compare(Bench(tmp_path), up, load, effort)
+    assert (base.totals, ours.totals) == ([25, 100, 100],) * 2
+    assert load.ports == [0, 1, 0, 1, 1, 0]
+    table = found.table("name", "title", {OURS[0]: 2.6})
+    assert (table.name, table.base) == ("name", first)
+    assert table.title == "title, 2 rounds of 100 greetings, 200 clients at a time"
+    beside, row = table.rows
+    assert beside.value.samples == pytest.approx((10, 20))
+    assert row.value.samples == pytest.approx((30, 40))
+    assert row.ratio is not None
+    assert row.ratio.samples == pytest.approx((3, 2))
+    assert row.extras == {"greetings/s": 37.5, "lost": 50}
+    # The claim is about nginx, and is judged beside nothing else.
+    assert row.holds is (True if first == servers.NGINX else None)
+
+
+def test_the_base_is_nginx_or_what_comes_next_to_it() -> None:
+    process: Any = None
+
+    def base(*names: str) -> str:
+        return servers.base_of([Server(name, 0, process) for name in names])
+
+    assert base("ours", servers.NGINX, servers.FLOOR) == servers.NGINX
+    assert base("ours", DOCUMENTED, servers.FLOOR) == servers.FLOOR
+    assert base("ours", DOCUMENTED) == DOCUMENTED
+    assert base("ours", "theirs") == "ours"
 
 
 # -- rounds and servers
@@ -374,9 +527,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(params=["python", pytest.param("c", marks=needs_compiler)])
-def load(request: pytest.FixtureRequest) -> Load:
-    """The load in either language."""
-    return Load(None if request.param == "python" else request.getfixturevalue("compiled"), None)
+def make_load(request: pytest.FixtureRequest) -> Callable[..., Load]:
+    """Make the load in either language, from what clients send first."""
+    program = None if request.param == "python" else request.getfixturevalue("compiled")
+    return lambda *payloads: Load(program, None, payloads)
 
 
 Treatment = tuple["Callable[[socket.socket, bytes], bytes]", bytes]
@@ -430,27 +584,40 @@ def server() -> Iterator[OneByOne]:
     server.stop()
 
 
-@pytest.mark.parametrize("say", [0, 18, 5000])
-def test_every_client_ends_in_one_class(load: Load, say: int, server: OneByOne) -> None:
+@pytest.mark.parametrize("size", [0, 18, 5000])
+def test_every_client_ends_in_one_class(make_load: Callable[..., Load], size: int, server: OneByOne) -> None:
     treatments = [(orderly, GREETING)] * 3 + [(orderly, GREETING[:5])] * 2 + [(orderly, b"")] + [(reset, b"")]
-    found = load.run(server.start(*treatments), at_once=2, total=len(treatments), say=say)
-    assert (found.greeted, found.short, found.empty, found.reset, found.failed) == (3, 2, 1, 1, 0)
-    assert found.lost == 4
+    treatments += [(orderly, GREETING + b"!"), (orderly, GREETING.upper()), (orderly, b"!")]
+    load = make_load(b"x" * size)
+    found = load.run(server.start(*treatments), at_once=2, total=len(treatments))
+    assert (found.greeted, found.short, found.empty, found.reset) == (3, 2, 1, 1)
+    assert (found.wrong, found.failed) == (3, 0)
+    assert found.lost == 7
     assert 0 < found.p50_us <= found.p99_us < found.seconds * 1e6
     server.stop()
-    assert server.said == [b"x" * say] * 6 + [b""]
+    assert server.said == [b"x" * size] * 6 + [b""] + [b"x" * size] * 3
 
 
-def test_a_reset_after_the_greeting_is_a_loss(load: Load, server: OneByOne) -> None:
-    found = load.run(server.start((reset, GREETING)), at_once=1, total=1)
+def test_clients_take_turns_in_what_they_send(make_load: Callable[..., Load], server: OneByOne) -> None:
+    payloads = [b"first", bytes(range(256)), b"third"]
+    found = make_load(*payloads).run(server.start(*[(orderly, GREETING)] * 7), at_once=1, total=7)
+    assert found.greeted == 7
+    server.stop()
+    # In turn, and any of them may be the first.
+    begin = payloads.index(server.said[0])
+    assert server.said == [payloads[(begin + number) % 3] for number in range(7)]
+
+
+def test_a_reset_after_the_greeting_is_a_loss(make_load: Callable[..., Load], server: OneByOne) -> None:
+    found = make_load().run(server.start((reset, GREETING)), at_once=1, total=1)
     assert (found.greeted, found.reset) == (0, 1)
 
 
-@pytest.mark.parametrize("say", [0, 18])
-def test_nobody_listens(load: Load, say: int) -> None:
-    with socket.socket() as sock:  # bound, so that nobody else can have the port
+@pytest.mark.parametrize("size", [0, 18])
+def test_clients_of_a_port_without_a_server_fail(make_load: Callable[..., Load], size: int) -> None:
+    with socket.socket() as sock:  # bound, so that no other program can have the port
         sock.bind(("127.0.0.1", 0))
-        found = load.run(sock.getsockname()[1], at_once=2, total=5, say=say)
+        found = make_load(b"x" * size).run(sock.getsockname()[1], at_once=2, total=5)
     assert (found.greeted, found.failed, found.p99_us) == (0, 5, 0.0)
 
 
@@ -460,13 +627,133 @@ def test_a_load_that_fails_says_why() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["load", "floor"])
-def test_c_compiles_without_a_warning(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["load", "load_tls", "floor"])
+def test_c_compiles_without_a_warning(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     assert COMPILER is not None
-    warnings = ["-O2", "-Wall", "-Wextra", "-Werror"]
-    command = [COMPILER, *warnings, "-o", str(tmp_path / name), str(PROGRAMS / f"{name}.c")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    if name == "load_tls":
+        request.getfixturevalue("compiled_tls")
+    assert compile_c(name, tmp_path, COMPILER, "-Werror") == str(tmp_path / name)
+
+
+# -- the load over TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    made = make_certificate(tmp_path_factory.mktemp("certificate"))
+    if isinstance(made, str):
+        pytest.skip(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def compiled_tls(tmp_path_factory: pytest.TempPathFactory) -> str:
+    if COMPILER is None:
+        pytest.skip("there is no C compiler")
+    try:
+        return compile_c("load_tls", tmp_path_factory.mktemp("load_tls"), COMPILER)
+    except WouldNotStart as error:
+        pytest.skip(f"libssl-dev: {error}")
+
+
+@pytest.fixture
+def tls_load(compiled_tls: str, certificate: Certificate) -> TLSLoad:
+    return TLSLoad(compiled_tls, None, certificate.cert)
+
+
+@pytest.fixture
+def tls_context(certificate: Certificate) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.cert, certificate.key)
+    return context
+
+
+def over_tls(
+    context: ssl.SSLContext, *, close_notify: bool = True, reset: bool = False
+) -> Callable[[socket.socket, bytes], bytes]:
+    """Make the handshake, send the greeting, end as told; what "the client said" is its TLS version."""
+
+    def treat(client: socket.socket, greeting: bytes) -> bytes:
+        with context.wrap_socket(client, server_side=True) as sock:
+            sock.sendall(greeting)
+            said = f"{sock.version()}, {'resumed' if sock.session_reused else 'full'}".encode()
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            elif close_notify:
+                sock.unwrap()  # which waits for the client's
+            return said
+
+    return treat
+
+
+def test_every_client_over_tls_ends_in_one_class(
+    tls_load: TLSLoad, tls_context: ssl.SSLContext, server: OneByOne
+) -> None:
+    orderly, cut = over_tls(tls_context), over_tls(tls_context, close_notify=False)
+    treatments = [
+        *[(orderly, GREETING)] * 3,
+        *[(orderly, GREETING[:5]), (cut, GREETING[:5]), (cut, GREETING)],
+        *[(orderly, b""), (cut, b"")],
+        *[(orderly, GREETING + b"!"), (cut, GREETING.upper())],
+        (over_tls(tls_context, reset=True), GREETING),
+    ]
+    found = tls_load.run(server.start(*treatments), at_once=2, total=len(treatments))
+    assert (found.greeted, found.short, found.empty, found.reset) == (3, 3, 2, 1)
+    assert (found.wrong, found.failed, found.lost) == (2, 0, 8)
+    assert 0 < found.p50_us <= found.p99_us < found.seconds * 1e6
+    server.stop()
+    assert server.said == [b"TLSv1.3, full"] * len(treatments)
+
+
+def test_a_client_over_tls_verifies_the_certificate_and_wants_tls_1_3(
+    compiled_tls: str, tls_load: TLSLoad, tls_context: ssl.SSLContext, server: OneByOne, tmp_path: Path
+) -> None:
+    def refused(client: socket.socket, _: bytes) -> bytes:
+        with pytest.raises(ssl.SSLError) as error, tls_context.wrap_socket(client, server_side=True) as sock:
+            sock.recv(1)  # in TLS 1.3 the server's handshake is over before the client has its certificate
+        return error.value.reason.encode()
+
+    other = make_certificate(tmp_path)
+    assert isinstance(other, Certificate)
+    port = server.start((refused, b""), (refused, b""))
+    assert TLSLoad(compiled_tls, None, other.cert).run(port, at_once=1, total=1).failed == 1
+    tls_context.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert tls_load.run(port, at_once=1, total=1).failed == 1
+    server.stop()
+    assert server.said == [b"TLSV1_ALERT_UNKNOWN_CA", b"UNSUPPORTED_PROTOCOL"]
+
+
+def test_clients_over_tls_of_a_port_without_a_server_fail(tls_load: TLSLoad) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        assert tls_load.run(sock.getsockname()[1], at_once=2, total=5).failed == 5
+
+
+def test_many_clients_over_tls_at_once(tls_load: TLSLoad, certificate: Certificate, tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    context = ssl.create_default_context(cafile=certificate.cert)
+    pattern = servers.patterns(bench, "--tls", str(certificate.cert), str(certificate.key))[0]
+    with bench.serving([replace(pattern, ours=True)], probe=partial(greets, context=context)) as (up,):
+        found = tls_load.run(up.port, at_once=50, total=200)
+    assert (found.greeted, found.lost) == (200, 0)
+
+
+def test_tls_is_left_out_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho 'openssl/err.h: no such file' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    bench = Bench(tmp_path)
+    bench.certificate = Certificate(tmp_path, tmp_path)
+    assert tls.run(bench) == []
+    reason = (
+        "load_tls.c does not compile (on Debian: apt-get install libssl-dev): openssl/err.h: no such file"
+    )
+    assert bench.left_out == {"tls": reason}
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CC", "")
+    assert Bench(tmp_path).certificate == "no openssl program, to make a certificate"
+    assert Bench(tmp_path).tls_load == "no C compiler, and the load in Python has no TLS"
 
 
 def test_a_compiler_that_does_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,6 +817,35 @@ def test_nginx_greets_and_writes_into_its_folder_only(log: bool, tmp_path: Path)
     assert written.startswith("Got a connection from ('127.0.0.1', ") == log
     config = next(tmp_path.glob("*.conf")).read_text()
     assert config.count(str(tmp_path)) == 2 + log
+
+
+@pytest.mark.parametrize("header", [proxy.version_1, proxy.version_2])
+def test_nginx_believes_a_proxy_header(header: Callable[[str, int], bytes], tmp_path: Path) -> None:
+    found = find_nginx()
+    if isinstance(found, str):
+        pytest.skip(f"nginx: {found}")
+    contender = Contender(
+        "nginx", lambda port: found.command(port, tmp_path, access_log=True, proxy=True), ours=True
+    )
+    with Bench(tmp_path).serving([contender], probe=listens) as (server,):
+        assert greets(server.port, header("192.0.2.1", 4711))
+        assert not greets(server.port, b"GET / HTTP/1.0\r\n\r\n")
+    written = "".join(path.read_text() for path in tmp_path.glob("*.access.log"))
+    assert "Got a connection from ('192.0.2.1', 4711)" in written
+
+
+def test_nginx_greets_over_tls(certificate: Certificate, tmp_path: Path) -> None:
+    found = find_nginx()
+    if isinstance(found, str):
+        pytest.skip(f"nginx: {found}")
+    contender = Contender(
+        "nginx", lambda port: found.command(port, tmp_path, certificate=certificate), ours=True
+    )
+    context = ssl.create_default_context(cafile=certificate.cert)
+    with Bench(tmp_path).serving([contender], probe=listens) as (server,):
+        assert greets(server.port, context=context)
+        assert not greets(server.port, b"not a ClientHello\r\n")
+        assert not greets(server.port, context=ssl.create_default_context())  # it trusts others
 
 
 def test_the_machines_own_nginx_is_found_where_packages_put_it() -> None:

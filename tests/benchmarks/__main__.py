@@ -1,8 +1,9 @@
 """Measure, and print what was found: ``python -m tests.benchmarks``.
 
-The law: it ends by itself, whatever the machine: about five minutes, ``--quick`` in less than one. Tables
-go to stdout, progress to stderr. A missed claim is a result and no failure: the exit code says only
-whether there was something to report.
+Invariants:
+- It ends by itself on any machine: after ten minutes or so, with ``--quick`` in less than two.
+- Tables go to stdout, progress to stderr.
+- A missed claim is a result and no failure. The exit code says only whether there was something to report.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     options.add_argument("--list", action="store_true", help="name the groups of rows, and end")
-    options.add_argument("--quick", action="store_true", help="less of everything: under a minute, and rough")
+    options.add_argument(
+        "--quick", action="store_true", help="less of everything: under two minutes, and rough"
+    )
     options.add_argument("--rounds", type=_rounds, metavar="N", help="so many rounds, however long they take")
     options.add_argument(
         "--only", action="append", choices=groups.GROUPS, metavar="GROUP", help="this group; may be repeated"

@@ -1,7 +1,9 @@
 """What a group of rows is given: rounds to make, servers that are up, and the load.
 
-The law: a group says what it compares and how often; how a server is started, where it runs and how it
-ends is here. Whatever is not on this machine is left out, and the header says what and why.
+Invariants:
+- A group says what it compares and how often. How a server is started, where it runs and how it ends is
+  here.
+- What this machine lacks is left out, and the report says what and why.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from tests.benchmarks import machine
-from tests.benchmarks.load import GREETING, Load, compile_c
+from tests.benchmarks.certificate import Certificate, make_certificate
+from tests.benchmarks.load import GREETING, Load, TLSLoad, compile_c
 from tests.benchmarks.nginx import Nginx, find_nginx
 from tests.benchmarks.process import (
     PATIENCE,
@@ -29,8 +32,12 @@ from tests.benchmarks.process import (
 )
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    # True if the server on that port is up.
+    Probe = Callable[[int], bool]
 
 T = TypeVar("T")
 
@@ -90,9 +97,33 @@ class Bench:
             return f"{compiler} does not compile: {error}"
 
     @cached_property
+    def certificate(self) -> Certificate | str:
+        """The certificate of every TLS server here, or why there is none."""
+        return make_certificate(self.folder)
+
+    @cached_property
     def load(self) -> Load:
+        """Clients that send nothing."""
+        return self.load_that_sends()
+
+    def load_that_sends(self, *payloads: bytes) -> Load:
+        """Clients that send one of ``payloads`` right after they connect, taken in turn."""
         program = None if isinstance(self.programs, str) else self.programs["load"]
-        return Load(program, self.other)
+        return Load(program, self.other, payloads)
+
+    @cached_property
+    def tls_load(self) -> TLSLoad | str:
+        """Clients over TLS, or why there are none."""
+        compiler = machine.compiler()
+        if compiler is None:
+            return "no C compiler, and the load in Python has no TLS"
+        if isinstance(self.certificate, str):
+            return self.certificate
+        try:
+            program = compile_c("load_tls", self.folder, compiler)
+        except WouldNotStart as error:
+            return f"load_tls.c does not compile (on Debian: apt-get install libssl-dev): {error}"
+        return TLSLoad(program, self.other, self.certificate.cert)
 
     def facts(self) -> dict[str, str]:
         """Everything that the figures depend on."""
@@ -119,7 +150,7 @@ class Bench:
         """The numbers of the rounds to make, from 0.
 
         No round begins after ``seconds`` (a quick run: a share of them), so a slow machine makes fewer; one
-        is always made, and who asked for a number of rounds gets that many.
+        is always made, and a number of rounds that was asked for is made in full.
         """
         wanted = self._rounds or self.size(full, quick)
         end = time.monotonic() + seconds * (QUICK if self.quick else 1)
@@ -130,7 +161,7 @@ class Bench:
             yield number
 
     def say(self, what: str) -> None:
-        """Show that something happens, where somebody is watching."""
+        """Show progress, if stderr is a terminal."""
         if sys.stderr.isatty():
             print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
 
@@ -138,27 +169,33 @@ class Bench:
 
     @contextlib.contextmanager
     def serving(
-        self, contenders: Sequence[Contender], *, greets: bool = True, measured: bool = True
+        self, contenders: Sequence[Contender], *, probe: Probe | None = None, measured: bool = True
     ) -> Iterator[list[Server]]:
-        """Those of ``contenders`` that start, up and warm; stopped at the end.
+        """Those of ``contenders`` that start, up; stopped at the end.
 
-        Each has greeted one client, unless it is of a kind that does not greet. If it is not they that
-        are ``measured``, they run where the load does otherwise.
+        Args:
+            contenders: The servers to start, one after the other.
+            probe: Whether a server is up; by default, whether it greets a client that sends nothing.
+            measured: They run where servers are measured; otherwise, where the load does.
         """
         processor = self.measured if measured else self.other
         with contextlib.ExitStack() as stack:
             servers = []
             for contender in contenders:
                 try:
-                    servers.append(self._start(contender, stack, processor, greets=greets))
+                    servers.append(self._start(contender, stack, processor, probe or greets))
                 except WouldNotStart as error:
                     if contender.ours:
                         raise
                     self.left_out[contender.name] = f"would not start: {error}"
-            yield servers
+            try:
+                yield servers
+            finally:
+                for server in servers:  # so that they stop at the same time
+                    server.process.terminate()
 
     def _start(
-        self, contender: Contender, stack: contextlib.ExitStack, processor: int | None, *, greets: bool
+        self, contender: Contender, stack: contextlib.ExitStack, processor: int | None, probe: Probe
     ) -> Server:
         self.say(f"starting {contender.name}")
         port = _free_port()
@@ -167,10 +204,10 @@ class Bench:
         process = Process(contender.command(port), log, processor)
         stack.callback(process.stop)
         end = time.monotonic() + PATIENCE
-        while not _answers(port, greets=greets):
+        while not probe(port):
             process.check()
             if time.monotonic() > end:
-                raise WouldNotStart(f"it did not listen within {PATIENCE:g} s")
+                raise WouldNotStart(f"it was not up within {PATIENCE:g} s")
             time.sleep(0.02)
         return Server(contender.name, port, process)
 
@@ -199,7 +236,7 @@ def counted(count: int, what: str) -> str:
 
 
 def rotated(items: Sequence[T], number: int) -> list[T]:
-    """``items``, beginning with another one in each round, so that nobody always follows the same one."""
+    """``items``, beginning with another one in each round, so that none always follows the same one."""
     first = number % len(items)
     return [*items[first:], *items[:first]]
 
@@ -210,13 +247,32 @@ def _free_port() -> int:
         return port
 
 
-def _answers(port: int, *, greets: bool) -> bool:
-    """True if somebody listens on the port, and greets if it should."""
+def listens(port: int) -> bool:
+    """True if a server accepts connections on the port."""
     try:
-        with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
-            data = b""
-            while greets and (chunk := sock.recv(1024)):
+        socket.create_connection(("127.0.0.1", port), PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+def greets(port: int, payload: bytes = b"", context: ssl.SSLContext | None = None) -> bool:
+    """True if the server on the port greets a client.
+
+    Args:
+        port: Its port on 127.0.0.1.
+        payload: What the client sends first.
+        context: The client speaks TLS with it.
+    """
+    data = b""
+    try:
+        with contextlib.ExitStack() as stack:
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
+            if context is not None:
+                sock = stack.enter_context(context.wrap_socket(sock, server_hostname="127.0.0.1"))
+            sock.sendall(payload)
+            while chunk := sock.recv(1024):
                 data += chunk
     except OSError:
         return False
-    return not greets or data == GREETING
+    return data == GREETING

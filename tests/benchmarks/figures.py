@@ -1,7 +1,8 @@
 """The arithmetic: figures with their spread, ratios round by round, and claims.
 
-The law: a ratio is of two figures of the same round. The median of the ratios is not the ratio of the
-medians, and only the first of them survives a machine that changes its speed between rounds.
+Invariants:
+- A ratio is of two figures of the same round. The median of the ratios is not the ratio of the medians, and
+  only the first of them survives a machine that changes its speed between rounds.
 """
 
 from __future__ import annotations

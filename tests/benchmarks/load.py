@@ -1,7 +1,9 @@
-"""The load: closed-loop clients in a process of their own, and what they saw.
+"""The load: closed-loop clients in a process of their own, and how they ended.
 
-The law: the load is compiled by the machine's own compiler, because a slow client measures itself. Where
-there is no compiler a Python program does the same, and the header says so.
+Invariants:
+- The load is in C, compiled on this machine, because a slow client measures itself. Without a compiler a
+  program in Python does the same over plain TCP, and the header says so.
+- Load over TLS is in C only; what needs it is left out where it cannot be compiled.
 """
 
 from __future__ import annotations
@@ -11,11 +13,18 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.benchmarks.process import WouldNotStart, environment, on_processor
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 PROGRAMS = Path(__file__).parent / "programs"
 GREETING = b"Thank you for connecting"
+
+# The libraries that a program in C is linked with.
+LIBRARIES = {"load_tls": ("ssl", "crypto")}
 
 # A run that takes longer is stuck; a client of it gives up after five seconds without any event.
 _PATIENCE = 120.0
@@ -29,6 +38,7 @@ class Outcome:
     reset: int
     empty: int
     short: int
+    wrong: int
     failed: int
     seconds: float
     p50_us: float
@@ -36,7 +46,8 @@ class Outcome:
 
     @property
     def lost(self) -> int:
-        return self.reset + self.empty + self.short + self.failed
+        """Clients that were not greeted."""
+        return self.reset + self.empty + self.short + self.wrong + self.failed
 
     @property
     def rate(self) -> float:
@@ -45,21 +56,32 @@ class Outcome:
 
 
 class Load:
-    """Makes load from ``processor`` with the compiled ``program``; without one, with that in Python."""
+    """Makes load from ``processor`` with the compiled ``program``; without one, with that in Python.
 
-    def __init__(self, program: str | None, processor: int | None) -> None:
+    Args:
+        program: The path of the compiled load.c, or None.
+        processor: The CPU to run on, or None for any.
+        payloads: What clients send first, taken in turn; nothing if empty.
+    """
+
+    def __init__(self, program: str | None, processor: int | None, payloads: Sequence[bytes] = ()) -> None:
         self._processor = processor
         self._command = [sys.executable, str(PROGRAMS / "load.py")] if program is None else [program]
+        self._fourth = ",".join(payload.hex() for payload in payloads)
 
-    def command(self, port: int, *, at_once: int, total: int, say: int = 0) -> list[str]:
+    def command(self, port: int, *, at_once: int, total: int) -> list[str]:
         """The command line of what ``run`` runs."""
-        return [*self._command, *map(str, (port, at_once, total, say, len(GREETING)))]
+        return [*self._command, *map(str, (port, at_once, total)), self._fourth, GREETING.hex()]
 
-    def run(self, port: int, *, at_once: int, total: int, say: int = 0) -> Outcome:
-        """``total`` clients of the port, ``at_once`` of them at a time; each sends ``say`` bytes first."""
+    def run(self, port: int, *, at_once: int, total: int) -> Outcome:
+        """Make ``total`` clients of the port, ``at_once`` of them at a time.
+
+        Raises:
+            SystemExit: The load itself failed, so nothing is known about the server.
+        """
         with on_processor(self._processor):
             done = subprocess.run(
-                self.command(port, at_once=at_once, total=total, say=say),
+                self.command(port, at_once=at_once, total=total),
                 capture_output=True,
                 text=True,
                 timeout=_PATIENCE,
@@ -71,11 +93,27 @@ class Load:
         return Outcome(**json.loads(done.stdout))
 
 
-def compile_c(name: str, folder: Path, compiler: str) -> str:
-    """Compile ``programs/NAME.c`` into ``folder``; returns the program's path. Raises WouldNotStart."""
+class TLSLoad(Load):
+    """The same over TLS 1.3, with the compiled load_tls.c; clients trust the ``certificate`` (PEM) alone."""
+
+    def __init__(self, program: str, processor: int | None, certificate: Path) -> None:
+        super().__init__(program, processor)
+        self._fourth = str(certificate)
+
+
+def compile_c(name: str, folder: Path, compiler: str, *options: str) -> str:
+    """Compile ``programs/NAME.c`` into ``folder``.
+
+    Returns:
+        The path of the program.
+
+    Raises:
+        WouldNotStart: It does not compile; the message is the compiler's first line.
+    """
     program = str(folder / name)
-    command = [compiler, "-O2", "-Wall", "-Wextra", "-o", program, str(PROGRAMS / f"{name}.c")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    libraries = [f"-l{library}" for library in LIBRARIES.get(name, ())]
+    command = [compiler, "-O2", "-Wall", "-Wextra", *options, "-o", program, str(PROGRAMS / f"{name}.c")]
+    done = subprocess.run([*command, *libraries], capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         raise WouldNotStart((done.stderr.strip().splitlines() or ["it does not say why"])[0])
     return program

@@ -1,6 +1,7 @@
 """Where and when: the facts without which a figure means nothing.
 
-The law: what is not known is said to be unknown, and nothing is asked of the network.
+Invariants:
+- What is not known is said to be unknown, and nothing is asked of the network.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import platform
 import resource
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -30,6 +32,7 @@ def facts() -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()}",
         "load": "{:.2f} {:.2f} {:.2f} (1, 5, 15 minutes, at the start)".format(*os.getloadavg()),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "openssl": f"{ssl.OPENSSL_VERSION} (Python's)",
         "uvloop": _version("uvloop"),
         "greeter": greeter.__version__,
     }
@@ -71,7 +74,7 @@ def _cpu_model() -> str:
     return platform.machine() or sys.platform
 
 
-# Whatever else runs empties caches and makes connections queue, which is not to everybody's disadvantage.
+# Other programs empty caches and make connections queue, which costs some servers more than others.
 QUIET = 0.1
 
 

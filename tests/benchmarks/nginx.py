@@ -1,7 +1,9 @@
-"""nginx as a greeter: the stream module's ``return``, which is what an operator would take instead of us.
+"""nginx as a greeter: the stream module's ``return``, which an operator would use in the place of greeter.
 
-The law: it runs as whoever starts the benchmark, on the loopback, and writes nowhere but into our
-temporary folder. Its module is looked for where nginx itself says that its modules are.
+Invariants:
+- It runs as the user that starts the benchmark, on the loopback, and writes into the given folder only.
+- Its stream module is looked for where ``nginx -V`` says that modules are.
+- A directive that this nginx lacks makes it not start, and the benchmark then reports its error line.
 """
 
 from __future__ import annotations
@@ -13,8 +15,12 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-# Where a package may have put a program that is not on everybody's PATH.
+if TYPE_CHECKING:
+    from tests.benchmarks.certificate import Certificate
+
+# Where a package may have put a program that is not on every user's PATH.
 _SBIN = ("/usr/sbin", "/usr/local/sbin", "/usr/local/nginx/sbin")
 _MODULE = "ngx_stream_module.so"
 _MODULE_FOLDERS = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")
@@ -28,9 +34,16 @@ events {{ worker_connections 4096; multi_accept on; }}
 stream {{
     log_format greeted "Got a connection from ('$remote_addr', $remote_port)";
     access_log {access_log};
-    server {{ listen 127.0.0.1:{port} backlog=4096; return "Thank you for connecting"; }}
+    server {{
+        listen 127.0.0.1:{port}{parameters} backlog=4096;
+        {directives}return "Thank you for connecting";
+    }}
 }}
 """
+# It believes the header, as a greeter with --proxy-from does.
+_PROXY = "set_real_ip_from 127.0.0.0/8; "
+# The same protocols as greeter; all else is nginx's default.
+_TLS = "ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {cert}; ssl_certificate_key {key}; "
 
 
 @dataclass(frozen=True)
@@ -41,13 +54,29 @@ class Nginx:
     version: str
     module: str
 
-    def command(self, port: int, folder: Path, *, access_log: bool) -> list[str]:
-        """Write a configuration into ``folder``; returns the command that serves by it."""
+    def command(
+        self,
+        port: int,
+        folder: Path,
+        *,
+        access_log: bool = False,
+        proxy: bool = False,
+        certificate: Certificate | None = None,
+    ) -> list[str]:
+        """Write a configuration into ``folder``; returns the command that serves by it.
+
+        Args:
+            port: The port to listen on, on 127.0.0.1.
+            folder: Where the configuration and everything that nginx writes goes.
+            access_log: Write a line for each client.
+            proxy: Connections begin with a PROXY header.
+            certificate: Serve TLS with it.
+        """
         name = f"nginx-{port}"
         config = folder / f"{name}.conf"
         # Batched like ours; unbuffered would be a write for each client.
         log = f"{folder}/{name}.access.log greeted buffer=64k flush=100ms" if access_log else "off"
-        # Only root may, and then must, say whose process the worker is.
+        # Only root may, and then must, name the user of the worker process.
         user = f"user {pwd.getpwuid(0).pw_name};\n" if os.geteuid() == 0 else ""
         config.write_text(
             _CONFIG.format(
@@ -57,6 +86,9 @@ class Nginx:
                 name=name,
                 access_log=log,
                 port=port,
+                parameters=" proxy_protocol" * proxy + " ssl" * (certificate is not None),
+                directives=_PROXY * proxy
+                + (_TLS.format(cert=certificate.cert, key=certificate.key) if certificate else ""),
             )
         )
         return [self.program, "-p", str(folder), "-c", str(config), "-e", f"{folder}/{name}.error.log"]

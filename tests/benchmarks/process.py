@@ -1,7 +1,8 @@
-"""A process that we started: where it runs, what it has used, and its end.
+"""A process that was started here: where it runs, what it has used, and its end.
 
-The law: what is measured has a processor to itself, the first one that we may use; the load and this
-program have the second. And only what was started here is ever stopped here.
+Invariants:
+- What is measured has a processor to itself, the first usable one; the load and this program have the second.
+- Only what was started here is ever stopped here.
 
 The figures are the kernel's own (proc(5)): run time in nanoseconds from ``schedstat`` where there is one,
 else from ``stat`` in ticks; a process counts with its descendants and all their threads.
@@ -56,7 +57,7 @@ def processors() -> tuple[int | None, int | None]:
 
 @contextlib.contextmanager
 def on_processor(number: int | None) -> Iterator[None]:
-    """Whatever is started inside runs there: a child inherits the affinity of who starts it."""
+    """Processes started inside run there: a child inherits the affinity of its parent."""
     if number is None:
         yield
         return
@@ -73,6 +74,7 @@ class Process:
 
     def __init__(self, argv: Sequence[str], log: Path, processor: int | None) -> None:
         self.log = log
+        self._terminated = False
         with log.open("wb") as out, on_processor(processor):
             self._child = subprocess.Popen(
                 argv,
@@ -129,15 +131,32 @@ class Process:
         """How many descriptors are open."""
         return sum(len(list((PROC / str(pid) / "fd").iterdir())) for pid in self.family)
 
+    def terminate(self) -> None:
+        """Send SIGTERM once, and do not wait. A second one would make greeter exit without draining."""
+        if self._child.poll() is None and not self._terminated:
+            self._terminated = True
+            self._child.terminate()
+
     def stop(self) -> None:
         """End it: by SIGTERM, and by SIGKILL if that is not enough."""
+        self.terminate()
         if self._child.poll() is None:
-            self._child.terminate()
             try:
                 self._child.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 self._child.kill()
                 self._child.wait()
+
+
+def settle(processes: Sequence[Process]) -> None:
+    """Wait until all of them have come to rest at the same time, or for a while if they never do."""
+    end = time.monotonic() + PATIENCE
+    used = [process.cpu_seconds() for process in processes]
+    while True:
+        time.sleep(QUIET_SECONDS)
+        before, used = used, [process.cpu_seconds() for process in processes]
+        if used == before or time.monotonic() > end:
+            return
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """What was measured, as tables for people and as JSON for programs.
 
-The law: both say the same. Nothing is computed here but the width of a column.
+Invariants:
+- Both say the same. Nothing is computed here but the width of a column.
 """
 
 from __future__ import annotations

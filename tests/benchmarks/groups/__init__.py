@@ -1,8 +1,8 @@
 """The registry of groups: which questions are asked, in which order.
 
-The law: a group is a module with one question. It has ``run(bench)``, which returns the tables of its
-answer, and its first line of documentation is what ``--list`` shows. To add one, write the module and name
-it here.
+Invariants:
+- A group is a module with one question. ``run(bench)`` returns the tables of its answer, and the first line
+  of its documentation is what ``--list`` shows. To add one, write the module and name it here.
 """
 
 from __future__ import annotations
@@ -16,9 +16,21 @@ if TYPE_CHECKING:
     from tests.benchmarks.bench import Bench
     from tests.benchmarks.figures import Table
 
-GROUPS = ("greeting", "speak_first", "client", "memory", "startup", "idle", "load_cost", "load_memory")
+GROUPS = (
+    "greeting",
+    "async_greeting",
+    "proxy",
+    "tls",
+    "speak_first",
+    "client",
+    "memory",
+    "startup",
+    "idle",
+    "load_cost",
+    "load_memory",
+)
 
-# Those that take a minute and cannot take less; a quick run makes them only if they are named.
+# Groups that take a minute and cannot take less; a quick run makes them only if they are named.
 LONG = ("load_memory",)
 
 

@@ -1,6 +1,7 @@
 """What being greeted costs a client: ``await greet()`` beside asyncio's own parts.
 
-The law: both run in one process, turn about, against a server on another processor.
+Invariants:
+- Both run in one process, turn about, against a server on another processor.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Pairs = list[tuple[float, float]]
 def run(bench: Bench) -> list[Table]:
     greetings = bench.size(500, 200)
     pairs: dict[tuple[str, int], Pairs] = {(loop, many): [] for loop in bench.loops for many in AT_ONCE}
-    with bench.serving([servers.greeter("instant", "asyncio")], measured=False) as (server,):
+    with bench.serving([servers.greeter(servers.DIRECT, "asyncio")], measured=False) as (server,):
         for _ in bench.rounds(4, 1, seconds=40):
             for (loop, many), found in pairs.items():
                 found += _measure(bench, server.port, loop, many, greetings)

@@ -1,7 +1,9 @@
 """What an idle server does: nothing.
 
-The law: every wake-up of a thread ends in a context switch, and the kernel counts them; so a server that
-sleeps adds none. All servers are idle at the same time, each after greeting a client or two.
+Invariants:
+- Every wake-up of a thread ends in a context switch, and the kernel counts them, so a server that sleeps adds
+  none.
+- All servers are idle at the same time, each after it greeted a client or two.
 """
 
 from __future__ import annotations
@@ -11,21 +13,21 @@ from typing import TYPE_CHECKING
 
 from tests.benchmarks import servers
 from tests.benchmarks.figures import Claim, Row, Table, figure
+from tests.benchmarks.process import settle
 
 if TYPE_CHECKING:
     from tests.benchmarks.bench import Bench
 
-# What a client leaves behind: it is closed, its line is written, the allocator has tidied up.
+# What a client leaves behind: it is closed, its log line is written, the allocator has returned memory.
 SETTLING_SECONDS = 3.0
 
 
 def run(bench: Bench) -> list[Table]:
     seconds = bench.size(10, 3)
-    ours = servers.greeters(bench, log=True)
+    ours = servers.greeters(bench, log=True, note="access log")
     promised = {contender.name for contender in ours}
     with bench.serving([*servers.nginx(bench), *ours, *servers.others(bench)]) as up:
-        for server in up:
-            server.process.settled_cpu_seconds()
+        settle([server.process for server in up])
         bench.say("settling")
         time.sleep(SETTLING_SECONDS)
         bench.say(f"idle for {seconds} s")

@@ -1,9 +1,10 @@
 """What a connection costs the load tester, beside the clients in C that it is measured with here.
 
-The law: both make the same closed loop, on the same core, against the same server on another one, turn
-about. The cost is the processor time that the kernel counted for the whole process, of a long run less
-that of a short one: so what is needed to start and to report is not in it, and nobody is asked how much he
-thinks he used. The rate is that of one process on one core.
+Invariants:
+- Both make the same closed loop, on the same core, against the same server on another one, turn about.
+- The cost is the CPU time that the kernel counted for the whole process, of a long run less that of a short
+  one. So what a start and a report need is not in it, and no program reports its own cost.
+- The rate is that of one process on one core.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ SHORT = 1 / 50  # of a long run
 
 
 def run(bench: Bench) -> list[Table]:
-    count = bench.size(30_000, 10_000)
-    served_by = servers.nginx(bench) or [servers.greeter("instant", "asyncio")]
+    count = bench.size(30_000, 5_000)
+    served_by = servers.nginx(bench) or [servers.greeter(servers.DIRECT, "asyncio")]
     compiled = not isinstance(bench.programs, str)
     base = "C epoll client" if compiled else "Python epoll client"
     ours = f"greeter load, {'uvloop' if 'uvloop' in bench.loops else 'asyncio'}"
@@ -45,7 +46,7 @@ def run(bench: Bench) -> list[Table]:
         commands = {base: bare, ours: greeter}
         costs: dict[str, list[float]] = {name: [] for name in commands}
         rates: dict[str, list[float]] = {name: [] for name in commands}
-        for number in bench.rounds(9, 3, seconds=40):
+        for number in bench.rounds(9, 1, seconds=40):
             for name in rotated(list(commands), number):
                 short = int(count * SHORT)
                 start = run_to_end(commands[name](short), bench.measured).cpu_seconds

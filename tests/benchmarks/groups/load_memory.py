@@ -1,7 +1,8 @@
 """Whether the load tester needs more memory for a longer run: the same load for 10 s and for 60 s.
 
-The law: both run at the same time, each a process that makes its load itself, and what is compared is the
-most that either had resident from its first line to its report.
+Invariants:
+- Both run at the same time, each a process that makes its load itself. What is compared is the most memory
+  that each had resident from its first line to its report.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ RATE = 2_000
 
 
 def run(bench: Bench) -> list[Table]:
-    served_by = servers.nginx(bench) or [servers.greeter("instant", "asyncio")]
+    served_by = servers.nginx(bench) or [servers.greeter(servers.DIRECT, "asyncio")]
     with bench.serving(served_by, measured=False) as (server,):
         bench.say(f"loading for {max(SECONDS)} s")
 

@@ -1,7 +1,8 @@
 """The processor time of two clients, turn about in one process: asyncio's own parts, and ``greet()``.
 
-The law: the two take turns in small batches, so whatever the machine does in between it does to both.
-The bare client is the least that does the job: it has a deadline, and closes what it opened.
+Invariants:
+- The two take turns in small batches, so a change of the machine's speed affects both.
+- The bare client is the least that does the job: it has a deadline, and closes what it opened.
 
 usage: client_cost.py PORT LOOP AT_ONCE GREETINGS ROUNDS
 Prints one JSON list of [bare, greet] for each round, in microseconds per greeting.
@@ -16,7 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from greeter import greet
-from greeter.loops import run
+from tests.benchmarks.programs.loops import run
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -67,5 +68,5 @@ async def main(port: int, at_once: int, greetings: int, rounds: int) -> list[tup
 
 
 if __name__ == "__main__":
-    loop = "uvloop" if sys.argv[2] == "uvloop" else "asyncio"
-    print(json.dumps(run(main(int(sys.argv[1]), *map(int, sys.argv[3:])), loop)))  # type: ignore[arg-type]
+    port, at_once, greetings, rounds = map(int, (sys.argv[1], *sys.argv[3:]))
+    print(json.dumps(run(main(port, at_once, greetings, rounds), sys.argv[2])))

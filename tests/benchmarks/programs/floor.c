@@ -1,7 +1,8 @@
 /* The least that greeting can cost: epoll, accept4, send, close.
  *
- * The law: nothing is done here that a greeting does not need, so whatever a server costs more is its own
- * doing. It is no example to follow: a client that speaks first is reset by this close.
+ * Invariants:
+ * - It does nothing that a greeting does not need, so all that another server costs more is its own.
+ * - It is not an example to follow: its close resets a client that sends first.
  *
  * usage: floor PORT
  */

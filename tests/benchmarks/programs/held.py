@@ -1,7 +1,8 @@
-"""Servers that keep every client waiting, so that the price of one who waits can be seen.
+"""Servers that keep every client waiting, so that the memory of a waiting client can be measured.
 
-The law: both wait for the same thing in the same way; what differs is what is around it. ``never`` is an
-async greeting for ``greeter serve --app``; the program is a bare ``asyncio.start_server`` handler.
+Invariants:
+- Both wait for the same event in the same way; only the code around it differs. ``never`` is an async
+  greeting for ``greeter serve --app``; the program is a bare ``asyncio.start_server`` handler.
 
 usage: held.py PORT LOOP
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from greeter.loops import run
+from tests.benchmarks.programs.loops import run
 
 _end = asyncio.Event()
 
@@ -34,4 +35,4 @@ async def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    run(main(int(sys.argv[1])), "uvloop" if sys.argv[2] == "uvloop" else "asyncio")
+    run(main(int(sys.argv[1])), sys.argv[2])

@@ -1,9 +1,9 @@
-"""Closed-loop clients where there is no C compiler: the same as load.c, to the letter of its output.
+"""Closed-loop clients where there is no C compiler: arguments, classes and output are those of load.c.
 
-The law is that of load.c; so are the arguments. It needs more of the processor, so it may be slower than the
-server; what a greeting costs the server is measured on the server all the same.
+It needs more CPU time than load.c, so it may be slower than the server. What a greeting costs the server is
+measured on the server, and stays valid.
 
-usage: load.py PORT CLIENTS TOTAL SAY EXPECT
+usage: load.py PORT AT_ONCE TOTAL SEND EXPECT
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ PATIENCE = 5.0
 class Client:
     """One client; the next in its place is another."""
 
-    __slots__ = ("began", "first_byte", "received", "sock")
+    __slots__ = ("began", "differs", "first_byte", "received", "sock")
 
     def __init__(self) -> None:
         self.received = 0
+        self.differs = False
         self.first_byte = 0.0
         self.began = monotonic()
         self.sock = socket.socket()
 
-    def connect_and_speak(self, address: tuple[str, int], words: bytes) -> int:
-        """Connect, send ``words``; returns the error, or 0.
+    def connect(self, address: tuple[str, int], payload: bytes) -> int:
+        """Connect and send ``payload``; returns the error number, or 0.
 
-        One who speaks first does not give the server the time to go first: such a client waits for its
-        handshake (at most PATIENCE) and speaks at once.
+        A client that sends first must not give the server time to close first: it waits for the TCP
+        handshake (at most PATIENCE) and sends at once.
         """
-        self.sock.settimeout(PATIENCE if words else 0)
+        self.sock.settimeout(PATIENCE if payload else 0)
         code = self.sock.connect_ex(address)
         if code == errno.EADDRNOTAVAIL:
-            sys.exit("connect: out of ports")  # our fault, not the server's
-        if words and code == 0:
+            sys.exit("connect: out of ports")  # a fault of this machine, not of the server
+        if payload and code == 0:
             try:
-                self.sock.sendall(words)
+                self.sock.sendall(payload)
             except OSError as error:
                 return error.errno or errno.ETIMEDOUT
             self.sock.setblocking(False)
@@ -52,11 +53,10 @@ class Client:
 class Load:
     """All of them: ``run`` returns when the last has ended."""
 
-    def __init__(self, port: int, clients: int, total: int, say: int, expect: int) -> None:
+    def __init__(self, port: int, at_once: int, total: int, payloads: list[bytes], expect: bytes) -> None:
         self.address = ("127.0.0.1", port)
-        self.clients, self.total, self.expect = clients, total, expect
-        self.words = b"x" * say
-        self.classes = dict.fromkeys(("greeted", "reset", "empty", "short", "failed"), 0)
+        self.at_once, self.total, self.payloads, self.expect = at_once, total, payloads, expect
+        self.classes = dict.fromkeys(("greeted", "reset", "empty", "short", "wrong", "failed"), 0)
         self.times: list[float] = []
         self._started = 0
         self._epoll = select.epoll()
@@ -64,14 +64,14 @@ class Load:
 
     def run(self) -> dict[str, float]:
         start = monotonic()
-        for _ in range(self.clients):
+        for _ in range(self.at_once):
             self._begin()
         while self._open:
             events = self._epoll.poll(PATIENCE)
             if not events:
                 break
             for fd, _ in events:
-                self._listen(self._open[fd])
+                self._read(self._open[fd])
         seconds = monotonic() - start
         self.classes["failed"] += self.total - sum(self.classes.values())
         self.times.sort()
@@ -86,7 +86,7 @@ class Load:
         while self._started < self.total:
             self._started += 1
             client = Client()
-            code = client.connect_and_speak(self.address, self.words)
+            code = client.connect(self.address, self.payloads[self._started % len(self.payloads)])
             if code == 0:
                 self._open[client.sock.fileno()] = client
                 self._epoll.register(client.sock, select.EPOLLIN)
@@ -100,18 +100,22 @@ class Load:
         client.sock.close()
         self._begin()
 
-    def _listen(self, client: Client) -> None:
+    def _read(self, client: Client) -> None:
         try:
             while data := client.sock.recv(4096):
                 if not client.received:
                     client.first_byte = monotonic()
+                if data != self.expect[client.received : client.received + len(data)]:
+                    client.differs = True
                 client.received += len(data)
         except BlockingIOError:
             return
         except OSError as error:
             self._end(client, loss(error.errno))
         else:
-            if client.received == self.expect:
+            if client.differs:
+                self._end(client, "wrong")
+            elif client.received == len(self.expect):
                 self.times.append((client.first_byte - client.began) * 1e6)
                 self._end(client, "greeted")
             else:
@@ -129,4 +133,6 @@ def percentile(times: list[float], share: float) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(Load(*map(int, sys.argv[1:])).run()))
+    port, at_once, total = map(int, sys.argv[1:4])
+    payloads = [bytes.fromhex(text) for text in sys.argv[4].split(",")]
+    print(json.dumps(Load(port, at_once, total, payloads, bytes.fromhex(sys.argv[5])).run()))

@@ -1,30 +1,74 @@
-"""The server as the documentation of asyncio's streams writes it: a coroutine for each client.
+"""The server as the documentation of asyncio's streams writes it: a handler coroutine for each client.
 
-The law: what a careful reader of that page would write, and nothing else. It writes no log, its queue is
-as long as ours, and a client that speaks first is reset by its close.
+Invariants:
+- It is what a careful reader of that page would write, and nothing else: no log, no deadlines, no lingering
+  close, so a client that sends first is reset.
+- Its listen backlog is as long as greeter's.
+- An async greeting is awaited; a blocking one is called in a thread (``asyncio.to_thread``).
 
-usage: pattern.py PORT LOOP
+usage: pattern.py [--app NAME] [--tls CERTIFICATE KEY] PORT LOOP
+  NAME  a callable of greetings.py; without one the greeting is fixed
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import sys
+import inspect
+import ssl
+from typing import TYPE_CHECKING
 
-from greeter.loops import run
+from tests.benchmarks.programs import greetings
+from tests.benchmarks.programs.loops import run
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-async def handle(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"Thank you for connecting")
+async def fixed(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(greetings.GREETING)
     await writer.drain()
     writer.close()
 
 
-async def main(port: int) -> None:
-    server = await asyncio.start_server(handle, "127.0.0.1", port, backlog=2048)
+def handler(name: str | None) -> Handler:
+    """The handler that greets with the callable of that name."""
+    if name is None:
+        return fixed
+    greeting = getattr(greetings, name)
+
+    async def awaited(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await greeting(writer.get_extra_info("peername")))
+        await writer.drain()
+        writer.close()
+
+    async def in_thread(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await asyncio.to_thread(greeting, writer.get_extra_info("peername")))
+        await writer.drain()
+        writer.close()
+
+    return awaited if inspect.iscoroutinefunction(greeting) else in_thread
+
+
+async def main(options: argparse.Namespace) -> None:
+    context = None
+    if options.tls:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*options.tls)
+    server = await asyncio.start_server(
+        handler(options.app), "127.0.0.1", options.port, backlog=2048, ssl=context
+    )
     async with server:
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    run(main(int(sys.argv[1])), "uvloop" if sys.argv[2] == "uvloop" else "asyncio")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--app")
+    parser.add_argument("--tls", nargs=2)
+    parser.add_argument("port", type=int)
+    parser.add_argument("loop")
+    arguments = parser.parse_args()
+    run(main(arguments), arguments.loop)

@@ -1,7 +1,8 @@
 """greeter's command line, and the most memory it ever had resident, in bytes, as the last line of all.
 
-The law: it is asked of the process itself, because a parent is told the most of the child and of whatever
-was in its place before, which is the parent's own copy.
+Invariants:
+- The process itself reads the figure. The one that a parent gets (wait4(2)) includes the parent's own copy
+  before exec.
 
 usage: python -m tests.benchmarks.programs.peak ARGUMENTS OF GREETER
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from greeter.cli import main
+from greeter.__main__ import main
 
 if __name__ == "__main__":
     try:

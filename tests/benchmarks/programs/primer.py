@@ -1,7 +1,8 @@
 """The blocking server of every socket primer: one client at a time, a line for each.
 
-The law: nothing else. The listen queue alone is longer than a primer's, so that a crowd is not turned
-away, which would measure the kernel's retries.
+Invariants:
+- It does nothing else. Only its listen backlog is longer than a primer's: a full one would measure the
+  kernel's retries.
 
 usage: primer.py PORT
 """
