@@ -1,7 +1,8 @@
 """greeter: accept, say the first byte, close; and lose nobody.
 
-``serve`` greets whoever connects, ``greet`` is greeted. Both run in your event loop, and importing
-them loads nothing but the standard library; each name loads its module when it is first used.
+``serve`` greets every client that connects, ``greet`` receives a greeting, and ``open_connection`` goes on
+behind it. They run in your event loop, and importing them loads nothing but the standard library; each name
+loads its module when it is first used.
 
 The package is layered, and imports go down only::
 
@@ -10,7 +11,7 @@ The package is layered, and imports go down only::
     demo, loadcommand
     commandline, options, values  what it was asked for
     loadtest                      many clients, and what became of them
-    server, client                asyncio: two halves that never import each other
+    server; client, streamclient  asyncio: two halves that never import each other
     paths, instant, stream,       what happens to one client, from accept to close
     connection, acceptor,
     loopserver, vestibule
@@ -23,7 +24,7 @@ The package is layered, and imports go down only::
 
 TYPE_CHECKING = False  # what checkers take for typing's; loading that would take longer than all of this
 if TYPE_CHECKING:
-    from greeter.client import Reply, greet, greet_within
+    from greeter.client import greet, greet_within
     from greeter.endpoint import Endpoint
     from greeter.errors import (
         ConfigError,
@@ -35,14 +36,17 @@ if TYPE_CHECKING:
         GreetTimeout,
         ListenFailed,
         MissingExtra,
+        NoGreeting,
         ProxyProtocolError,
         ReplyTooLarge,
     )
     from greeter.greeting import Greeting, Peer
     from greeter.limits import Limits
     from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
+    from greeter.replies import Reply
     from greeter.server import Server, serve
     from greeter.stats import ServerStats
+    from greeter.streamclient import open_connection
 
 __version__ = "0.1.0"
 
@@ -61,6 +65,7 @@ __all__ = [
     "LoadPlan",
     "LoadReport",
     "MissingExtra",
+    "NoGreeting",
     "Peer",
     "ProxyProtocolError",
     "Reply",
@@ -71,19 +76,22 @@ __all__ = [
     "greet",
     "greet_within",
     "load",
+    "open_connection",
     "serve",
 ]
 
 
 # Where they are. A program loads what it uses, when it first does so.
 _HOMES = {
-    "greeter.client": ("Reply", "greet", "greet_within"),
+    "greeter.client": ("greet", "greet_within"),
     "greeter.endpoint": ("Endpoint",),
     "greeter.greeting": ("Greeting", "Peer"),
     "greeter.limits": ("Limits",),
     "greeter.loadtest": ("LoadPlan", "LoadReport", "Threshold", "load"),
+    "greeter.replies": ("Reply",),
     "greeter.server": ("Server", "serve"),
     "greeter.stats": ("ServerStats",),
+    "greeter.streamclient": ("open_connection",),
 }
 
 

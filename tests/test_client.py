@@ -332,7 +332,7 @@ async def test_a_greeting_that_does_not_end(door: Door) -> None:
 
 
 async def test_a_deadline_in_the_turn_in_which_it_ended_is_none() -> None:
-    collector = client._Collector(asyncio.get_running_loop(), 10, False)
+    collector = client._Collector(asyncio.get_running_loop(), 10, "eof")
     collector.connection_lost(None)
     collector.expire()
     assert not collector.late
@@ -401,15 +401,24 @@ async def test_the_bound_is_on_the_line_only(door: Door) -> None:
     "options",
     [
         {"until": "word"},
+        {"until": None},
+        {"until": ["line"]},
         {"max_bytes": 0},
+        {"max_bytes": 1.5},
+        {"max_bytes": "1"},
+        {"max_bytes": True},
         {"timeout": 0},
         {"timeout": -1},
         {"timeout": math.nan},
+        {"timeout": None},
+        {"timeout": "1"},
         {"connect_timeout": 0},
+        {"ssl": "yes"},
+        {"server_hostname": b"x"},
     ],
 )
 async def test_arguments_that_cannot_be_right(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"^greet\(\) needs until='eof' or 'line', max_bytes of at least"):
+    with pytest.raises(ConfigError, match=f"^{next(iter(options))} is "):
         await greet(port=1, **options)
 
 

@@ -30,6 +30,7 @@ LAYERS = [
         "stats",
         "proxy_protocol",
         "limits",
+        "replies",
     },  # the pure layer ends here
     {"interrupt"},
     {
@@ -44,6 +45,7 @@ LAYERS = [
         "waiting",
         "snapshot",
         "channel",
+        "connecting",
     },
     {"child"},
     {"listeners"},
@@ -54,7 +56,7 @@ LAYERS = [
     {"stream", "loopserver"},
     {"instant"},
     {"paths"},
-    {"server", "client"},
+    {"server", "client", "streamclient"},
     {"loadtest"},
     {"values"},
     {"options"},
@@ -73,7 +75,7 @@ IMPURE |= {"threading", "time", "click", "uvloop"}
 HOUSE = {"listeners", "reception", "acceptor", "vestibule", "connection", "stream", "instant", "parking"}
 HOUSE |= {"handover", "loopserver", "waiting"}
 HOUSE |= {"paths", "server", "service", "workers", "parent", "startup"}
-STRANGERS = [({"client"}, HOUSE), ({"loadtest"}, HOUSE)]
+STRANGERS = [({"client", "streamclient", "connecting", "replies"}, HOUSE), ({"loadtest"}, HOUSE)]
 
 
 def modules() -> Iterator[tuple[str, Path]]:
