@@ -11,8 +11,8 @@ Each is also the built-in that a caller already catches::
     └── GreetFailed                      the client was not greeted
         ├── ConnectFailed(OSError)         … because it could not connect
         ├── GreetTimeout(TimeoutError)     … because a deadline passed
-        ├── GreetReset(ConnectionResetError)  … because the peer reset the connection before
-        ├── NoGreeting(EOFError)           … because the peer closed before its greeting was complete
+        ├── GreetReset(ConnectionResetError)  … because the peer reset the connection
+        ├── NoGreeting(ConnectionError)    … because the peer closed too early
         └── ReplyTooLarge(ValueError)      … because the reply would not end
 
 The message of an error is complete: the command line prints it behind ``greeter: ``.
@@ -150,8 +150,9 @@ class GreetTimeout(GreetFailed, TimeoutError):
 class GreetReset(GreetFailed, ConnectionResetError):
     """The peer reset the connection before its greeting was complete.
 
-    ``received`` is what is left of it; ``greet()`` raises this without a byte, or for a reply of several
-    lines that lacks its last one.
+    ``received`` is what had come by then; of what ``open_connection()`` reads, asyncio may have lost some.
+    ``greet()`` raises this without a byte and for a reply of several lines that lacks its last one. Any
+    other greeting it returns, with ``reset`` set.
     """
 
     def __init__(self, target: str, received: bytes = b"") -> None:
@@ -159,10 +160,10 @@ class GreetReset(GreetFailed, ConnectionResetError):
         self.target, self.received = target, received
 
 
-class NoGreeting(GreetFailed, EOFError):
+class NoGreeting(GreetFailed, ConnectionError):
     """The peer closed the connection without a greeting, or in the middle of a reply of several lines.
 
-    ``received`` is what had come by then.
+    ``received`` is what had come by then. Without a byte, ``greet()`` returns an empty Reply instead.
     """
 
     def __init__(self, target: str, received: bytes = b"") -> None:

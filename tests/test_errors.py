@@ -70,7 +70,7 @@ BUILT_INS = {
     ConnectFailed: OSError,
     GreetTimeout: TimeoutError,
     GreetReset: ConnectionResetError,
-    NoGreeting: EOFError,
+    NoGreeting: ConnectionError,
     ReplyTooLarge: ValueError,
 }
 
