@@ -112,7 +112,7 @@ async def open_connection(
     connected = perf_counter()
     data = bytearray()
     try:
-        if send:
+        if send and not writer.transport.is_closing():  # uvloop raises RuntimeError if it is
             writer.write(send)  # and no drain(): the peer may wait for us to read
         async with asyncio.timeout_at(deadline):
             first_byte = await _receive(reader, data, until, max_bytes)

@@ -257,6 +257,26 @@ async def test_a_reset_before_the_greeting_is_complete(door: Door, data: bytes) 
     assert isinstance(caught.value.__cause__, ConnectionResetError)
 
 
+@pytest.mark.parametrize("turns", [0, 3])
+async def test_sending_to_a_peer_that_has_reset_the_connection(
+    door: Door, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = streamclient._open
+
+    async def delayed(*arguments: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        opened = await real(*arguments)
+        for _ in range(turns):  # the transport sees the reset before there is something to send
+            await asyncio.sleep(0)
+        return opened
+
+    monkeypatch.setattr(streamclient, "_open", delayed)
+    ours = socket.create_connection(("127.0.0.1", door.port))
+    reset(await door.open())
+    with pytest.raises(GreetReset) as caught:
+        await open_connection(sock=ours, send=b"EHLO x\r\n")
+    assert isinstance(caught.value.__cause__, ConnectionError)
+
+
 async def test_a_reset_behind_the_greeting_is_the_readers(door: Door) -> None:
     task, server = await begin(door)
     server.sendall(b"220 here\r\n")
