@@ -410,6 +410,42 @@ async def test_a_server_that_never_stops_sending(door: Door, piece: bytes) -> No
     assert len(caught.value.received) == 65536
 
 
+# -- the descriptor is closed when the error is raised ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "end", "error"),
+    [
+        ({}, b"", socket.socket.close, NoGreeting),
+        ({"until": "reply"}, b"250-a", socket.socket.close, NoGreeting),
+        ({}, b"", reset, GreetReset),
+        ({"max_bytes": 3}, b"xxxx", None, ReplyTooLarge),
+        ({"timeout": 0.05}, b"2", None, GreetTimeout),
+    ],
+)
+async def test_the_descriptor_is_closed_when_an_error_is_raised(
+    door: Door,
+    options: dict[str, Any],
+    data: bytes,
+    end: Callable[[socket.socket], None] | None,
+    error: type[Exception],
+) -> None:
+    server, client = socket.socketpair()
+    fd = str(client.fileno())
+    with server:
+        server.sendall(data)
+        if end is reset:  # which a pair of Unix sockets does not have
+            client.close()
+            client = socket.create_connection(("127.0.0.1", door.port))
+            fd = str(client.fileno())
+            reset(await door.open())
+        elif end is not None:
+            end(server)
+        with pytest.raises(error):
+            await open_connection(sock=client, **options)
+        assert fd not in open_fds()
+
+
 # -- targets ----------------------------------------------------------------------------------------------
 
 
@@ -633,6 +669,38 @@ async def test_deadlines_and_bounds_over_tls(tls_port: int, trusting: ssl.SSLCon
     reply, reader, writer = await open_connection(port=tls_port, ssl=trusting, timeout=5)
     assert reply.data == b"220-mail.example\r\n"
     await close(writer)
+
+
+@pytest.mark.parametrize("data", [b"", b"250-a\r\n25"])
+async def test_silence_an_end_and_a_cancellation_over_tls(
+    authority: trustme.CA, trusting: ssl.SSLContext, data: bytes
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    ending = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, ssl.SSLError):
+            writer.write(data)
+            if not ending.is_set():
+                await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(GreetTimeout) as late:
+        await open_connection(port=port, until="reply", ssl=trusting, timeout=1)
+    assert (late.value.phase, late.value.received) == ("end" if data else "first byte", data)
+    reading = asyncio.create_task(open_connection(port=port, until="reply", ssl=trusting))
+    await asyncio.sleep(0.2)  # in the handshake or behind it: both have to be clean
+    await cancel(reading)
+    ending.set()
+    with pytest.raises(NoGreeting) as cut:
+        await open_connection(port=port, until="reply", ssl=trusting)
+    assert cut.value.received == data
+    server.close()
+    await server.wait_closed()
 
 
 async def test_a_handshake_has_the_deadline_of_connecting(door: Door, trusting: ssl.SSLContext) -> None:
