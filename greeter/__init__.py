@@ -1,7 +1,8 @@
 """greeter: accept, say the first byte, close; and lose nobody.
 
-``serve`` greets whoever connects, ``greet`` is greeted. Both run in your event loop, and importing
-them loads nothing but the standard library; each name loads its module when it is first used.
+``serve`` greets every client that connects, ``greet`` receives a greeting, and ``open_connection`` goes on
+behind it. They run in your event loop, and importing them loads nothing but the standard library; each name
+loads its module when it is first used.
 
 The package is layered, and imports go down only::
 
@@ -10,20 +11,16 @@ The package is layered, and imports go down only::
     demo, loadcommand
     commandline, options, values  what it was asked for
     loadtest                      many clients, and what became of them
-    server, client                asyncio: two halves that never import each other
-    paths, instant, stream,       what happens to one client, from accept to close
-    connection, acceptor,
-    loopserver, vestibule
-    reception, parking            who is here, and until when
-    listeners, handover, loops,   the system: sockets, transports, signals, files
-    signals, interrupt, tls, ...
+    server, client, streamclient  asyncio: two halves that never import each other
+    listeners, loops, signals,    the system: sockets, event loops, signals, files
+    interrupt, tls, ...
     errors, endpoint, greeting,   pure: no socket, no loop, no clock
     limits, deadlines, stats, ...
 """
 
 TYPE_CHECKING = False  # what checkers take for typing's; loading that would take longer than all of this
 if TYPE_CHECKING:
-    from greeter.client import Reply, greet, greet_within
+    from greeter.client import greet, greet_within
     from greeter.endpoint import Endpoint
     from greeter.errors import (
         ConfigError,
@@ -35,14 +32,17 @@ if TYPE_CHECKING:
         GreetTimeout,
         ListenFailed,
         MissingExtra,
+        NoGreeting,
         ProxyProtocolError,
         ReplyTooLarge,
     )
     from greeter.greeting import Greeting, Peer
     from greeter.limits import Limits
     from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
+    from greeter.replies import Reply
     from greeter.server import Server, handler, serve
     from greeter.stats import ServerStats
+    from greeter.streamclient import open_connection
 
 __version__ = "0.1.0"
 
@@ -61,6 +61,7 @@ __all__ = [
     "LoadPlan",
     "LoadReport",
     "MissingExtra",
+    "NoGreeting",
     "Peer",
     "ProxyProtocolError",
     "Reply",
@@ -72,19 +73,22 @@ __all__ = [
     "greet_within",
     "handler",
     "load",
+    "open_connection",
     "serve",
 ]
 
 
 # Where they are. A program loads what it uses, when it first does so.
 _HOMES = {
-    "greeter.client": ("Reply", "greet", "greet_within"),
+    "greeter.client": ("greet", "greet_within"),
     "greeter.endpoint": ("Endpoint",),
     "greeter.greeting": ("Greeting", "Peer"),
     "greeter.limits": ("Limits",),
     "greeter.loadtest": ("LoadPlan", "LoadReport", "Threshold", "load"),
+    "greeter.replies": ("Reply",),
     "greeter.server": ("Server", "handler", "serve"),
     "greeter.stats": ("ServerStats",),
+    "greeter.streamclient": ("open_connection",),
 }
 
 

@@ -20,7 +20,7 @@ from greeter.options import DemoOptions, GreetOptions, LoadOptions, ReportOption
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from greeter.client import Reply
+    from greeter.replies import Reply
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

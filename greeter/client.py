@@ -1,70 +1,70 @@
-"""The client: connect, take the greeting, close; made to be awaited in any coroutine.
+"""The client: connect, receive the greeting, close; to be awaited in any coroutine.
 
-The law: what the peer sent is never lost. asyncio's StreamReader throws away what it holds when a
-connection ends in a reset (cpython #75044), and a server that closes too early resets clients that spoke
-first; so the reply is collected by a protocol of our own. And no wait is without a deadline.
+Invariants:
+
+- What the peer sent is never lost. asyncio's StreamReader throws unread bytes away when the connection ends
+  in a reset (cpython #75044), and a server that closes too early resets clients that sent something first.
+  So ``greet()`` collects the reply with a protocol of its own.
+- No wait is without a deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import functools
-import os
-import re
-import socket
-from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
-from greeter.errors import ConfigError, ConnectFailed, GreetFailed, GreetReset, GreetTimeout, ReplyTooLarge
+from greeter.connecting import (
+    CONNECT_TIMEOUT,
+    MAX_BYTES,
+    TIMEOUT,
+    check_bounds,
+    connect_errors,
+    connected_socket,
+    destination,
+    name_to_verify,
+    tcp_arguments,
+    unix_socket,
+)
+from greeter.endpoint import DEFAULT_HOST
+from greeter.errors import ConfigError, GreetFailed, GreetReset, GreetTimeout, NoGreeting, ReplyTooLarge
+from greeter.replies import UNTIL, Reply, ended_by_eof, greeting_end
 
 if TYPE_CHECKING:
-    import ssl as ssl_module
+    import socket
 
-TIMEOUT = 10.0
-CONNECT_TIMEOUT = 5.0
-MAX_BYTES = 64 * 1024
-# RFC 8305, section 5, recommends 250 ms between the attempts of happy eyeballs.
-EYEBALLS_DELAY = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A greeting received. ``data`` has its bytes, ``str(reply)`` its text (undecodable bytes escaped).
-
-    ``connect_time``, ``first_byte_time`` and ``total_time`` are seconds since the call (``None`` where
-    no byte came). ``reset`` is True if the peer reset the connection after what is in ``data``.
-    """
-
-    data: bytes
-    target: str
-    connect_time: float
-    first_byte_time: float | None
-    total_time: float
-    reset: bool = False
-
-    def __bytes__(self) -> bytes:
-        return self.data
-
-    def __str__(self) -> str:
-        return self.data.decode(errors="backslashreplace")
+    from greeter.connecting import TLS, Target
+    from greeter.endpoint import Endpoint
+    from greeter.replies import Until
 
 
 class _Collector(asyncio.Protocol):
-    """Collects until the end of stream, a newline, the size bound or the deadline.
+    """Collects until the greeting or the stream ends, or the size bound or the deadline is passed.
 
     ``done`` resolves then, after the transport was told to close: when the waiting coroutine goes on,
-    the descriptor is gone.
+    the descriptor is closed.
     """
 
-    __slots__ = ("_data", "_limit", "_line", "connected", "done", "error", "first_byte", "late", "transport")
+    __slots__ = (
+        "_data",
+        "_limit",
+        "_line",
+        "_until",
+        "connected",
+        "done",
+        "end",
+        "error",
+        "first_byte",
+        "late",
+        "transport",
+    )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int, until_line: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int, until: Until) -> None:
         self._data = bytearray()
         self._limit = limit
-        self._line = until_line
+        self._until = until
+        self._line = 0  # where the line begins that is not complete
+        self.end: int | None = None  # of the greeting, once it is known
         self.done: asyncio.Future[None] = loop.create_future()
         self.error: Exception | None = None
         self.connected = 0.0
@@ -81,7 +81,10 @@ class _Collector(asyncio.Protocol):
         if self.first_byte is None:
             self.first_byte = perf_counter()
         held += data
-        if (self._line and b"\n" in data) or len(held) > self._limit:
+        if self._until != "eof" and self.end is None and b"\n" in data:
+            self.end = greeting_end(held, self._until, self._line)
+            self._line = held.rfind(b"\n") + 1
+        if self.end is not None or len(held) > self._limit:
             self.abort()
 
     def eof_received(self) -> None:
@@ -107,70 +110,81 @@ class _Collector(asyncio.Protocol):
             self.done.set_result(None)
 
     def reply(self) -> bytes:
-        """What came, up to and with the newline if one was asked for."""
-        end = self._data.find(b"\n") + 1 if self._line else 0
-        return bytes(self._data[:end] if end else self._data)
+        """What came, up to the end of the greeting."""
+        return bytes(self._data[: self.end])
+
+    @property
+    def cut(self) -> bool:
+        """True for a reply of several lines that lacks its last one."""
+        return self.end is None and bool(self._data) and not ended_by_eof(self._data, self._until)
 
 
 async def greet(
-    host: str | int | Endpoint | None = DEFAULT_HOST,
-    port: int | str = DEFAULT_PORT,
+    target: Target = DEFAULT_HOST,
+    port: int | str | None = None,
     *,
-    # where: one of these takes the place of host and port
+    host: str | int | Endpoint | None = None,
     path: str | None = None,
     sock: socket.socket | None = None,
-    # TLS
-    ssl: ssl_module.SSLContext | bool | None = None,
+    ssl: TLS = None,
     server_hostname: str | None = None,
-    # bounds
     timeout: float = TIMEOUT,
     connect_timeout: float = CONNECT_TIMEOUT,
     max_bytes: int = MAX_BYTES,
-    until: Literal["eof", "line"] = "eof",
+    until: Until = "eof",
 ) -> Reply:
-    """Connect, receive the greeting, close, and return the Reply.
+    """Connect, receive the greeting, close, and return it.
 
-    ``host``, ``port``: the server (or an Endpoint in the place of both). ``path``: a Unix socket
-    (``@name``: an abstract one). ``sock``: a socket that is connected already, which becomes ours.
-    ``ssl``: True or an SSLContext for TLS; ``server_hostname`` the name to verify, if not ``host``.
-    ``timeout``: seconds for everything; ``connect_timeout``: seconds of those for connecting, with the
-    TLS handshake. ``max_bytes``: the longest reply. ``until="line"`` takes one line, newline included,
-    from a service that keeps the connection open (SMTP, SSH, FTP).
+    The connection is closed when this returns or raises, also when it is cancelled.
 
-    Resource handling: the connection is closed when this returns or raises, also when it is cancelled.
+    Args:
+        target: An Endpoint, the text of one (``"127.0.0.1:25"``, ``"[::1]:25"``, ``"unix:/path"``,
+            ``"unix:@name"``, ``"fd:3"``), or a host: a name or an address, with ``port`` beside it or on
+            port 9999.
+        port: A port number or the name of a service. It goes with a host only.
+        host: The same as ``target``, by keyword.
+        path: A Unix socket (``"@name"``: an abstract one), in the place of a target.
+        sock: A connected socket, in the place of a target. It is closed with the connection.
+        ssl: True or an SSLContext for TLS.
+        server_hostname: The name to verify with TLS, if it is not the target's host.
+        timeout: Seconds for everything.
+        connect_timeout: Seconds of those for connecting, TLS handshake included.
+        max_bytes: The longest greeting to take.
+        until: What ends a greeting. ``"eof"``: the end of the stream. ``"line"``: the end of a line, from a
+            service that keeps the connection open (SSH). ``"reply"``: the last line of an SMTP or FTP reply
+            (RFC 5321 4.2.1, RFC 959 4.2). The end of the stream ends these too.
 
-    Error handling: raises ConnectFailed, GreetTimeout, GreetReset (before the first byte; after it, the
-    Reply is flagged) and ReplyTooLarge, all GreetFailed; and ConfigError for arguments that contradict
-    each other. A peer that closes without a byte gives an empty Reply.
+    Returns:
+        The Reply. It is empty if the peer closed without a byte, and ``reset`` is set if the peer reset the
+        connection after the greeting.
+
+    Raises:
+        ConfigError: An argument is wrong, or arguments contradict each other.
+        ConnectFailed: There is no connection.
+        GreetTimeout: A deadline passed.
+        GreetReset: The peer reset the connection before the first byte, or in the middle of a reply.
+        NoGreeting: The peer closed in the middle of a reply (``until="reply"`` only).
+        ReplyTooLarge: The greeting is longer than ``max_bytes``.
+
+    Example::
+
+        reply = await greeter.greet("mail.example", 25, until="reply", timeout=5)
     """
-    target = _target(host, port, path, sock)
-    if server_hostname is not None and not ssl:
-        raise ConfigError(f"server_hostname {server_hostname!r} goes with ssl")
-    if ssl and server_hostname is None and target.kind != "tcp":
-        if ssl is True or ssl.check_hostname:
-            raise ConfigError(f"TLS to {target} needs server_hostname, the name to verify")
-        server_hostname = ""
-    if until not in ("eof", "line") or max_bytes < 1 or not (timeout > 0 and connect_timeout > 0):
-        raise ConfigError(
-            "greet() needs until='eof' or 'line', max_bytes of at least 1 and positive timeouts, "
-            f"not {until!r}, {max_bytes}, {timeout} and {connect_timeout}"
-        )
+    if host is not None:
+        if target != DEFAULT_HOST:
+            raise ConfigError("give one of target and host")
+        target = host
+    where = destination(target, port, path, sock)
+    server_hostname = name_to_verify(where, ssl, server_hostname)
+    check_bounds(until, UNTIL, max_bytes, timeout, connect_timeout)
     loop = asyncio.get_running_loop()
-    collector = _Collector(loop, max_bytes, until == "line")
+    collector = _Collector(loop, max_bytes, until)
     deadline = loop.time() + timeout
     limit = min(connect_timeout, timeout)
     start = perf_counter()
-    try:
+    with connect_errors(where, limit):
         async with asyncio.timeout(limit):
-            await _connect(loop, collector, target, sock, ssl, server_hostname)
-    except TimeoutError as error:
-        if error.errno is not None:  # the system's ETIMEDOUT, not our deadline
-            raise ConnectFailed(str(target), error) from error
-        raise GreetTimeout(str(target), "connect", limit) from None
-    except OSError as error:  # the resolver's and TLS's errors are OSErrors too
-        raise ConnectFailed(str(target), _last(error)) from error
-    except UnicodeError as error:
-        raise ConnectFailed(str(target), "not a host name") from error
+            await _connect(loop, collector, where, sock, ssl, server_hostname)
     timer = loop.call_at(deadline, collector.expire)
     try:
         await collector.done
@@ -181,14 +195,16 @@ async def greet(
         timer.cancel()
     data, first_byte = collector.reply(), collector.first_byte
     if collector.late:
-        raise GreetTimeout(str(target), "end" if data else "first byte", timeout, data)
+        raise GreetTimeout(str(where), "end" if data else "first byte", timeout, data)
     if len(data) > max_bytes:
-        raise ReplyTooLarge(str(target), max_bytes, data[:max_bytes])
-    if collector.error is not None and not data:
-        raise GreetReset(str(target)) from collector.error
+        raise ReplyTooLarge(str(where), max_bytes, data[:max_bytes])
+    if collector.error is not None and (not data or collector.cut):
+        raise GreetReset(str(where), data) from collector.error
+    if collector.cut:
+        raise NoGreeting(str(where), data)
     return Reply(
         data,
-        str(target),
+        str(where),
         connect_time=collector.connected - start,
         first_byte_time=None if first_byte is None else first_byte - start,
         total_time=perf_counter() - start,
@@ -196,7 +212,7 @@ async def greet(
     )
 
 
-async def greet_within(seconds: float, target: Endpoint, **options: Any) -> Reply:
+async def greet_within(seconds: float, target: Target, **options: Any) -> Reply:
     """``greet(target, **options)``, tried again for up to ``seconds`` until the service is up.
 
     The pause between tries doubles from 20 ms to 1 s; the last try is at the end of the time. Raises what
@@ -223,82 +239,23 @@ def printable(text: str) -> str:
     )
 
 
-def _target(
-    host: str | int | Endpoint | None, port: int | str, path: str | None, sock: socket.socket | None
-) -> Endpoint:
-    if path is not None and sock is not None:
-        raise ConfigError("give one of path and sock")
-    if isinstance(host, Endpoint):
-        return host
-    if path is not None:
-        return Endpoint.unix(path)
-    if sock is not None:
-        return Endpoint.inherited(sock.fileno())
-    return _tcp(host, port)
-
-
-# Checking a target costs a tenth of greeting it, and a caller has few of them.
-_tcp = functools.lru_cache(maxsize=256)(Endpoint.tcp)
-
-
 async def _connect(
     loop: asyncio.AbstractEventLoop,
     collector: _Collector,
     target: Endpoint,
     sock: socket.socket | None,
-    ssl: ssl_module.SSLContext | bool | None,
+    ssl: TLS,
     server_hostname: str | None,
 ) -> None:
+    def factory() -> _Collector:
+        return collector
+
     if target.kind == "unix":
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            await loop.sock_connect(sock, target.path)  # uvloop's own connect knows no abstract names
-        except BaseException:
-            sock.close()
-            raise
-        await loop.create_unix_connection(
-            lambda: collector, sock=sock, ssl=ssl, server_hostname=server_hostname
-        )
-        return
-    if target.kind == "fd":
-        sock = _duplicate(target.fd) if sock is None else sock
-        if sock.type != socket.SOCK_STREAM:
-            sock.close()
-            raise OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE))
-        sock.setblocking(False)
-        await loop.create_connection(lambda: collector, sock=sock, ssl=ssl, server_hostname=server_hostname)
-        return
-    host = target.host or "localhost"
-    extras: dict[str, Any] = {}
-    if isinstance(loop, asyncio.BaseEventLoop) and not _literal(host):  # uvloop has no happy eyeballs
-        extras["happy_eyeballs_delay"] = EYEBALLS_DELAY
-    await loop.create_connection(
-        lambda: collector,
-        host,
-        cast("int", target.port),  # or a service name, which the resolver takes as well
-        ssl=ssl,
-        server_hostname=server_hostname,
-        **extras,
-    )
-
-
-def _duplicate(fd: int) -> socket.socket:
-    """A socket of our own on the connection behind ``fd``."""
-    fd = os.dup(fd)
-    try:
-        return socket.socket(fileno=fd)
-    except OSError:  # not a socket
-        os.close(fd)
-        raise
-
-
-def _last(error: OSError) -> OSError:
-    """asyncio puts the errors of several addresses into one text: the last of them, which is IPv4's."""
-    codes = re.findall(r"\[Errno (\d+)\]", str(error)) if error.errno is None else ()
-    return OSError(int(codes[-1]), os.strerror(int(codes[-1]))) if codes else error
-
-
-def _literal(host: str) -> bool:
-    """True for an IP address, which has nothing to race against."""
-    return ":" in host or host.replace(".", "").isdigit()
+        sock = await unix_socket(loop, target)
+        await loop.create_unix_connection(factory, sock=sock, ssl=ssl, server_hostname=server_hostname)
+    elif target.kind == "fd":
+        sock = connected_socket(target, sock)
+        await loop.create_connection(factory, sock=sock, ssl=ssl, server_hostname=server_hostname)
+    else:
+        where = tcp_arguments(loop, target)
+        await loop.create_connection(factory, **where, ssl=ssl, server_hostname=server_hostname)

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from greeter.address import describe
-from greeter.client import Reply, greet
+from greeter.client import greet
 from greeter.errors import MissingExtra
 from greeter.fdlimit import raise_fd_limit
 from greeter.loadtest import LoadPlan, load, render
 from greeter.loops import choose_loop, run
+from greeter.replies import Reply
 from greeter.server import serve
 
 if TYPE_CHECKING:

@@ -71,6 +71,45 @@ class Endpoint:
         """A listening socket that this process was started with, by the number of its descriptor."""
         return _named(f"fd:{fd}", _inherited, fd)
 
+    @classmethod
+    def target(
+        cls, target: str | int | Endpoint | None = DEFAULT_HOST, port: int | str | None = None
+    ) -> Endpoint:
+        """Read what a client may be given as its target.
+
+        ==================================  ==========================================
+        an Endpoint                         that endpoint
+        a string with a port beside it      a host name or an address
+        a bare address, or a string         a host on port 9999
+        without a colon
+        any other string                    the text of an endpoint, see ``parse``
+        an integer; None                    an IPv4 address; all interfaces, see ``tcp``
+        ==================================  ==========================================
+
+        Args:
+            target: As in the table.
+            port: A port number or the name of a service. It goes with a host only.
+
+        Returns:
+            The endpoint. Nothing is resolved.
+
+        Raises:
+            ConfigError: The target or the port is malformed or of a wrong type, or there is a port beside
+                an endpoint.
+        """
+        if not isinstance(target, str | int | Endpoint | None) or isinstance(target, bool):
+            raise ConfigError(f"a target is a string, an integer or an Endpoint, not {type(target).__name__}")
+        if not isinstance(port, int | str | None) or isinstance(port, bool):
+            raise ConfigError(f"a port is an integer or a string, not {type(port).__name__}")
+        whole = isinstance(target, Endpoint) or (isinstance(target, str) and not _is_host(target))
+        if whole and port is not None:
+            raise ConfigError(f"port {port!r} goes with a host, and {str(target)!r} is not one")
+        if isinstance(target, Endpoint):
+            return target
+        if whole:
+            return cls.parse(str(target))
+        return cls.tcp(target, DEFAULT_PORT if port is None else port)
+
     @property
     def abstract(self) -> bool:
         """True for a Unix socket with a name and no file."""
@@ -93,6 +132,19 @@ def host_name(text: str) -> str:
     if not possible:
         raise ConfigError(f"{text!r} is not a host name")
     return text
+
+
+def _is_host(text: str) -> bool:
+    """True for a bare address and for a name without a colon, False for the text of an endpoint."""
+    if text.count(":") < 2:
+        return ":" not in text
+    from ipaddress import IPv6Address  # slow to load, and few targets need it
+
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _named(text: str, read: Callable[..., Endpoint], *parts: object) -> Endpoint:

@@ -11,7 +11,8 @@ Each is also the built-in that a caller already catches::
     └── GreetFailed                      the client was not greeted
         ├── ConnectFailed(OSError)         … because it could not connect
         ├── GreetTimeout(TimeoutError)     … because a deadline passed
-        ├── GreetReset(ConnectionResetError)  … because the peer reset before its first byte
+        ├── GreetReset(ConnectionResetError)  … because the peer reset the connection
+        ├── NoGreeting(ConnectionError)    … because the peer closed too early
         └── ReplyTooLarge(ValueError)      … because the reply would not end
 
 The message of an error is complete: the command line prints it behind ``greeter: ``.
@@ -110,7 +111,10 @@ class ProxyProtocolError(GreeterError, ValueError):
 
 
 class GreetFailed(GreeterError):
-    """The root of what ``greet()`` raises at run time. ``target`` is the endpoint's text."""
+    """The root of what ``greet()`` and ``open_connection()`` raise at run time.
+
+    ``target`` is the endpoint's text.
+    """
 
     target: str
 
@@ -144,11 +148,28 @@ class GreetTimeout(GreetFailed, TimeoutError):
 
 
 class GreetReset(GreetFailed, ConnectionResetError):
-    """The peer reset the connection before its first byte."""
+    """The peer reset the connection before its greeting was complete.
 
-    def __init__(self, target: str) -> None:
-        super().__init__(f"{target}: connection reset before the greeting")
-        self.target = target
+    ``received`` is what had come by then; of what ``open_connection()`` reads, asyncio may have lost some.
+    ``greet()`` raises this without a byte and for a reply of several lines that lacks its last one. Any
+    other greeting it returns, with ``reset`` set.
+    """
+
+    def __init__(self, target: str, received: bytes = b"") -> None:
+        super().__init__(f"{target}: connection reset before the greeting" + " ended" * bool(received))
+        self.target, self.received = target, received
+
+
+class NoGreeting(GreetFailed, ConnectionError):
+    """The peer closed the connection without a greeting, or in the middle of a reply of several lines.
+
+    ``received`` is what had come by then. Without a byte, ``greet()`` returns an empty Reply instead.
+    """
+
+    def __init__(self, target: str, received: bytes = b"") -> None:
+        came = f"before the greeting ended ({len(received)} bytes came)" if received else "without a greeting"
+        super().__init__(f"{target}: closed {came}")
+        self.target, self.received = target, received
 
 
 class ReplyTooLarge(GreetFailed, ValueError):

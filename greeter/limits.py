@@ -52,12 +52,13 @@ class Networks:
     a Unix socket say, is in none of them.
     """
 
-    __slots__ = ("_prefixes", "networks")
+    __slots__ = ("_known", "_prefixes", "networks")
 
     def __init__(self, networks: Iterable[str | Network] = (), name: str = "network") -> None:
         if isinstance(networks, str):
             networks = (networks,)
         self.networks: tuple[Network, ...] = tuple(_network(str(network), name) for network in networks)
+        self._known: dict[str, bool] = {}  # of the hosts that were looked up last
         self._prefixes: dict[int, dict[int, set[int]]] = {32: {}, 128: {}}
         for network in self.networks:
             host_bits = network.max_prefixlen - network.prefixlen
@@ -65,6 +66,14 @@ class Networks:
             prefixes.add(int(network.network_address) >> host_bits)
 
     def __contains__(self, host: str) -> bool:
+        found = self._known.get(host)
+        if found is None:
+            if len(self._known) >= HOSTS:
+                self._known.clear()
+            found = self._known[host] = self._look_up(host)
+        return found
+
+    def _look_up(self, host: str) -> bool:
         address = _address(host)
         if address is None:
             return False
@@ -236,7 +245,6 @@ def _denied(limits: Limits) -> Callable[[str], bool] | None:
         return None
     allow, deny = Networks(limits.allow), Networks(limits.deny)
 
-    @lru_cache(maxsize=HOSTS)
     def denied(host: str) -> bool:
         return host in deny or (bool(limits.allow) and host not in allow)
 

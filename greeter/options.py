@@ -173,7 +173,11 @@ class GreetOptions:
     timeout: float = option(10.0, "Seconds for everything.", POSITIVE_SECONDS)
     connect_timeout: float = option(5.0, "Seconds of those for connecting.", POSITIVE_SECONDS)
     max_bytes: int = option(65536, "The longest greeting to take.", COUNT)
-    until: Literal["eof", "line"] = option("eof", "What ends a greeting.", click.Choice(["eof", "line"]))
+    until: Literal["eof", "line", "reply"] = option(
+        "eof",
+        "What ends a greeting: the stream, a line, or an SMTP or FTP reply.",
+        click.Choice(["eof", "line", "reply"]),
+    )
     wait: float = option(0.0, "Keep trying for this many seconds until the service is up.", SECONDS)
     json: bool = option(False, "Print an object with the times, in microseconds.", only="form")
     tls: bool = option(*TLS)

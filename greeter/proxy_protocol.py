@@ -21,6 +21,7 @@ Source: "The PROXY protocol, versions 1 & 2", proxy-protocol.txt of the HAProxy 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address
@@ -84,6 +85,19 @@ def parse(buffer: Buffer) -> Parsed | NeedMore:
     the byte that is wrong.
     """
     data = bytes(buffer[:MAX_V2])
+    if (usual := _USUAL_LINE.match(data)) is not None:
+        source, destination, source_port, destination_port = usual.groups()
+        if int(source_port) <= 65535 and int(destination_port) <= 65535:
+            return Parsed(
+                Header(
+                    1,
+                    "PROXY",
+                    AddressFamily.AF_INET,
+                    (source.decode(), int(source_port)),
+                    (destination.decode(), int(destination_port)),
+                ),
+                usual.end(),
+            )
     for head, (_, rest) in _HEADS.items():
         if data.startswith(head):
             return rest(data)
@@ -99,6 +113,13 @@ def parse(buffer: Buffer) -> Parsed | NeedMore:
 def _bad(what: str, offset: int) -> ProxyProtocolError:
     return ProxyProtocolError(f"bad PROXY header: {what} (byte {offset})", offset)
 
+
+# Almost every line of version 1, complete and correct, is read by this expression in a tenth of the time that
+# the grammar takes; whatever it does not match is left to the grammar.
+_OCTET = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_QUAD = rb"(" + _OCTET + rb"(?:\." + _OCTET + rb"){3})"
+_PORT = rb"(0|[1-9][0-9]{0,4})"
+_USUAL_LINE = re.compile(rb"PROXY TCP4 " + rb" ".join((_QUAD, _QUAD, _PORT, _PORT)) + rb"\r\n")
 
 # -- version 1 -----------------------------------------------------------------------------------------
 
@@ -276,7 +297,7 @@ def _u16(data: bytes, at: int) -> int:
 
 def _host(raw: bytes) -> str:
     if len(raw) == 4:
-        return str(IPv4Address(raw))
+        return ".".join(map(str, raw))
     if len(raw) == 16:
         return _ipv6_text(IPv6Address(raw))
     name = raw.partition(b"\0")[0] or raw.rstrip(b"\0").replace(b"\0", b"@", 1)

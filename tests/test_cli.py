@@ -197,7 +197,7 @@ def complaint(result: tuple[int, str, str]) -> tuple[int, str]:
         (["serve", "--config", "/no/such.toml"], "configuration '/no/such.toml': no such file or directory"),
         (["greet", "localhost"], "endpoint 'localhost' has no port"),
         (["greet", ":1", "--timeout", "0"], "0 seconds is no time at all"),
-        (["greet", ":1", "--until", "word"], "'word' is not one of 'eof', 'line'"),
+        (["greet", ":1", "--until", "word"], "'word' is not one of 'eof', 'line', 'reply'"),
         (
             ["greet", ":1", "--tls-ca", "ca.pem"],
             "--tls-ca, --tls-cert, --tls-key and --server-name go with --tls",
@@ -324,6 +324,10 @@ def test_greet_prints_the_greeting_and_a_newline(run: Any) -> None:
         assert run("greet", address) == (0, HELLO + "\n", "")
     with says(b"220 here\r\n") as address:
         assert run("greet", address) == (0, "220 here\\x0d\n", "")
+    with says(b"220-here\r\n220 ready\r\n250 more\r\n", b"220-here\r\n22") as address:
+        assert run("greet", address, "--until", "reply") == (0, "220-here\\x0d\n220 ready\\x0d\n", "")
+        cut = f"greeter: {address}: closed before the greeting ended (12 bytes came)\n"
+        assert run("greet", address, "--until", "reply") == (1, "", cut)
 
 
 def test_greet_shows_what_a_terminal_must_not_see(run: Any) -> None:

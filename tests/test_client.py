@@ -23,6 +23,7 @@ from greeter import (
     Endpoint,
     GreetReset,
     GreetTimeout,
+    NoGreeting,
     Reply,
     ReplyTooLarge,
     client,
@@ -186,13 +187,20 @@ async def test_hosts(door: Door, host: str | int | None) -> None:
     assert await greeted(task, visitor, f"{target}:{door.port}")
 
 
+async def test_targets_as_text(door: Door) -> None:
+    text = f"127.0.0.1:{door.port}"
+    for way in (greet(text), greet(target=text), greet(host="127.0.0.1", port=door.port), greet(host=text)):
+        task = asyncio.create_task(way)
+        assert await greeted(task, await door.open(), text)
+
+
 @pytest.mark.parametrize("name", ["file", "@"])
 async def test_unix_sockets(tmp_path: Path, name: str) -> None:
     path = f"{tmp_path}/x" if name == "file" else f"@greeter-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path.replace("@", "\0", 1) if name == "@" else path)
         sock.listen()
-        for way in (greet(path=path), greet(Endpoint.unix(path))):
+        for way in (greet(path=path), greet(Endpoint.unix(path)), greet(f"unix:{path}")):
             task = asyncio.create_task(way)
             assert await greeted(task, await Door(sock).open(), f"unix:{path}")
 
@@ -332,7 +340,7 @@ async def test_a_greeting_that_does_not_end(door: Door) -> None:
 
 
 async def test_a_deadline_in_the_turn_in_which_it_ended_is_none() -> None:
-    collector = client._Collector(asyncio.get_running_loop(), 10, False)
+    collector = client._Collector(asyncio.get_running_loop(), 10, "eof")
     collector.connection_lost(None)
     collector.expire()
     assert not collector.late
@@ -394,6 +402,77 @@ async def test_the_bound_is_on_the_line_only(door: Door) -> None:
     assert caught.value.received == b"220 here"
 
 
+# -- a reply of several lines -----------------------------------------------------------------------------
+
+EHLO_REPLY = b"250-mail.example\r\n250-SIZE 1000\r\n250 HELP\r\n"
+
+
+async def test_a_reply_from_a_service_that_stays_connected(door: Door) -> None:
+    for cut in range(1, len(EHLO_REPLY)):
+        task, server = await door.greet(until="reply")
+        server.sendall(EHLO_REPLY[:cut])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        server.sendall(EHLO_REPLY[cut:] + b"354 more\r\n")
+        reply = await task
+        assert (reply.data, reply.reset) == (EHLO_REPLY, False)
+
+
+async def test_a_reply_of_one_line(door: Door) -> None:
+    task, server = await door.greet(until="reply")
+    server.sendall(b"220 here\r\n220 there\r\n")
+    assert (await task).data == b"220 here\r\n"
+
+
+async def test_a_reply_of_ten_thousand_lines(door: Door) -> None:
+    data = b"250-\n" * 10_000 + b"250\n"
+    task, server = await door.greet(until="reply")
+    await asyncio.to_thread(server.sendall, data + b"x")
+    assert (await task).data == data
+
+
+@pytest.mark.parametrize("data", [b"220 her", b"25", b"250-a\r\n250 b", b"250-a\r\n250"])
+async def test_the_end_of_the_stream_ends_a_line_of_a_reply(door: Door, data: bytes) -> None:
+    task, server = await door.greet(until="reply")
+    server.sendall(data)
+    server.close()
+    assert (await task).data == data
+
+
+@pytest.mark.parametrize("data", [b"250-a", b"250-a\r\n", b"250-a\r\n25", b"250-a\r\n251 b\r\n"])
+async def test_a_reply_without_its_last_line(door: Door, data: bytes) -> None:
+    task, server = await door.greet(until="reply")
+    server.sendall(data)
+    server.close()
+    with pytest.raises(
+        NoGreeting, match=rf"closed before the greeting ended \({len(data)} bytes came\)$"
+    ) as e:
+        await task
+    assert e.value.received == data
+    task, server = await door.greet(until="reply")
+    server.sendall(data)
+    reset(server)
+    with pytest.raises(GreetReset, match="connection reset before the greeting ended$") as r:
+        await task
+    assert r.value.received == data
+    task, server = await door.greet(until="reply", timeout=0.05)
+    server.sendall(data)
+    with pytest.raises(GreetTimeout) as t:
+        await task
+    assert (t.value.phase, t.value.received) == ("end", data)
+
+
+async def test_the_bound_is_on_the_reply_only(door: Door) -> None:
+    task, server = await door.greet(until="reply", max_bytes=len(EHLO_REPLY))
+    server.sendall(EHLO_REPLY + b"x" * 1000)
+    assert (await task).data == EHLO_REPLY
+    task, server = await door.greet(until="reply", max_bytes=len(EHLO_REPLY) - 1)
+    server.sendall(EHLO_REPLY)
+    with pytest.raises(ReplyTooLarge) as caught:
+        await task
+    assert caught.value.received == EHLO_REPLY[:-1]
+
+
 # -- arguments --------------------------------------------------------------------------------------------
 
 
@@ -401,21 +480,41 @@ async def test_the_bound_is_on_the_line_only(door: Door) -> None:
     "options",
     [
         {"until": "word"},
+        {"until": None},
+        {"until": ["line"]},
         {"max_bytes": 0},
+        {"max_bytes": 1.5},
+        {"max_bytes": "1"},
+        {"max_bytes": True},
         {"timeout": 0},
         {"timeout": -1},
         {"timeout": math.nan},
+        {"timeout": None},
+        {"timeout": "1"},
         {"connect_timeout": 0},
+        {"ssl": "yes"},
+        {"server_hostname": b"x"},
     ],
 )
 async def test_arguments_that_cannot_be_right(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"^greet\(\) needs until='eof' or 'line', max_bytes of at least"):
+    with pytest.raises(ConfigError, match=f"^{next(iter(options))} is "):
         await greet(port=1, **options)
 
 
 async def test_one_place_to_connect_to(tmp_path: Path) -> None:
     with socket.socket() as sock, pytest.raises(ConfigError, match="give one of path and sock"):
         await greet(path=f"{tmp_path}/x", sock=sock)
+    with pytest.raises(ConfigError, match="give one of target and host"):
+        await greet("x", host="x")
+    with pytest.raises(ConfigError, match="path takes the place of a target and a port"):
+        await greet(Endpoint.tcp(), path="/x")
+    with pytest.raises(ConfigError, match="port 1 goes with a host, and 'h:1' is not one"):
+        await greet(Endpoint.tcp("h", 1), 1)
+    for target in (["h"], b"h", True, 1.5):
+        with pytest.raises(ConfigError, match="a target is a string, an integer or an Endpoint, not "):
+            await greet(target)  # type: ignore[arg-type]  # which is what is tested
+    with pytest.raises(ConfigError, match="a port is an integer or a string, not list"):
+        await greet("h", [1])  # type: ignore[arg-type]  # as above
     with pytest.raises(ConfigError, match="endpoint 'fd:-1' has no descriptor number"):
         await greet(sock=sock)
     with pytest.raises(ConfigError, match="endpoint 'a b:9999' has no host name in 'a b'"):

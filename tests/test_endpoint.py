@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -121,6 +122,94 @@ def test_tcp_takes_what_the_socket_module_takes(host: str | int | None, port: in
     assert str(Endpoint.tcp(host, port)) == text
 
 
+TARGETS: list[tuple[Any, Any, str]] = [
+    # a host with its port beside it
+    ("localhost", 25, "localhost:25"),
+    ("127.0.0.1", "25", "127.0.0.1:25"),
+    ("::1", "smtp", "[::1]:smtp"),
+    ("fe80::1%eth0", 0, "[fe80::1%eth0]:0"),
+    ("::ffff:127.0.0.1", 25, "[::ffff:127.0.0.1]:25"),
+    ("", 25, ":25"),
+    (None, 25, ":25"),
+    (2130706433, 25, "127.0.0.1:25"),
+    ("2130706433", 25, "2130706433:25"),
+    # a host alone
+    ("localhost", None, "localhost:9999"),
+    ("mail.example.", None, "mail.example.:9999"),
+    ("127.0.0.1", None, "127.0.0.1:9999"),
+    ("::1", None, "[::1]:9999"),
+    ("::", None, "[::]:9999"),
+    ("fd::1", None, "[fd::1]:9999"),  # an address, and not a descriptor
+    ("fe80::1%eth0", None, "[fe80::1%eth0]:9999"),
+    ("unix-host", None, "unix-host:9999"),
+    ("", None, ":9999"),
+    (None, None, ":9999"),
+    (2130706433, None, "127.0.0.1:9999"),
+    # the text of an endpoint
+    ("127.0.0.1:9871", None, "127.0.0.1:9871"),
+    ("localhost:smtp", None, "localhost:smtp"),
+    ("[::1]:25", None, "[::1]:25"),
+    (":25", None, ":25"),
+    ("unix:/run/x.sock", None, "unix:/run/x.sock"),
+    ("unix:/with:colons:in it", None, "unix:/with:colons:in it"),
+    ("unix:@name", None, "unix:@name"),
+    ("fd:3", None, "fd:3"),
+    # an Endpoint
+    (Endpoint.tcp("::1", 25), None, "[::1]:25"),
+    (Endpoint.unix("@name"), None, "unix:@name"),
+    (Endpoint.inherited(3), None, "fd:3"),
+]
+NO_TARGETS: list[tuple[Any, Any, str]] = [
+    (Endpoint.tcp("h", 1), 1, "port 1 goes with a host, and 'h:1' is not one"),
+    (Endpoint.unix("/x"), 0, "port 0 goes with a host, and 'unix:/x' is not one"),
+    ("h:1", 1, "port 1 goes with a host, and 'h:1' is not one"),
+    ("[::1]:25", "smtp", "port 'smtp' goes with a host, and '[::1]:25' is not one"),
+    (":25", 25, "port 25 goes with a host, and ':25' is not one"),
+    ("unix:/x", 1, "port 1 goes with a host, and 'unix:/x' is not one"),
+    ("fd:3", 1, "port 1 goes with a host, and 'fd:3' is not one"),
+    ("1:2:3", 1, "port 1 goes with a host, and '1:2:3' is not one"),
+    ("1:2:3", None, "endpoint '1:2:3' has an IPv6 address without brackets"),
+    ("::1:99999", None, "endpoint '::1:99999' has an IPv6 address without brackets"),
+    ("unix:", None, "endpoint 'unix:' has no path"),
+    ("fd:x", None, "endpoint 'fd:x' has no descriptor number"),
+    ("h:", None, "endpoint 'h:' has neither a port number nor a service name in ''"),
+    ("a b", None, "endpoint 'a b:9999' has no host name in 'a b'"),
+    ("a/b", None, "endpoint 'a/b:9999' has no host name in 'a/b'"),
+    ("h", "", "endpoint 'h:' has neither a port number nor a service name in ''"),
+    ("h", 65536, "endpoint 'h:65536' has port 65536, which is not in 0-65535"),
+    ("h", -1, "endpoint 'h:-1' has neither a port number nor a service name in '-1'"),
+    (-1, None, "endpoint '-1:9999' has the integer address -1, which is no 32-bit number"),
+    (b"h:1", None, "a target is a string, an integer or an Endpoint, not bytes"),
+    (True, None, "a target is a string, an integer or an Endpoint, not bool"),
+    (1.5, None, "a target is a string, an integer or an Endpoint, not float"),
+    (["h"], None, "a target is a string, an integer or an Endpoint, not list"),
+    (("h", 1), None, "a target is a string, an integer or an Endpoint, not tuple"),
+    ("h", 25.0, "a port is an integer or a string, not float"),
+    ("h", True, "a port is an integer or a string, not bool"),
+    ("h", b"25", "a port is an integer or a string, not bytes"),
+    ("h", [25], "a port is an integer or a string, not list"),
+]
+
+
+@pytest.mark.parametrize(("target", "port", "text"), TARGETS, ids=shown)
+def test_a_target_is_an_endpoint_its_text_or_a_host(target: Any, port: Any, text: str) -> None:
+    endpoint = Endpoint.target(target, port)
+    assert str(endpoint) == text
+    assert Endpoint.parse(text) == endpoint == Endpoint.target(endpoint)
+
+
+@pytest.mark.parametrize(("target", "port", "why"), NO_TARGETS, ids=shown)
+def test_other_targets_are_refused_in_one_line(target: Any, port: Any, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Endpoint.target(target, port)
+    assert str(caught.value).startswith(why)
+
+
+def test_the_default_target_is_the_default_endpoint() -> None:
+    assert str(Endpoint.target()) == DEFAULT_ENDPOINT
+    assert str(Endpoint.target(port=1)) == "127.0.0.1:1"
+
+
 @pytest.mark.parametrize("host", [-1, 0x1_0000_0000])
 def test_an_integer_address_has_32_bits(host: int) -> None:
     with pytest.raises(ConfigError, match=f"endpoint '{host}:1' has the integer address {host}, which is no"):
@@ -195,6 +284,31 @@ def test_garbage_is_an_endpoint_or_a_config_error(text: str) -> None:
         line = f"endpoint {text!r} is {endpoint!r}"
         assert Endpoint.parse(str(endpoint)) == endpoint
     assert line.startswith(f"endpoint {text!r} ")
+    assert line.isprintable()
+
+
+@settings(deadline=None, max_examples=200)
+@given(ENDPOINTS, st.none() | st.integers(0, 65535))
+def test_the_text_of_an_endpoint_is_a_target_without_a_port(endpoint: Endpoint, port: int | None) -> None:
+    if port is None:
+        assert Endpoint.target(str(endpoint)) == endpoint
+    else:
+        for target in (endpoint, str(endpoint)):
+            with pytest.raises(ConfigError, match="^port .* goes with a host, and "):
+                Endpoint.target(target, port)
+
+
+@settings(deadline=None, max_examples=200)
+@given(GARBAGE, st.none() | st.integers(-1, 65536))
+def test_garbage_is_a_target_or_a_config_error(text: str, port: int | None) -> None:
+    try:
+        endpoint = Endpoint.target(text, port)
+    except ConfigError as error:
+        line = str(error)
+    else:
+        line = repr(endpoint)
+        assert Endpoint.target(endpoint) == endpoint
+        assert port in (None, endpoint.port)
     assert line.isprintable()
 
 

@@ -24,6 +24,7 @@ from greeter.errors import (
     GreetTimeout,
     ListenFailed,
     MissingExtra,
+    NoGreeting,
     ProxyProtocolError,
     ReplyTooLarge,
     reason,
@@ -56,6 +57,9 @@ ONE_OF_EACH: list[tuple[GreeterError, str]] = [
         "x:1: the greeting did not end (3 bytes came) within 10 s",
     ),
     (GreetReset("x:1"), "x:1: connection reset before the greeting"),
+    (GreetReset("x:1", b"220-a\n"), "x:1: connection reset before the greeting ended"),
+    (NoGreeting("x:1"), "x:1: closed without a greeting"),
+    (NoGreeting("x:1", b"220-a\n"), "x:1: closed before the greeting ended (6 bytes came)"),
     (ReplyTooLarge("x:1", 4, b"abcd"), "x:1: the greeting is longer than 4 bytes"),
 ]
 BUILT_INS = {
@@ -66,6 +70,7 @@ BUILT_INS = {
     ConnectFailed: OSError,
     GreetTimeout: TimeoutError,
     GreetReset: ConnectionResetError,
+    NoGreeting: ConnectionError,
     ReplyTooLarge: ValueError,
 }
 
@@ -114,7 +119,9 @@ def test_the_fields_of_the_others() -> None:
     assert (late.target, late.phase, late.seconds, late.received) == ("x:1", "end", 2.0, b"22")
     large = ReplyTooLarge("x:1", 2, b"22")
     assert (large.target, large.limit, large.received) == ("x:1", 2, b"22")
-    assert GreetReset("x:1").target == "x:1"
+    for cut in (GreetReset("x:1", b"22"), NoGreeting("x:1", b"22")):
+        assert (cut.target, cut.received) == ("x:1", b"22")
+    assert GreetReset("x:1").received == NoGreeting("x:1").received == b""
     assert MissingExtra("a chart", "report").extra == "report"
     assert (ProxyProtocolError("no", 7).offset, ProxyProtocolError("no").offset) == (7, 0)
 

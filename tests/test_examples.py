@@ -73,6 +73,24 @@ async def test_client() -> None:
     assert out == "endpoint 'bogus' has no port, as in localhost:9999\n"
 
 
+async def test_smtp_conversation() -> None:
+    smtp = pytest.importorskip("aiosmtpd.smtp")
+    server = await asyncio.get_running_loop().create_server(
+        lambda: smtp.SMTP(None, hostname="mail.example"), "127.0.0.1", 0
+    )
+    async with server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        code, out, err = await run_example("smtp_conversation.py", address)
+    assert (code, err) == (0, "")
+    said = out.splitlines()
+    assert said[0].startswith("S: 220 mail.example ")
+    assert said[1:3] == ["C: EHLO client.example", "S: 250-mail.example"]
+    assert said[-3].startswith("S: 250 ")
+    assert said[-2:] == ["C: QUIT", "S: 221 Bye"]
+    code, out, err = await run_example("smtp_conversation.py", address)
+    assert (code, out, err) == (1, f"cannot connect to {address}: connection refused\n", "")
+
+
 async def test_without_the_package_of_an_example(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['aiosmtpd'] = None")
     code, out, err = await run_example("smtp_banner.py", path=tmp_path)

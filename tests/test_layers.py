@@ -30,31 +30,23 @@ LAYERS = [
         "stats",
         "proxy_protocol",
         "limits",
+        "replies",
     },  # the pure layer ends here
     {"interrupt"},
     {
         "fdlimit",
-        "handover",
         "loops",
         "signals",
         "sources",
         "systemd",
         "tls",
-        "parking",
-        "waiting",
         "snapshot",
         "channel",
+        "connecting",
     },
-    {"child"},
-    {"listeners"},
-    {"reception", "httpd"},
-    {"seal"},
-    {"acceptor", "vestibule", "logs", "metrics"},
-    {"connection"},
-    {"streams", "loopserver"},
-    {"direct"},
-    {"paths"},
-    {"server", "client"},
+    {"child", "httpd", "listeners", "tls_session"},
+    {"logs", "metrics"},
+    {"server", "client", "streamclient"},
     {"loadtest"},
     {"values"},
     {"options"},
@@ -69,11 +61,21 @@ PURE = LAYERS[0] | LAYERS[1]
 # What waits, asks the system or knows the time. ``socket`` is for its constants only: see below.
 IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "signal", "ssl", "subprocess"}
 IMPURE |= {"threading", "time", "click", "uvloop"}
-# Where a client goes through: nothing of it may be known to those who play the client, nor they to it.
-HOUSE = {"listeners", "reception", "acceptor", "vestibule", "connection", "streams", "direct", "parking"}
-HOUSE |= {"handover", "loopserver", "waiting"}
-HOUSE |= {"paths", "server", "service", "workers", "parent", "startup"}
-STRANGERS = [({"client"}, HOUSE), ({"loadtest"}, HOUSE)]
+# Within the server, from the ground up.
+SERVER = [
+    {"connection", "poller", "timeouts"},
+    {"lingering"},
+    {"tracker"},
+    {"acceptor", "conversation"},
+    {"direct_connection", "streams"},
+    {"batch"},
+    {"direct"},
+    {"server"},
+    {"__init__"},
+]
+# The two ends of a connection: neither may know the other.
+SERVING = {"listeners", "server", "service", "workers", "parent", "startup"}
+STRANGERS = [({"client", "streamclient", "connecting", "replies"}, SERVING), ({"loadtest"}, SERVING)]
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -128,6 +130,29 @@ def test_every_module_has_its_place(name: str) -> None:
 def test_imports_go_down_only(name: str) -> None:
     for other in greeter_imports(name):
         assert height(other) < height(part(name)), f"{name} imports {other}"
+
+
+def test_imports_within_the_server_go_down_only() -> None:
+    floors = {name: floor for floor, names in enumerate(SERVER) for name in names}
+    files = {path.stem: path for path in (PACKAGE / "server").glob("*.py")}
+    assert files.keys() == floors.keys()
+    for name, path in files.items():
+        for module, _ in imports(path):
+            if module.startswith("greeter.server."):
+                below = floors[module.removeprefix("greeter.server.")]
+                # What is imported for its type alone may be from anywhere: the parts refer to each other.
+                assert below < floors[name] or module in typing_imports(path), f"{name} imports {module}"
+
+
+def typing_imports(path: Path) -> set[str]:
+    """The modules that a file imports for type checkers only."""
+    return {
+        node.module or ""
+        for block in ast.parse(path.read_text()).body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+    }
 
 
 @pytest.mark.parametrize(("some", "others"), STRANGERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from greeter.logs import _FIELDS
 from greeter.metrics import render
 from greeter.stats import FAILURES, REJECTIONS
 from tests.conftest import ROOT, run_greeter
+from tests.test_examples import run_example
 from tests.test_metrics import everything
 
 README = (ROOT / "README.md").read_text()
@@ -43,6 +45,23 @@ def test_the_file_table_names_every_module_and_no_other() -> None:
 def test_the_example_table_names_every_example() -> None:
     named = set(re.findall(r"^\| \[[\w./]+\]\(examples/([\w./]+)\) \|", README, re.M))
     assert named == {path.name for path in (ROOT / "examples").glob("*.py")}
+
+
+async def test_the_examples_in_the_text_run(tmp_path: Path) -> None:
+    smtp = pytest.importorskip("aiosmtpd.smtp")
+    serve, converse = re.findall(r"```python\n(.*?)```", README, re.S)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: smtp.SMTP(None, hostname="mail.example"), "127.0.0.1", 0
+    )
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        real = converse.replace('"mail.example", 25', f'"127.0.0.1", {port}')
+        assert real != converse
+        for text, promise in ((serve, "Hello 127.0.0.1 "), (real, "220 mail.example ")):
+            (tmp_path / "example.py").write_text(text)
+            code, out, err = await run_example(str(tmp_path / "example.py"))
+            assert (code, err) == (0, "")
+            assert out.startswith(promise)
 
 
 def test_links_lead_somewhere() -> None:

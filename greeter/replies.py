@@ -1,0 +1,100 @@
+"""What a client receives: the Reply, and the rule that says where a greeting ends.
+
+Invariants:
+
+- The rule is a function of the bytes alone. It gives the same end however the bytes were cut into segments.
+- A line ends with LF; a CR before it belongs to the line. A bare CR ends nothing.
+- An SMTP or FTP reply (RFC 5321 4.2.1, RFC 959 4.2) whose first line is a three-digit code and a hyphen ends
+  with the line that begins with the same code and a space, or that consists of the code. Lines in between may
+  be anything, other codes included. Any other first line is the whole reply.
+- The end of the stream ends a line, and so can end a reply (``ended_by_eof``).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+Until: TypeAlias = Literal["eof", "line", "reply"]
+UNTIL: tuple[Until, ...] = get_args(Until)
+
+_MULTILINE = re.compile(rb"[0-9]{3}-")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A greeting received.
+
+    ``str(reply)`` is its text, with undecodable bytes escaped; ``bytes(reply)`` is its data.
+
+    Attributes:
+        data: The bytes as they came, line ends included.
+        target: The endpoint's text.
+        connect_time: Seconds from the call until the connection (with TLS, the handshake) was complete.
+        first_byte_time: Seconds from the call until the first byte came; ``None`` without one.
+        total_time: Seconds from the call until the reply was complete.
+        reset: True if the peer reset the connection after what is in ``data``.
+    """
+
+    data: bytes
+    target: str
+    connect_time: float
+    first_byte_time: float | None
+    total_time: float
+    reset: bool = False
+
+    def __bytes__(self) -> bytes:
+        return self.data
+
+    def __str__(self) -> str:
+        return self.data.decode(errors="backslashreplace")
+
+
+def line_end(data: bytes | bytearray) -> int | None:
+    """Find the end of the first line.
+
+    Returns:
+        The index behind its LF; ``None`` while the line is not complete.
+    """
+    return data.find(b"\n") + 1 or None
+
+
+def reply_end(data: bytes | bytearray, start: int = 0) -> int | None:
+    """Find the end of an SMTP or FTP reply.
+
+    Args:
+        data: What has come so far, from the first byte of the reply on.
+        start: Where to go on: the beginning of a line before which the reply was found not to end. It only
+            saves work, and does not change the result.
+
+    Returns:
+        The index behind the reply's last LF; ``None`` while the reply is not complete.
+    """
+    first = line_end(data)
+    if first is None or not _MULTILINE.match(data):
+        return first
+    # The code is three digits, and needs no escape.
+    last = re.compile(rb"^%b(?: [^\n]*|\r?)\n" % bytes(data[:3]), re.MULTILINE).search(
+        data, max(start, first)
+    )
+    return last.end() if last else None
+
+
+def greeting_end(data: bytes | bytearray, until: Until, start: int = 0) -> int | None:
+    """Find the end of a greeting by the rule that ``until`` names.
+
+    Returns:
+        The index behind the greeting; ``None`` while it is not complete, which with ``"eof"`` is always.
+    """
+    if until == "eof":
+        return None
+    return line_end(data) if until == "line" else reply_end(data, start)
+
+
+def ended_by_eof(data: bytes | bytearray, until: Until) -> bool:
+    """Return True if ``data`` is a complete greeting when the stream ends behind it.
+
+    Only a reply of several lines that lacks its last line is incomplete.
+    """
+    return until != "reply" or reply_end(data + b"\n") is not None
