@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Deadlines(Generic[T]):
     def add(self, item: T, deadline: float) -> None:
         """Add ``item``, or move it to the end, with a deadline not before that of any other item."""
         self._due.pop(item, None)  # a dict would keep its old place
+        if self._postponed:
+            self._postponed.discard(item)
         self._due[item] = deadline
 
     def discard(self, item: T) -> bool:
@@ -67,8 +70,18 @@ class Deadlines(Generic[T]):
             self.discard(item)
         return found
 
-    def postpone(self, now: float, seconds: float) -> None:
-        """Move the deadlines that are at or before ``now`` by ``seconds``, but no deadline twice."""
-        moved = {item: self._due[item] + seconds for item in self.due(now) if item not in self._postponed}
+    def postpone(self, now: float, seconds: float, latest: float = math.inf) -> None:
+        """Move the deadlines that are at or before ``now``, but no deadline twice.
+
+        Args:
+            now: the current time.
+            seconds: by how much they are moved.
+            latest: no deadline is moved beyond this time, so that items can be added with this deadline.
+        """
+        moved = {
+            item: min(self._due[item] + seconds, latest)
+            for item in self.due(now)
+            if item not in self._postponed
+        }
         self._postponed |= moved.keys()
         self._due = dict(sorted((self._due | moved).items(), key=lambda entry: entry[1]))

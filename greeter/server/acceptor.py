@@ -63,6 +63,8 @@ async def drain_accept_queues(
                 if not accept_batch(listener, min(ACCEPT_BATCH, tracker.free_slots)):
                     break
             except OSError as error:
+                if listener.sock.fileno() < 0:
+                    return
                 tracker.cannot_accept(error)
                 await asyncio.sleep(RETRY_SECONDS)
             await asyncio.sleep(0)  # the turn of all other tasks
@@ -107,7 +109,10 @@ class Acceptor:
         try:
             accepted = self._accept_batch(listener, limit)
         except OSError as error:
-            tracker.cannot_accept(error)
+            if self._accepting:
+                tracker.cannot_accept(error)
+            return
+        if not self._accepting:  # a greeting callable or the access log has closed the server
             return
         if tracker.free_slots <= 0:
             tracker.at_capacity()

@@ -11,7 +11,7 @@ Invariants:
   client that closes at once, where registering it would take three.
 - Without sockets there are no wake-ups.
 - A socket is read once more before its deadline is enforced, and a pause of the whole process moves the
-  deadline (see timeouts.py).
+  deadline, once (see timeouts.py).
 """
 
 from __future__ import annotations
@@ -97,6 +97,9 @@ class LingeringSockets:
         socks = [sock for batch in self._batches for sock in batch.socks] + self._new
         self._batches.clear()
         self._new = []
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._close(socks)
         return len(socks)
 
@@ -109,7 +112,8 @@ class LingeringSockets:
         now = self._loop.time()
         self._push(now, FIRST_CHECK_DELAY, now + self.seconds, False, socks)
         if self._batches[0].due <= now:  # under load, the timer is never needed
-            self._check(now)
+            # After a pause of the process, connections can be accepted before the timer rings.
+            self._check(now, 0.0 if self._timer is None else now - self._timer_due)
         else:
             self._set_timer()
 
@@ -143,7 +147,8 @@ class LingeringSockets:
             _, _, delay, deadline, postponed, socks = heapq.heappop(self._batches)
             silent, talking = discard_input(socks, closed)
             if deadline <= now and late > PAUSE_SECONDS and not postponed:
-                deadline, postponed = deadline + late, True
+                # The client may have stood still too, and has a moment in any case.
+                deadline, postponed = max(deadline + late, now + FIRST_CHECK_DELAY), True
             if deadline <= now:
                 expired += len(silent) + len(talking)
                 closed += silent + talking

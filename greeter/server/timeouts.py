@@ -6,7 +6,8 @@ Invariants:
   wake-ups.
 - A deadline measures the client and not the machine. A timer that rings more than ``PAUSE_SECONDS`` late
   tells that the process stood still (SIGSTOP, a suspended virtual machine, a starved processor), and the
-  deadlines that passed meanwhile are moved by as much. A timer that rings on time is enforced.
+  deadlines that passed meanwhile are moved by as much, once each. A timer that rings on time is enforced.
+- No deadline is moved beyond that of an item that starts now, so the order of the queue stays.
 """
 
 from __future__ import annotations
@@ -84,8 +85,9 @@ class TimeoutQueue(Deadlines[T]):
         """Set the timer for the first deadline, unless it is set or nothing waits."""
         first = self.first()
         if self._timer is None and first is not None:
-            self._timer_due = first
-            self._timer = self._loop.call_at(first, self._on_timer)
+            # A deadline that was moved before may have passed: the timer is not late for that.
+            self._timer_due = max(first, self._loop.time())
+            self._timer = self._loop.call_at(self._timer_due, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -103,5 +105,5 @@ class TimeoutQueue(Deadlines[T]):
         """
         if late <= PAUSE_SECONDS:
             return False
-        self.postpone(now, late)
+        self.postpone(now, late, now + self.seconds)
         return True

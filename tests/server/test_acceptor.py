@@ -1,24 +1,25 @@
-"""Accepting by hand: batches, the rest between them, and stopping at any moment."""
+"""Accepting by hand: batches, the moments in which none is accepted, and stopping at any time."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import select
 import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from greeter.acceptor import ACCEPT_BATCH, BUSY, Acceptor, can_watch
 
-from greeter import serve
+from greeter import Greeting, serve
 from greeter.limits import Limits
 from greeter.listeners import HANDSHAKE_GRACE
+from greeter.server.acceptor import ACCEPT_BATCH, COALESCE_THRESHOLD, supports_direct
+from greeter.server.direct import DirectPath
+from greeter.server.streams import ACCEPT_BATCH as STREAMS_BATCH
 from tests.conftest import PATIENCE
 from tests.peers import Outcome, read_to_end, speak_first, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from greeter.listeners import Listener
     from greeter.server import Server
 
@@ -28,27 +29,30 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
 class Watched:
-    """A server whose acceptor says how many clients it took each time, and who is in its queue."""
+    """A server of the direct path that notes the size of each batch."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.batches: list[int] = []
-        assert isinstance(server._path, Acceptor)
-        self.acceptor = server._path
-        take: Callable[[Listener, int], int] = self.acceptor.greet_queue
+        assert isinstance(server._path, DirectPath)
+        path: Any = server._path
+        self.acceptor: Any = path._acceptor
+        accept_batch = path.accept_batch
 
         def noted(listener: Listener, limit: int) -> int:
-            self.batches.append(take(listener, limit))
+            self.batches.append(accept_batch(listener, limit))
             return self.batches[-1]
 
-        self.acceptor.greet_queue = noted
+        path.accept_batch = noted
+        self.acceptor._accept_batch = noted
 
     @property
-    def resting(self) -> int:
-        return len(self.acceptor._resting)
+    def coalescing(self) -> int:
+        """How many listeners are not watched for a moment."""
+        return len(self.acceptor._coalescing)
 
     def queue(self, clients: int) -> list[socket.socket]:
-        """So many clients, in the listen queue until the caller awaits something."""
+        """Returns so many clients, which are in the accept queue until the caller awaits something."""
         return [socket.create_connection(("127.0.0.1", self.server.port)) for _ in range(clients)]
 
 
@@ -59,87 +63,86 @@ async def outcomes(clients: list[socket.socket]) -> list[Outcome]:
         return await asyncio.gather(*map(read_to_end, clients))
 
 
-def here(**options: Any) -> Any:
+def serve_direct(**options: Any) -> Any:
     return serve(port=0, access_log=False, accept="direct", **options)
 
 
-async def test_few_clients_are_no_load() -> None:
-    async with here() as server:
+async def test_after_a_small_batch_the_listener_stays_watched() -> None:
+    async with serve_direct() as server:
         watched = Watched(server)
-        clients = watched.queue(BUSY - 1)
-        await until(lambda: watched.batches == [BUSY - 1], "all in one wake-up")
-        assert watched.resting == 0
-        assert await outcomes(clients) == [GREETED] * (BUSY - 1)
+        clients = watched.queue(COALESCE_THRESHOLD - 1)
+        await until(lambda: watched.batches == [COALESCE_THRESHOLD - 1], "all in one wake-up")
+        assert watched.coalescing == 0
+        assert await outcomes(clients) == [GREETED] * (COALESCE_THRESHOLD - 1)
 
 
-async def test_under_load_it_rests_between_batches() -> None:
-    async with here() as server:
+async def test_under_load_connections_are_coalesced_into_batches() -> None:
+    async with serve_direct() as server:
         watched = Watched(server)
-        first = watched.queue(BUSY)
-        await until(lambda: watched.batches == [BUSY], "all in one wake-up")
-        assert watched.resting == 1
+        first = watched.queue(COALESCE_THRESHOLD)
+        await until(lambda: watched.batches == [COALESCE_THRESHOLD], "all in one wake-up")
+        assert watched.coalescing == 1
         second = watched.queue(3)
-        # Nobody is told before the rest is over, and then they come together.
-        await until(lambda: len(watched.batches) == 2, "the rest is over")
-        assert watched.batches == [BUSY, 3]
-        assert watched.resting == 0
-        assert await outcomes(first + second) == [GREETED] * (BUSY + 3)
+        await until(lambda: len(watched.batches) == 2, "the second batch")
+        assert watched.batches == [COALESCE_THRESHOLD, 3]
+        assert watched.coalescing == 0
+        assert await outcomes(first + second) == [GREETED] * (COALESCE_THRESHOLD + 3)
 
 
-async def test_a_long_queue_is_taken_in_batches_without_a_rest() -> None:
-    async with here() as server:
+async def test_a_long_queue_is_accepted_in_full_batches_without_a_pause() -> None:
+    async with serve_direct() as server:
         watched = Watched(server)
-        count = 2 * ACCEPT_BATCH + BUSY
+        count = 2 * ACCEPT_BATCH + COALESCE_THRESHOLD
         clients = watched.queue(count)
         turns = 0
         while sum(watched.batches) < count:
-            await asyncio.sleep(0)  # others get a turn in between
+            await asyncio.sleep(0)  # other tasks get their turn in between
             turns += 1
-        assert watched.batches == [ACCEPT_BATCH, ACCEPT_BATCH, BUSY]
+        assert watched.batches == [ACCEPT_BATCH, ACCEPT_BATCH, COALESCE_THRESHOLD]
         assert turns >= 3
         assert await outcomes(clients) == [GREETED] * count
 
 
-async def test_it_may_be_stopped_while_it_rests() -> None:
-    async with here(listen=["127.0.0.1:0", "127.0.0.1:0"]) as server:
+async def test_accepting_can_be_paused_while_it_coalesces() -> None:
+    async with serve_direct(listen=["127.0.0.1:0", "127.0.0.1:0"]) as server:
         watched = Watched(server)
-        first = watched.queue(BUSY)
-        await until(lambda: watched.resting == 1, "it rests, on one of the two")
-        watched.acceptor.stop()
-        watched.acceptor.stop()
-        assert watched.resting == 0
+        first = watched.queue(COALESCE_THRESHOLD)
+        await until(lambda: watched.coalescing == 1, "one of the two listeners is not watched")
+        watched.acceptor.pause()
+        watched.acceptor.pause()
+        assert watched.coalescing == 0
         second = watched.queue(5)
-        await asyncio.sleep(0.01)  # many times the rest
-        assert server.stats.accepted == BUSY
+        await asyncio.sleep(0.01)  # many times COALESCE_SECONDS
+        assert server.stats.accepted == COALESCE_THRESHOLD
         watched.acceptor.resume()
         watched.acceptor.resume()
-        assert await outcomes(first + second) == [GREETED] * (BUSY + 5)
+        assert await outcomes(first + second) == [GREETED] * (COALESCE_THRESHOLD + 5)
         other = int(server.addresses[1].rpartition(":")[2])
         assert await speak_first(other, 18) == GREETED
 
 
 @pytest.mark.parametrize("how", ["close", "drain"])
-async def test_whoever_comes_during_the_rest_is_not_forgotten_at_the_end(how: str) -> None:
-    server = await here()
+async def test_a_client_that_connects_while_it_coalesces_is_greeted_at_the_end(how: str) -> None:
+    server = await serve_direct()
     watched = Watched(server)
-    first = watched.queue(BUSY)
-    await until(lambda: watched.resting == 1, "it rests")
+    first = watched.queue(COALESCE_THRESHOLD)
+    await until(lambda: watched.coalescing == 1, "the listener is not watched")
     second = watched.queue(5)
     if how == "close":
         server.close()
     ending = asyncio.create_task(server.drain())
-    assert await outcomes(first + second) == [GREETED] * (BUSY + 5)
+    assert await outcomes(first + second) == [GREETED] * (COALESCE_THRESHOLD + 5)
     async with asyncio.timeout(PATIENCE):
         assert await ending is True
-    assert server.stats.greeted == BUSY + 5
+    assert server.stats.greeted == COALESCE_THRESHOLD + 5
 
 
-async def test_everybody_in_the_queue_is_greeted_at_the_end_as_there_is_room() -> None:
-    server = await here(limits=Limits(max_connections=3), linger_timeout=PATIENCE)
+async def test_at_the_end_the_accept_queue_is_drained_as_the_capacity_allows() -> None:
+    server = await serve_direct(limits=Limits(max_connections=3), linger_timeout=PATIENCE)
     watched = Watched(server)
     clients = watched.queue(20)
     ending = asyncio.create_task(server.drain())
-    await asyncio.sleep(2 * HANDSHAKE_GRACE)  # they stay for longer than it is ajar
+    await asyncio.sleep(2 * HANDSHAKE_GRACE)  # longer than handshakes may complete
     assert await outcomes(clients) == [GREETED] * 20
     async with asyncio.timeout(PATIENCE):
         assert await ending is True
@@ -149,8 +152,9 @@ async def test_everybody_in_the_queue_is_greeted_at_the_end_as_there_is_room() -
 
 @pytest.mark.parametrize("accept", ["direct", "streams"])
 @pytest.mark.parametrize("how", ["deadline", "cancelled", "closed", "twice"])
-async def test_whoever_waits_for_room_at_the_deadline_gets_it(how: str, accept: str) -> None:
-    """From those who were greeted and stay."""
+async def test_clients_in_the_accept_queue_at_the_deadline_take_the_place_of_lingering_ones(
+    how: str, accept: str
+) -> None:
     server = await serve(
         port=0,
         access_log=False,
@@ -158,9 +162,12 @@ async def test_whoever_waits_for_room_at_the_deadline_gets_it(how: str, accept: 
         limits=Limits(max_connections=1),
         linger_timeout=PATIENCE,
     )
-    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
+    count = 4 * STREAMS_BATCH  # more than the streams path accepts beyond its capacity
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(count)]
     ending = asyncio.create_task(server.drain(0.2 if how == "deadline" else PATIENCE))
-    await until(lambda: server.stats.greeted == 1, "one is greeted")
+    await until(lambda: server.stats.greeted > 0, "the first are greeted")
+    assert server.stats.greeted == 1 or accept == "streams"
+    assert server.stats.accepted < count
     if how == "cancelled":
         await asyncio.sleep(2 * HANDSHAKE_GRACE)
         ending.cancel()
@@ -168,29 +175,29 @@ async def test_whoever_waits_for_room_at_the_deadline_gets_it(how: str, accept: 
         server.close()
     elif how == "twice":
         await server.drain(0.2)
-    assert await outcomes(clients) == [GREETED] * 6
+    assert await outcomes(clients) == [GREETED] * count
     async with asyncio.timeout(PATIENCE):
         await asyncio.wait([ending])
     assert ending.cancelled() == (how == "cancelled")
-    assert (server.stats.greeted, server.stats.drains, server.stats.open) == (6, 1, 0)
+    assert (server.stats.greeted, server.stats.drains, server.stats.open) == (count, 1, 0)
 
 
-async def test_the_end_does_not_wait_for_those_of_a_socket_of_others() -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=16) as theirs:
-        listen = ["127.0.0.1:0", f"fd:{theirs.fileno()}"]
+async def test_the_end_does_not_wait_for_the_clients_of_an_inherited_socket() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as inherited:
+        listen = ["127.0.0.1:0", f"fd:{inherited.fileno()}"]
         server = await serve(listen=listen, access_log=False, limits=Limits(max_connections=2))
         over = asyncio.Event()
 
-        async def come_again() -> None:
+        async def connect_again() -> None:
             while not over.is_set():
                 with socket.socket() as client:
                     client.setblocking(False)
-                    await asyncio.get_running_loop().sock_connect(client, theirs.getsockname())
+                    await asyncio.get_running_loop().sock_connect(client, inherited.getsockname())
                     if server.sockets:
                         await asyncio.wait([asyncio.ensure_future(read_to_end(client))], timeout=0.01)
 
-        others = [asyncio.create_task(come_again()) for _ in range(8)]
-        await until(lambda: server.stats.greeted > 8, "they come")
+        others = [asyncio.create_task(connect_again()) for _ in range(8)]
+        await until(lambda: server.stats.greeted > 8, "clients come")
         async with asyncio.timeout(PATIENCE):
             assert await server.drain() is True
         over.set()
@@ -202,8 +209,8 @@ async def test_the_end_does_not_wait_for_those_of_a_socket_of_others() -> None:
 async def test_a_lack_of_descriptors_at_the_end_is_waited_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("greeter.acceptor.RETRY_SECONDS", 0.01)
-    server = await here()
+    monkeypatch.setattr("greeter.server.acceptor.RETRY_SECONDS", 0.01)
+    server = await serve_direct()
     (listener,) = server._listeners
     accept_fd, refusals = listener.accept_fd, [errno.EMFILE, errno.ENFILE]
 
@@ -221,11 +228,38 @@ async def test_a_lack_of_descriptors_at_the_end_is_waited_out(
     assert "accepting is paused" in caplog.text
 
 
-def test_a_loop_without_readers_cannot_watch() -> None:
-    def watch(*_: Any) -> None:
+@pytest.mark.parametrize("when", ["serving", "draining"])
+@pytest.mark.parametrize("client", [1, 3, 20])
+async def test_a_server_that_is_closed_by_its_callable_greets_the_whole_queue(
+    client: int, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The listening socket is closed within a batch, at its first, a middle and its last connection."""
+
+    def make(peer: Any) -> str:
+        if peer.count == client:
+            server.close()
+        return "Hello"
+
+    server = await serve_direct(greeting=Greeting(make, quick=True))
+    watched = Watched(server)
+    if when == "draining":
+        watched.acceptor.pause()
+    clients = watched.queue(20)
+    ending = asyncio.create_task(server.drain() if when == "draining" else server.wait_closed())
+    assert await outcomes(clients) == [Outcome(b"Hello", reset=False)] * 20
+    async with asyncio.timeout(PATIENCE):
+        await ending
+    assert (server.stats.greeted, server.stats.accept_errors, caplog.messages) == (20, 0, [])
+
+
+def test_the_direct_path_needs_readers_and_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
+    def add_reader(*_: Any) -> None:
         pass
 
-    blind: Any = type("Blind", (asyncio.AbstractEventLoop,), {})
-    proactor: Any = type("ProactorEventLoop", (asyncio.AbstractEventLoop,), {"add_reader": watch})
-    sighted: Any = type("Sighted", (asyncio.AbstractEventLoop,), {"add_reader": watch})
-    assert [can_watch(kind()) for kind in (blind, proactor, sighted)] == [False, False, True]
+    without: Any = type("Without", (asyncio.AbstractEventLoop,), {})
+    proactor: Any = type("ProactorEventLoop", (asyncio.AbstractEventLoop,), {"add_reader": add_reader})
+    selector: Any = type("Selector", (asyncio.AbstractEventLoop,), {"add_reader": add_reader})
+    monkeypatch.setattr(select, "epoll", object, raising=False)
+    assert [supports_direct(kind()) for kind in (without, proactor, selector)] == [False, False, True]
+    monkeypatch.delattr(select, "epoll")
+    assert not supports_direct(selector())

@@ -1,83 +1,253 @@
-"""Guests who wait, in virtual time."""
+"""Items with a common time-out, in virtual time."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from greeter.waiting import Waiting
 
+from greeter.server.timeouts import PAUSE_SECONDS, TIMER_SLACK, TimeoutQueue
 from tests.server.test_lingering import VirtualLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+SECONDS = 2.0
+
+
+class Timeouts:
+    """A queue of texts with a time-out of 2 s, its clock, and the items that have expired."""
+
+    def __init__(self, *, lazy: bool = False) -> None:
+        self.loop = VirtualLoop()
+        self.expired: list[str] = []
+        loop: Any = self.loop
+        self.queue: TimeoutQueue[str] = TimeoutQueue(loop, SECONDS, self._on_expired, lazy=lazy)
+        self.on_expired: Callable[[str], object] = lambda _: None
+
+    def _on_expired(self, item: str) -> None:
+        assert self.queue.discard(item)
+        self.expired.append(item)
+        self.on_expired(item)
+
 
 @pytest.fixture
-def late() -> list[str]:
-    return []
+def timeouts() -> Timeouts:
+    return Timeouts()
 
 
 @pytest.fixture
-def waiting(late: list[str]) -> tuple[Any, VirtualLoop]:
-    """A table of guests that are texts, with a patience of 2 s."""
-    clock: Any = VirtualLoop()
-    return Waiting(clock, 2.0, late.append), clock
+def lazy() -> Timeouts:
+    return Timeouts(lazy=True)
 
 
-def test_a_thousand_guests_have_one_timer(waiting: tuple[Any, VirtualLoop], late: list[str]) -> None:
-    table, clock = waiting
-    names = [str(number) for number in range(1000)]
-    for name in names:
-        table.admit(name)
-        clock.now += 0.001
-        assert len(clock.timers) == 1
-    for name in names[:-1]:
-        assert table.discard(name)
-    assert len(clock.timers) == 1
-    assert table.discard(names[-1])
-    assert clock.timers == []  # nobody waits: nothing wakes up
-    assert not table.discard(names[-1])
-    clock.advance(10)
-    assert late == []
+def test_a_thousand_items_have_one_timer(timeouts: Timeouts) -> None:
+    queue, loop = timeouts.queue, timeouts.loop
+    assert loop.timers == []
+    items = [str(number) for number in range(1000)]
+    for item in items:
+        queue.start(item)
+        loop.now += 0.001
+        assert len(loop.timers) == 1
+    for item in items[:-1]:
+        assert queue.discard(item)
+    assert len(loop.timers) == 1
+    assert queue.discard(items[-1])
+    assert loop.timers == []  # an empty queue makes no wake-ups
+    assert not queue.discard(items[-1])
+    loop.advance(10)
+    assert (timeouts.expired, loop.fired) == ([], [])
 
 
-def test_each_guest_has_its_own_deadline(waiting: tuple[Any, VirtualLoop], late: list[str]) -> None:
-    table, clock = waiting
-    for name in "abc":
-        table.admit(name)
-        clock.now += 0.5
-    table.discard("b")
-    clock.advance(0.499)
-    assert late == []
-    clock.advance(0.001)
-    assert late == ["a"]
-    clock.advance(0.999)
-    assert (late, list(table)) == (["a"], ["c"])
-    clock.advance(0.001)
-    assert (late, list(table), clock.timers) == (["a", "c"], [], [])
+def test_each_item_has_its_own_deadline(timeouts: Timeouts) -> None:
+    queue, loop = timeouts.queue, timeouts.loop
+    for item in "abc":
+        queue.start(item)
+        loop.now += 0.5
+    queue.discard("b")
+    loop.advance(0.499)
+    assert timeouts.expired == []
+    loop.advance(0.001)
+    assert timeouts.expired == ["a"]
+    loop.advance(0.999)
+    assert (timeouts.expired, list(queue)) == (["a"], ["c"])
+    loop.advance(0.001)
+    assert (timeouts.expired, list(queue), loop.timers) == (["a", "c"], [], [])
 
 
-def test_deadlines_a_moment_apart_are_one_wake_up(waiting: tuple[Any, VirtualLoop], late: list[str]) -> None:
-    table, clock = waiting
-    for name in "abc":
-        table.admit(name)
-        clock.now += 0.0009
-    clock.advance(10)
-    assert late == ["a", "b", "c"]
-    assert len(clock.fired) == 1
+def test_deadlines_within_the_slack_are_one_wake_up(timeouts: Timeouts) -> None:
+    for item in "abc":
+        timeouts.queue.start(item)
+        timeouts.loop.now += 0.45 * TIMER_SLACK
+    timeouts.loop.advance(10)
+    assert timeouts.expired == ["a", "b", "c"]
+    assert len(timeouts.loop.fired) == 1
 
 
-def test_whoever_is_late_may_be_admitted_anew(waiting: tuple[Any, VirtualLoop], late: list[str]) -> None:
-    table, clock = waiting
-    again: Callable[[str], None] = table.admit
+def test_an_item_that_expired_can_be_started_again(timeouts: Timeouts) -> None:
+    timeouts.on_expired = timeouts.queue.start
+    timeouts.queue.start("a")
+    timeouts.loop.advance(6.1)
+    assert timeouts.expired == ["a", "a", "a"]
+    assert len(timeouts.loop.timers) == 1
 
-    def on_late(name: str) -> None:
-        late.append(name)
-        again(name)
 
-    table._on_late = on_late
-    table.admit("a")
-    clock.advance(6.1)
-    assert late == ["a", "a", "a"]
-    assert len(clock.timers) == 1
+def test_an_item_that_is_removed_on_behalf_of_another_does_not_expire(timeouts: Timeouts) -> None:
+    timeouts.queue.start("a")
+    timeouts.queue.start("b")
+    timeouts.on_expired = lambda _: timeouts.queue.discard("b")
+    timeouts.loop.advance(SECONDS)
+    assert (timeouts.expired, len(timeouts.queue), timeouts.loop.timers) == (["a"], 0, [])
+
+
+def test_waited_removes_the_item_and_returns_its_time(timeouts: Timeouts) -> None:
+    queue, loop = timeouts.queue, timeouts.loop
+    queue.start("a")
+    queue.start("b", loop.now + 0.25)
+    loop.advance(0.5)
+    assert queue.waited("a", loop.now) == 0.5
+    assert queue.waited("a", loop.now) == 0.0  # it is not there any more
+    assert list(queue) == ["b"]
+    assert len(loop.timers) == 1
+    assert queue.waited("b", loop.now) == 0.25
+    assert loop.timers == []
+
+
+def test_waited_is_not_negative_after_a_deadline_was_moved(timeouts: Timeouts) -> None:
+    timeouts.queue.start("a")
+    timeouts.loop.advance(1.5)
+    timeouts.queue.start("b")
+    timeouts.loop.pause(10)
+    timeouts.loop.turn()
+    assert list(timeouts.queue) == ["a", "b"]
+    assert timeouts.queue.waited("b", timeouts.loop.now) == 0.5  # 10 s, less those of the pause
+    assert timeouts.queue.waited("a", timeouts.loop.now - 5) == 0.0
+
+
+# -- lazy queues
+
+
+def test_a_lazy_queue_sets_no_timer_until_it_is_told_to(lazy: Timeouts) -> None:
+    lazy.queue.set_timer()
+    lazy.queue.start("a")
+    assert lazy.loop.timers == []
+    lazy.loop.advance(0.5)
+    lazy.queue.start("b")
+    assert lazy.loop.timers == []
+    lazy.queue.set_timer()
+    lazy.queue.set_timer()
+    assert lazy.loop.timers == [lazy.loop.now + SECONDS - 0.5]
+    lazy.loop.advance(SECONDS - 0.5)
+    assert lazy.expired == ["a"]
+    assert lazy.loop.timers == [lazy.loop.now + 0.5]  # once it is set, it stays with the queue
+    lazy.loop.advance(0.5)
+    assert (lazy.expired, lazy.loop.timers) == (["a", "b"], [])
+
+
+def test_a_lazy_queue_that_was_empty_waits_to_be_told_again(lazy: Timeouts) -> None:
+    lazy.queue.start("a")
+    lazy.queue.set_timer()
+    lazy.queue.discard("a")
+    assert lazy.loop.timers == []
+    lazy.queue.start("b")
+    lazy.loop.advance(10)
+    assert (lazy.expired, lazy.loop.fired) == ([], [])
+    lazy.queue.set_timer()  # its deadline has passed
+    lazy.loop.turn()
+    assert lazy.expired == ["b"]
+
+
+# -- pauses of the process
+
+
+def test_a_late_timer_moves_passed_deadlines_and_enforces_none(timeouts: Timeouts) -> None:
+    queue, loop, start = timeouts.queue, timeouts.loop, timeouts.loop.now
+    for item in "abc":
+        queue.start(item)
+        loop.advance(0.5)
+    loop.pause(1.2)  # the deadline of a has passed 0.7 s ago, that of b 0.2 s ago, that of c is 0.3 s away
+    late = loop.now - start - SECONDS
+    loop.turn()
+    assert timeouts.expired == []
+    assert queue.due(start + SECONDS + late - 0.001) == []
+    assert list(queue) == ["a", "c", "b"]
+    loop.turn()
+    assert timeouts.expired == ["a"]  # its deadline was moved to this moment
+    loop.advance(0.299)
+    assert timeouts.expired == ["a"]
+    loop.advance(0.001)
+    assert timeouts.expired == ["a", "c"]
+    loop.advance(start + SECONDS + 0.5 + late - loop.now - 0.001)
+    assert timeouts.expired == ["a", "c"]
+    loop.advance(0.001)
+    assert (timeouts.expired, loop.timers) == (["a", "c", "b"], [])
+
+
+def test_a_timer_of_a_busy_event_loop_is_enforced(timeouts: Timeouts) -> None:
+    timeouts.queue.start("a")
+    timeouts.queue.start("b")
+    timeouts.loop.pause(SECONDS + 0.9 * PAUSE_SECONDS)
+    timeouts.loop.turn()
+    assert timeouts.expired == ["a", "b"]
+
+
+def test_a_second_pause_moves_no_deadline_again(timeouts: Timeouts) -> None:
+    queue, loop = timeouts.queue, timeouts.loop
+    queue.start("a")
+    loop.advance(1)
+    queue.start("b")
+    loop.pause(2)  # both deadlines have passed: that of a is moved to this moment, that of b by a second
+    loop.turn()
+    loop.turn()
+    assert (timeouts.expired, list(queue)) == (["a"], ["b"])
+    loop.pause(10)
+    loop.turn()
+    assert timeouts.expired == ["a"]  # enforced by the next timer, after the event loop could read
+    loop.turn()
+    assert (timeouts.expired, loop.timers) == (["a", "b"], [])
+    assert len(loop.fired) == 4
+
+
+def test_an_item_that_is_started_again_can_be_moved_again(timeouts: Timeouts) -> None:
+    queue, loop = timeouts.queue, timeouts.loop
+    for _ in range(2):
+        queue.start("a")
+        loop.now += 1
+        queue.start("b")
+        loop.pause(2)
+        loop.turn()
+        loop.turn()
+        assert (timeouts.expired, list(queue)) == (["a"], ["b"])
+        loop.advance(1)
+        assert (timeouts.expired, list(queue)) == (["a", "b"], [])
+        timeouts.expired.clear()
+
+
+def test_a_pause_before_the_timer_of_a_lazy_queue_is_told_by_another(lazy: Timeouts) -> None:
+    lazy.queue.start("a")
+    lazy.loop.pause(3)
+    assert not lazy.queue.allow_for_pause(lazy.loop.now, PAUSE_SECONDS)
+    assert lazy.queue.due(lazy.loop.now) == ["a"]
+    assert lazy.queue.allow_for_pause(lazy.loop.now, 2.9)
+    assert lazy.queue.due(lazy.loop.now) == []
+    lazy.queue.set_timer()
+    lazy.loop.advance(1.89)
+    assert lazy.expired == []
+    lazy.loop.advance(0.02)
+    assert lazy.expired == ["a"]
+
+
+def test_no_deadline_is_moved_beyond_that_of_an_item_that_starts_now(timeouts: Timeouts) -> None:
+    """Items that start while the event loop is held up can be due by the time that the timer rings."""
+    queue, loop = timeouts.queue, timeouts.loop
+    queue.start("a")
+    loop.now += 5
+    queue.start("b")
+    loop.pause(3)
+    loop.turn()  # 6 s late
+    queue.start("c")
+    loop.turn()
+    assert timeouts.expired == ["a"]
+    assert list(queue) == ["b", "c"]
+    loop.advance(SECONDS)
+    assert timeouts.expired == ["a", "b", "c"]

@@ -1,86 +1,151 @@
-"""The reception in virtual time: deadlines, counters, complaints, and who waits for room."""
+"""The connection tracker in virtual time: states, deadlines, counters, log lines and capacity."""
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from greeter.reception import COMPLAIN_SECONDS, RETRY_SECONDS, Reception
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from greeter.address import describe
 from greeter.errors import GreetingError
 from greeter.greeting import Greeting
 from greeter.limits import Admission, Limits
-from greeter.stats import FAILURES
+from greeter.server.connection import Connection
+from greeter.server.lingering import FIRST_CHECK_DELAY
+from greeter.server.timeouts import PAUSE_SECONDS, TIMER_SLACK
+from greeter.server.tracker import (
+    CHECK_SECONDS,
+    LAST_READ_SECONDS,
+    LOG_INTERVAL,
+    RETRY_SECONDS,
+    ConnectionTracker,
+)
 from tests.conftest import PATIENCE
 from tests.server.test_lingering import VirtualLoop
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from greeter.stats import ServerStats
 
 CLIENT = ("192.0.2.7", 3747)
 GREET, LINGER = 10.0, 2.0
+# By when a deadline is enforced, where the timer was set for an earlier one.
+SLACK = 2 * TIMER_SLACK
 
 
-class Visitor:
-    """A guest that leaves when it is told to, as a connection does."""
+class StubConnection(Connection):
+    """A connection of no path. Only what the tracker itself calls does something.
 
-    def __init__(self, reception: Reception, address: Any = CLIENT, *, stubborn: bool = False) -> None:
-        self.reception = reception
-        self.aborted = 0
-        self._address = address
-        self._stubborn = stubborn  # whether the end of the connection is yet to come
+    ``closes_later``: its path reports it closed some time after ``abort``. ``on_last_try``: what ``last_try``
+    does and returns.
+    """
 
-    def address(self) -> Any:
-        return self._address
+    def __init__(
+        self,
+        tracker: ConnectionTracker,
+        address: Any = CLIENT,
+        *,
+        closes_later: bool = False,
+        on_last_try: Callable[[], bool] = lambda: True,
+    ) -> None:
+        super().__init__(address, socket.AF_INET, "127.0.0.1:9999", tracker.stats.accepted)
+        self.tracker = tracker
+        self.aborted = self.watched = self.tries = 0
+        self.on_last_try = on_last_try
+        self._closes_later = closes_later
+
+    async def receive(self, size: int) -> bytes:
+        raise NotImplementedError
+
+    async def send(self, data: bytes | memoryview, *, last: bool = False) -> None:
+        raise NotImplementedError
+
+    async def result_of(self, work: asyncio.Future[bytes]) -> bytes:
+        raise NotImplementedError
+
+    def half_close(self) -> None:
+        raise NotImplementedError
+
+    async def linger(self) -> None:
+        raise NotImplementedError
 
     def abort(self) -> None:
         self.aborted += 1
-        if not self._stubborn:
-            self.leave()
+        if not self._closes_later:
+            self.close()
 
-    def leave(self) -> None:
-        self.reception.left(self)
+    def watch_for_reset(self) -> None:
+        self.watched += 1
+
+    def last_try(self) -> bool:
+        self.tries += 1
+        return self.on_last_try()
+
+    def close(self) -> None:
+        self.tracker.closed(self)
 
 
-class Desk:
-    """A reception whose clock stands still, and what it told its accept path."""
+class Harness:
+    """A tracker in virtual time, and what it told its accept path."""
 
     def __init__(self, **options: Any) -> None:
-        self.clock = VirtualLoop()
+        self.loop = VirtualLoop()
         self.told: list[str] = []
         timeouts = {"greet_timeout": GREET, "linger_timeout": LINGER}
         path = {"pause": lambda: self.told.append("pause"), "resume": lambda: self.told.append("resume")}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(asyncio, "get_running_loop", lambda: self.clock)
-            self.reception = Reception(Greeting("Hello"), **{**timeouts, **path, **options})
+            patch.setattr(asyncio, "get_running_loop", lambda: self.loop)
+            self.tracker = ConnectionTracker(Greeting("Hello"), **{**timeouts, **path, **options})
 
     @property
     def stats(self) -> ServerStats:
-        return self.reception.stats
+        return self.tracker.stats
 
-    def visitor(self, **options: Any) -> Visitor:
-        """One that was accepted."""
-        visitor = Visitor(self.reception, **options)
-        assert self.reception.arrive(visitor.address())
-        return visitor
+    @property
+    def failed(self) -> dict[str, int]:
+        """The counters of failures that are not 0."""
+        return {why: count for why, count in self.stats.failed.items() if count}
 
-    def lingering(self) -> Visitor:
-        """One that was accepted and greeted."""
-        visitor = self.visitor()
-        self.reception.greeted(visitor, 5)
-        return visitor
+    def accept(self, **options: Any) -> StubConnection:
+        """Returns a connection that was accepted."""
+        connection = StubConnection(self.tracker, **options)
+        assert self.tracker.accepted(connection.address)
+        return connection
+
+    def start(self, **options: Any) -> StubConnection:
+        """Returns a connection that was accepted, and whose greet deadline runs."""
+        connection = self.accept(**options)
+        self.tracker.start(connection)
+        return connection
+
+    def linger(self, **options: Any) -> StubConnection:
+        """Returns a connection that was greeted."""
+        connection = self.start(**options)
+        self.greet(connection)
+        return connection
+
+    def greet(self, connection: StubConnection) -> None:
+        self.tracker.mark_greeted(connection, 5)
+        self.tracker.start_linger(connection)
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def harness() -> Harness:
+    return Harness()
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -90,283 +155,560 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 # -- deadlines
 
 
-def test_the_greet_deadline_counts_from_the_arrival(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    visitor = desk.visitor()
-    desk.reception.wait(visitor)
-    desk.clock.advance(GREET - 0.1)
-    assert desk.stats.failed["greet_timeout"] == 0
-    desk.clock.advance(0.1)
-    assert (desk.stats.failed["greet_timeout"], visitor.aborted) == (1, 1)
+def test_the_greet_deadline_counts_from_the_start(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    connection = harness.start()
+    harness.loop.advance(GREET - 0.1)
+    assert (harness.failed, connection.tries) == ({}, 0)
+    harness.loop.advance(0.1)
+    assert (harness.failed, connection.aborted, connection.tries) == ({"greet_timeout": 1}, 1, 1)
     assert warnings(caplog) == ["('192.0.2.7', 3747): not greeted within 10 s"]
-    assert desk.reception.present == 0
-    assert sum(desk.stats.failed.values()) == 1
+    assert (harness.tracker.open_count, harness.loop.timers) == (0, [])
 
 
-def test_the_linger_deadline_counts_from_the_greeting(desk: Desk) -> None:
-    visitor = desk.visitor()
-    desk.reception.wait(visitor)
-    desk.clock.advance(5)
-    desk.reception.greeted(visitor, 5)
-    desk.clock.advance(LINGER - 0.1)
-    assert (desk.stats.linger_timeouts, desk.reception.present) == (0, 1)
-    desk.clock.advance(0.1)
-    assert (desk.stats.linger_timeouts, desk.reception.present, visitor.aborted) == (1, 0, 1)
-    assert (desk.stats.greeted, sum(desk.stats.failed.values())) == (1, 0)
+def test_the_linger_deadline_counts_from_the_greeting(harness: Harness) -> None:
+    connection = harness.start()
+    harness.loop.advance(5)
+    harness.greet(connection)
+    harness.loop.advance(LINGER - 0.1)
+    assert (harness.stats.linger_timeouts, harness.tracker.open_count) == (0, 1)
+    harness.loop.advance(0.1)
+    assert (harness.stats.linger_timeouts, harness.tracker.open_count, connection.aborted) == (1, 0, 1)
+    assert (harness.stats.greeted, harness.failed, connection.tries) == (1, {}, 0)
 
 
-def test_a_guest_is_present_until_it_has_left(desk: Desk) -> None:
-    """The end of a connection comes after abort(), one turn of the loop later or more."""
-    greeted, ungreeted = desk.visitor(stubborn=True), desk.visitor(stubborn=True)
-    desk.reception.greeted(greeted, 5)
-    desk.reception.wait(ungreeted)
-    desk.clock.advance(GREET)
-    assert (greeted.aborted, ungreeted.aborted, desk.stats.linger_timeouts) == (1, 1, 1)
-    desk.clock.advance(10 * LINGER)  # of which each is cut off once
-    assert (greeted.aborted, desk.stats.linger_timeouts) == (1, 2)
-    assert desk.reception.present == 2
-    greeted.leave()
-    ungreeted.leave()
-    assert desk.reception.present == 0
-    assert sum(desk.stats.failed.values()) == desk.stats.failed["greet_timeout"] == 1
+def test_a_connection_is_open_until_it_is_closed(harness: Harness) -> None:
+    """Its path reports that after abort(), one turn of the event loop later or more."""
+    greeted, ungreeted = harness.linger(closes_later=True), harness.start(closes_later=True)
+    harness.loop.advance(GREET)
+    assert (greeted.aborted, ungreeted.aborted, harness.stats.linger_timeouts) == (1, 1, 1)
+    harness.loop.advance(10 * LINGER)  # each is aborted once
+    assert (greeted.aborted, ungreeted.aborted, harness.stats.linger_timeouts) == (1, 1, 1)
+    assert harness.tracker.open_count == 2
+    greeted.close()
+    ungreeted.close()
+    assert harness.tracker.open_count == 0
+    assert harness.failed == {"greet_timeout": 1}
+
+
+@pytest.mark.parametrize("greet", [0.0, 0.01])
+def test_a_greet_timeout_below_the_check_interval_is_enforced(greet: float) -> None:
+    harness = Harness(greet_timeout=greet)
+    connection = harness.start()
+    harness.loop.advance(2 * greet + SLACK)
+    assert (harness.failed, connection.aborted, harness.loop.timers) == ({"greet_timeout": 1}, 1, [])
+
+
+# -- the last try at the greet deadline
+
+
+def test_a_last_try_that_greets_is_no_timeout(harness: Harness) -> None:
+    def greet() -> bool:
+        harness.greet(connection)
+        return True
+
+    connection = harness.start(on_last_try=greet)
+    harness.loop.advance(GREET)
+    assert (connection.tries, connection.aborted, harness.failed) == (1, 0, {})
+    assert (harness.stats.greeted, len(harness.tracker.lingering)) == (1, 1)
+    harness.loop.advance(LINGER)
+    assert (harness.stats.linger_timeouts, harness.failed, harness.loop.timers) == (1, {}, [])
+
+
+def test_a_last_try_that_finds_a_reset_is_counted_as_reset(harness: Harness) -> None:
+    def reset() -> bool:
+        connection.abort()
+        return True
+
+    connection = harness.start(on_last_try=reset)
+    harness.loop.advance(GREET)
+    assert (connection.aborted, harness.failed, harness.tracker.open_count) == (1, {"reset": 1}, 0)
+
+
+def test_a_last_try_of_the_event_loop_has_a_moment_more(harness: Harness) -> None:
+    connection = harness.start(on_last_try=lambda: False)
+    harness.loop.advance(GREET + LAST_READ_SECONDS / 2)
+    assert (connection.tries, connection.aborted, harness.failed) == (1, 0, {})
+    assert harness.tracker.is_ungreeted(connection)
+    assert harness.tracker.open_count == 1
+    harness.loop.advance(LAST_READ_SECONDS)
+    assert (connection.tries, connection.aborted, harness.failed) == (1, 1, {"greet_timeout": 1})
+    assert not harness.tracker.is_ungreeted(connection)
+    assert (harness.tracker.open_count, harness.loop.timers) == (0, [])
+
+
+@pytest.mark.parametrize("how", ["greeted", "failed", "greeting failed", "rejected", "reset", "aborted"])
+def test_in_that_moment_a_connection_can_still_end_in_any_way(harness: Harness, how: str) -> None:
+    tracker = harness.tracker
+    connection = harness.start(on_last_try=lambda: False)
+    harness.loop.advance(GREET + LAST_READ_SECONDS / 2)
+    failed = {}
+    if how == "greeted":
+        harness.greet(connection)
+    elif how == "failed":
+        tracker.fail_preamble(connection, "tls", "no TLS handshake (a test)")
+        failed = {"tls": 1}
+    elif how == "greeting failed":
+        tracker.fail_greeting(connection, GreetingError("a bug"))
+        failed = {"greeting_error": 1}
+    elif how == "rejected":
+        tracker.reject(connection, "untrusted")
+    elif how == "reset":
+        connection.close()
+        failed = {"reset": 1}
+    else:
+        assert tracker.abort_all() == 1
+        failed = {"aborted": 1}
+    assert not tracker.is_ungreeted(connection)
+    harness.loop.advance(LAST_READ_SECONDS)
+    connection.close()
+    stats = harness.stats
+    assert harness.failed == failed
+    assert stats.greeted == (how == "greeted")
+    assert stats.rejected["untrusted"] == (how == "rejected")
+    assert (tracker.open_count, harness.loop.timers) == (0, [])
+
+
+def test_the_greeting_time_is_that_from_the_start(harness: Harness) -> None:
+    connection = harness.start()
+    harness.loop.advance(1.5)
+    harness.greet(connection)
+    assert harness.stats.greeting_time.micros == 1_500_000
+    late = harness.start(on_last_try=lambda: False)
+    harness.loop.advance(GREET + LAST_READ_SECONDS / 2)
+    harness.greet(late)  # counts as the whole time-out
+    assert harness.stats.greeting_time.micros == 11_500_000
+
+
+# -- the check of those that wait for their greeting
+
+
+def test_a_long_wait_for_the_greeting_is_watched_once(harness: Harness) -> None:
+    early = harness.start()
+    harness.tracker.waits_for_greeting(early)
+    harness.loop.advance(CHECK_SECONDS / 2)
+    late = harness.start()
+    harness.tracker.waits_for_greeting(late)
+    harness.loop.advance(CHECK_SECONDS)
+    assert (early.watched, late.watched) == (0, 0)  # 1.5 intervals and one
+    harness.loop.advance(CHECK_SECONDS / 2)
+    assert (early.watched, late.watched) == (1, 1)  # two intervals and 1.5
+    harness.loop.advance(GREET - 1)
+    assert (early.watched, late.watched) == (1, 1)
+
+
+def test_a_short_wait_for_the_greeting_is_not_watched(harness: Harness) -> None:
+    connections = []
+    for _ in range(20):
+        connection = harness.start()
+        harness.tracker.waits_for_greeting(connection)
+        connections.append(connection)
+        harness.loop.advance(0.9 * CHECK_SECONDS)
+        harness.greet(connection)
+        connection.close()
+    harness.loop.advance(1)
+    assert not any(connection.watched for connection in connections)
+
+
+def test_a_connection_that_does_not_wait_for_its_greeting_is_not_watched(harness: Harness) -> None:
+    connection = harness.start()
+    harness.loop.advance(GREET - 0.1)
+    assert connection.watched == 0
+    harness.tracker.waits_for_greeting(connection)  # now, with its preamble behind it
+    harness.loop.advance(0.09)
+    assert connection.watched == 1
+
+
+def test_short_connections_share_one_timer_of_the_check(harness: Harness) -> None:
+    for _ in range(100):
+        connection = harness.start()
+        harness.tracker.waits_for_greeting(connection)
+        assert len(harness.loop.timers) == 1
+        harness.greet(connection)
+        connection.close()
+    assert len(harness.loop.timers) == 1
+
+
+def test_while_nothing_waits_there_are_no_wake_ups(harness: Harness) -> None:
+    assert harness.loop.timers == []
+    connection = harness.start()
+    harness.tracker.waits_for_greeting(connection)
+    harness.greet(connection)
+    connection.close()
+    harness.loop.advance(2 * CHECK_SECONDS)
+    assert len(harness.loop.fired) <= 2
+    assert harness.loop.timers == []
+
+
+def test_between_its_check_and_its_deadline_a_connection_costs_no_wake_up(harness: Harness) -> None:
+    connection = harness.start()
+    harness.tracker.waits_for_greeting(connection)
+    harness.loop.advance(2 * CHECK_SECONDS)
+    fired = len(harness.loop.fired)
+    assert len(harness.loop.timers) == 1
+    harness.loop.advance(GREET - 1)
+    assert len(harness.loop.fired) == fired
+    harness.loop.advance(1)
+    assert connection.aborted == 1
+
+
+def test_a_late_check_moves_the_deadlines_that_passed_meanwhile() -> None:
+    harness = Harness(greet_timeout=1.0)
+    connection = harness.start()
+    harness.loop.pause(5)
+    harness.loop.turn()
+    assert (connection.tries, harness.failed) == (0, {})
+    harness.loop.advance(1 - CHECK_SECONDS - 0.01)  # what was left when the check was due
+    assert (connection.tries, harness.failed) == (0, {})
+    harness.loop.advance(0.02)
+    assert (connection.tries, harness.failed) == (1, {"greet_timeout": 1})
+
+
+def test_a_check_of_a_busy_event_loop_moves_no_deadline() -> None:
+    harness = Harness(greet_timeout=0.1)
+    connection = harness.start()
+    harness.loop.pause(CHECK_SECONDS + 0.9 * PAUSE_SECONDS)
+    harness.loop.turn()
+    assert connection.tries == 0  # its timer was set only now
+    harness.loop.turn()
+    assert (connection.tries, harness.failed) == (1, {"greet_timeout": 1})
+
+
+def test_a_pause_moves_the_greet_deadline_once(harness: Harness) -> None:
+    connection = harness.start()
+    harness.loop.advance(GREET - 1)
+    harness.loop.pause(5)
+    harness.loop.turn()
+    assert connection.tries == 0
+    harness.loop.pause(5)
+    harness.loop.turn()
+    harness.loop.turn()
+    assert (connection.tries, harness.failed) == (1, {"greet_timeout": 1})
+    assert (harness.tracker.open_count, harness.loop.timers) == (0, [])
 
 
 # -- counters
 
 
-def test_each_guest_ends_in_one_counter(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    reception = desk.reception
-    greeted = desk.visitor()
-    reception.wait(greeted)
-    reception.greeted(greeted, 5)
-    greeted.leave()
-    at_once = desk.lingering()
-    at_once.leave()
-    not_made = desk.visitor()
-    reception.not_made(not_made.address(), GreetingError("a bug"))
-    reception.dismiss(not_made)
-    not_made.leave()
-    gone, gone_twice = desk.visitor(), desk.visitor()
-    reception.wait(gone)
-    reception.wait(gone_twice)
-    gone.leave()
-    gone_twice.leave()
-    gone_twice.leave()
-    no_tls = desk.visitor()
-    reception.failed(no_tls, "tls")
-    no_tls.leave()
-    assert desk.stats.accepted == 6
-    assert (desk.stats.greeted, desk.stats.bytes_sent) == (2, 10)
-    assert {why: n for why, n in desk.stats.failed.items() if n} == {
-        "greeting_error": 1,
-        "reset": 2,
-        "tls": 1,
-    }
-    assert reception.present == 0
-    assert desk.clock.timers == []
-    assert warnings(caplog) == ["('192.0.2.7', 3747): a bug"]
+def test_each_connection_ends_in_one_counter(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = harness.tracker
+    greeted = harness.linger()
+    greeted.close()
+    greeting_error = harness.start()
+    tracker.fail_greeting(greeting_error, GreetingError("a bug"))
+    tracker.start_linger(greeting_error)
+    assert tracker.open_count == 1
+    greeting_error.close()
+    tracker.accepted(CLIENT)
+    tracker.count_greeting_error(CLIENT, GreetingError("another"))  # within the call that accepted it
+    reset, reset_twice = harness.start(), harness.start()
+    reset.close()
+    reset_twice.close()
+    reset_twice.close()
+    tls, proxy = harness.start(), harness.start()
+    tracker.fail_preamble(tls, "tls", "no TLS handshake (a test)")
+    tracker.fail_preamble(proxy, "proxy", "no PROXY header (a test)")
+    tls.close()
+    tracker.abort(proxy)
+    untrusted, denied = harness.start(), harness.start()
+    tracker.reject(untrusted, "untrusted")
+    tracker.count_rejection("denied")
+    tracker.reject(denied)
+    untrusted.close()
+    denied.close()
+    assert harness.stats.accepted == 9
+    assert (harness.stats.greeted, harness.stats.bytes_sent) == (1, 5)
+    assert harness.failed == {"greeting_error": 2, "reset": 2, "tls": 1, "proxy": 1}
+    assert {why: n for why, n in harness.stats.rejected.items() if n} == {"untrusted": 1, "denied": 1}
+    harness.loop.advance(CHECK_SECONDS)
+    assert (tracker.open_count, harness.loop.timers) == (0, [])
+    assert warnings(caplog) == [
+        "('192.0.2.7', 3747): a bug",
+        "('192.0.2.7', 3747): another",
+        "turning clients away: untrusted 1 so far",
+    ]
 
 
-def test_greeted_in_bulk(desk: Desk) -> None:
-    for _ in range(3):
-        desk.reception.arrive(CLIENT)
-    desk.reception.served(15, 0.002, 3)
-    desk.reception.lost()
-    assert (desk.stats.greeted, desk.stats.bytes_sent, desk.stats.failed["reset"]) == (3, 15, 1)
+def test_greetings_of_a_batch_are_counted_at_once(harness: Harness) -> None:
+    for _ in range(4):
+        harness.tracker.accepted(CLIENT)
+    harness.tracker.count_greeted(15, 0.002, 3)
+    harness.tracker.count_reset()
+    assert (harness.stats.greeted, harness.stats.bytes_sent, harness.failed) == (3, 15, {"reset": 1})
+    assert harness.stats.greeting_time.micros == 6000
 
 
-def test_abort_all(desk: Desk) -> None:
-    waiting, lingering = desk.visitor(), desk.lingering()
-    desk.reception.wait(waiting)
+def test_abort_all(harness: Harness) -> None:
+    expiring = harness.start(on_last_try=lambda: False)
+    harness.loop.advance(GREET)
+    waiting, lingering = harness.start(), harness.linger()
     server, client = socket.socketpair()
-    desk.reception.parking.park([server])
+    harness.tracker.lingering_sockets.add(server)
     with client:
-        assert desk.reception.present == 3
-        assert desk.reception.abort_all() == 3
-    assert (waiting.aborted, lingering.aborted, server.fileno()) == (1, 1, -1)
-    assert desk.reception.present == 0
-    assert {why: n for why, n in desk.stats.failed.items() if n} == {"aborted": 1}
-    assert desk.reception.abort_all() == 0
+        assert harness.tracker.open_count == 4
+        assert harness.tracker.abort_all() == 4
+    assert (waiting.aborted, lingering.aborted, expiring.aborted, server.fileno()) == (1, 1, 1, -1)
+    assert harness.tracker.open_count == 0
+    assert harness.failed == {"aborted": 2}
+    assert harness.tracker.abort_all() == 0
+    harness.loop.advance(1)
+    assert (harness.loop.timers, harness.failed, harness.stats.linger_timeouts) == ([], {"aborted": 2}, 0)
 
 
-# -- who comes in
+async def test_abort_remaining_waits_for_connections_on_their_way() -> None:
+    """Their handlers are called, and what closes is reported, within some turns of the event loop."""
+    tracker = ConnectionTracker(Greeting("Hello"), greet_timeout=PATIENCE, linger_timeout=PATIENCE)
+    loop = asyncio.get_running_loop()
+    waiting, arriving = StubConnection(tracker), StubConnection(tracker)
+    assert tracker.accepted(waiting.address)
+    tracker.start(waiting)
+    tracker.arriving += 1
+
+    def arrive() -> None:
+        assert tracker.accepted(arriving.address)
+        tracker.start(arriving)
+        tracker.arrived()
+        tracker.mark_greeted(arriving, 5)
+        tracker.start_linger(arriving)
+        loop.call_soon(arriving.close)
+
+    loop.call_soon(loop.call_soon, arrive)
+    assert tracker.open_count == 2
+    assert await tracker.abort_remaining() == 1
+    assert (waiting.aborted, arriving.aborted, tracker.open_count) == (1, 0, 0)
+    assert (tracker.stats.greeted, tracker.stats.failed["aborted"]) == (1, 1)
 
 
-def test_the_access_log_gets_whoever_is_let_in() -> None:
+def test_a_connection_that_arrives_counts_as_open() -> None:
+    harness = Harness(capacity=2)
+    tracker = harness.tracker
+    tracker.arriving += 2
+    assert (tracker.open_count, tracker.free_slots) == (2, 0)
+    tracker.at_capacity()
+    tracker.arrived()  # lost on its way
+    assert harness.told == ["pause", "resume"]
+    harness.start()
+    tracker.arrived()
+    assert (tracker.open_count, tracker.free_slots) == (1, 1)
+
+
+# -- admission
+
+
+def test_the_access_log_gets_the_address_of_each_admitted_client() -> None:
     log: list[Any] = []
     admission = Admission(Limits(deny=["198.51.100.0/24"]))
-    desk = Desk(access_log=log.append, admission=admission)
-    assert desk.reception.arrive(CLIENT)
-    assert not desk.reception.arrive(("198.51.100.1", 1))
-    assert desk.reception.arrive("")  # a Unix socket: its permissions have decided
-    assert desk.reception.arrive(None)
+    harness = Harness(access_log=log.append, admission=admission)
+    assert harness.tracker.accepted(CLIENT)
+    assert not harness.tracker.accepted(("198.51.100.1", 1))
+    assert harness.tracker.accepted("")  # a Unix socket: its permissions have decided
+    assert harness.tracker.accepted(None)
     assert log == [CLIENT, "", None]
-    assert desk.stats.accepted == 4
-    assert desk.stats.rejected["denied"] == 1
+    assert harness.stats.accepted == 4
+    assert harness.stats.rejected["denied"] == 1
+
+
+def test_an_access_log_that_fails_costs_no_client(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: Any) -> None:
+        raise ValueError("a bug")
+
+    harness = Harness(access_log=fail)
+    for _ in range(3):
+        assert harness.tracker.accepted(CLIENT)
+    assert warnings(caplog) == ["the access log failed for ('192.0.2.7', 3747): ValueError('a bug')"]
 
 
 def test_behind_a_proxy_the_header_decides() -> None:
     log: list[Any] = []
-    desk = Desk(access_log=log.append, admission=Admission(Limits(allow=["192.0.2.0/24"])), proxied=True)
-    assert desk.reception.arrive(("127.0.0.1", 5))
+    harness = Harness(
+        access_log=log.append, admission=Admission(Limits(allow=["192.0.2.0/24"])), behind_proxy=True
+    )
+    assert harness.tracker.accepted(("127.0.0.1", 5))
     assert log == []
-    assert desk.reception.let_in(CLIENT)
-    assert not desk.reception.let_in(("203.0.113.1", 5))
+    assert harness.tracker.admit(CLIENT)
+    assert not harness.tracker.admit(("203.0.113.1", 5))
     assert log == [CLIENT]
 
 
 def test_an_admission_is_released_when_its_client_is_gone() -> None:
     admission = Admission(Limits(max_per_ip=2))
-    desk = Desk(admission=admission)
-    first, second = desk.visitor(), desk.visitor()
-    desk.reception.remember(first, CLIENT)
-    desk.reception.remember(second, CLIENT)
-    assert not desk.reception.arrive(CLIENT)
-    first.leave()
-    third = desk.visitor()
-    desk.reception.remember(third, CLIENT)
-    assert not desk.reception.arrive(CLIENT)
-    assert desk.stats.rejected["per_ip"] == 2
-    desk.reception.greeted(second, 5)
-    second.leave()
-    desk.visitor()
-    desk.reception.release(CLIENT)  # gone before it could be remembered
-    unix = desk.visitor(address="")  # they are not counted
-    desk.reception.remember(unix, "")
-    desk.reception.release("")
-    unix.leave()
+    harness = Harness(admission=admission)
+    first, second = harness.accept(), harness.accept()
+    harness.tracker.hold_admission(first, CLIENT)
+    harness.tracker.hold_admission(second, CLIENT)
+    assert not harness.tracker.accepted(CLIENT)
+    first.close()
+    third = harness.accept()
+    harness.tracker.hold_admission(third, CLIENT)
+    assert not harness.tracker.accepted(CLIENT)
+    assert harness.stats.rejected["per_ip"] == 2
+    harness.tracker.start_linger(second)
+    second.close()
+    harness.accept()
+    harness.tracker.release_admission(CLIENT)  # it closed before hold_admission()
+    unix = harness.accept(address="")  # which is not counted
+    harness.tracker.hold_admission(unix, "")
+    harness.tracker.release_admission("")
+    unix.close()
     assert admission.addresses == 1
-    third.leave()
+    third.close()
     assert admission.addresses == 0
 
 
-def test_parked_clients_release_their_admission() -> None:
+def test_lingering_sockets_release_their_admission() -> None:
     admission = Admission(Limits(max_per_ip=1))
-    desk = Desk(admission=admission)
+    harness = Harness(admission=admission)
     server, client = socket.socketpair()
     with client:
-        assert desk.reception.arrive(CLIENT)
-        desk.reception.remember(server, CLIENT)
-        desk.reception.parking.park([server])
-        assert not desk.reception.arrive(CLIENT)
-    desk.clock.advance(1)
-    assert desk.reception.arrive(CLIENT)
+        assert harness.tracker.accepted(CLIENT)
+        harness.tracker.hold_admission(server, CLIENT)
+        harness.tracker.lingering_sockets.add_all([server])
+        assert not harness.tracker.accepted(CLIENT)
+    harness.loop.advance(1)
+    assert harness.tracker.accepted(CLIENT)
 
 
-def test_turning_away_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk(admission=Admission(Limits(deny=["192.0.2.0/24"])))
+def test_rejections_are_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    harness = Harness(admission=Admission(Limits(deny=["192.0.2.0/24"])))
     for _ in range(5):
         for _ in range(100):
-            desk.reception.arrive(CLIENT)
-        desk.clock.advance(COMPLAIN_SECONDS / 2)
-    desk.reception.refused("untrusted")
+            harness.tracker.accepted(CLIENT)
+        harness.loop.advance(LOG_INTERVAL / 2)
+    harness.tracker.count_rejection("untrusted")
     assert warnings(caplog) == [
         "turning clients away: denied 1 so far",
         "turning clients away: denied 201 so far",
         "turning clients away: denied 401 so far",
     ]
-    assert desk.stats.rejected["denied"] == 500
+    assert harness.stats.rejected["denied"] == 500
 
 
-# -- when there is no room
+# -- capacity
 
 
-def test_at_capacity_accepting_pauses_until_somebody_leaves(caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk(capacity=2)
-    first, second = desk.lingering(), desk.lingering()
-    assert desk.reception.room == 0
-    desk.reception.full()
-    desk.reception.full()
-    assert desk.told == ["pause"]
-    first.leave()
-    assert desk.told == ["pause", "resume"]
-    second.leave()  # it is on already
-    assert desk.told == ["pause", "resume"]
+def test_at_capacity_accepting_is_paused_until_a_connection_is_closed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    harness = Harness(capacity=2)
+    first, second = harness.linger(), harness.linger()
+    assert harness.tracker.free_slots == 0
+    harness.tracker.at_capacity()
+    harness.tracker.at_capacity()
+    assert harness.told == ["pause"]
+    first.close()
+    assert harness.told == ["pause", "resume"]
+    second.close()  # accepting has resumed already
+    assert harness.told == ["pause", "resume"]
     assert warnings(caplog) == [
         "at 2 connections: accepting is paused, the listen queue holds those who come"
     ]
 
 
-def test_beyond_capacity_it_goes_on_when_there_is_room_again() -> None:
-    """asyncio accepts a few more than it should; and a reload may lower the number."""
-    desk = Desk(capacity=2)
-    visitors = [desk.lingering() for _ in range(4)]
-    desk.reception.full()
-    visitors[0].leave()
-    visitors[1].leave()
-    assert desk.told == ["pause"]
-    visitors[2].leave()
-    assert desk.told == ["pause", "resume"]
+def test_beyond_capacity_accepting_resumes_below_it() -> None:
+    """asyncio accepts a batch more than it should, and a reload may lower the capacity."""
+    harness = Harness(capacity=2)
+    connections = [harness.linger() for _ in range(4)]
+    harness.tracker.at_capacity()
+    connections[0].close()
+    connections[1].close()
+    assert harness.told == ["pause"]
+    connections[2].close()
+    assert harness.told == ["pause", "resume"]
 
 
 def test_a_pause_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk(capacity=1)
+    harness = Harness(capacity=1)
     for _ in range(40):
-        desk.reception.full()
-        desk.clock.advance(COMPLAIN_SECONDS / 20)
-        visitor = desk.lingering()
-        visitor.leave()
-    assert desk.told == ["pause", "resume"] * 40
+        harness.tracker.at_capacity()
+        harness.loop.advance(LOG_INTERVAL / 20)
+        connection = harness.linger()
+        connection.close()
+    assert harness.told == ["pause", "resume"] * 40
     assert len(warnings(caplog)) == 2
 
 
-def test_without_descriptors_it_tries_again_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk()
-    visitor = desk.lingering()
+def test_without_descriptors_accepting_is_tried_again_after_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    harness = Harness()
+    connection = harness.linger()
     for _ in range(3):  # one for each listener
-        desk.reception.cannot_accept(OSError(24, "irrelevant"))
-    assert desk.told == ["pause"]
-    assert desk.stats.accept_errors == 3
-    visitor.leave()  # that may or may not be a descriptor: the time is up soon anyway
-    desk.clock.advance(RETRY_SECONDS - 0.001)
-    assert desk.told == ["pause"]
-    desk.clock.advance(0.001)
-    assert desk.told == ["pause", "resume"]
-    assert desk.clock.timers == []
+        harness.tracker.cannot_accept(OSError(24, "irrelevant"))
+    assert harness.told == ["pause"]
+    assert harness.stats.accept_errors == 3
+    connection.close()  # which may or may not free a descriptor
+    harness.loop.advance(RETRY_SECONDS - 0.001)
+    assert harness.told == ["pause"]
+    harness.loop.advance(0.001)
+    assert harness.told == ["pause", "resume"]
+    assert harness.loop.timers == []
     assert warnings(caplog) == [
         "cannot accept (too many open files): accepting is paused, the listen queue holds those who come"
     ]
 
 
-def test_a_system_that_stays_without_is_asked_twice_a_second(caplog: pytest.LogCaptureFixture) -> None:
-    room: Desk = Desk(resume=lambda: room.reception.cannot_accept(OSError(12, "irrelevant")))
-    room.reception.cannot_accept(OSError(12, "irrelevant"))
-    room.clock.advance(9.9)
-    assert room.stats.accept_errors == 1 + 9.5 // RETRY_SECONDS
+def test_while_descriptors_are_short_accepting_is_tried_twice_a_second(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    retrying: Harness = Harness(resume=lambda: retrying.tracker.cannot_accept(OSError(12, "irrelevant")))
+    retrying.tracker.cannot_accept(OSError(12, "irrelevant"))
+    retrying.loop.advance(9.9)
+    assert retrying.stats.accept_errors == 1 + 9.5 // RETRY_SECONDS
     assert len(warnings(caplog)) == 10
 
 
-def test_a_server_that_closes_does_not_go_on() -> None:
-    desk = Desk(capacity=1)
-    visitor = desk.lingering()
-    desk.reception.full()
-    desk.reception.cannot_accept(OSError(24, "irrelevant"))
-    desk.reception.stop_accepting()
-    visitor.leave()
-    desk.clock.advance(10)
-    assert desk.told == ["pause"]
-    assert desk.clock.timers == []
+def test_after_stop_accepting_nothing_resumes() -> None:
+    harness = Harness(capacity=1)
+    connection = harness.linger()
+    harness.tracker.at_capacity()
+    harness.tracker.cannot_accept(OSError(24, "irrelevant"))
+    harness.tracker.stop_accepting()
+    connection.close()
+    harness.loop.advance(10)
+    assert harness.told == ["pause"]
+    assert harness.loop.timers == []
 
 
-async def test_everybody_who_waits_for_the_end_hears_of_it() -> None:
-    reception = Reception(Greeting("Hello"), greet_timeout=PATIENCE, linger_timeout=PATIENCE)
-    await reception.all_left()  # nobody is here
-    visitors = [Visitor(reception) for _ in range(3)]
-    for visitor in visitors:
-        reception.arrive(visitor.address())
-        reception.greeted(visitor, 5)
-    waiting = [asyncio.create_task(reception.all_left()) for _ in range(3)]
+async def test_every_waiter_for_capacity_is_woken() -> None:
+    tracker = ConnectionTracker(
+        Greeting("Hello"), greet_timeout=PATIENCE, linger_timeout=PATIENCE, capacity=2
+    )
+    await tracker.wait_for_capacity()  # there is some
+    connections = [StubConnection(tracker) for _ in range(2)]
+    for connection in connections:
+        tracker.start_linger(connection)
+    waiting = [asyncio.create_task(tracker.wait_for_capacity()) for _ in range(3)]
     await asyncio.sleep(0)
-    visitors[0].leave()
-    visitors[1].leave()
-    waiting.pop().cancel()  # which is nothing to the others
+    waiting.pop().cancel()  # without effect on the others
+    tracker.set_capacity(1)
     await asyncio.sleep(0)
-    assert not any(task.done() for task in waiting)
-    visitors[2].leave()
-    reception.greeted(visitors[0], 5)  # somebody comes before they have looked around
-    await asyncio.sleep(0)
+    connections[0].close()  # it is still at its capacity
     await asyncio.sleep(0)
     assert not any(task.done() for task in waiting)
-    visitors[0].leave()
+    tracker.set_capacity(2)
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*waiting)
+    connections[1].close()
+    await tracker.wait_idle()
+
+
+async def test_every_waiter_for_idle_is_woken() -> None:
+    tracker = ConnectionTracker(Greeting("Hello"), greet_timeout=PATIENCE, linger_timeout=PATIENCE)
+    await tracker.wait_idle()  # nothing is open
+    connections = [StubConnection(tracker) for _ in range(3)]
+    for connection in connections:
+        tracker.accepted(connection.address)
+        tracker.start_linger(connection)
+    waiting = [asyncio.create_task(tracker.wait_idle()) for _ in range(3)]
+    await asyncio.sleep(0)
+    connections[0].close()
+    connections[1].close()
+    waiting.pop().cancel()  # without effect on the others
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    connections[2].close()
+    tracker.start_linger(connections[0])  # one more before they run
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    connections[0].close()
     async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*waiting)
 
@@ -386,89 +728,381 @@ async def test_everybody_who_waits_for_the_end_hears_of_it() -> None:
         (None, socket.AF_INET, "", 0, "a client that had left"),
     ],
 )
-def test_what_a_client_is_called(
-    desk: Desk, address: Any, family: int, host: str, port: int, text: str
+def test_how_a_peer_and_a_log_line_name_a_client(
+    harness: Harness, address: Any, family: int, host: str, port: int, text: str
 ) -> None:
-    peer = desk.reception.peer(address, family, "127.0.0.1:9999", 7)
+    peer = harness.tracker.peer(address, family, "127.0.0.1:9999", 7)
     assert (peer.host, peer.port, peer.family) == (host, port, family)
     assert (peer.server, peer.hostname, peer.count) == ("127.0.0.1:9999", socket.gethostname(), 7)
     assert describe(address) == text
 
 
-# -- the law of the counters, whatever happens
+# -- the states and the counters, in any order
 
 
-class AnyDay(RuleBasedStateMachine):
-    """Guests come, wait, are greeted, fail and leave in any order, while time goes by."""
+class State(enum.Enum):
+    """The states of a connection that last for longer than one call."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.desk = Desk(capacity=3, admission=Admission(Limits(max_per_ip=4)))
-        self.fresh: list[Visitor] = []  # those who have not been told anything yet
-        self.parked: list[socket.socket] = []
+    PREAMBLE = enum.auto()
+    GREETING = enum.auto()
+    EXPIRING = enum.auto()  # at its greet deadline, while the event loop reads once more
+    LINGERING = enum.auto()
+    ABORTED = enum.auto()
+    CLOSED = enum.auto()
+
+
+UNGREETED = (State.PREAMBLE, State.GREETING, State.EXPIRING)
+
+
+class ModelConnection(StubConnection):
+    """A connection that knows which state it is in, and which calls of the tracker that state allows."""
+
+    def __init__(self, model: AnyOrder, host: str, path: str, last_try: str, closes_later: bool) -> None:
+        super().__init__(model.tracker, (host, 1), closes_later=closes_later and path == "streams")
+        self.model = model
+        self.sock, self.client = socket.socketpair()
+        if path == "direct":
+            self.key = self.sock
+        self.direct = path == "direct"
+        self.state = State.PREAMBLE
+        self.admitted = False
+        self.started = self.waiting = model.loop.now
+        self.pauses = model.pauses
+        self.on_last_try = {
+            "nothing": lambda: True,
+            "later": self.expire,
+            "greets": self.greet,
+            "resets": self.reset,
+        }[last_try]
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last deadline was set, without those of pauses."""
+        return self.model.loop.now - self.started - (self.model.pauses - self.pauses)
+
+    def expire(self) -> bool:
+        self.state = State.EXPIRING
+        return False
+
+    def greet(self) -> bool:
+        self.tracker.mark_greeted(self, 5)
+        self.model.count("greeted")
+        self.begin_linger()
+        return True
+
+    def reset(self) -> bool:
+        self.model.count("reset")
+        self.close()
+        return True
+
+    def begin_linger(self) -> None:
+        self.state = State.LINGERING
+        self.started, self.pauses = self.model.loop.now, self.model.pauses
+        if self.direct:
+            self.tracker.lingering_sockets.add(self.sock)
+        else:
+            self.tracker.start_linger(self)
+
+    def watch_for_reset(self) -> None:
+        super().watch_for_reset()
+        assert self.state is State.GREETING
+        assert self.model.loop.now - self.waiting >= CHECK_SECONDS - 1e-9
+
+    def last_try(self) -> bool:
+        assert self.state in (State.PREAMBLE, State.GREETING)
+        assert self.model.loop.now - self.started >= GREET - TIMER_SLACK - 1e-9
+        return super().last_try()
+
+    def abort(self) -> None:
+        assert self.state not in (State.ABORTED, State.CLOSED)
+        if not self.model.aborting and self.state is State.LINGERING:
+            assert self.model.loop.now - self.started >= LINGER - TIMER_SLACK - 1e-9
+            self.model.linger_timeouts += 1
+        elif not self.model.aborting:
+            assert self.tries == 1
+            self.model.count("greet_timeout")
+        elif self.state in UNGREETED:
+            self.model.count(self.model.aborting)
+        self.state = State.ABORTED
+        super().abort()
+
+    def close(self) -> None:
+        self.state = State.CLOSED
+        self.sock.close()
+        self.client.close()
+        super().close()
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Connections go through the states of tracker.py in any order, while time goes by."""
+
+    @initialize(behind_proxy=st.booleans())
+    def begin(self, behind_proxy: bool) -> None:
+        self.admission = Admission(Limits(max_per_ip=3))
+        self.harness = Harness(capacity=4, admission=self.admission, behind_proxy=behind_proxy)
+        self.tracker, self.loop = self.harness.tracker, self.harness.loop
+        self.behind_proxy = behind_proxy
+        self.connections: list[ModelConnection] = []
+        self.counts: dict[str, int] = {}
+        self.accepted = self.linger_timeouts = 0
+        self.pauses = 0.0
+        self.aborting = ""  # why connections are aborted, where that is not for a deadline
 
     def teardown(self) -> None:
-        self.desk.reception.abort_all()
-        for client in self.parked:
-            client.close()
+        self.tracker.stop_accepting()
+        while self.tracker.arriving:
+            self.tracker.arrived()
+        self.abort_all()
+        for connection in self.connections:
+            if connection.state is State.ABORTED:
+                connection.close()
+        self.loop.advance(2 * CHECK_SECONDS)
+        assert (self.tracker.open_count, self.admission.addresses, self.loop.timers) == (0, 0, [])
 
-    @rule(host=st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1"]))
-    def come(self, host: str) -> None:
-        visitor = Visitor(self.desk.reception, (host, 1))
-        if self.desk.reception.arrive(visitor.address()):
-            self.desk.reception.remember(visitor, visitor.address())
-            self.desk.reception.wait(visitor)
-            self.fresh.append(visitor)
-            if self.desk.reception.room <= 0:
-                self.desk.reception.full()
+    def count(self, outcome: str) -> None:
+        self.counts[outcome] = self.counts.get(outcome, 0) + 1
 
-    @rule()
-    def come_and_park(self) -> None:
-        address = ("192.0.2.3", 1)
-        if self.desk.reception.arrive(address):
-            server, client = socket.socketpair()
-            self.parked.append(client)
-            self.desk.reception.remember(server, address)
-            self.desk.reception.served(5, 0.0)
-            self.desk.reception.parking.park([server])
+    def pick(self, data: st.DataObject, *states: State, admitted: bool | None = None) -> Any:
+        """Returns a connection in one of ``states``, or None if there is none."""
+        found = [
+            connection
+            for connection in self.connections
+            if connection.state in states and admitted in (None, connection.admitted)
+        ]
+        return data.draw(st.sampled_from(found)) if found else None
 
-    @precondition(lambda self: self.parked)
-    @rule()
-    def drive_off(self) -> None:
-        self.parked.pop().close()
+    # -- from accept on
 
-    @precondition(lambda self: self.fresh)
-    @rule(how=st.sampled_from(["greeted", "left", *FAILURES]))
-    def end(self, how: str) -> None:
-        visitor = self.fresh.pop()
-        if visitor not in self.desk.reception.ungreeted:
-            return  # its deadline has passed
-        if how == "greeted":
-            self.desk.reception.greeted(visitor, 5)
-        elif how == "left":
-            visitor.leave()
+    @rule(
+        host=st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1"]),
+        path=st.sampled_from(["direct", "streams"]),
+        last_try=st.sampled_from(["nothing", "later", "greets", "resets"]),
+        closes_later=st.booleans(),
+        at_once=st.booleans(),
+    )
+    def accept(self, host: str, path: str, last_try: str, closes_later: bool, at_once: bool) -> None:
+        """``at_once``: the greeting is known, and goes out within this call."""
+        connection = ModelConnection(self, host, path, last_try, closes_later)
+        self.accepted += 1
+        if not self.tracker.accepted(connection.address):
+            self.count("per_ip")
+            connection.sock.close()
+            connection.client.close()
+            return
+        self.connections.append(connection)
+        connection.admitted = not self.behind_proxy
+        if at_once and path == "direct" and connection.admitted:
+            self.count("greeted")
+            self.tracker.count_greeted(5, 0.0)
+            self.tracker.hold_admission(connection.key, connection.address)
+            connection.begin_linger()
         else:
-            self.desk.reception.failed(visitor, how)
+            self.tracker.start(connection)
+            if connection.admitted:
+                self.tracker.hold_admission(connection.key, connection.address)
+        if self.tracker.free_slots <= 0:
+            self.tracker.at_capacity()
 
-    @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 3.0]))
-    def wait(self, seconds: float) -> None:
-        self.desk.clock.advance(seconds)
+    @rule()
+    def begin_to_arrive(self) -> None:
+        self.tracker.arriving += 1
+
+    @precondition(lambda self: self.tracker.arriving)
+    @rule(lost=st.booleans())
+    def arrive(self, lost: bool) -> None:
+        if lost:
+            self.accepted += 1
+            self.count("reset")
+            self.tracker.stats.accepted += 1
+            self.tracker.count_reset()
+        else:
+            self.accept("192.0.2.1", "streams", "nothing", False, False)
+        self.tracker.arrived()
+
+    # -- the preamble
+
+    @precondition(lambda self: self.behind_proxy)
+    @rule(data=st.data(), trusted=st.booleans())
+    def read_header(self, data: st.DataObject, trusted: bool) -> None:
+        connection = self.pick(data, State.PREAMBLE, State.EXPIRING, admitted=False)
+        if connection is None:
+            return
+        if trusted and self.tracker.admit(connection.address):
+            connection.admitted = True
+            self.tracker.hold_admission(connection.key, connection.address)
+            return
+        self.tracker.reject(connection, "" if trusted else "untrusted")
+        self.aborting = "per_ip" if trusted else "untrusted"
+        self.tracker.abort(connection)
+        self.aborting = ""
+
+    @rule(data=st.data(), why=st.sampled_from(["proxy", "tls"]))
+    def fail_preamble(self, data: st.DataObject, why: str) -> None:
+        if connection := self.pick(data, State.PREAMBLE, State.EXPIRING, admitted=why == "tls"):
+            self.tracker.fail_preamble(connection, why, "a test")
+            if why == "tls":
+                self.count("tls")
+                connection.begin_linger()
+            else:
+                self.aborting = "proxy"
+                self.tracker.abort(connection)
+                self.aborting = ""
+
+    # -- the greeting
+
+    @rule(data=st.data())
+    def wait_for_greeting(self, data: st.DataObject) -> None:
+        if connection := self.pick(data, State.PREAMBLE, admitted=True):
+            connection.state = State.GREETING
+            connection.waiting = self.loop.now
+            self.tracker.waits_for_greeting(connection)
+
+    @rule(data=st.data())
+    def greet(self, data: st.DataObject) -> None:
+        if connection := self.pick(data, *UNGREETED, admitted=True):
+            connection.greet()
+
+    @rule(data=st.data())
+    def fail_greeting(self, data: st.DataObject) -> None:
+        if connection := self.pick(data, *UNGREETED, admitted=True):
+            self.tracker.fail_greeting(connection, GreetingError("a bug"))
+            self.count("greeting_error")
+            connection.begin_linger()
+
+    # -- the end
+
+    @rule(data=st.data())
+    def reset(self, data: st.DataObject) -> None:
+        if connection := self.pick(data, *UNGREETED):
+            connection.reset()
+
+    @rule(data=st.data())
+    def client_closes(self, data: st.DataObject) -> None:
+        if connection := self.pick(data, State.LINGERING):
+            if connection.direct:
+                connection.client.close()
+            else:
+                connection.close()
+
+    @rule(data=st.data())
+    def path_closes(self, data: st.DataObject) -> None:
+        if connection := self.pick(data, State.ABORTED):
+            connection.close()
+
+    @rule()
+    def abort_all(self) -> None:
+        self.see_closed_sockets()
+        arriving = self.tracker.arriving
+        aborted = sum(connection.state is State.ABORTED for connection in self.connections)
+        expected = self.tracker.open_count - arriving - aborted
+        self.aborting = "aborted"
+        assert self.tracker.abort_all() == expected
+        self.aborting = ""
+        for connection in self.connections:
+            if connection.state is State.LINGERING:
+                assert connection.sock.fileno() == -1
+                connection.state = State.CLOSED
+                connection.client.close()
+
+    # -- time and capacity
+
+    @rule(seconds=st.sampled_from([0.0, LAST_READ_SECONDS / 2, CHECK_SECONDS, 0.1, 1.0, 3.0, GREET]))
+    def advance(self, seconds: float) -> None:
+        self.loop.advance(seconds)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 2 * GREET]))
+    def pause(self, seconds: float) -> None:
+        self.loop.pause(seconds)
+        self.pauses += seconds
+        self.loop.advance(0)
+
+    @rule(capacity=st.integers(1, 5))
+    def set_capacity(self, capacity: int) -> None:
+        self.tracker.set_capacity(capacity)
+        if self.tracker.free_slots <= 0:
+            self.tracker.at_capacity()
+
+    @rule()
+    def cannot_accept(self) -> None:
+        self.tracker.cannot_accept(OSError(24, "irrelevant"))
+
+    # -- what always holds
+
+    def see_closed_sockets(self) -> None:
+        """Lingering sockets are closed without a call that the model could see."""
+        for connection in self.connections:
+            if connection.state is State.LINGERING and connection.sock.fileno() == -1:
+                connection.state = State.CLOSED
+                if connection.client.fileno() != -1:
+                    assert self.loop.now - connection.started >= LINGER - TIMER_SLACK
+                    self.linger_timeouts += 1
+                connection.client.close()
 
     @invariant()
-    def it_adds_up(self) -> None:
-        stats, reception = self.desk.stats, self.desk.reception
-        ended = stats.greeted + sum(stats.failed.values()) + sum(stats.rejected.values())
-        assert stats.accepted == ended + len(reception.ungreeted)
-        assert len(reception._hosts) == reception.present
-        assert len(self.desk.clock.timers) <= 3  # one for each table
+    def every_connection_is_where_its_state_says(self) -> None:
+        tracker = self.tracker
+        self.see_closed_sockets()
+        lingering_sockets = 0
+        for connection in self.connections:
+            state = connection.state
+            lingering_sockets += state is State.LINGERING and connection.direct
+            assert (connection in tracker.ungreeted) == (state in (State.PREAMBLE, State.GREETING))
+            assert (connection in tracker._expiring) == (state is State.EXPIRING)
+            assert tracker.is_ungreeted(connection) == (state in UNGREETED)
+            assert (connection in tracker.lingering) == (state is State.LINGERING and not connection.direct)
+            assert (connection in tracker._aborting) == (state is State.ABORTED)
+        assert len(tracker.lingering_sockets) == lingering_sockets
 
     @invariant()
-    def it_is_paused_only_for_want_of_room(self) -> None:
-        told = self.desk.told
+    def the_counters_add_up(self) -> None:
+        stats, tracker = self.harness.stats, self.tracker
+        failed, rejected = sum(stats.failed.values()), sum(stats.rejected.values())
+        open_ungreeted = len(tracker.ungreeted) + len(tracker._expiring)
+        assert stats.accepted == self.accepted == stats.greeted + failed + rejected + open_ungreeted
+        counted = {"greeted": stats.greeted, **stats.failed, **stats.rejected}
+        assert {outcome: count for outcome, count in counted.items() if count} == self.counts
+        assert stats.linger_timeouts == self.linger_timeouts
+
+    @invariant()
+    def open_connections_count_and_hold_their_admission(self) -> None:
+        self.see_closed_sockets()
+        open_now = [connection for connection in self.connections if connection.state is not State.CLOSED]
+        assert self.tracker.open_count == len(open_now) + self.tracker.arriving
+        admitted = {connection.key for connection in open_now if connection.admitted}
+        assert self.tracker._admitted.keys() == admitted
+        assert sum(self.admission._open.values()) == len(admitted)
+
+    @invariant()
+    def no_connection_stays_beyond_its_deadline(self) -> None:
+        bounds = {
+            State.PREAMBLE: GREET + SLACK,
+            State.GREETING: GREET + SLACK,
+            State.EXPIRING: GREET + LAST_READ_SECONDS + 2 * SLACK,
+            State.LINGERING: LINGER + 2 * FIRST_CHECK_DELAY + SLACK,
+        }
+        for connection in self.connections:
+            if connection.state in bounds:
+                assert connection.age <= bounds[connection.state]
+
+    @invariant()
+    def a_long_wait_for_the_greeting_is_watched_once(self) -> None:
+        for connection in self.connections:
+            assert connection.watched <= 1
+            if connection.state is State.GREETING and connection.watched == 0:
+                waited = self.loop.now - connection.waiting - (self.pauses - connection.pauses)
+                assert waited <= 2 * CHECK_SECONDS + 1e-9
+
+    @invariant()
+    def accepting_is_paused_for_want_of_capacity_or_descriptors(self) -> None:
+        told = self.harness.told
         assert all(a != b for a, b in zip(told, told[1:], strict=False))
         if told and told[-1] == "pause":
-            assert self.desk.reception.room <= 0
+            assert self.tracker.free_slots <= 0 or self.tracker._retry is not None
+
+    @invariant()
+    def timers_are_few(self) -> None:
+        assert len(self.loop.timers) <= 6  # one for each table, the check, and accepting
 
 
-TestAnyDay = AnyDay.TestCase
-TestAnyDay.settings = settings(deadline=None, max_examples=40, stateful_step_count=30)
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(deadline=None, max_examples=60, stateful_step_count=40)
