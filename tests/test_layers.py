@@ -44,7 +44,8 @@ LAYERS = [
         "channel",
         "connecting",
     },
-    {"child", "httpd", "listeners", "tls_session"},
+    {"child", "listeners", "tls_session"},
+    {"httpd"},
     {"logs", "metrics"},
     {"server", "client", "streamclient"},
     {"loadtest"},
@@ -63,12 +64,12 @@ IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "si
 IMPURE |= {"threading", "time", "click", "uvloop"}
 # Within the server, from the ground up.
 SERVER = [
-    {"connection", "poller", "timeouts"},
+    {"accept_pause", "access_log", "connection", "poller", "timeouts"},
     {"lingering"},
     {"tracker"},
     {"acceptor", "conversation"},
-    {"direct_connection", "streams"},
-    {"batch"},
+    {"direct_connection", "stream_connection"},
+    {"batch", "streams", "handler"},
     {"direct"},
     {"server"},
     {"__init__"},

@@ -31,7 +31,7 @@ def test_the_top_level_holds_the_agreed_names_only() -> None:
     "path", sorted((ROOT / "greeter").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 350
+    assert len(path.read_text().splitlines()) <= 400
 
 
 def test_the_version_is_one() -> None:

@@ -9,8 +9,8 @@ sockets; the streams path (streams.py) is ``asyncio.start_server``. Both run the
 Must not import: the client, the load tester, and all that runs a process (service, workers, command line).
 """
 
+from greeter.server.handler import GREET_TIMEOUT, LINGER_TIMEOUT, handler
 from greeter.server.server import DRAIN_TIMEOUT, Accept, Server, Serving, choose_path, serve
-from greeter.server.streams import GREET_TIMEOUT, LINGER_TIMEOUT, handler
 
 __all__ = [
     "DRAIN_TIMEOUT",

@@ -13,7 +13,7 @@ import select
 from asyncio import AbstractEventLoop
 from typing import TYPE_CHECKING, Protocol
 
-from greeter.server.tracker import RETRY_SECONDS
+from greeter.server.accept_pause import RETRY_SECONDS
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle

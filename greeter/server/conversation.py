@@ -15,19 +15,24 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import functools
+import socket
 import ssl
+import time
 from typing import TYPE_CHECKING
 
-from greeter.address import describe
+from greeter.address import describe, text_of
 from greeter.errors import GreetingError, ProxyProtocolError, reason
-from greeter.greeting import failed
-from greeter.server.tracker import logger
+from greeter.greeting import Peer, failed
+from greeter.server.accept_pause import logger
+from greeter.server.connection import NO_TLS
 
 if TYPE_CHECKING:
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
-    from greeter.greeting import Greeting, Peer
+    from greeter.address import Address
+    from greeter.greeting import Greeting
     from greeter.limits import Networks
     from greeter.server.connection import Connection
     from greeter.server.tracker import ConnectionTracker
@@ -37,6 +42,9 @@ if TYPE_CHECKING:
 THREADS = 32
 # Bytes read at a time before the greeting: the longest PROXY header, or a ClientHello.
 READ_SIZE = 4096
+
+# Looking up an enum takes as long as a dozen other steps of a greeting.
+_address_family = functools.cache(socket.AddressFamily)
 
 
 class Conversation:
@@ -60,6 +68,7 @@ class Conversation:
         self.tracker = tracker
         self.tls = tls
         self.proxy_from = proxy_from
+        self._hostname = socket.gethostname()
         self._threads: ThreadPoolExecutor | None = None
 
     @property
@@ -125,8 +134,25 @@ class Conversation:
 
     def peer(self, connection: Connection) -> Peer:
         """The Peer for the greeting of ``connection``."""
-        return self.tracker.peer(
-            connection.address, connection.family, connection.server, connection.count, *connection.tls
+        return self.make_peer(
+            connection.address, connection.family, connection.server, connection.count, connection.tls
+        )
+
+    def make_peer(
+        self, address: Address, family: int, server: str, count: int, tls: tuple[str, str] = NO_TLS
+    ) -> Peer:
+        """The Peer for a client; the arguments are as in Connection."""
+        host, port = address[:2] if isinstance(address, tuple) else (text_of(address), 0)
+        return Peer(
+            host=host,
+            port=port,
+            family=_address_family(family),
+            server=server,
+            hostname=self._hostname,
+            time=time.time(),
+            count=count,
+            tls_version=tls[0],
+            tls_subject=tls[1],
         )
 
     # -- the steps

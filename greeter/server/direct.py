@@ -136,7 +136,8 @@ class DirectPath:
         tracker = self._tracker
         try:
             count = tracker.stats.accepted
-            return tracker.greeting.render(tracker.peer(address, listener.family, listener.address, count))
+            peer = self._conversation.make_peer(address, listener.family, listener.address, count)
+            return tracker.greeting.render(peer)
         except GreetingError as error:
             tracker.count_greeting_error(address, error)
             tracker.hold_admission(sock, address)

@@ -16,17 +16,14 @@ from greeter.errors import ConfigError, reason
 from greeter.fdlimit import connection_capacity
 from greeter.greeting import DEFAULT_GREETING, Greeting, GreetingSource
 from greeter.listeners import BACKLOG, HANDSHAKE_GRACE, Listener, adopt, open_listeners
+from greeter.server.accept_pause import logger
 from greeter.server.acceptor import drain_accept_queues, supports_direct
+from greeter.server.access_log import AccessLog, choose_access_log
 from greeter.server.conversation import Conversation
 from greeter.server.direct import DirectPath
-from greeter.server.streams import (
-    GREET_TIMEOUT,
-    LINGER_TIMEOUT,
-    StreamsPath,
-    check_timeout,
-    choose_access_log,
-)
-from greeter.server.tracker import AccessLog, ConnectionTracker, logger
+from greeter.server.handler import GREET_TIMEOUT, LINGER_TIMEOUT, check_timeout
+from greeter.server.streams import StreamsPath
+from greeter.server.tracker import ConnectionTracker
 
 if TYPE_CHECKING:
     import socket

@@ -26,34 +26,25 @@ before.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-import socket
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from greeter.address import Address, describe, text_of
+from greeter.address import describe
 from greeter.errors import GreetingError, reason
-from greeter.greeting import Greeting, Peer
+from greeter.server.accept_pause import AcceptPause, LogLimit, logger
 from greeter.server.lingering import LingeringSockets
 from greeter.server.timeouts import TimeoutQueue
 from greeter.stats import ServerStats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from greeter.address import Address
+    from greeter.greeting import Greeting
     from greeter.limits import Admission
+    from greeter.server.access_log import AccessLog
     from greeter.server.connection import Connection
 
-logger = logging.getLogger("greeter")
-
-AccessLog: TypeAlias = Callable[[Address], None]
-
-# The system had no descriptor or no memory for a connection: try again after so many seconds.
-RETRY_SECONDS = 0.5
-# One log line in so many seconds about each matter that can repeat.
-LOG_INTERVAL = 1.0
 # A connection that waits for its greeting for so long, in seconds, is watched for a reset, and the timer of
 # the greet deadline is set. Most are served before, and cost neither a system call nor a timer.
 CHECK_SECONDS = 0.02
@@ -102,7 +93,6 @@ class ConnectionTracker:
         self.capacity = capacity
         self.arriving = 0  # accepted, and not known to ``accepted`` yet
         self.stats = ServerStats()
-        self.hostname = socket.gethostname()
         self.ungreeted: TimeoutQueue[Connection] = TimeoutQueue(
             loop, greet_timeout, self._on_greet_deadline, lazy=True
         )
@@ -124,10 +114,8 @@ class ConnectionTracker:
         # Those that began to wait for their greeting since the last check, and in the interval before.
         self._waiting: list[Connection] = []
         self._waiting_before: list[Connection] = []
-        self._pause, self._resume = pause, resume
-        self._paused = self._stopped = False
-        self._retry: asyncio.TimerHandle | None = None
-        self._log_next: dict[str, float] = {}  # when the next line about a matter may be logged
+        self._log_limit = LogLimit(loop)
+        self._pausing = AcceptPause(loop, self._log_limit, pause, resume)
         self._idle: asyncio.Future[None] | None = None
         self._free: asyncio.Future[None] | None = None
 
@@ -154,7 +142,7 @@ class ConnectionTracker:
             try:
                 self.access_log(address)
             except Exception as error:
-                if self._log_allowed("log"):
+                if self._log_limit.allows("log"):
                     peer = describe(address)
                     logger.error(
                         "the access log failed for %s: %r", peer, error, extra={"event": "access_log"}
@@ -165,7 +153,7 @@ class ConnectionTracker:
         """A connection was rejected, for one of the REJECTIONS."""
         rejected = self.stats.rejected
         rejected[why] += 1
-        if self._log_allowed("rejected"):
+        if self._log_limit.allows("rejected"):
             counts = ", ".join(f"{name} {count}" for name, count in rejected.items() if count)
             logger.warning("turning clients away: %s so far", counts, extra={"event": "rejected"})
 
@@ -190,29 +178,6 @@ class ConnectionTracker:
         self._waiting.append(connection)
         if self._check_timer is None:
             self._set_check_timer()
-
-    def peer(
-        self,
-        address: Address,
-        family: int,
-        server: str,
-        count: int,
-        tls_version: str = "",
-        tls_subject: str = "",
-    ) -> Peer:
-        """The Peer that a greeting sees; it is the client number ``count``."""
-        host, port = address[:2] if isinstance(address, tuple) else (text_of(address), 0)
-        return Peer(
-            host=host,
-            port=port,
-            family=_address_family(family),
-            server=server,
-            hostname=self.hostname,
-            time=time.time(),
-            count=count,
-            tls_version=tls_version,
-            tls_subject=tls_subject,
-        )
 
     # -- from GREETING to LINGERING, or to FAILED
 
@@ -359,59 +324,25 @@ class ConnectionTracker:
                 host = self._admitted.pop(key, None)
                 if host is not None and self.admission is not None:
                     self.admission.release(host)
-        if self._paused and self._retry is None and self.free_slots > 0:
-            self._go_on()
+        if self._pausing.until_capacity and self.free_slots > 0:
+            self._pausing.end()
         if self._idle is not None and not self._idle.done() and not self.open_count:
             self._idle.set_result(None)
         if self._free is not None and not self._free.done() and self.free_slots > 0:
             self._free.set_result(None)
 
-    # -- pausing
-
     def at_capacity(self) -> None:
         """Pause accepting until a connection is closed."""
-        self._hold_back(f"at {self.capacity} connections")
+        self._pausing.pause(f"at {self.capacity} connections")
 
     def cannot_accept(self, error: OSError) -> None:
         """The system lacks what a connection needs: pause accepting, and try again in a while."""
         self.stats.accept_errors += 1
-        self._hold_back(f"cannot accept ({reason(error)})")
-        if self._retry is None and not self._stopped:
-            self._retry = self.loop.call_later(RETRY_SECONDS, self._go_on)
+        self._pausing.pause(f"cannot accept ({reason(error)})", retry=True)
 
     def stop_accepting(self) -> None:
         """Accepting has stopped for good: it is neither paused nor resumed any more."""
-        self._stopped = True
-        self._end_pause()
-
-    def _hold_back(self, why: str) -> None:
-        if not self._paused and not self._stopped:
-            self._paused = True
-            self._pause()
-        if self._log_allowed("paused"):
-            logger.warning(
-                "%s: accepting is paused, the listen queue holds those who come",
-                why,
-                extra={"event": "paused"},
-            )
-
-    def _go_on(self) -> None:
-        self._end_pause()
-        self._resume()
-
-    def _end_pause(self) -> None:
-        self._paused = False
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-
-    def _log_allowed(self, matter: str) -> bool:
-        """True once in LOG_INTERVAL."""
-        now = self.loop.time()
-        if now < self._log_next.get(matter, 0.0):
-            return False
-        self._log_next[matter] = now + LOG_INTERVAL
-        return True
+        self._pausing.stop()
 
     # -- timers
 
@@ -453,13 +384,3 @@ class ConnectionTracker:
 
     def _on_socket_linger_deadlines(self, count: int) -> None:
         self.stats.linger_timeouts += count
-
-
-# Looking up an enum takes as long as a dozen other steps of a greeting.
-_address_family = functools.cache(socket.AddressFamily)
-
-
-def log_connection(address: Address) -> None:
-    """The access log of a library: a record for each client on the logger "greeter"."""
-    peer = describe(address)
-    logger.info("Got a connection from %s", peer, extra={"event": "connection", "peer": peer})

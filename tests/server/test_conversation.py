@@ -15,7 +15,7 @@ import pytest
 import greeter
 from greeter import Greeting, Peer, serve
 from greeter.server.conversation import THREADS
-from greeter.server.streams import CHUNK_SIZE
+from greeter.server.stream_connection import CHUNK_SIZE
 from tests.conftest import PATIENCE
 from tests.peers import Outcome, connect, read_to_end, reset, speak_first, until
 

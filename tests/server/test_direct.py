@@ -180,7 +180,7 @@ async def test_one_that_died_in_the_queue_hides_nobody(error: str) -> None:
 
 async def test_those_greeted_before_the_system_ran_out_are_greeted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch ends, but not for those who are in it."""
-    monkeypatch.setattr("greeter.server.tracker.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("greeter.server.accept_pause.RETRY_SECONDS", 0.01)
     async with here() as server:
         (listener,) = server._listeners
         really = listener.accept_fd

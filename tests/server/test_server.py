@@ -320,7 +320,7 @@ async def test_a_system_without_descriptors_loses_nobody(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On the instant path, where accept() is ours; tests/test_faults.py does it to all of them."""
-    monkeypatch.setattr("greeter.server.tracker.RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("greeter.server.accept_pause.RETRY_SECONDS", 0.02)
     async with here(accept="direct") as server:
         (listener,) = server._listeners
         really = listener.accept_fd

@@ -126,7 +126,7 @@ async def test_a_resume_that_fails_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It takes a descriptor, and there may be none."""
-    monkeypatch.setattr("greeter.server.tracker.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("greeter.server.accept_pause.RETRY_SECONDS", 0.01)
     async with here() as server:
         path = path_of(server)
         failing = iter([errno.EMFILE, errno.ENFILE])

@@ -23,14 +23,14 @@ from greeter.address import describe
 from greeter.errors import GreetingError
 from greeter.greeting import Greeting
 from greeter.limits import Admission, Limits
+from greeter.server.accept_pause import LOG_INTERVAL, RETRY_SECONDS
 from greeter.server.connection import Connection
+from greeter.server.conversation import Conversation
 from greeter.server.lingering import FIRST_CHECK_DELAY
 from greeter.server.timeouts import PAUSE_SECONDS, TIMER_SLACK
 from greeter.server.tracker import (
     CHECK_SECONDS,
     LAST_READ_SECONDS,
-    LOG_INTERVAL,
-    RETRY_SECONDS,
     ConnectionTracker,
 )
 from tests.conftest import PATIENCE
@@ -77,7 +77,7 @@ class StubConnection(Connection):
     async def result_of(self, work: asyncio.Future[bytes]) -> bytes:
         raise NotImplementedError
 
-    def half_close(self) -> None:
+    async def half_close(self) -> None:
         raise NotImplementedError
 
     async def linger(self) -> None:
@@ -731,7 +731,7 @@ async def test_every_waiter_for_idle_is_woken() -> None:
 def test_how_a_peer_and_a_log_line_name_a_client(
     harness: Harness, address: Any, family: int, host: str, port: int, text: str
 ) -> None:
-    peer = harness.tracker.peer(address, family, "127.0.0.1:9999", 7)
+    peer = Conversation(harness.tracker).make_peer(address, family, "127.0.0.1:9999", 7)
     assert (peer.host, peer.port, peer.family) == (host, port, family)
     assert (peer.server, peer.hostname, peer.count) == ("127.0.0.1:9999", socket.gethostname(), 7)
     assert describe(address) == text
@@ -1097,7 +1097,7 @@ class AnyOrder(RuleBasedStateMachine):
         told = self.harness.told
         assert all(a != b for a, b in zip(told, told[1:], strict=False))
         if told and told[-1] == "pause":
-            assert self.tracker.free_slots <= 0 or self.tracker._retry is not None
+            assert self.tracker.free_slots <= 0 or self.tracker._pausing._retry is not None
 
     @invariant()
     def timers_are_few(self) -> None:

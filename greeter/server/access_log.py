@@ -1,0 +1,26 @@
+"""The access log: what is written for each client that is admitted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeAlias
+
+from greeter.address import Address, describe
+
+logger = logging.getLogger("greeter")
+
+AccessLog: TypeAlias = Callable[[Address], None]
+
+
+def log_connection(address: Address) -> None:
+    """A record for each client on the logger "greeter", at INFO."""
+    peer = describe(address)
+    logger.info("Got a connection from %s", peer, extra={"event": "connection", "peer": peer})
+
+
+def choose_access_log(access_log: bool | AccessLog) -> AccessLog | None:
+    """What is called for each client: the callable itself, or ``log_connection`` if that would be seen."""
+    if isinstance(access_log, bool):
+        return log_connection if access_log and logger.isEnabledFor(logging.INFO) else None
+    return access_log
