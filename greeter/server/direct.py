@@ -127,7 +127,7 @@ class DirectPath:
         tracker = self._tracker
         connection = DirectConnection(tracker, self._poller, sock, address, listener.family, listener.address)
         tracker.start(connection)
-        if not tracker.behind_proxy:  # else its address is not known yet
+        if tracker.admission is not None and not tracker.behind_proxy:  # else its address is not known yet
             tracker.hold_admission(sock, address)
         return connection
 

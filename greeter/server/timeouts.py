@@ -67,11 +67,14 @@ class TimeoutQueue(Deadlines[T]):
 
     def discard(self, item: T) -> bool:
         """Stop waiting for ``item``. Returns True if it was in the queue."""
-        found = super().discard(item)
-        if not self._due and self._timer is not None:
+        if self._due.pop(item, None) is None:
+            return False
+        if self._postponed:
+            self._postponed.discard(item)
+        if self._timer is not None and not self._due:
             self._timer.cancel()
             self._timer = None
-        return found
+        return True
 
     def waited(self, item: T, now: float) -> float:
         """Stop waiting for ``item``. Returns how long it was in the queue, in seconds; 0 if it was not."""
@@ -79,7 +82,8 @@ class TimeoutQueue(Deadlines[T]):
         if due is None:
             return 0.0
         self.discard(item)
-        return max(0.0, now - due + self.seconds)
+        waited = now - due + self.seconds
+        return waited if waited > 0.0 else 0.0
 
     def set_timer(self) -> None:
         """Set the timer for the first deadline, unless it is set or nothing waits."""

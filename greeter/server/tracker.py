@@ -200,9 +200,11 @@ class ConnectionTracker:
 
     def mark_greeted(self, connection: Connection, sent: int) -> None:
         """The kernel has the greeting of ``connection``, which is ``sent`` bytes, and its end of stream."""
-        seconds = self.ungreeted.waited(connection, self.loop.time())
-        if self._expiring and self._expiring.discard(connection):
+        if connection in self._expiring:
+            self._expiring.discard(connection)
             seconds = self.ungreeted.seconds
+        else:
+            seconds = self.ungreeted.waited(connection, self.loop.time())
         self.count_greeted(sent, seconds)
 
     def start_linger(self, connection: Connection) -> None:
