@@ -1,4 +1,4 @@
-"""Wait until a service is up: the service starts late, and nobody has to guess how late."""
+"""Wait until a service is up: the service starts late, and the client need not know how late."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A greeting service in a coroutine: start it, use it, leave the block, and nobody is cut off."""
+"""A greeting service in a coroutine: start it, use it, leave the block; it drains first."""
 
 import asyncio
 

@@ -1,8 +1,12 @@
-"""greeter: accept, say the first byte, close; and lose nobody.
+"""A TCP greeting server, an async client and a load tester.
 
-``serve`` greets every client that connects, ``greet`` receives a greeting, and ``open_connection`` goes on
-behind it. They run in your event loop, and importing them loads nothing but the standard library; each name
-loads its module when it is first used.
+- ``serve`` accepts connections, sends each a greeting and closes it without losing data.
+- ``handler`` does the same in an ``asyncio.start_server`` of your own.
+- ``greet`` receives a greeting. ``open_connection`` also returns the open connection, for what follows.
+- ``load`` measures a greeting service.
+
+They run in your event loop. Importing greeter loads nothing but the standard library; each name loads its
+module when it is first used.
 
 The package is layered, and imports go down only::
 
@@ -11,7 +15,8 @@ The package is layered, and imports go down only::
     demo, loadcommand
     commandline, options, values  what it was asked for
     loadtest                      many clients, and what became of them
-    server, client, streamclient  asyncio: two halves that never import each other
+    server/, client,              asyncio: two halves that never import each other
+    streamclient
     listeners, loops, signals,    the system: sockets, event loops, signals, files
     interrupt, tls, ...
     errors, endpoint, greeting,   pure: no socket, no loop, no clock

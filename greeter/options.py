@@ -93,8 +93,7 @@ class ServeOptions:
     accept: Literal["auto", "direct", "streams"] = option(
         "auto",
         "The accept path: direct works on the accepted sockets, streams is asyncio.start_server; auto is "
-        "direct where it can be. Without descriptors, streams accepts late (asyncio) or hangs up (uvloop); "
-        "it overshoots --max-connections by up to a batch.",
+        "direct where possible.",
         click.Choice(["auto", "direct", "streams"]),
     )
     workers: int | Literal["auto"] = option(
@@ -124,7 +123,7 @@ class ServeOptions:
         10.0, "Seconds from accept until the kernel has the last byte.", POSITIVE_SECONDS
     )
     linger_timeout: float = option(2.0, "Seconds for a greeted client to close.", SECONDS)
-    drain_timeout: float = option(10.0, "Seconds for everybody to leave when we stop.", SECONDS)
+    drain_timeout: float = option(10.0, "How long a stop waits for open connections, in seconds.", SECONDS)
     stop_delay: float = option(
         0.0,
         "Seconds to go on serving after a stop signal, while load balancers notice by /healthz of --metrics.",

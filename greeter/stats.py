@@ -26,7 +26,7 @@ REJECTIONS = {
 }
 
 
-# Seconds. The instant path greets within the first few; the default deadline is the last one.
+# Seconds. A greeting sent at accept time falls into the first few; the default deadline is the last one.
 BOUNDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
     *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),

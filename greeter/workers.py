@@ -1,12 +1,13 @@
 """Worker processes over shared listening sockets: kept alive, replaced one by one, and retired.
 
-The law: the parent opens the listening sockets, keeps them open and never accepts; so whoever is in a
+The law: the parent opens the listening sockets, keeps them open and never accepts; so a client in a
 listen queue does not notice that a worker died, left or took another's place. The workers are its direct
 children, and no worker has children of its own. Nothing polls: a death is a readable pidfd.
 
 All workers accept from the same sockets. The other scheme, a SO_REUSEPORT socket for each worker, was
 measured beside it: 2 workers and the load on 2 cores, 60 clients in a closed loop, rounds of 10,000,
-interleaved, Linux 6.18. Figures are for instant and stream, the worst of asyncio and uvloop.
+interleaved, Linux 6.18. Of two figures, the first is for greetings sent at accept time, the second for
+greetings sent through a transport of the event loop; each is the worse of asyncio and uvloop.
 
 =====================================  ===============  ======================
 ..                                     one socket       one socket per worker
@@ -20,8 +21,8 @@ one worker killed: greeted in 0.5 s    60 of 60         23 - 39 of 60
 
 The kernel spreads clients over SO_REUSEPORT sockets as they come, and a client stays with the worker that
 it fell to: behind one that is slow, or dead until its replacement has inherited that very socket, it
-waits, where a shared queue is emptied by whoever has time. That is worth more than an even share; and a
-socket from systemd, or a Unix socket, can only be shared.
+waits, where a shared queue is emptied by the worker that has time. That is worth more than an even share;
+and a socket from systemd, or a Unix socket, can only be shared.
 """
 
 from __future__ import annotations

@@ -160,9 +160,9 @@ class Crowd:
         self._leaving = True
 
     def give_up(self) -> None:
-        """Nobody listens any more: whoever still has no connection is refused, but for the time it takes.
+        """The server listens no more: clients without a connection count as refused, without the wait for it.
 
-        A segment that was dropped as the door closed is sent again after a second, and refused then.
+        A SYN that was dropped at the stop is sent again after a second, and refused then.
         """
         for task, sock in self._connecting.items():
             try:

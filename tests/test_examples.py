@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
+from tests.peers import Outcome, connect, read_to_end
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,9 +24,9 @@ pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 SLOW = re.compile(r"^Executing .* took \d+\.\d+ seconds\n", re.MULTILINE)
 
 
-async def run_example(*args: str, path: Path = ROOT) -> tuple[int, str, str]:
-    """Run it in Python's development mode, with ``path`` to import from: exit code, stdout, stderr."""
-    child = await asyncio.create_subprocess_exec(
+async def start_example(*args: str, path: Path = ROOT) -> asyncio.subprocess.Process:
+    """Start it in Python's development mode, with ``path`` to import from."""
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         "-X",
         "dev",
@@ -36,10 +38,19 @@ async def run_example(*args: str, path: Path = ROOT) -> tuple[int, str, str]:
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": f"{path}:{ROOT}"},
     )
+
+
+async def end_of(child: asyncio.subprocess.Process) -> tuple[int, str, str]:
+    """Wait for the end of an example: exit code, stdout, stderr."""
     async with asyncio.timeout(PATIENCE):
         out, err = await child.communicate()
     assert child.returncode is not None
     return child.returncode, out.decode(), SLOW.sub("", err.decode())
+
+
+async def run_example(*args: str, path: Path = ROOT) -> tuple[int, str, str]:
+    """Start an example and wait for its end."""
+    return await end_of(await start_example(*args, path=path))
 
 
 @pytest.mark.parametrize(
@@ -73,6 +84,23 @@ async def test_client() -> None:
     assert out == "endpoint 'bogus' has no port, as in localhost:9999\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_own_server_greets_a_client_that_connected_before_the_stop(number: signal.Signals) -> None:
+    child = await start_example("-u", "own_server.py", "0")
+    assert child.stdout is not None
+    try:
+        async with asyncio.timeout(PATIENCE):
+            port = int((await child.stdout.readline()).removeprefix(b"listening on port "))
+            client = await connect(port)
+            assert await child.stdout.readline() == b"127.0.0.1 connected\n"
+            child.send_signal(number)
+            assert await read_to_end(client) == Outcome(b"Hello 127.0.0.1", reset=False)
+            assert await end_of(child) == (0, "stopping\nstopped\n", "")
+    finally:
+        if child.returncode is None:
+            child.kill()
+
+
 async def test_smtp_conversation() -> None:
     smtp = pytest.importorskip("aiosmtpd.smtp")
     server = await asyncio.get_running_loop().create_server(
@@ -101,5 +129,5 @@ async def test_dynamic_greeting_as_an_app() -> None:
     env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
     args = ("serve", "--app", "dynamic_greeting:greeting", "--listen", "127.0.0.1:0")
     async with greeter_process(*args, env=env) as server:
-        assert "streams" in server.lines[-1]
+        assert server.lines[-1].endswith(", direct)")
         assert await run_greeter("greet", server.address) == (0, "Hello 127.0.0.1, this is visit 1\n", "")

@@ -1,8 +1,8 @@
-"""System calls that fail in a running service, one kind at a time: whoever was not hit is greeted.
+"""System calls that fail in a running service, one kind at a time: all other clients are greeted.
 
 A real ``greeter serve`` runs under tests/faults.c for each stage, which is an event loop and an accept
 path. Every fault falls into the middle of a stream of clients. After it the service must have greeted
-everybody whom it did not hit, have as many descriptors open as before, have said next to nothing, and
+every client that it did not hit, have as many descriptors open as before, have logged next to nothing, and
 not have spun; at the end its counters must add up. A fault that was never delivered fails its test.
 
 To add to the matrix, add to FAULTS: a row is a name, a function that plays it, and the stages it is for.
@@ -265,7 +265,7 @@ def among_others(service: Service, fault: Fault, *, costs: bool = True, **arm: i
     service.settle(since, 16)
 
 
-def costs_nobody(service: Service, fault: Fault) -> None:
+def costs_no_client(service: Service, fault: Fault) -> None:
     """The connection is still there: the next call, or the rest of this one, succeeds."""
     among_others(service, fault, costs=False)
 
@@ -276,7 +276,7 @@ def takes_a_part(service: Service, fault: Fault) -> None:
 
 
 def hard_times(service: Service, fault: Fault) -> None:
-    """Nothing to accept with for a while: who comes waits in the queue, and is greeted when it is over."""
+    """Nothing to accept with for a while: clients wait in the queue, and are greeted when it is over."""
     since = time.monotonic()
     assert service.heard_by(service.knock(2)) == 2
     hit = service.plan.delivered
@@ -310,12 +310,15 @@ FAULTS = [
         Fault("accept", error, hard_times, OURS_TO_ACCEPT)
         for error in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
     ),
-    *(Fault("accept", error, costs_nobody, STAGES) for error in ("ECONNABORTED", "EPROTO", "EPERM", "EINTR")),
+    *(
+        Fault("accept", error, costs_no_client, STAGES)
+        for error in ("ECONNABORTED", "EPROTO", "EPERM", "EINTR")
+    ),
     *(Fault("send", error, among_others, STAGES) for error in ("EPIPE", "ECONNRESET", "ENOBUFS")),
     Fault("send", "EAGAIN", takes_a_part, STAGES),
     *(Fault("recv", error, among_others, STAGES) for error in ("ECONNRESET", "ETIMEDOUT")),
     Fault("shutdown", "ENOTCONN", among_others, STAGES),
-    Fault("getpeername", "ENOTCONN", costs_nobody, ASKS_FOR_NAMES),
+    Fault("getpeername", "ENOTCONN", costs_no_client, ASKS_FOR_NAMES),
 ]
 MATRIX = [f"{stage}-{fault}" for fault in FAULTS for stage in fault.stages]
 

@@ -1,8 +1,8 @@
 """Faults around a service: handshakes that fail, workers that cannot be started, a manager that is away.
 
-The rest of the matrix of tests/test_faults.py, whose services and rules these are: whoever was not hit is
+The rest of the matrix of tests/test_faults.py, whose services and rules these are: all other clients are
 greeted, descriptors return to the baseline, the log is short, and in the end the counters add up. The faults
-themselves are real: clients that misbehave, a fork(2) that fails, a socket that nobody reads any more.
+themselves are real: clients that misbehave, a fork(2) that fails, a socket that is not read any more.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ class Managed(Service):
 
 
 def is_away(service: Managed, fault: Fault) -> None:
-    """Nobody reads what it says, in two reloads; and when somebody does, it is heard again."""
+    """Its messages are not read during two reloads; when they are read again, they arrive."""
     manager = service.manager
     since = time.monotonic()
     manager.go(leave_file=fault.error == "ECONNREFUSED")
@@ -274,17 +274,18 @@ def is_away(service: Managed, fault: Fault) -> None:
 
 # -- the matrix ------------------------------------------------------------------------------------------
 
-# TLS is for the stream path alone, and which path workers have says nothing about how they are started.
-STREAM, INSTANT = (tuple(stage for stage in STAGES if stage.path == path) for path in ("streams", "direct"))
+# TLS faults are played on the streams path only, and spawn faults on the direct path only: how workers are
+# started does not depend on the path.
+STREAMS, DIRECT = (tuple(stage for stage in STAGES if stage.path == path) for path in ("streams", "direct"))
 
 # Each kind of service, and what it meets in turn.
 FAULTS: dict[Callable[[Stage, Path, Path], Service], list[Fault]] = {
     Sealed: [
-        Fault("handshake", "reset", is_reset, STREAM),
-        Fault("handshake", "garbage", is_garbage, STREAM),
-        Fault("handshake", "stall", stalls, STREAM),
+        Fault("handshake", "reset", is_reset, STREAMS),
+        Fault("handshake", "garbage", is_garbage, STREAMS),
+        Fault("handshake", "stall", stalls, STREAMS),
     ],
-    Staffed: [Fault("spawn", error, cannot_start, INSTANT) for error in ("EAGAIN", "ENOMEM")],
+    Staffed: [Fault("spawn", error, cannot_start, DIRECT) for error in ("EAGAIN", "ENOMEM")],
     Managed: [Fault("notify", error, is_away, STAGES) for error in ("ENOENT", "ECONNREFUSED")],
 }
 MATRIX = [f"{stage}-{fault}" for faults in FAULTS.values() for fault in faults for stage in fault.stages]

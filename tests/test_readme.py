@@ -39,6 +39,8 @@ def test_the_file_table_names_every_module_and_no_other() -> None:
     package = ROOT / "greeter"
     found = {str(path.relative_to(ROOT)) for path in package.glob("*.py") if not path.name.startswith("__")}
     found |= {f"greeter/{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    server = package / "server"  # which has a table of its own
+    found |= {str(path.relative_to(ROOT)) for path in server.glob("*.py") if not path.name.startswith("__")}
     assert named == found
 
 
@@ -49,7 +51,7 @@ def test_the_example_table_names_every_example() -> None:
 
 async def test_the_examples_in_the_text_run(tmp_path: Path) -> None:
     smtp = pytest.importorskip("aiosmtpd.smtp")
-    serve, converse = re.findall(r"```python\n(.*?)```", README, re.S)
+    serve, converse, own_server = re.findall(r"```python\n(.*?)```", README, re.S)
     server = await asyncio.get_running_loop().create_server(
         lambda: smtp.SMTP(None, hostname="mail.example"), "127.0.0.1", 0
     )
@@ -57,7 +59,8 @@ async def test_the_examples_in_the_text_run(tmp_path: Path) -> None:
         port = server.sockets[0].getsockname()[1]
         real = converse.replace('"mail.example", 25', f'"127.0.0.1", {port}')
         assert real != converse
-        for text, promise in ((serve, "Hello 127.0.0.1 "), (real, "220 mail.example ")):
+        promises = {serve: "Hello 127.0.0.1 ", real: "220 mail.example ", own_server: "Welcome, 127.0.0.1\n"}
+        for text, promise in promises.items():
             (tmp_path / "example.py").write_text(text)
             code, out, err = await run_example(str(tmp_path / "example.py"))
             assert (code, err) == (0, "")
@@ -111,7 +114,7 @@ def rows_of(heading: str) -> list[list[str]]:
 
 
 def test_the_events_of_the_log_are_those_in_the_table() -> None:
-    sources = "".join(path.read_text() for path in (ROOT / "greeter").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "greeter").rglob("*.py"))
     shown = [name for row in rows_of("`event`") for name in re.findall(r"`(\w+)`", row[0])]
     assert sorted(shown) == sorted(set(re.findall(r'"event": "(\w+)"', sources)))
     fields = {name for row in rows_of("`event`") for name in re.findall(r"`(\w+)`", row[2])}

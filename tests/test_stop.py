@@ -1,4 +1,4 @@
-"""Stops, starts and reloads under load: whoever had connected is greeted, and nobody is refused in vain."""
+"""Stops, starts and reloads under load: connected clients are greeted, and none is refused needlessly."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_a_stop_without_descriptors_greets_the_whole_queue(workers: str) -
                 await service.line_with("connections: accepting is paused")
                 service.process.send_signal(signal.SIGTERM)
                 await service.line_with("closing the door")
-                await asyncio.sleep(2 * HANDSHAKE_GRACE)  # they stay for longer than it is ajar
+                await asyncio.sleep(2 * HANDSHAKE_GRACE)  # they stay for longer than handshakes may complete
                 for client in clients:
                     assert await read_to_end(client) == Outcome(HELLO, reset=False)
                     client.close()
@@ -127,12 +127,12 @@ async def test_a_second_signal_does_not_wait_for_the_delay(second: signal.Signal
         assert await service.stop(second) == 130
 
 
-# -- sockets that somebody else keeps --------------------------------------------------------------------
+# -- sockets that systemd keeps --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def door() -> Iterator[socket.socket]:
-    """A listening socket as systemd keeps one: it stays open, whoever serves it."""
+    """A listening socket as systemd keeps one: it stays open between services."""
     with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as sock:
         yield sock
 

@@ -1,4 +1,4 @@
-"""The direct path: accept by hand, and serve on the accepted socket.
+"""The direct path: accept connections, and serve them on the accepted sockets.
 
 A greeting that is known when a connection is accepted, with nothing before it, is sent within the batch that
 accepted it: greeting and end of stream leave in one segment, and the socket lingers. All else runs as a

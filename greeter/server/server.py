@@ -110,7 +110,7 @@ class Server:
             self._limit(limits)
 
     def _limit(self, limits: Limits) -> None:
-        from greeter.limits import Admission  # not for everybody: with ipaddress, it is slow to load
+        from greeter.limits import Admission  # slow to load, as it needs ipaddress: only where it is used
 
         tracker = self._tracker
         tracker.set_capacity(min(self._fd_capacity, limits.max_connections or self._fd_capacity))
@@ -293,7 +293,7 @@ def serve(
     # what is written down
     access_log: bool | AccessLog = True,
 ) -> Serving:
-    """Greet whoever connects. Await it for a Server that runs already, or use ``async with``.
+    """Greet every client that connects. Await it for a running Server, or use ``async with``.
 
     ``greeting``: text with ``$names``, bytes, a callable that gets a Peer, or a Greeting.
     ``host``, ``port``: where to listen; ``None`` or ``""`` is every interface, port 0 any free port, a
@@ -305,9 +305,9 @@ def serve(
     ``backlog``: connections that the kernel queues. ``unix_mode``: the mode of a Unix socket's file.
     ``limits``: how many clients, and which. ``ssl``: a context to serve TLS with (see greeter.tls).
     ``proxy_from``: networks of the proxies whose connections begin with a PROXY header, version 1 or 2;
-    nobody else is served then.
+    all other clients are rejected then.
     ``greet_timeout``: seconds from accept until the kernel has the last byte; ``linger_timeout``: seconds
-    after that until the client must have closed; ``drain_timeout``: seconds for everybody at the end.
+    after that until the client must have closed; ``drain_timeout``: seconds for all connections at the end.
     ``access_log``: True writes a line for each client to the logger "greeter", at INFO; a callable gets
     the client's address instead; False writes nothing.
 

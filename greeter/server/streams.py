@@ -1,9 +1,10 @@
 """The streams path: ``asyncio.start_server``, with a StreamReader and a StreamWriter for each client.
 
 This is the reference: the same conversation as on the direct path, over the objects that asyncio documents.
-It is the path of event loops that cannot watch a socket, and ``handler`` puts it into anybody's own server.
+It is the path of event loops that cannot watch a socket, and that of ``greeter.handler``, which serves in an
+asyncio server of the user's own.
 
-It holds every law of the direct path but two, because the event loop accepts and we hear of it later:
+It keeps every guarantee of the direct path but two, because the event loop accepts and we hear of it later:
 
 - When descriptors run out below the cap that was known at the start, uvloop (libuv) accepts connections and
   closes them at once. On asyncio, accepting waits.

@@ -1,4 +1,4 @@
-"""Who is let in and how many: the limits as clients see them, on every loop, path and kind of connection."""
+"""Which clients are admitted, and how many: limits on every loop, path and kind of connection."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def no_client_outlives_its_test() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _the_door_closes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is on the way in when these servers close; a real one keeps it ajar for 50 ms."""
+def _handshakes_get_no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No handshake is under way when these servers close; a real one waits 50 ms for them."""
     monkeypatch.setattr("greeter.server.server.HANDSHAKE_GRACE", 0.0)
 
 
@@ -88,9 +88,9 @@ def rejected(server: Server) -> dict[str, int]:
     return {why: count for why, count in server.stats.rejected.items() if count}
 
 
-async def nobody_left(server: Server) -> None:
-    """Everybody has left, and is in one of the counters."""
-    await until(lambda: server.stats.open == 0, "everybody has left")
+async def none_is_open(server: Server) -> None:
+    """No connection is open, and each is in one of the counters."""
+    await until(lambda: server.stats.open == 0, "no connection is open")
     stats = server.stats
     assert stats.accepted == stats.greeted + sum(stats.failed.values()) + sum(stats.rejected.values())
 
@@ -114,7 +114,7 @@ async def test_so_many_at_a_time_from_one_address(accept: str) -> None:
         await until(lambda: server.stats.open == 0, "all have left")
         assert await visit("127.0.0.1", server.port) == HELLO
         assert rejected(server) == {"per_ip": 4}
-        await nobody_left(server)
+        await none_is_open(server)
 
 
 async def test_so_many_a_second_from_one_address(accept: str) -> None:
@@ -129,7 +129,7 @@ async def test_so_many_a_second_from_one_address(accept: str) -> None:
             tries += 1
             await asyncio.sleep(0.01)
         assert rejected(server) == {"rate": 2 + tries}
-        await nobody_left(server)
+        await none_is_open(server)
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ async def test_networks(accept: str, networks: dict[str, list[str]], welcome: li
         heard = {host: await visit(host, server.port) for host in hosts}
         assert heard == {host: HELLO if host in welcome else b"" for host in hosts}
         assert rejected(server) == {"denied": len(hosts) - len(welcome)}
-        await nobody_left(server)
+        await none_is_open(server)
     assert [address[0] for address in log] == welcome, "only those are written down"
 
 
 async def test_clients_of_a_unix_socket_have_no_address(accept: str, tmp_path: Path) -> None:
-    path = f"{tmp_path}/door"
+    path = f"{tmp_path}/sock"
     limits = {"max_per_ip": 1, "rate_per_ip": 1, "allow": ["192.0.2.1"]}
     async with limited(accept, path=path, **limits) as server:
         for _ in range(5):
@@ -172,7 +172,7 @@ async def test_those_turned_away_are_one_line_a_second(accept: str, caplog: pyte
         seconds = loop.time() - since
         assert rejected(server) == {"denied": 50, "per_ip": 50}
         inside.close()
-        await nobody_left(server)
+        await none_is_open(server)
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == "turning clients away: denied 1 so far"
     assert 1 <= len(lines) <= 1 + seconds
@@ -217,7 +217,7 @@ async def never(peer: Peer) -> str:
         ("resets", HELLO, "streams"),
         ("stays", HELLO, "direct"),
         ("stays", HELLO, "streams"),
-        ("reads all of it", LARGE, "direct"),  # which hands it over to the other path
+        ("reads all of it", LARGE, "direct"),  # which sends it in parts
         ("reads all of it", LARGE, "streams"),
         ("never reads", LARGE, "direct"),
         ("never reads", LARGE, "streams"),
@@ -230,7 +230,7 @@ async def never(peer: Peer) -> str:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_a_place_is_free_again(fate: str, greeting: Any, accept: str) -> None:
-    """The second client is let in although only one from its address may be there."""
+    """The second client is admitted although only one from its address may be connected."""
     patience = {
         "linger_timeout": 0.05,
         "greet_timeout": 0.1 if fate in ("never reads", "waits in vain") else 600,
@@ -249,7 +249,7 @@ async def test_a_place_is_free_again(fate: str, greeting: Any, accept: str) -> N
                 assert data == {"greeted": HELLO, "reads all of it": LARGE}.get(fate, b"")
             await until(lambda: server.stats.open == 0, "it has left")
             assert rejected(server) == {}, f"at client {turn}"
-        await nobody_left(server)
+        await none_is_open(server)
 
 
 @pytest.mark.parametrize("fate", ["greeted", "no handshake", "resets"])
@@ -268,7 +268,7 @@ async def test_a_place_is_free_again_with_tls(fate: str, tls: tuple[ssl.SSLConte
                     await read_to_end(sock)
             await until(lambda: server.stats.open == 0, "it has left")
             assert rejected(server) == {}, f"at client {turn}"
-        await nobody_left(server)
+        await none_is_open(server)
 
 
 async def test_limits_come_before_the_handshake(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
@@ -278,7 +278,7 @@ async def test_limits_come_before_the_handshake(tls: tuple[ssl.SSLContext, ssl.S
         assert await visit("127.0.0.1", server.port) == b""
         assert rejected(server) == {"per_ip": 1}
         inside.close()
-        await nobody_left(server)
+        await none_is_open(server)
 
 
 # -- other limits while it serves ------------------------------------------------------------------------
@@ -303,7 +303,7 @@ async def test_limits_can_be_changed_while_clients_are_there(accept: str) -> Non
         server.update(limits=Limits(max_per_ip=1))
         assert await visit("127.0.0.1", server.port) == HELLO
         assert rejected(server) == {"per_ip": 1, "denied": 1}
-        await nobody_left(server)
+        await none_is_open(server)
 
 
 # -- how many at a time ----------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ OVERSHOOT = 16
 async def test_at_the_cap_the_others_wait_and_are_greeted(
     kind: str, tls: tuple[ssl.SSLContext, ssl.SSLContext], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody says a word until the cap is reached, so that those inside stay there."""
+    """No client sends anything until the cap is reached, so that open connections stay open."""
     loop = asyncio.get_running_loop()
     kinds: dict[str, dict[str, Any]] = {"TLS": {"ssl": tls[0]}, "PROXY": {"proxy_from": ["127.0.0.1"]}}
     accept = kind if kind in ("direct", "streams") else "auto"
@@ -347,7 +347,7 @@ async def test_at_the_cap_the_others_wait_and_are_greeted(
 
         async with asyncio.timeout(PATIENCE):
             assert await asyncio.gather(*(finish(sock) for sock in socks)) == [HELLO] * len(socks)
-        await nobody_left(server)
+        await none_is_open(server)
         assert server.stats.greeted == len(socks)
         seconds = loop.time() - since
     lines = [record.getMessage() for record in caplog.records if record.name == "greeter"]
@@ -364,7 +364,7 @@ async def test_a_higher_cap_lets_in_those_who_wait(accept: str) -> None:
         await until(lambda: server.stats.greeted == len(socks), "greeted, and none of them has left")
         for sock in socks:
             assert await read_to_end(sock) == GREETED
-        await nobody_left(server)
+        await none_is_open(server)
 
 
 async def test_a_lower_cap_is_kept_as_clients_leave(accept: str) -> None:
@@ -381,7 +381,7 @@ async def test_a_lower_cap_is_kept_as_clients_leave(accept: str) -> None:
             assert server.stats.open <= most
         outcomes = await asyncio.gather(*(read_to_end(sock) for sock in waiting))
         assert outcomes == [GREETED] * 40
-        await nobody_left(server)
+        await none_is_open(server)
 
 
 # -- in a process of its own -----------------------------------------------------------------------------
@@ -422,7 +422,7 @@ def cpu_seconds(service: Process) -> float:
 @alone
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are counted in /proc")
 async def test_more_clients_than_descriptors(capsys: pytest.CaptureFixture[str]) -> None:
-    """64 descriptors, 150 clients that stay: nobody is lost, and nothing spins or floods the log."""
+    """64 descriptors, 150 clients that stay: none is lost, and nothing spins or floods the log."""
     used: dict[str, float] = {}
     # In debug mode it is slower than what it watches.
     asyncio.get_running_loop().set_debug(False)

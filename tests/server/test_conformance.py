@@ -161,10 +161,10 @@ async def test_a_quick_callable_that_fails_costs_its_client_only(
         assert "('127.0.0.1', " in record.getMessage()
 
 
-# -- those who are gone, slow or rude
+# -- clients that are gone, slow or hostile
 
 
-async def test_a_client_that_resets_at_once_disturbs_nobody(server: Serve) -> None:
+async def test_a_client_that_resets_at_once_disturbs_no_other(server: Serve) -> None:
     async with server() as s:
         for _ in range(20):
             reset(await connect(s.port))
@@ -174,7 +174,7 @@ async def test_a_client_that_resets_at_once_disturbs_nobody(server: Serve) -> No
         assert stats.accepted == stats.greeted + sum(stats.failed.values())
 
 
-async def test_clients_that_never_read_are_cut_off_and_disturb_nobody(server: Serve) -> None:
+async def test_clients_that_never_read_are_cut_off_and_disturb_no_other(server: Serve) -> None:
     greeting = b"g" * 4_000_000
     async with server(greeting, greet_timeout=0.5) as s:
         stuck = [await connect(s.port, receive_buffer=4096) for _ in range(20)]
@@ -204,12 +204,12 @@ async def test_close_greets_those_in_the_queue(server: Serve) -> None:
     assert s.stats.greeted == 40
 
 
-async def test_drain_lets_everybody_finish(server: Serve) -> None:
+async def test_drain_lets_every_client_finish(server: Serve) -> None:
     s = await server(linger_timeout=PATIENCE)
     socks = [await connect(s.port) for _ in range(10)]
     await until(lambda: s.stats.greeted == 10, "greeted")
     draining = asyncio.create_task(s.drain())
-    await until(lambda: not s.is_serving(), "door closed")
+    await until(lambda: not s.is_serving(), "it accepts no more")
     assert not draining.done()
     for sock in socks:
         assert await read_to_end(sock) == GREETED
@@ -230,7 +230,7 @@ async def test_drain_cuts_off_at_its_deadline(server: Serve, caplog: pytest.LogC
         sock.close()
 
 
-async def test_stopping_under_load_loses_nobody(server: Serve) -> None:
+async def test_stopping_under_load_loses_no_client(server: Serve) -> None:
     """Clients in a closed loop; each is greeted whole or refused, however the stop falls."""
     s = await server()
     port = s.port

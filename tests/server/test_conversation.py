@@ -56,7 +56,7 @@ def it_adds_up(server: Server) -> bool:
 
 
 class Bell:
-    """An async greeting that waits for a bell, and whoever it had to give up."""
+    """An async greeting that waits for a bell, and the clients that it had to give up."""
 
     def __init__(self) -> None:
         self.rung = asyncio.Event()
@@ -93,7 +93,7 @@ async def test_many_may_wait_at_once(here: Serve) -> None:
 
 @pytest.mark.parametrize("kind", ["async", "thread", "quick"])
 async def test_each_of_many_at_once_has_its_own_number(kind: str, here: Serve) -> None:
-    """Not that of the last one who had come when the greeting began."""
+    """Not that of the last client that had been accepted when the greeting began."""
 
     async def later(peer: Peer) -> str:
         return str(peer.count)
@@ -417,7 +417,7 @@ def bell() -> Iterator[threading.Event]:
     bell.set()
 
 
-async def test_a_sync_greeting_runs_in_a_thread_and_holds_up_nobody(
+async def test_a_sync_greeting_runs_in_a_thread_and_holds_up_no_other_client(
     bell: threading.Event, here: Serve
 ) -> None:
     threads: list[str] = []

@@ -157,7 +157,7 @@ async def test_the_quick_callable_fails_for_a_client_that_is_gone(monkeypatch: p
 
 
 @pytest.mark.parametrize("error", ["ECONNABORTED", "EPROTO", "EPERM", "ENETDOWN"])
-async def test_one_that_died_in_the_queue_hides_nobody(error: str) -> None:
+async def test_one_that_died_in_the_queue_hides_no_other(error: str) -> None:
     async with here() as server:
         (listener,) = server._listeners
         really = listener.accept_fd
@@ -204,7 +204,7 @@ async def test_those_greeted_before_the_system_ran_out_are_greeted(monkeypatch: 
 
 
 async def test_the_end_of_stream_comes_with_the_greeting() -> None:
-    """One segment: whoever polls once sees both."""
+    """One segment: a client that polls once sees both."""
     async with here() as server:
         client = await connect(server.port)
         await until(lambda: server.stats.greeted == 1, "greeted")

@@ -34,8 +34,8 @@ REAL = tcp4("192.0.2.1", "198.51.100.7", "56324", "443")
 
 
 @pytest.fixture(autouse=True)
-def _the_door_closes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is on the way in when these servers close; a real one keeps it ajar for 50 ms."""
+def _handshakes_get_no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No handshake is under way when these servers close; a real one waits 50 ms for them."""
     monkeypatch.setattr("greeter.server.server.HANDSHAKE_GRACE", 0.0)
 
 
@@ -59,9 +59,9 @@ def rejected(server: Server) -> dict[str, int]:
     return {why: count for why, count in server.stats.rejected.items() if count}
 
 
-async def nobody_left(server: Server) -> None:
-    """Everybody has left, and is in one of the counters."""
-    await until(lambda: server.stats.open == 0, "everybody has left")
+async def none_is_open(server: Server) -> None:
+    """No connection is open, and each is in one of the counters."""
+    await until(lambda: server.stats.open == 0, "no connection is open")
     stats = server.stats
     assert stats.accepted == stats.greeted + sum(stats.failed.values()) + sum(stats.rejected.values())
 
@@ -103,7 +103,7 @@ async def test_a_malformed_header_is_closed_without_a_greeting(behind_a_proxy: S
         assert failed(server) == {"proxy": len(BAD)}
         assert (await heard(server.port, REAL)).data == b"welcome"
         assert len(words.said_to) == 1
-        await nobody_left(server)
+        await none_is_open(server)
 
 
 async def test_a_header_that_does_not_end_is_closed_at_the_deadline(
@@ -116,7 +116,7 @@ async def test_a_header_that_does_not_end_is_closed_at_the_deadline(
         for sock in socks:
             assert (await read_to_end(sock)).data == NOTHING
         assert failed(server) == {"greet_timeout": len(starts)}
-        await nobody_left(server)
+        await none_is_open(server)
     for name in names:
         assert f"{name}: not greeted within 0.1 s" in caplog.text
 
@@ -134,7 +134,7 @@ async def test_a_header_that_ends_too_early(
         else:
             sock.shutdown(socket.SHUT_WR)
             assert (await read_to_end(sock)).data == NOTHING
-        await nobody_left(server)
+        await none_is_open(server)
         assert failed(server) == {"proxy": 1}
     (line,) = [record.getMessage() for record in caplog.records if record.name == "greeter"]
     assert "no PROXY header" in line
@@ -150,7 +150,7 @@ async def test_text_in_a_header_cannot_forge_a_line_of_the_log(
         block = path.ljust(108, b"\0") + b"/run/b".ljust(108, b"\0")
         assert (await heard(server.port, v2(PROXY, 0x31, block))).data == path + b" 0"
         assert (await heard(server.port, b"PROXY TCP4\n\x1b[31mGot a connection\r\n")).data == NOTHING
-        await nobody_left(server)
+        await none_is_open(server)
     lines = [record.getMessage() for record in caplog.records if record.name == "greeter"]
     assert len(lines) == 2
     assert all(line.isprintable() for line in lines)
@@ -161,7 +161,7 @@ async def test_text_in_a_header_cannot_forge_a_line_of_the_log(
 
 @pytest.mark.parametrize("pieces", ["whole", "byte by byte"])
 async def test_the_greeting_is_for_whom_the_header_names(pieces: str, behind_a_proxy: Serve) -> None:
-    """Or for the real peer: LOCAL, UNKNOWN and AF_UNSPEC say nothing about anybody."""
+    """Or for the real peer: LOCAL, UNKNOWN and AF_UNSPEC name no client."""
     # A header of 4096 bytes in as many segments takes a while and shows nothing new.
     cases = {name: case for name, case in GOOD.items() if pieces == "whole" or len(case[0]) < 300}
 
@@ -178,7 +178,7 @@ async def test_the_greeting_is_for_whom_the_header_names(pieces: str, behind_a_p
         for (name, (_, header)), (peer, outcome) in zip(cases.items(), found, strict=True):
             host, port = header.source or peer
             assert outcome == Outcome(f"{host}|{port}".encode(), reset=False), name
-        await nobody_left(server)
+        await none_is_open(server)
         assert server.stats.greeted == len(cases)
 
 
@@ -210,7 +210,7 @@ async def test_what_comes_behind_the_header_is_discarded_like_anything_that_clie
         for size in (18, 200_000):
             outcome = await heard(server.port, REAL + b"x" * size)
             assert outcome == Outcome(b"192.0.2.1 56324", reset=False)
-        await nobody_left(server)
+        await none_is_open(server)
 
 
 async def test_a_client_of_the_proxy_that_has_half_closed_is_greeted(behind_a_proxy: Serve) -> None:
@@ -246,7 +246,7 @@ async def test_an_untrusted_source_is_turned_away(
     ) as server:
         for data in (REAL, v2(LOCAL, 0x00), b"", b"hello"):
             assert (await heard(server.port, data)).data == NOTHING
-        await nobody_left(server)
+        await none_is_open(server)
         assert rejected(server) == {"untrusted": 4}
         assert failed(server) == {}
         assert words.said_to == []
@@ -277,8 +277,8 @@ async def test_a_proxy_on_ipv6(behind_a_proxy: Serve) -> None:
 async def test_on_a_unix_socket_its_permissions_say_who_is_believed(
     tmp_path: Path, behind_a_proxy: Serve
 ) -> None:
-    async with behind_a_proxy(path=f"{tmp_path}/door") as server:
-        reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/door")
+    async with behind_a_proxy(path=f"{tmp_path}/sock") as server:
+        reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/sock")
         writer.write(REAL)
         assert await reader.read() == b"192.0.2.1 56324"
         writer.close()
@@ -320,7 +320,7 @@ async def test_admission_is_for_the_address_in_the_header(behind_a_proxy: Serve)
         # The proxy itself has never been a client, and neither is one whose header was no good.
         assert (await heard(server.port, b"PROXY\r\n")).data == NOTHING
         assert (await heard(server.port, v2(LOCAL, 0x00))).data.startswith(b"127.0.0.1 ")
-        await nobody_left(server)
+        await none_is_open(server)
     assert [address[0] for address in log] == (
         ["192.0.2.1", "192.0.2.2", "127.0.0.1"] + ["192.0.2.1"] * 3 + ["127.0.0.1"]
     )
@@ -331,11 +331,11 @@ async def test_a_drain_waits_for_the_rest_of_a_header(behind_a_proxy: Serve) -> 
     sock = await say(server.port, REAL[:12])
     await until(lambda: server.stats.open == 1, "it is there")
     draining = asyncio.create_task(server.drain())
-    await until(lambda: not server.is_serving(), "the door is closed")
+    await until(lambda: not server.is_serving(), "it accepts no more")
     sock.send(REAL[12:])
     assert await read_to_end(sock) == Outcome(b"192.0.2.1 56324", reset=False)
     assert await draining is True
-    await nobody_left(server)
+    await none_is_open(server)
 
 
 async def test_a_drain_does_not_wait_for_ever(behind_a_proxy: Serve) -> None:
@@ -345,7 +345,7 @@ async def test_a_drain_does_not_wait_for_ever(behind_a_proxy: Serve) -> None:
     assert await server.drain(0.1) is False
     assert (await read_to_end(sock)).data == NOTHING
     assert failed(server) == {"aborted": 1}
-    await nobody_left(server)
+    await none_is_open(server)
 
 
 # -- what waiting costs ----------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def wakeups(pid: int) -> int:
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="wake-ups are counted in /proc")
-async def test_half_a_header_keeps_nobody_awake() -> None:
+async def test_half_a_header_causes_no_wake_ups() -> None:
     """A byte of it left in the kernel would keep the socket readable, and the service busy."""
 
     async def play(loop: str, path: str) -> None:

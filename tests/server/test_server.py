@@ -240,7 +240,7 @@ async def test_update_takes_effect_with_the_next_client(accept: Accept) -> None:
         assert (await speak_first(server.port, 18)).data == b"one"
         server.update(greeting="two")
         assert (await speak_first(server.port, 18)).data == b"two"
-        server.update(greeting=slow)  # of a kind that the instant path cannot say
+        server.update(greeting=slow)  # of a kind that is not known at accept time
         client = await connect(server.port)
         port = client.getsockname()[1]
         assert await read_to_end(client) == Outcome(f"Hello {port}".encode(), reset=False)
@@ -295,7 +295,7 @@ async def test_one_address_has_its_share(accept: Accept) -> None:
 async def test_at_capacity_those_in_the_queue_wait_for_room(
     accept: Accept, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each client stays until it has been greeted and somebody else needs its place."""
+    """Each client stays until it has been greeted and another client needs its place."""
     capacity, clients = 5, 40
     seen = 0
     loop = asyncio.get_running_loop()
@@ -316,10 +316,10 @@ async def test_at_capacity_those_in_the_queue_wait_for_room(
     assert len(lines) <= 1 + elapsed
 
 
-async def test_a_system_without_descriptors_loses_nobody(
+async def test_a_system_without_descriptors_loses_no_client(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On the instant path, where accept() is ours; tests/test_faults.py does it to all of them."""
+    """On the direct path, where accept() can be replaced; tests/test_faults.py covers the others."""
     monkeypatch.setattr("greeter.server.accept_pause.RETRY_SECONDS", 0.02)
     async with here(accept="direct") as server:
         (listener,) = server._listeners
@@ -362,7 +362,7 @@ async def test_serve_forever_drains_when_it_is_cancelled(accept: Accept) -> None
     serving = asyncio.create_task(server.serve_forever())
     await asyncio.sleep(0)
     serving.cancel()
-    await until(lambda: server.sockets == (), "the door is closed")
+    await until(lambda: server.sockets == (), "the listening socket is closed")
     assert not serving.done()
     assert await read_to_end(client) == GREETED
     with pytest.raises(asyncio.CancelledError):
@@ -388,7 +388,7 @@ async def test_two_who_drain_at_the_same_time(accept: Accept) -> None:
     assert await in_time(asyncio.gather(*drains)) == [True, True]
 
 
-@pytest.mark.parametrize("when", ["at the door", "inside"])
+@pytest.mark.parametrize("when", ["accepting", "closed"])
 async def test_a_drain_that_is_cancelled_cuts_off_at_once(
     accept: Accept, when: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -397,8 +397,8 @@ async def test_a_drain_that_is_cancelled_cuts_off_at_once(
     await until(lambda: server.stats.greeted == 1, "greeted")
     draining = asyncio.create_task(server.drain())
     await asyncio.sleep(0)
-    if when == "inside":
-        await until(lambda: server.sockets == (), "the door is closed")
+    if when == "closed":
+        await until(lambda: server.sockets == (), "the listening socket is closed")
     draining.cancel()
     with pytest.raises(asyncio.CancelledError):
         await in_time(draining)
@@ -461,8 +461,8 @@ async def test_an_access_log_that_fails_costs_no_client(
     assert line.startswith("the access log failed for ('127.0.0.1', ")
 
 
-async def test_a_drain_without_patience_leaves_nobody_behind() -> None:
-    """Also those whose handshake has not even begun."""
+async def test_a_drain_without_a_timeout_leaves_no_connection_open() -> None:
+    """Also where the handshake has not even begun."""
     server = await here(ssl=tls(), limits=Limits(max_connections=1))
     clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
     await until(lambda: server.stats.open == 1, "one is let in")
@@ -473,7 +473,7 @@ async def test_a_drain_without_patience_leaves_nobody_behind() -> None:
         client.close()
 
 
-async def test_the_last_one_on_a_socket_of_others_shuts_the_door() -> None:
+async def test_the_last_server_on_an_inherited_socket_rejects_new_handshakes() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=16) as theirs:
         server = await here(listen=[f"fd:{theirs.fileno()}"], limits=Limits(max_connections=2))
         clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
@@ -488,7 +488,7 @@ async def test_the_last_one_on_a_socket_of_others_shuts_the_door() -> None:
                 late.connect(("127.0.0.1", server.port))
 
 
-async def test_one_that_died_in_the_queue_costs_nobody_behind_it(accept: Accept) -> None:
+async def test_one_that_died_in_the_queue_costs_no_client_behind_it(accept: Accept) -> None:
     server = await here(accept=accept)
     (listener,) = server._listeners
     clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
@@ -509,7 +509,7 @@ async def test_one_that_died_in_the_queue_costs_nobody_behind_it(accept: Accept)
     assert (server.stats.accepted, server.stats.greeted) == (3, 3)
 
 
-async def test_a_queue_that_gives_nobody_does_not_keep_the_door_open(accept: Accept) -> None:
+async def test_a_queue_that_gives_no_connection_does_not_hold_up_a_close(accept: Accept) -> None:
     server = await here(accept=accept)
     (listener,) = server._listeners
     asked = 0
@@ -527,13 +527,13 @@ async def test_a_queue_that_gives_nobody_does_not_keep_the_door_open(accept: Acc
 
 @pytest.fixture
 def inherited() -> Iterator[socket.socket]:
-    """A listening socket that somebody else keeps open."""
+    """A listening socket that another process keeps open."""
     with bound(listening=True) as sock:
         yield sock
 
 
 async def test_a_socket_that_others_serve_too_outlives_us(inherited: socket.socket, accept: Accept) -> None:
-    """As with systemd or a parent: who comes after the end waits for the next one."""
+    """As with systemd or a parent: a client that connects after the end waits for the next server."""
     where = f"fd:{inherited.fileno()}"
     async with here(listen=[where], accept=accept) as first:
         assert await speak_first(first.port, 18) == GREETED

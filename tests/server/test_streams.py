@@ -44,7 +44,7 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_paused_and_resumed_it_loses_nobody() -> None:
+async def test_paused_and_resumed_it_loses_no_client() -> None:
     async with here() as server:
         path = path_of(server)
         waiting: list[socket.socket] = []
@@ -163,14 +163,14 @@ async def test_asyncio_takes_few_at_a_time_and_the_queue_is_long() -> None:
         assert server.stats.greeted == 200
 
 
-async def test_whoever_is_not_let_in_is_closed() -> None:
+async def test_a_client_that_is_not_admitted_is_closed() -> None:
     async with here(limits=Limits(deny=["127.0.0.1"])) as server:
         assert (await speak_first(server.port, 0)).data == b""
         assert server.stats.rejected["denied"] == server.stats.accepted == 1
         await until(lambda: server.stats.open == 0, "it has left")
     server = await here(limits=Limits(deny=["127.0.0.1"]))
     client = socket.create_connection(("127.0.0.1", server.port))
-    server.close()  # which takes it from the queue by hand
+    server.close()  # which accepts it from the queue by hand
     client.setblocking(False)
     assert (await read_to_end(client)).data == b""
     assert server.stats.rejected["denied"] == 1

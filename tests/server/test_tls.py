@@ -72,8 +72,8 @@ def files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Fi
 
 
 @pytest.fixture(autouse=True)
-def _the_door_closes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is on the way in when these servers close; a real one keeps it ajar for 50 ms."""
+def _handshakes_get_no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No handshake is under way when these servers close; a real one waits 50 ms for them."""
     monkeypatch.setattr("greeter.server.server.HANDSHAKE_GRACE", 0.0)
 
 
@@ -200,7 +200,7 @@ def test_expiry_without_a_version(tmp_path: Path) -> None:
     der = ssl.PEM_cert_to_DER_cert(pem.decode())
     version = bytes.fromhex("a003020102")
     assert der.count(version) == 1
-    # The signature is wrong now, and so are both lengths, but nobody who reads forward minds those.
+    # The signature is wrong now, and so are both lengths, which do not matter to a parser that reads forward.
     (tmp_path / "cert").write_text(ssl.DER_cert_to_PEM_cert(der.replace(version, b"")))
     assert expiry(tmp_path / "cert") == datetime.datetime(2031, 5, 6, tzinfo=UTC).timestamp()
 
@@ -398,11 +398,11 @@ class TestServing:
     ) -> None:
         """What the kernel has not taken yet does not get lost at the linger deadline, which is earlier."""
         greeting = b"g" * 60_000
-        door = socket.create_server(("127.0.0.1", 0))
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # also for those that it accepts
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # also for those that it accepts
         tls = server_context(files.both)
         async with serve(
-            greeting, accept=accept, sock=door, ssl=tls, linger_timeout=0.1, access_log=False
+            greeting, accept=accept, sock=listening, ssl=tls, linger_timeout=0.1, access_log=False
         ) as server:
             seen = await visit(server.port, client, receive_buffer=4096, rest=lambda: time.sleep(0.25))
             assert_greeted(seen, greeting)
@@ -487,9 +487,9 @@ class TestServing:
         async with serve(greeting, accept=accept, port=0, ssl=context, access_log=False) as server:
             for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
                 client.maximum_version = version
-                nobody = await visit(server.port, client)
-                assert nobody.data == b""
-                assert nobody.error is not None
+                unknown = await visit(server.port, client)
+                assert unknown.data == b""
+                assert unknown.error is not None
             stranger = trustme.CA(key_type=trustme.KeyType.ECDSA)
             forged = client_context(files.ca)
             stranger.issue_cert("mallory@example.org", common_name="alice").configure_cert(forged)
@@ -610,7 +610,7 @@ class TestServing:
         sock = await connect(server.port)
         await until(lambda: server.stats.open == 1, "the handshake has begun")
         draining = asyncio.create_task(server.drain())
-        await until(lambda: not server.is_serving(), "the door is closed")
+        await until(lambda: not server.is_serving(), "it accepts no more")
         assert await handshake_in_memory(sock, client) == HELLO
         assert await draining is True
         assert_nothing_left(server)
