@@ -122,7 +122,10 @@ async def test_accepting_can_be_paused_while_it_coalesces() -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "drain"])
-async def test_a_client_that_connects_while_it_coalesces_is_greeted_at_the_end(how: str) -> None:
+async def test_a_client_that_connects_while_it_coalesces_is_greeted_at_the_end(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greeter.server.acceptor.COALESCE_SECONDS", 600.0)  # until the end
     server = await serve_direct()
     watched = Watched(server)
     first = watched.queue(COALESCE_THRESHOLD)
