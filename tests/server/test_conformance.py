@@ -47,13 +47,38 @@ async def test_a_client_is_greeted(server: Serve, accept: str) -> None:
     assert s.stats.bytes_sent == len(GREETED.data)
 
 
+def at_once(_: Peer) -> bytes:
+    return GREETED.data
+
+
+async def awaited_at_once(_: Peer) -> bytes:
+    return GREETED.data
+
+
+async def awaited(_: Peer) -> bytes:
+    await asyncio.sleep(0)
+    return GREETED.data
+
+
+KINDS: dict[str, Any] = {
+    "fixed": GREETED.data,
+    "template": "Thank you for connecting$$",
+    "quick": greeter.Greeting(at_once, quick=True),
+    "thread": at_once,
+    "async at once": awaited_at_once,
+    "async that waits": awaited,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [0, 18, 5000, 200_000])
-async def test_clients_that_speak_first_are_greeted(server: Serve, size: int) -> None:
-    async with server() as s:
-        for _ in range(4):
-            outcomes = await asyncio.gather(*(speak_first(s.port, size) for _ in range(50)))
-            assert outcomes == [GREETED] * 50
-        assert s.stats.greeted == 200
+async def test_clients_that_speak_first_are_greeted(server: Serve, size: int, kind: str) -> None:
+    expected = Outcome(GREETED.data + b"$" * (kind == "template"), reset=False)
+    async with server(KINDS[kind]) as s:
+        for _ in range(2):
+            outcomes = await asyncio.gather(*(speak_first(s.port, size) for _ in range(40)))
+            assert outcomes == [expected] * 40
+        assert s.stats.greeted == 80
 
 
 async def test_a_client_that_half_closes_first_is_greeted(server: Serve) -> None:
