@@ -278,7 +278,7 @@ async def test_stopping_under_load_loses_no_client(server: Serve) -> None:
     assert s.stats.greeted == len(outcomes)
 
 
-# -- where the streams path is excepted, and why (greeter/server/streams.py; descriptors: tests/test_faults.py)
+# -- the exceptions of the streams path (greeter/server/streams.py); tests/test_faults.py has the other one
 
 OVERSHOOT_REASON = "asyncio accepts a batch of connections before the handler of the first is called"
 
