@@ -16,6 +16,7 @@ import jsonschema  # type: ignore[import-untyped]  # its types are a package of 
 
 from greeter.loadtest import LoadReport
 from greeter.loadtest.histogram import decode
+from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
     import ssl
@@ -61,6 +62,26 @@ async def serving(
         await server.wait_closed()
 
 
+@contextlib.asynccontextmanager
+async def serving_and_counting(handler: Handler) -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
+    """A server, and a semaphore that is released for every client."""
+    came = asyncio.Semaphore(0)
+
+    async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.release()
+        await handler(reader, writer)
+
+    async with serving(counted) as target:
+        yield target, came
+
+
+async def clients(came: asyncio.Semaphore, count: int) -> None:
+    """Wait until so many have come."""
+    async with asyncio.timeout(PATIENCE):
+        for _ in range(count):
+            await came.acquire()
+
+
 async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Greet and close."""
     writer.write(GREETING)
@@ -99,11 +120,14 @@ def unattended(backlog: int = 0, path: str | None = None) -> Any:
             yield sock, f"127.0.0.1:{sock.getsockname()[1]}"
 
 
+# Bound and not listening, for as long as the process lives: no other test can be given its port meanwhile.
+_REFUSING = socket.socket()
+_REFUSING.bind(("127.0.0.1", 0))
+
+
 def refused_endpoint() -> str:
-    """An endpoint that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{sock.getsockname()[1]}"
+    """An endpoint that refuses every connection."""
+    return f"127.0.0.1:{_REFUSING.getsockname()[1]}"
 
 
 @cache
