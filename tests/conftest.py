@@ -56,7 +56,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, so that no process is left with one when the others have ended."""
+    """The files that take longest come first, so that no process begins one as the others end."""
 
     def place(item: pytest.Item) -> int:
         if item.get_closest_marker("one_interpreter"):

@@ -453,6 +453,14 @@ async def answered(url: str, data: bytes | None = None) -> bytes:
             await asyncio.sleep(0.05)  # a port has no event that would tell of a listener
 
 
+# No rate: a closed loop, which cannot be late.
+PLAIN = """
+    from greeter.loadtest.locust import GreeterUser
+    class Canary(GreeterUser):
+        pass
+"""
+
+
 async def without_a_master(fleet: Fleet) -> None:
     """Locust for itself; and a target that nobody answers for."""
     options = (
@@ -465,13 +473,7 @@ async def without_a_master(fleet: Fleet) -> None:
         "--greeter-json",
         str(fleet.json),
     )
-    file = fleet.locustfile(
-        """
-        from greeter.loadtest.locust import GreeterUser
-        class Canary(GreeterUser):
-            pass
-        """
-    )
+    file = fleet.locustfile(PLAIN)
     locust = await fleet.locust("--headless", "--only-summary", *options, file=file)
     assert await locust.ended() == 1
     report = fleet.report()
@@ -559,14 +561,16 @@ async def no_extra(fleet: Fleet) -> None:
 
 async def nowhere_to_write(fleet: Fleet) -> None:
     path = fleet.directory / "nowhere" / "run.json"
-    options = ("-H", refused_endpoint(), "-u", "2", "--greeter-count", "10", "--greeter-json", str(path))
-    locust = await fleet.locust("--headless", "--only-summary", *options)
+    options = ("-H", refused_endpoint(), "--greeter-count", "10", "--greeter-json", str(path))
+    file = fleet.locustfile(PLAIN)
+    locust = await fleet.locust("--headless", "--only-summary", *options, file=file)
     assert await locust.ended() == 2, "it is said before the run"
     words = f"greeter: --greeter-json: cannot write {path}: no such file or directory"
     assert locust.complaints() == [words]
     # One that fails after the run loses neither the others nor the exit code of a missed threshold.
     limit = ("--greeter-csv", str(fleet.json), "--greeter-threshold", "errors:count<1")
-    locust = await fleet.locust("--headless", "--only-summary", *options[:-1], "/dev/full", *limit)
+    others = (*options[:-1], "/dev/full", *limit)
+    locust = await fleet.locust("--headless", "--only-summary", *others, file=file)
     assert await locust.ended() == 99
     assert locust.complaints() == ["greeter: cannot write /dev/full: no space left on device"]
     assert fleet.json.read_text().startswith("t_s,")
