@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import json
 import socket
@@ -56,6 +57,14 @@ async def serving(
     try:
         yield endpoint
     finally:
+        # asyncio leaks a socket that it has accepted when the server is closed before its transport is made,
+        # which takes a few turns of the loop (cpython #109564). uvloop makes both at once.
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, asyncio.SelectorEventLoop):
+            for sock in server.sockets:
+                loop.remove_reader(sock.fileno())
+        for _ in range(10):
+            await asyncio.sleep(0)
         server.close()
         for writer in list(writers):
             writer.transport.abort()
@@ -123,6 +132,7 @@ def unattended(backlog: int = 0, path: str | None = None) -> Any:
 # Bound and not listening, for as long as the process lives: no other test can be given its port meanwhile.
 _REFUSING = socket.socket()
 _REFUSING.bind(("127.0.0.1", 0))
+atexit.register(_REFUSING.close)
 
 
 def refused_endpoint() -> str:
