@@ -186,10 +186,9 @@ class Conversation:
         header = parsed.header
         if header.source is not None and header.family is not None:
             connection.address, connection.family = header.source, header.family
-        if not tracker.admit(connection.address):
+        if not tracker.admit(connection.address, connection.key):
             tracker.reject(connection)
             return None
-        tracker.hold_admission(connection.key, connection.address)
         return received[parsed.consumed :]
 
     async def _do_handshake(
