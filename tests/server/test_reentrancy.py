@@ -64,7 +64,7 @@ async def test_a_new_greeting_of_another_kind_is_for_the_next_client(by: str, ac
     async def later(_: Any) -> str:
         return "later"
 
-    def change(_: Any) -> str:
+    def change(_: Any) -> Any:
         server.update(greeting=later)
         return "first"
 
