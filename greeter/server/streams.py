@@ -144,7 +144,7 @@ class StreamsPath:
             options: dict[str, Any] = {"sock": sock, "backlog": backlog, "start_serving": False}
             try:
                 if listener.family == getattr(socket, "AF_UNIX", None):
-                    if on_asyncio and sys.version_info >= (3, 13):
+                    if sys.version_info >= (3, 13):
                         options["cleanup_socket"] = False  # the file is the listener's to remove
                     server = await asyncio.start_unix_server(self._handler(listener), **options)
                 else:
