@@ -18,7 +18,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 from greeter.server.connection import Connection
-from greeter.server.conversation import Conversation, made
+from greeter.server.conversation import Conversation, made, retrieve
 from greeter.tls import describe_peer
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ class StreamConnection(Connection):
 
     async def result_of(self, work: asyncio.Future[bytes]) -> bytes:
         self._discarding = discarding = self._tracker.loop.create_task(self._discard())
+        discarding.add_done_callback(retrieve)  # the send may fail before it is awaited
         try:
             either: list[asyncio.Future[Any]] = [work, discarding]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
