@@ -19,7 +19,7 @@ import functools
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from greeter.address import describe, text_of
 from greeter.errors import GreetingError, ProxyProtocolError, reason
@@ -119,7 +119,7 @@ class Conversation:
         work: asyncio.Future[bytes]
         if greeting.kind == "async":
             work = loop.create_task(greeting.render_async(peer))
-            work.add_done_callback(_retrieve)
+            work.add_done_callback(retrieve)
             return work
         if self._threads is None:
             from concurrent.futures import ThreadPoolExecutor  # most servers never need it
@@ -129,7 +129,7 @@ class Conversation:
             work = loop.run_in_executor(self._threads, greeting.render, peer)
         except RuntimeError as error:
             raise GreetingError(str(error)) from error
-        work.add_done_callback(_retrieve)
+        work.add_done_callback(retrieve)
         return work
 
     def peer(self, connection: Connection) -> Peer:
@@ -186,10 +186,9 @@ class Conversation:
         header = parsed.header
         if header.source is not None and header.family is not None:
             connection.address, connection.family = header.source, header.family
-        if not tracker.admit(connection.address):
+        if not tracker.admit(connection.address, connection.key):
             tracker.reject(connection)
             return None
-        tracker.hold_admission(connection.key, connection.address)
         return received[parsed.consumed :]
 
     async def _do_handshake(
@@ -270,7 +269,7 @@ def made(work: asyncio.Future[bytes]) -> bytes:
         raise failed(error) from error
 
 
-def _retrieve(work: asyncio.Future[bytes]) -> None:
+def retrieve(work: asyncio.Future[Any]) -> None:
     """Look at the outcome of what was begun for a client that may be gone; or else asyncio would log it."""
     if not work.cancelled():
         work.exception()

@@ -24,6 +24,7 @@ from greeter.server.poller import SocketPoller
 
 if TYPE_CHECKING:
     from greeter.address import Address
+    from greeter.greeting import Greeting
     from greeter.listeners import Listener
     from greeter.server.conversation import Conversation
 
@@ -60,7 +61,8 @@ class DirectPath:
     def accept_batch(self, listener: Listener, limit: int) -> int:
         """Accept up to ``limit`` connections and begin to serve them; returns how many there were.
 
-        A connection that died in the accept queue ends the batch. Zero means that the queue is empty.
+        A connection that died in the accept queue ends the batch, and so does a change of the greeting that
+        comes from a callable or the access log. Zero means that the queue is empty.
 
         Raises:
             OSError: the system cannot accept, for want of descriptors or memory.
@@ -73,12 +75,12 @@ class DirectPath:
         total = accepted = 0
         start = perf_counter()
         try:
-            while accepted < limit:
+            while accepted < limit and tracker.greeting is greeting:
                 fd, address = accept()
                 accepted += 1
                 # In blocking mode, and of the base class: what socket.socket adds costs a system call.
                 sock = SocketType(family, SOCK_STREAM, 0, fd)
-                if not admit(address):
+                if not admit(address, sock):
                     sock.close()
                     continue
                 if preamble or not greeting.quick:
@@ -89,7 +91,7 @@ class DirectPath:
                         awaiting.append(connection)
                     continue
                 data = greeting.fixed
-                if data is None and (data := self._render(sock, address, listener)) is None:
+                if data is None and (data := self._render(greeting, sock, address, listener)) is None:
                     continue
                 try:
                     sent = sock.send(data, LAST_SEND_FLAGS)
@@ -97,15 +99,13 @@ class DirectPath:
                         sock.shutdown(SHUT_WR)
                         total += sent
                         greeted.append(sock)
-                        if tracker.admission is not None:
-                            tracker.hold_admission(sock, address)
                         continue
                 except BlockingIOError:
                     sent = 0
                 except OSError:  # EPIPE, ECONNRESET, ENOTCONN
                     sock.close()
                     tracker.count_reset()
-                    tracker.release_admission(address)
+                    tracker.release_admission(sock)
                     continue
                 connection = self._track(sock, address, listener)
                 connection.run(self._conversation.send_rest(connection, data, sent))
@@ -127,20 +127,19 @@ class DirectPath:
         tracker = self._tracker
         connection = DirectConnection(tracker, self._poller, sock, address, listener.family, listener.address)
         tracker.start(connection)
-        if tracker.admission is not None and not tracker.behind_proxy:  # else its address is not known yet
-            tracker.hold_admission(sock, address)
         return connection
 
-    def _render(self, sock: SocketType, address: Address, listener: Listener) -> bytes | None:
+    def _render(
+        self, greeting: Greeting, sock: SocketType, address: Address, listener: Listener
+    ) -> bytes | None:
         """The greeting for one client; None if its callable failed, and the connection is seen to."""
         tracker = self._tracker
         try:
             count = tracker.stats.accepted
             peer = self._conversation.make_peer(address, listener.family, listener.address, count)
-            return tracker.greeting.render(peer)
+            return greeting.render(peer)
         except GreetingError as error:
             tracker.count_greeting_error(address, error)
-            tracker.hold_admission(sock, address)
             with contextlib.suppress(OSError):
                 sock.shutdown(SHUT_WR)
             tracker.lingering_sockets.add(sock)

@@ -84,7 +84,7 @@ class Server:
             self._path = DirectPath(conversation, listeners)
         else:
             self._path = StreamsPath(conversation, listeners, backlog=backlog)
-        self._serving = self._draining = False
+        self._serving = self._draining = self._closing = False
         self._closed: asyncio.Future[None] = tracker.loop.create_future()
 
     def update(
@@ -169,9 +169,9 @@ class Server:
 
         Under load, ``drain()`` loses fewer: a handshake that is under way at this moment is reset.
         """
-        if self._closed.done():
+        if self._closing:  # also by a callable of a client in the listen queue
             return
-        self._serving = False
+        self._closing, self._serving = True, False
         self._tracker.stop_accepting()
         self._path.pause()
         for listener in self._listeners:
@@ -187,7 +187,10 @@ class Server:
         self._closed.set_result(None)
 
     def _on_idle(self, _: object) -> None:
-        """The last connection is closed."""
+        """The last connection is closed, but for the one whose callable has closed the server."""
+        if self._tracker.open_count:
+            self._tracker.idle().add_done_callback(self._on_idle)
+            return
         self._conversation.close()
         self._path.close()
 
@@ -226,8 +229,10 @@ class Server:
         finally:
             aborted = 0
             if not self._closed.done():  # those in the queues are greeted in the place of those that had time
-                aborted = await self._tracker.abort_remaining()
-                self.close()
+                try:
+                    aborted = await self._tracker.abort_remaining()
+                finally:  # a greeting callable that drains its own server is aborted too
+                    self.close()
             if aborted := aborted + await self._tracker.abort_remaining():
                 logger.warning("cut off %d connections at the drain deadline", aborted)
                 await self._tracker.wait_idle()

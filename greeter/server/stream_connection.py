@@ -18,7 +18,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 from greeter.server.connection import Connection
-from greeter.server.conversation import Conversation, made
+from greeter.server.conversation import Conversation, made, retrieve
 from greeter.tls import describe_peer
 
 if TYPE_CHECKING:
@@ -41,13 +41,11 @@ def serve_streams(
     """Serve a client that asyncio has accepted, in a task of its own."""
     tracker = conversation.tracker
     address = writer.get_extra_info("peername")
-    if not tracker.accepted(address):
+    if not tracker.accepted(address, writer):
         writer.transport.abort()
         return
     connection = StreamConnection(tracker, address, server, reader, writer)
     tracker.start(connection)
-    if not tracker.behind_proxy:  # else its address is not known yet
-        tracker.hold_admission(connection.key, address)
     connection.run(conversation)
     if tracker.free_slots <= 0:
         tracker.at_capacity()
@@ -69,6 +67,7 @@ class StreamConnection(Connection):
         sock = writer.get_extra_info("socket")
         family = socket.AF_UNSPEC if sock is None else sock.family
         super().__init__(address, family, server, tracker.stats.accepted)
+        self.key = writer
         self._aborted = False
         self._after_close_notify: _Discarder | None = None
         self._discarding: asyncio.Task[None] | None = None
@@ -99,6 +98,7 @@ class StreamConnection(Connection):
 
     async def result_of(self, work: asyncio.Future[bytes]) -> bytes:
         self._discarding = discarding = self._tracker.loop.create_task(self._discard())
+        discarding.add_done_callback(retrieve)  # the send may fail before it is awaited
         try:
             either: list[asyncio.Future[Any]] = [work, discarding]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -68,7 +68,11 @@ class StreamsPath:
     async def start(self) -> None:
         """Begin to accept."""
         self._wanted = True
-        await self._serve()
+        try:
+            await self._serve()
+        except BaseException:
+            self._unserve()
+            raise
 
     def resume(self) -> None:
         """Accept again after ``pause``."""
@@ -138,20 +142,19 @@ class StreamsPath:
             sock = _Duplicate(listener.sock, self._tracker.cannot_accept)
             unknown = LONGEST_QUEUE if listener.inherited else self._backlog
             backlog = ACCEPT_BATCH if on_asyncio else queue_length(listener.sock, unknown)
+            options: dict[str, Any] = {"sock": sock, "backlog": backlog, "start_serving": False}
             try:
                 if listener.family == getattr(socket, "AF_UNIX", None):
-                    options: dict[str, Any] = {}
-                    if on_asyncio and sys.version_info >= (3, 13):
+                    if sys.version_info >= (3, 13):
                         options["cleanup_socket"] = False  # the file is the listener's to remove
-                    server = await asyncio.start_unix_server(
-                        self._handler(listener), sock=sock, backlog=backlog, **options
-                    )
+                    server = await asyncio.start_unix_server(self._handler(listener), **options)
                 else:
-                    server = await asyncio.start_server(self._handler(listener), sock=sock, backlog=backlog)
+                    server = await asyncio.start_server(self._handler(listener), **options)
             except BaseException:
                 sock.close()
                 raise
             self._servers.append(server)
+            await server.start_serving()
 
     def _unserve(self) -> None:
         loop = self._tracker.loop

@@ -123,23 +123,31 @@ class ConnectionTracker:
 
     # -- from ACCEPTED to GREETING
 
-    def accepted(self, address: Address) -> bool:
-        """A connection was accepted. Returns False if it is rejected; the caller must then close it."""
+    def accepted(self, address: Address, key: object) -> bool:
+        """A connection was accepted. Returns False if it is rejected; the caller must then close it.
+
+        ``key`` is the connection's, or the socket that will linger.
+        """
         self.stats.accepted += 1
-        return True if self.behind_proxy else self.admit(address)
+        return True if self.behind_proxy else self.admit(address, key)
 
     def arrived(self) -> None:
         """A connection that was counted in ``arriving`` has been told to ``accepted``, or is lost."""
         self.arriving -= 1
         self._freed(())
 
-    def admit(self, address: Address) -> bool:
-        """Decide about the client with ``address`` and log its connection. Returns False to reject it."""
+    def admit(self, address: Address, key: object) -> bool:
+        """Decide about the client with ``address`` and log its connection. Returns False to reject it.
+
+        The admission is held by ``key`` until that connection is closed. It is held before anything of the
+        user's is called, which may turn the limits on.
+        """
         if self.admission is not None and isinstance(address, tuple):
             refusal = self.admission.admit(address[0], self.loop.time())
             if refusal is not None:
                 self.count_rejection(refusal)
                 return False
+            self._admitted[key] = address[0]
         if self.access_log is not None:
             try:
                 self.access_log(address)
@@ -159,15 +167,9 @@ class ConnectionTracker:
             counts = ", ".join(f"{name} {count}" for name, count in rejected.items() if count)
             logger.warning("turning clients away: %s so far", counts, extra={"event": "rejected"})
 
-    def hold_admission(self, key: object, address: Address) -> None:
-        """The client was admitted; ``key`` is the connection's, or the lingering socket."""
-        if self.admission is not None and isinstance(address, tuple):
-            self._admitted[key] = address[0]
-
-    def release_admission(self, address: Address) -> None:
-        """The client was admitted and is gone, before ``hold_admission``."""
-        if self.admission is not None and isinstance(address, tuple):
-            self.admission.release(address[0])
+    def release_admission(self, key: object) -> None:
+        """The client was admitted and is gone, before ``start``."""
+        self._freed((key,))
 
     def start(self, connection: Connection, now: float | None = None) -> None:
         """The greet deadline of ``connection`` runs from here on."""

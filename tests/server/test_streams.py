@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -61,6 +62,24 @@ async def test_paused_and_resumed_it_loses_no_client() -> None:
             waiting.append(await connect(server.port))
         await greeted(waiting)
         assert server.stats.greeted == 55
+
+
+@pytest.mark.parametrize("turns_before", range(1, 6))
+async def test_a_cancelled_start_leaves_nothing_open_and_nothing_watched(turns_before: int) -> None:
+    async def start() -> None:
+        async with here(listen=["127.0.0.1:0"] * 3):
+            await asyncio.sleep(0)
+
+    loop = asyncio.get_running_loop()
+    watched = getattr(loop, "_selector", None)  # of asyncio's own loop
+    before = len(watched.get_map()) if watched is not None else 0
+    starting = asyncio.create_task(start())
+    await turns(turns_before)
+    starting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await starting
+    await turns(2)
+    assert watched is None or len(watched.get_map()) == before
 
 
 @pytest.mark.parametrize("turns_before", range(6))

@@ -123,7 +123,7 @@ class Harness:
     def accept(self, **options: Any) -> StubConnection:
         """Returns a connection that was accepted."""
         connection = StubConnection(self.tracker, **options)
-        assert self.tracker.accepted(connection.address)
+        assert self.tracker.accepted(connection.address, connection.key)
         return connection
 
     def start(self, **options: Any) -> StubConnection:
@@ -398,7 +398,7 @@ def test_each_connection_ends_in_one_counter(harness: Harness, caplog: pytest.Lo
     tracker.start_linger(greeting_error)
     assert tracker.open_count == 1
     greeting_error.close()
-    tracker.accepted(CLIENT)
+    tracker.accepted(CLIENT, object())
     tracker.count_greeting_error(CLIENT, GreetingError("another"))  # within the call that accepted it
     reset, reset_twice = harness.start(), harness.start()
     reset.close()
@@ -430,7 +430,7 @@ def test_each_connection_ends_in_one_counter(harness: Harness, caplog: pytest.Lo
 
 def test_greetings_of_a_batch_are_counted_at_once(harness: Harness) -> None:
     for _ in range(4):
-        harness.tracker.accepted(CLIENT)
+        harness.tracker.accepted(CLIENT, object())
     harness.tracker.count_greeted(15, 0.002, 3)
     harness.tracker.count_reset()
     assert (harness.stats.greeted, harness.stats.bytes_sent, harness.failed) == (3, 15, {"reset": 1})
@@ -466,7 +466,7 @@ async def test_abort_remaining_lets_what_is_under_way_happen() -> None:
     tracker = ConnectionTracker(Greeting("Hello"), greet_timeout=PATIENCE, linger_timeout=PATIENCE)
     waiting, ready, arriving = SlowToClose(tracker), StubConnection(tracker), StubConnection(tracker)
     for connection in (waiting, ready):
-        assert tracker.accepted(connection.address)
+        assert tracker.accepted(connection.address, connection.key)
         tracker.start(connection)
     tracker.arriving += 1
 
@@ -476,7 +476,7 @@ async def test_abort_remaining_lets_what_is_under_way_happen() -> None:
         connection.close()
 
     def arrive() -> None:
-        assert tracker.accepted(arriving.address)
+        assert tracker.accepted(arriving.address, arriving.key)
         tracker.start(arriving)
         tracker.arrived()
         loop.call_soon(greet, arriving)
@@ -509,10 +509,10 @@ def test_the_access_log_gets_the_address_of_each_admitted_client() -> None:
     log: list[Any] = []
     admission = Admission(Limits(deny=["198.51.100.0/24"]))
     harness = Harness(access_log=log.append, admission=admission)
-    assert harness.tracker.accepted(CLIENT)
-    assert not harness.tracker.accepted(("198.51.100.1", 1))
-    assert harness.tracker.accepted("")  # a Unix socket: its permissions have decided
-    assert harness.tracker.accepted(None)
+    assert harness.tracker.accepted(CLIENT, object())
+    assert not harness.tracker.accepted(("198.51.100.1", 1), object())
+    assert harness.tracker.accepted("", object())  # a Unix socket: its permissions have decided
+    assert harness.tracker.accepted(None, object())
     assert log == [CLIENT, "", None]
     assert harness.stats.accepted == 4
     assert harness.stats.rejected["denied"] == 1
@@ -524,7 +524,7 @@ def test_an_access_log_that_fails_costs_no_client(caplog: pytest.LogCaptureFixtu
 
     harness = Harness(access_log=fail)
     for _ in range(3):
-        assert harness.tracker.accepted(CLIENT)
+        assert harness.tracker.accepted(CLIENT, object())
     assert warnings(caplog) == ["the access log failed for ('192.0.2.7', 3747): ValueError('a bug')"]
 
 
@@ -533,10 +533,10 @@ def test_behind_a_proxy_the_header_decides() -> None:
     harness = Harness(
         access_log=log.append, admission=Admission(Limits(allow=["192.0.2.0/24"])), behind_proxy=True
     )
-    assert harness.tracker.accepted(("127.0.0.1", 5))
+    assert harness.tracker.accepted(("127.0.0.1", 5), object())
     assert log == []
-    assert harness.tracker.admit(CLIENT)
-    assert not harness.tracker.admit(("203.0.113.1", 5))
+    assert harness.tracker.admit(CLIENT, object())
+    assert not harness.tracker.admit(("203.0.113.1", 5), object())
     assert log == [CLIENT]
 
 
@@ -544,21 +544,15 @@ def test_an_admission_is_released_when_its_client_is_gone() -> None:
     admission = Admission(Limits(max_per_ip=2))
     harness = Harness(admission=admission)
     first, second = harness.accept(), harness.accept()
-    harness.tracker.hold_admission(first, CLIENT)
-    harness.tracker.hold_admission(second, CLIENT)
-    assert not harness.tracker.accepted(CLIENT)
+    assert not harness.tracker.accepted(CLIENT, object())
     first.close()
     third = harness.accept()
-    harness.tracker.hold_admission(third, CLIENT)
-    assert not harness.tracker.accepted(CLIENT)
+    assert not harness.tracker.accepted(CLIENT, object())
     assert harness.stats.rejected["per_ip"] == 2
     harness.tracker.start_linger(second)
     second.close()
-    harness.accept()
-    harness.tracker.release_admission(CLIENT)  # it closed before hold_admission()
+    harness.tracker.release_admission(harness.accept().key)  # it closed before its greeting could be sent
     unix = harness.accept(address="")  # which is not counted
-    harness.tracker.hold_admission(unix, "")
-    harness.tracker.release_admission("")
     unix.close()
     assert admission.addresses == 1
     third.close()
@@ -570,19 +564,18 @@ def test_lingering_sockets_release_their_admission() -> None:
     harness = Harness(admission=admission)
     server, client = socket.socketpair()
     with client:
-        assert harness.tracker.accepted(CLIENT)
-        harness.tracker.hold_admission(server, CLIENT)
+        assert harness.tracker.accepted(CLIENT, server)
         harness.tracker.lingering_sockets.add_all([server])
-        assert not harness.tracker.accepted(CLIENT)
+        assert not harness.tracker.accepted(CLIENT, object())
     harness.loop.advance(1)
-    assert harness.tracker.accepted(CLIENT)
+    assert harness.tracker.accepted(CLIENT, object())
 
 
 def test_rejections_are_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
     harness = Harness(admission=Admission(Limits(deny=["192.0.2.0/24"])))
     for _ in range(5):
         for _ in range(100):
-            harness.tracker.accepted(CLIENT)
+            harness.tracker.accepted(CLIENT, object())
         harness.loop.advance(LOG_INTERVAL / 2)
     harness.tracker.count_rejection("untrusted")
     assert warnings(caplog) == [
@@ -705,7 +698,7 @@ async def test_every_waiter_for_idle_is_woken() -> None:
     await tracker.wait_idle()  # nothing is open
     connections = [StubConnection(tracker) for _ in range(3)]
     for connection in connections:
-        tracker.accepted(connection.address)
+        tracker.accepted(connection.address, connection.key)
         tracker.start_linger(connection)
     waiting = [asyncio.create_task(tracker.wait_idle()) for _ in range(3)]
     await asyncio.sleep(0)
@@ -903,7 +896,7 @@ class AnyOrder(RuleBasedStateMachine):
         """``at_once``: the greeting is known, and goes out within this call."""
         connection = ModelConnection(self, host, path, last_try, closes_later)
         self.accepted += 1
-        if not self.tracker.accepted(connection.address):
+        if not self.tracker.accepted(connection.address, connection.key):
             self.count("per_ip")
             connection.sock.close()
             connection.client.close()
@@ -913,12 +906,9 @@ class AnyOrder(RuleBasedStateMachine):
         if at_once and path == "direct" and connection.admitted:
             self.count("greeted")
             self.tracker.count_greeted(5, 0.0)
-            self.tracker.hold_admission(connection.key, connection.address)
             connection.begin_linger()
         else:
             self.tracker.start(connection)
-            if connection.admitted:
-                self.tracker.hold_admission(connection.key, connection.address)
         if self.tracker.free_slots <= 0:
             self.tracker.at_capacity()
 
@@ -946,9 +936,8 @@ class AnyOrder(RuleBasedStateMachine):
         connection = self.pick(data, State.PREAMBLE, State.EXPIRING, admitted=False)
         if connection is None:
             return
-        if trusted and self.tracker.admit(connection.address):
+        if trusted and self.tracker.admit(connection.address, connection.key):
             connection.admitted = True
-            self.tracker.hold_admission(connection.key, connection.address)
             return
         self.tracker.reject(connection, "" if trusted else "untrusted")
         self.aborting = "per_ip" if trusted else "untrusted"
