@@ -19,17 +19,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import types
-from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 from greeter.errors import GreetingError
 from greeter.greeting import failed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections import deque
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
 
     from greeter.greeting import Greeting, Peer
     from greeter.server.direct_connection import DirectConnection
+
+    Made = tuple[DirectConnection, bytes | GreetingError]
 
 
 class GreetingBatches:
@@ -38,14 +40,14 @@ class GreetingBatches:
     Args:
         loop: where the tasks run.
         peer: makes the Peer for a connection.
-        deliver: called with a connection and its greeting, or the error that its callable ended in.
+        deliver: called with connections and their greetings, or the errors that their callables ended in.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         peer: Callable[[DirectConnection], Peer],
-        deliver: Callable[[DirectConnection, bytes | GreetingError], None],
+        deliver: Callable[[list[Made]], None],
     ) -> None:
         self._loop = loop
         self._peer = peer
@@ -59,39 +61,49 @@ class GreetingBatches:
     async def _run(self, greeting: Greeting, connections: deque[DirectConnection]) -> None:
         task = asyncio.current_task()
         assert task is not None
+        made: list[Made] = []
         while connections:
             connection = connections.popleft()
             if connection.closed:
                 continue
             context = contextvars.copy_context()
             making = greeting.render_async(self._peer(connection))
-            result: bytes | GreetingError
             try:
                 first = context.run(making.send, None)
             except StopIteration as done:
-                result = failed(asyncio.CancelledError()) if task.cancelling() else done.value
+                made.append(
+                    (connection, failed(asyncio.CancelledError()) if task.cancelling() else done.value)
+                )
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                result = failed(error)
+                made.append((connection, failed(error)))
             else:
                 if connections:
                     self.start(greeting, connections)
-                del connections  # an empty deque takes more memory than all else that a waiting task needs
-                connection.wait_for(task)
-                try:
-                    result = await _rest(making, context, first)
-                except GreetingError as error:
-                    result = error
-                connection.work = None
-                if not connection.closed:
-                    self._deliver(connection, result)
+                # What a waiting task holds on to is most of the memory of a held client.
+                del connections
+                self._deliver(made)
+                del made
+                await self._wait(task, connection, _rest(making, context, first))
                 return
             if task.cancelling() and connections:  # by the callable, and it would hit the next one
                 self.start(greeting, connections)
-                connections = deque()
-            if not connection.closed:
-                self._deliver(connection, result)
+                break
+        self._deliver(made)
+
+    async def _wait(
+        self, task: asyncio.Task[None], connection: DirectConnection, rest: Awaitable[bytes]
+    ) -> None:
+        """Wait for a greeting that was not made at once."""
+        connection.wait_for(task)
+        result: bytes | GreetingError
+        try:
+            result = await rest
+        except GreetingError as error:
+            result = error
+        connection.work = None
+        self._deliver([(connection, result)])
 
 
 @types.coroutine

@@ -145,24 +145,35 @@ class DirectPath:
             tracker.lingering_sockets.add(sock)
             return None
 
-    def _deliver(self, connection: DirectConnection, result: bytes | GreetingError) -> None:
-        """Send the greeting of a connection in a batch, or count why there is none."""
-        tracker, sock = self._tracker, connection.sock
-        try:
-            if isinstance(result, GreetingError):
-                tracker.fail_greeting(connection, result)
-                sock.shutdown(SHUT_WR)
-            else:
+    def _deliver(self, made: list[tuple[DirectConnection, bytes | GreetingError]]) -> None:
+        """Send the greetings of connections in a batch, or count why there are none."""
+        tracker = self._tracker
+        served: list[DirectConnection] = []
+        total = 0
+        for connection, result in made:
+            sock = connection.sock
+            try:
+                if connection.closed:  # aborted while its callable ran
+                    continue
+                if isinstance(result, GreetingError):
+                    tracker.fail_greeting(connection, result)
+                    sock.shutdown(SHUT_WR)
+                    connection.hand_over()
+                    continue
                 try:
                     sent = sock.send(result, LAST_SEND_FLAGS)
                 except BlockingIOError:
                     sent = 0
                 if sent < len(result):
                     connection.run(self._conversation.send_rest(connection, result, sent))
-                    return
+                    continue
                 sock.shutdown(SHUT_WR)
-                tracker.mark_greeted(connection, sent)
-        except OSError:  # EPIPE, ECONNRESET, ENOTCONN
-            connection.abort()
-        else:
-            connection.hand_over()
+            except OSError:  # EPIPE, ECONNRESET, ENOTCONN
+                connection.abort()
+            else:
+                served.append(connection)
+                total += sent
+        if served:
+            tracker.mark_batch_greeted(served, total)
+            for connection in served:
+                connection.hand_over()

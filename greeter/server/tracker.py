@@ -39,7 +39,7 @@ from greeter.server.timeouts import TimeoutQueue
 from greeter.stats import ServerStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from greeter.address import Address
     from greeter.greeting import Greeting
@@ -206,6 +206,18 @@ class ConnectionTracker:
         else:
             seconds = self.ungreeted.waited(connection, self.loop.time())
         self.count_greeted(sent, seconds)
+
+    def mark_batch_greeted(self, connections: Sequence[Connection], sent: int) -> None:
+        """``mark_greeted`` for connections that were accepted and served together.
+
+        Args:
+            connections: there is at least one.
+            sent: the bytes of all their greetings.
+        """
+        seconds = self.ungreeted.waited(connections[0], self.loop.time())
+        for connection in connections:
+            self.ungreeted.discard(connection)
+        self.count_greeted(sent, seconds, len(connections))
 
     def start_linger(self, connection: Connection) -> None:
         """``connection`` is half-closed, and its linger deadline runs from here on (streams path)."""
