@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import compileall
 import contextlib
 import gc
 import os
@@ -22,10 +23,47 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 ROOT = Path(__file__).parent.parent
-# A hung test fails; it is far above what any of them takes.
-PATIENCE = 30.0
+# A hung test fails. Alone, no test takes a tenth of this; beside other work, it may be several times that.
+PATIENCE = 90.0
+# Files that start many processes, each of which takes a moment.
+LONG = (
+    "test_parent",
+    "test_workers",
+    "test_stop",
+    "test_service",
+    "test_loadcommand",
+    "test_loadtest_examples",
+)
 
 raise_fd_limit()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Hundreds of tests start a command. Without byte code (PYTHONDONTWRITEBYTECODE), each would compile anew.
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(ROOT / "greeter", quiet=2)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The processes that run the tests: none for tests that are named, one per core and one more for all.
+
+    Tests wait for other processes more than they compute, so that an additional process keeps the cores busy.
+    """
+    if config.args_source is config.ArgsSource.ARGS:
+        return 0
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no process begins one as the others end."""
+
+    def place(item: pytest.Item) -> int:
+        if item.get_closest_marker("one_interpreter"):
+            return 0
+        return 1 if item.path.stem in LONG else 2
+
+    items.sort(key=place)
 
 
 def asyncio_debug_loop() -> asyncio.AbstractEventLoop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import json
 import socket
@@ -16,6 +17,7 @@ import jsonschema  # type: ignore[import-untyped]  # its types are a package of 
 
 from greeter.loadtest import LoadReport
 from greeter.loadtest.histogram import decode
+from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
     import ssl
@@ -55,10 +57,38 @@ async def serving(
     try:
         yield endpoint
     finally:
+        # asyncio leaks a socket that it has accepted when the server is closed before its transport is made,
+        # which takes a few turns of the loop (cpython #109564). uvloop makes both at once.
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, asyncio.SelectorEventLoop):
+            for sock in server.sockets:
+                loop.remove_reader(sock.fileno())
+        for _ in range(10):
+            await asyncio.sleep(0)
         server.close()
         for writer in list(writers):
             writer.transport.abort()
         await server.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def serving_and_counting(handler: Handler) -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
+    """A server, and a semaphore that is released for every client."""
+    came = asyncio.Semaphore(0)
+
+    async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.release()
+        await handler(reader, writer)
+
+    async with serving(counted) as target:
+        yield target, came
+
+
+async def clients(came: asyncio.Semaphore, count: int) -> None:
+    """Wait until so many have come."""
+    async with asyncio.timeout(PATIENCE):
+        for _ in range(count):
+            await came.acquire()
 
 
 async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,11 +129,15 @@ def unattended(backlog: int = 0, path: str | None = None) -> Any:
             yield sock, f"127.0.0.1:{sock.getsockname()[1]}"
 
 
+# Bound and not listening, for as long as the process lives: no other test can be given its port meanwhile.
+_REFUSING = socket.socket()
+_REFUSING.bind(("127.0.0.1", 0))
+atexit.register(_REFUSING.close)
+
+
 def refused_endpoint() -> str:
-    """An endpoint that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{sock.getsockname()[1]}"
+    """An endpoint that refuses every connection."""
+    return f"127.0.0.1:{_REFUSING.getsockname()[1]}"
 
 
 @cache

@@ -39,7 +39,9 @@ def text(name: str) -> str:
 
 def options_of(verb: str, words: list[str]) -> dict[str, Any]:
     """What a command makes of its words. Raises click.UsageError for what it does not know."""
-    return dict(cli.commands[verb].make_context(verb, list(words)).params)
+    # A command keeps the help option that its first context asks for: not one without that of the group.
+    group = click.Context(cli, **cli.context_settings)
+    return dict(cli.commands[verb].make_context(verb, list(words), parent=group).params)
 
 
 def local(words: list[str]) -> list[str]:

@@ -182,7 +182,7 @@ def test_what_cannot_be_resolved_or_bound(text: str, why: str) -> None:
 def test_all_or_nothing(listen: Any, tmp_path: Path) -> None:
     (taken,) = listen("127.0.0.1:0")
     before = open_fds()
-    error = refusal("127.0.0.1:0", f"unix:{tmp_path}/x", "unix:@greeter-test-nothing", taken.address)
+    error = refusal("127.0.0.1:0", f"unix:{tmp_path}/x", f"unix:@greeter-test-{os.getpid()}", taken.address)
     assert error.endpoint == taken.address
     assert open_fds() == before
     assert not (tmp_path / "x").exists()
@@ -461,7 +461,7 @@ def test_an_abstract_name_has_no_file(listen: Any, mode: int | None) -> None:
 
 
 def test_an_inherited_socket_is_served_and_left_as_it_was(listen: Any, tmp_path: Path) -> None:
-    for text in ("127.0.0.1:0", f"unix:{tmp_path}/x", "unix:@greeter-test-inherited"):
+    for text in ("127.0.0.1:0", f"unix:{tmp_path}/x", f"unix:@greeter-test-{os.getpid()}"):
         (original,) = listen(text)
         (inherited,) = listen(f"fd:{original.sock.fileno()}", backlog=1)
         assert inherited.inherited

@@ -61,7 +61,7 @@ async def test_many_are_held_open_together_and_what_was_raised_for_them_is_said(
     if many < 1_000:
         pytest.skip(f"a limit of {hard} open files")
     async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as server:
-        options = f"-c {many} -n {many} --hold 5s --timeout 30s --connect-timeout 30s --quiet"
+        options = f"-c {many} -n {many} --hold 12s --timeout 60s --connect-timeout 60s --quiet"
         low = f"ulimit -Sn 200; exec {sys.executable} -m greeter load {server.address} {options}"
         process = await asyncio.create_subprocess_shell(low, stdout=subprocess.PIPE, cwd=ROOT)
         out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
@@ -138,7 +138,8 @@ async def test_a_terminal_shows_it_live_and_stdout_has_the_summary_alone() -> No
         finally:
             os.close(ours)
             os.close(theirs)
-    assert process.returncode == 0
+    late = b"\nThe generator was the limit: " in out  # it may be, beside other work
+    assert process.returncode == (98 if late else 0)
     assert out.startswith(b"Load test of ")
     assert b"\x1b" not in out
     assert "/s  " in shown

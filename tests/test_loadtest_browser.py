@@ -16,7 +16,7 @@ from greeter.loadtest.charts import charts
 from greeter.loadtest.html import page
 from tests.conftest import PATIENCE
 from tests.loadtest_peers import greet, serving
-from tests.test_loadtest_charts import RUNS, long_run
+from tests.test_loadtest_charts import long_run, named
 from tests.test_loadtest_html import HOSTILE, hostile
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def test_a_run_of_one_second(browser: Browser, written: Callable[..., Path]) -> 
 
 @pytest.mark.parametrize("name", ["a minute", "ten minutes"])
 def test_a_longer_run(browser: Browser, written: Callable[..., Path], name: str) -> None:
-    browser.open(written(RUNS[name]))
+    browser.open(written(named(name)))
     found = drawn(browser)
     assert set(found) == {"rates", "open", "failures", "latencies", "heat", "percentiles"}
     assert found["rates"] == {"traces": 4, "bars": 2, "lines": 2, "maps": 0}
@@ -185,14 +185,14 @@ def test_a_longer_run(browser: Browser, written: Callable[..., Path], name: str)
 
 
 def test_a_run_in_which_all_failed(browser: Browser, written: Callable[..., Path]) -> None:
-    browser.open(written(RUNS["all failed"]))
+    browser.open(written(named("all failed")))
     assert set(drawn(browser)) == {"rates", "open", "failures", "percentiles"}
     assert "Nothing was greeted: 3 connect_refused." in browser.run("return document.body.innerText")
 
 
 def test_the_older_run_is_drawn_beside(browser: Browser, written: Callable[..., Path]) -> None:
     old = long_run(30, slower=0.5, seed=2)
-    browser.open(written(RUNS["a minute"].against(old, name="old.json"), old))
+    browser.open(written(named("a minute").against(old, name="old.json"), old))
     found = drawn(browser)
     assert found["heat-before"]["maps"] == 1
     assert found["percentiles"]["lines"] == 10
@@ -223,19 +223,19 @@ def hover(browser: Browser, chart: str, x: float | None = None, y: float | None 
 
 
 def test_hovering_shows_values(browser: Browser, written: Callable[..., Path]) -> None:
-    browser.open(written(RUNS["a minute"]))
+    browser.open(written(named("a minute")))
     assert "10/s begun" in hover(browser, "rates")
     assert "open" in hover(browser, "open")
     assert "failed" in hover(browser, "failures")
     shown = hover(browser, "latencies")
     assert "ms p99" in shown
     assert "ms p50" in shown
-    heat = next(chart.figure for chart in charts(RUNS["a minute"]) if chart.id == "heat")
+    heat = next(chart.figure for chart in charts(named("a minute")) if chart.id == "heat")
     assert heat is not None
     trace = heat["data"][0]
     most, row = max((numbers[30], row) for row, numbers in enumerate(trace["customdata"]))
     assert f"{most} took about " in hover(browser, "heat", 30.5, trace["y"][row] * 1.02)
-    median = RUNS["a minute"].latency_us["connect"]["p50"]
+    median = named("a minute").latency_us["connect"]["p50"]
     assert median is not None
     shown = hover(browser, "percentiles", 2, median / 1e6)
     assert re.search(r"connect4[0-9.]+ % took at most 1[0-9]{2}µs|connect5", shown), shown
@@ -243,7 +243,7 @@ def test_hovering_shows_values(browser: Browser, written: Callable[..., Path]) -
 
 
 def test_what_is_along_time_is_zoomed_together(browser: Browser, written: Callable[..., Path]) -> None:
-    browser.open(written(RUNS["a minute"]))
+    browser.open(written(named("a minute")))
     browser.run("Plotly.relayout('rates', {'xaxis.range': [10, 20]})")
     ranges = (
         "return ['open', 'failures', 'latencies', 'heat'].every((id) => "
@@ -254,7 +254,7 @@ def test_what_is_along_time_is_zoomed_together(browser: Browser, written: Callab
 
 
 def test_nothing_can_be_sent_anywhere(browser: Browser, written: Callable[..., Path]) -> None:
-    browser.open(written(RUNS["a minute"]))
+    browser.open(written(named("a minute")))
     buttons = browser.run(
         "return [...document.querySelectorAll('.modebar-btn')].map((b) => b.dataset.title || b.ariaLabel)"
     )
@@ -280,7 +280,7 @@ def test_hostile_text_is_text(browser: Browser, written: Callable[..., Path]) ->
 
 
 def test_colours_follow_the_system(browser: Browser, written: Callable[..., Path]) -> None:
-    browser.open(written(RUNS["a minute"]), scheme="dark")
+    browser.open(written(named("a minute")), scheme="dark")
     ink = "return [getComputedStyle(document.body).color, document.getElementById('rates').layout.font.color]"
     dark = browser.run(ink)
     browser.scheme("light")
@@ -295,9 +295,9 @@ def test_colours_follow_the_system(browser: Browser, written: Callable[..., Path
 def test_a_phone_shows_all_without_scrolling_sideways(
     browser: Browser, written: Callable[..., Path], name: str
 ) -> None:
-    run = RUNS[name].against(RUNS["a second"], name="b" * 200)
+    run = named(name).against(named("a second"), name="b" * 200)
     run = dataclasses.replace(run, target="unix:/" + 100 * "x")
-    browser.open(written(run, RUNS["a second"]), PHONE, touch=True)
+    browser.open(written(run, named("a second")), PHONE, touch=True)
     drawn(browser)
     browser.run("document.querySelectorAll('details').forEach((details) => { details.open = true })")
     assert browser.run("return document.documentElement.scrollWidth") == PHONE[0]
@@ -310,7 +310,7 @@ def test_it_is_read_with_the_keyboard(browser: Browser, written: Callable[..., P
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys
 
-    browser.open(written(RUNS["a second"]))
+    browser.open(written(named("a second")))
     keys = ActionChains(browser.driver)
     keys.send_keys(Keys.TAB).perform()
     assert browser.run("return document.activeElement.textContent") == "Skip to the verdict"
@@ -324,7 +324,7 @@ def test_it_is_read_with_the_keyboard(browser: Browser, written: Callable[..., P
 
 
 def test_what_a_screen_reader_is_told(browser: Browser, written: Callable[..., Path]) -> None:
-    browser.open(written(RUNS["a minute"]))
+    browser.open(written(named("a minute")))
     nodes = browser.cdp("Accessibility.getFullAXTree", {})["nodes"]
     told = [
         (node["role"]["value"], node.get("name", {}).get("value", ""))

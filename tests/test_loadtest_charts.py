@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from functools import cache
 from importlib.resources import files
 from math import log10
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from greeter.loadtest.timeline import Interval
 from tests.test_loadtest_report import metrics, report
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from greeter.loadtest.figure import Chart
 
 PER_SECOND = 10
@@ -58,15 +61,20 @@ def traces(chart: Chart) -> dict[str, dict[str, Any]]:
     return {trace.get("name", "heat"): trace for trace in chart.figure["data"]}
 
 
-NOTHING = report(Metrics())
-RUNS = {
-    "a second": report(),
-    "a minute": long_run(60),
-    "ten minutes": long_run(600),
-    "all failed": report(metrics(0, 0, 3)),
-    "nothing at all": NOTHING,
-    "closed": report(plan=LoadPlan(connections=7)),
+RUNS: dict[str, Callable[[], LoadReport]] = {
+    "a second": report,
+    "a minute": lambda: long_run(60),
+    "ten minutes": lambda: long_run(600),
+    "all failed": lambda: report(metrics(0, 0, 3)),
+    "nothing at all": lambda: report(Metrics()),
+    "closed": lambda: report(plan=LoadPlan(connections=7)),
 }
+
+
+@cache
+def named(run: str) -> LoadReport:
+    """One of the runs, made when it is first asked for."""
+    return RUNS[run]()
 
 
 PAIRS = pytest.mark.parametrize(
@@ -86,7 +94,7 @@ PAIRS = pytest.mark.parametrize(
 def test_plotly_takes_every_figure(name: str, baseline: str | None) -> None:
     from plotly.graph_objects import Figure  # type: ignore[import-untyped]  # the package has no types
 
-    for chart in charts(RUNS[name], None if baseline is None else RUNS[baseline]):
+    for chart in charts(named(name), None if baseline is None else named(baseline)):
         assert chart.summary.endswith(".")
         if chart.figure is not None:
             Figure(chart.figure)  # raises ValueError for what plotly does not know
@@ -96,25 +104,25 @@ def test_plotly_takes_every_figure(name: str, baseline: str | None) -> None:
 
 
 def test_there_is_a_chart_for_everything() -> None:
-    found = by_id(RUNS["a minute"])
+    found = by_id(named("a minute"))
     assert list(found) == IDS
     assert all(chart.figure for chart in found.values())
 
 
 def test_every_colour_is_known_to_the_style_sheet() -> None:
-    named = set()
-    for chart in charts(RUNS["a minute"], RUNS["a second"]):
-        named |= set(re.findall(r"var\((--[^)]*)\)", json.dumps(chart.figure)))
+    colours = set()
+    for chart in charts(named("a minute"), named("a second")):
+        colours |= set(re.findall(r"var\((--[^)]*)\)", json.dumps(chart.figure)))
     css = files("greeter.loadtest").joinpath("page", "report.css").read_text()
     light, dark = css.split("@media (prefers-color-scheme: dark)")
-    assert len(named) > 20
-    for name in named:
+    assert len(colours) > 20
+    for name in colours:
         assert f"{name}:" in light
         assert f"{name}:" in dark.split("@media print")[0]
 
 
 def test_the_rates_are_per_second() -> None:
-    found = traces(by_id(RUNS["a second"])["rates"])
+    found = traces(by_id(named("a second"))["rates"])
     assert found["greeted"]["y"] == [98]
     assert found["failed"]["y"] == [2]
     assert found["begun"]["y"] == (100, 100), "a line as wide as the only bucket"
@@ -134,11 +142,11 @@ def test_what_was_asked_for() -> None:
     found = traces(by_id(report(plan=ramp))["rates"])["asked for"]
     assert found["x"] == pytest.approx((0, 2, 3.402), abs=0.001)
     assert found["y"] == pytest.approx((0, 10, 11.402), abs=0.001)
-    assert "asked for" not in traces(by_id(RUNS["closed"])["rates"])
+    assert "asked for" not in traces(by_id(named("closed"))["rates"])
 
 
 def test_latencies_are_in_seconds() -> None:
-    found = by_id(RUNS["a second"])
+    found = by_id(named("a second"))
     assert traces(found["latencies"])["p99"]["y"] == (0.003007, 0.003007)
     curve = traces(found["percentiles"])
     assert set(curve["response"]["y"]) == {0.003001}
@@ -159,26 +167,26 @@ def test_an_axis_of_times_has_ticks(us: list[float]) -> None:
 
 
 def test_every_axis_is_named() -> None:
-    for chart in charts(RUNS["a minute"], RUNS["a second"]):
+    for chart in charts(named("a minute"), named("a second")):
         assert chart.figure is not None
         for axis in ("xaxis", "yaxis"):
             assert chart.figure["layout"][axis]["title"]["text"], (chart.id, axis)
 
 
 def test_percentiles_have_the_digits_that_tell_them_from_all() -> None:
-    found = traces(by_id(RUNS["ten minutes"])["percentiles"])["connect"]
+    found = traces(by_id(named("ten minutes"))["percentiles"])["connect"]
     assert "99.9" in found["customdata"]
     assert "99.99" in found["customdata"]
     assert "100" not in found["customdata"]
-    axis = by_id(RUNS["ten minutes"])["percentiles"].figure
+    axis = by_id(named("ten minutes"))["percentiles"].figure
     assert axis is not None
     assert axis["layout"]["xaxis"]["ticktext"] == ["p0", "p50", "p90", "p99", "p99.9", "p99.99"]
 
 
 def test_the_heat_map_has_everything_that_was_timed() -> None:
-    chart = by_id(RUNS["a minute"])["heat"]
+    chart = by_id(named("a minute"))["heat"]
     heat = traces(chart)["heat"]
-    count = RUNS["a minute"].latency_us["response"]["count"]
+    count = named("a minute").latency_us["response"]["count"]
     assert sum(map(sum, heat["customdata"])) == count
     assert (len(heat["x"]), len(heat["y"])) == (61, len(heat["z"]) + 1)
     for numbers, depths in zip(heat["customdata"], heat["z"], strict=True):
@@ -190,7 +198,7 @@ def test_the_heat_map_has_everything_that_was_timed() -> None:
 
 def test_the_older_run_is_drawn_beside() -> None:
     old = long_run(30, slower=2, seed=2)
-    found = by_id(RUNS["a minute"], old)
+    found = by_id(named("a minute"), old)
     assert list(found) == [*IDS[:5], "heat-before", "percentiles"]
     for name, trace in (
         ("rates", "greeted, before"),
@@ -212,7 +220,7 @@ def test_the_older_run_is_drawn_beside() -> None:
 
 
 def test_where_nothing_is_there_is_no_empty_chart() -> None:
-    found = by_id(RUNS["all failed"])
+    found = by_id(named("all failed"))
     assert [name for name, chart in found.items() if chart.figure is None] == ["latencies", "heat"]
     assert found["heat"].summary == "No response was timed."
     flawless = by_id(report(metrics(3, 0, 0)))
@@ -226,7 +234,7 @@ def test_a_longer_run_takes_no_more_room() -> None:
 
     hour = long_run(3600)
     assert len(hour.timeline) == 450
-    assert size(hour) < 1.2 * size(RUNS["ten minutes"])
+    assert size(hour) < 1.2 * size(named("ten minutes"))
 
 
 def test_a_histogram_that_is_none() -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import os
 import socket
 import time
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from greeter.loadtest import LoadPlan, Stage, alarm, engine
+from greeter.loadtest.connection import oldest
 from greeter.loadtest.engine import Engine
 from greeter.loadtest.outcome import GREETED
 from greeter.loadtest.poller import Epoll, Readers
 from greeter.loadtest.target import Target, resolve
+from tests.conftest import PATIENCE
 from tests.loadtest_peers import (
     GREETING,
     abort_with_reset,
@@ -27,9 +31,11 @@ from tests.loadtest_peers import (
     unattended,
     wait_for_client,
 )
+from tests.peers import until
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import MethodType
 
     from greeter.loadtest.metrics import Metrics
     from greeter.loadtest.timeline import Interval
@@ -44,6 +50,60 @@ def eyes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if request.param == "readers":
         monkeypatch.setattr(engine, "new_poller", Readers)
         monkeypatch.setattr(alarm, "_timerfd", lambda: None)
+
+
+class Clock:
+    """The engine's time, which passes at once: from one moment at which something is due to the next.
+
+    It stands still while a connection is under way whose handler does not ``sleep`` in this time.
+    """
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+        self.asleep: list[tuple[float, asyncio.Future[None]]] = []
+
+    async def sleep(self, seconds: float) -> None:
+        awake = asyncio.get_running_loop().create_future()
+        self.asleep.append((self.now + seconds, awake))
+        await awake
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+
+    class ClockAlarm:
+        def __init__(self, loop: asyncio.AbstractEventLoop, callback: MethodType) -> None:
+            self._loop, self._callback, self._when, self._closed = loop, callback, inf, False
+            assert isinstance(callback.__self__, Engine)
+            self._engine = callback.__self__
+            loop.call_soon(self._look)
+
+        def set(self, when: float) -> None:
+            self._when = min(self._when, when)
+
+        def close(self) -> None:
+            self._closed = True
+
+        def _look(self) -> None:
+            """In every turn of the loop: pass on to the next moment, if nothing is under way."""
+            if self._closed:
+                return
+            self._loop.call_soon(self._look)
+            if len(clock.asleep) != len(self._engine._waiting):
+                return
+            clock.asleep.sort(key=lambda sleeper: sleeper[0])
+            if clock.asleep and clock.asleep[0][0] <= self._when:
+                clock.now, awake = clock.asleep.pop(0)
+                awake.set_result(None)
+            elif self._when < inf:
+                # A nanosecond later, for to the digits of a float it may be before the moment that is due.
+                clock.now, self._when = max(clock.now, self._when) + 1e-9, inf
+                self._callback()
+
+    monkeypatch.setattr(engine, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(engine, "Alarm", ClockAlarm)
+    return clock
 
 
 async def run(target: str, **options: Any) -> Metrics:
@@ -154,7 +214,7 @@ async def test_a_queue_that_nobody_accepts_from() -> None:
 async def test_a_unix_socket(tmp_path: Path) -> None:
     async with serving(greet, path=str(tmp_path / "s")) as target:
         assert outcomes(await run(target, count=30, connections=7)) == {GREETED: 30}
-    async with serving(greet, path=f"\0greeter-load-{id(tmp_path)}") as target:
+    async with serving(greet, path=f"\0greeter-load-{os.getpid()}") as target:
         assert target.startswith("unix:@")
         assert outcomes(await run(target, count=30, connections=7)) == {GREETED: 30}
     metrics = await run(f"unix:{tmp_path}/none", count=2)
@@ -223,19 +283,18 @@ async def test_out_of_ports_is_this_machines_doing(monkeypatch: pytest.MonkeyPat
     assert outcomes(metrics) == {"local_exhausted": 10}
     assert time.monotonic() - began >= 0.09, "a closed loop waits between attempts"
     metrics = await run("127.0.0.1:9", count=10, rate=10_000)
-    assert outcomes(metrics) == {"local_exhausted": 10}
+    assert outcomes(metrics) == {"local_exhausted": metrics.attempted}
+    assert metrics.attempted + metrics.unstarted == 10
 
 
 @pytest.mark.usefixtures("eyes")
 async def test_hold_keeps_them_open_together() -> None:
     async with serving(greet_and_stay) as target:
-        metrics = await run(target, count=50, connections=50, until="line", hold=0.15)
+        metrics = await run(target, count=50, connections=50, until="line", hold=0.3)
     assert outcomes(metrics) == {GREETED: 50}
     assert metrics.peak_open == 50
     assert metrics.closed_while_held == 0
-    assert (metrics.response.percentiles(99)[0] or 0) < 150_000, (
-        "the time that it is held is not the server's"
-    )
+    assert (metrics.response.percentiles(0)[0] or 0) < 300_000, "the time that it is held is not the server's"
 
 
 @pytest.mark.usefixtures("eyes")
@@ -246,10 +305,10 @@ async def test_a_server_may_close_what_is_held() -> None:
 
     async with serving(brief) as target:
         began = time.monotonic()
-        metrics = await run(target, count=10, connections=10, until="line", hold=4.0)
+        metrics = await run(target, count=10, connections=10, until="line", hold=60.0)
     assert outcomes(metrics) == {GREETED: 10}
     assert metrics.closed_while_held == 10
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 60.0
 
 
 @pytest.mark.usefixtures("eyes")
@@ -298,10 +357,10 @@ async def test_who_is_reset_behind_his_end_is_no_longer_held() -> None:
 
     async with serving(end_and_reset) as target:
         began = time.monotonic()
-        metrics = await run(target, count=10, connections=10, hold=4.0)
+        metrics = await run(target, count=10, connections=10, hold=60.0)
     assert outcomes(metrics) == {GREETED: 10}
     assert metrics.closed_while_held == 10
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 60.0
 
 
 async def test_when_the_time_is_over_nobody_is_held_any_longer() -> None:
@@ -315,7 +374,7 @@ async def test_when_the_time_is_over_nobody_is_held_any_longer() -> None:
             metrics = await run(target, connections=5, duration=0.1, hold=60.0)
         assert outcomes(metrics) == {GREETED: 5}
         assert metrics.closed_while_held == 0
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60.0
 
 
 @pytest.mark.parametrize(
@@ -329,8 +388,9 @@ async def test_when_the_time_is_over_nobody_is_held_any_longer() -> None:
 )
 async def test_at_the_end_of_the_time_nobody_is_held_in_either_loop(load: dict[str, Any]) -> None:
     async with serving(greet_and_stay) as target:
-        async with asyncio.timeout(10):
-            metrics = await run(target, until="line", hold=60.0, **load)
+        began = time.monotonic()
+        metrics = await run(target, until="line", hold=60.0, **load)
+        assert time.monotonic() - began < 60.0
     assert outcomes(metrics) == {GREETED: metrics.attempted}
     assert metrics.closed_while_held == 0
     due = 5 if "count" in load else 20
@@ -350,8 +410,9 @@ async def test_without_a_duration_they_are_held_for_as_long_as_was_asked_for() -
     async with serving(greet_and_stay) as target:
         began = time.monotonic()
         metrics = await run(target, rate=1000, count=30, connections=100, until="line", hold=0.5)
-    assert outcomes(metrics) == {GREETED: 30}
-    assert metrics.peak_open == 30
+    assert outcomes(metrics) == {GREETED: metrics.attempted}
+    assert metrics.attempted + metrics.unstarted == 30
+    assert metrics.peak_open == metrics.attempted
     assert time.monotonic() - began >= 0.5
 
 
@@ -372,7 +433,16 @@ async def test_a_place_that_a_held_one_leaves_is_taken_at_once(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("outcome", ["connect_timeout", "connected_no_greeting"])
-async def test_each_has_a_deadline_of_its_own(outcome: str) -> None:
+async def test_each_has_a_deadline_of_its_own(outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Engine._turn
+
+    def turn(self: Engine) -> None:
+        real(self)
+        # Whoever begins just behind a look at the deadlines is not left until the next but one.
+        assert self._check_at <= oldest(self._waiting) + self._timeout
+        assert self._check_at <= oldest(self._connecting) + self._connect_timeout
+
+    monkeypatch.setattr(Engine, "_turn", turn)
     timeouts = {"connect_timeout": 0.1, "timeout": 5.0}
     if outcome == "connected_no_greeting":
         timeouts = {"connect_timeout": 5.0, "timeout": 0.1}
@@ -383,10 +453,7 @@ async def test_each_has_a_deadline_of_its_own(outcome: str) -> None:
     ):
         metrics = await run(target, rate=50, duration=0.3, **timeouts)
     assert outcomes(metrics) == {outcome: metrics.attempted}
-    # Whoever begins just behind a look at the deadlines is not left until the next but one.
-    least, most = metrics.failed.percentiles(0, 90)
-    assert (least or 0) >= 100_000
-    assert (most or 0) < 150_000
+    assert (metrics.failed.percentiles(0)[0] or 0) >= 100_000
 
 
 async def test_a_duration_ends_it_and_whoever_has_begun_is_followed_to_the_end() -> None:
@@ -416,6 +483,7 @@ async def test_nobody_uses_more_than_a_core() -> None:
         assert 0 < metrics.cpu_percent[0] <= 101  # two clocks, read one after the other
 
 
+@pytest.mark.usefixtures("clock")
 async def test_the_warm_up_is_left_out() -> None:
     served = 0
 
@@ -426,65 +494,96 @@ async def test_the_warm_up_is_left_out() -> None:
 
     async with serving(count) as target:
         metrics = await run(target, rate=200, count=40, warmup=0.25)
-        assert outcomes(metrics) == {GREETED: metrics.attempted}
-        assert metrics.attempted + metrics.unstarted == 40
-        assert served >= metrics.attempted + 40, "50 of the warm-up, if this machine is in time"
-        assert metrics.lag.total == metrics.attempted
-        assert sum(row["attempted"] for row in metrics.timeline.rows()) == metrics.attempted
-        served = 0
+    assert outcomes(metrics) == {GREETED: 40}
+    assert served == 40 + 50
+    assert metrics.lag.total == 40
+    assert sum(row["attempted"] for row in metrics.timeline.rows()) == 40
+
+
+async def test_the_warm_up_of_a_closed_loop_is_left_out() -> None:
+    served = 0
+
+    async def count(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal served
+        served += 1
+        writer.write(GREETING)
+
+    async with serving(count) as target:
         metrics = await run(target, connections=3, duration=0.1, warmup=0.1)
-        assert 0 < metrics.attempted < served
+    assert 0 < metrics.attempted < served
 
 
 @pytest.mark.usefixtures("eyes")
-async def test_an_open_loop_keeps_its_schedule() -> None:
+async def test_an_open_loop_follows_the_clock() -> None:
     async with serving(greet) as target:
         metrics = await run(target, rate=200, duration=0.3)
     assert outcomes(metrics) == {GREETED: metrics.attempted}
-    assert metrics.attempted + metrics.unstarted == 60
-    assert metrics.attempted > 50, "fewer only on a machine that is busy at the very end"
+    assert metrics.attempted + metrics.unstarted == 60, "fewer only on a machine that is busy at the very end"
     assert metrics.scheduled == 0.3
     assert metrics.elapsed >= 0.3
     assert metrics.lag.total == metrics.attempted
 
 
-async def test_without_a_free_slot_arrivals_wait_and_are_timed_from_when_they_were_due() -> None:
+async def test_an_open_loop_keeps_its_schedule(clock: Clock) -> None:
+    begun: list[float] = []
+
+    async def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.append(clock.now)
+        writer.write(GREETING)
+
+    async with serving(note) as target:
+        began = clock.now
+        metrics = await run(target, rate=200, duration=0.3)
+    assert outcomes(metrics) == {GREETED: 60}
+    assert [moment - began for moment in begun] == pytest.approx([k / 200 for k in range(60)], abs=1e-6)
+    assert (metrics.lag.percentiles(100)[0] or 0) <= 1
+
+
+async def test_without_a_free_slot_arrivals_wait_and_are_timed_from_when_they_were_due(clock: Clock) -> None:
     async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.05)
+        await clock.sleep(0.05)
         writer.write(GREETING)
 
     async with serving(slow) as target:
         metrics = await run(target, rate=80, duration=0.4, connections=2)
-    # Two at a time, a twentieth of a second each: 40 a second of the 80 that are due.
+    # Two at a time, a twentieth of a second each: 40 a second of the 80 that are due, and one at the end.
     assert metrics.attempted + metrics.unstarted == 32
-    assert 10 <= metrics.attempted <= 18
-    service, response = metrics.service.percentiles(50, 100), metrics.response.percentiles(50, 100)
-    assert 50_000 <= (service[0] or 0) < 90_000
-    assert (response[1] or 0) > 150_000, "the last waited for about half of the run"
-    assert (metrics.lag.percentiles(90)[0] or 0) < 25_000, "which is not the generator's doing"
+    assert metrics.attempted == 17
+    service, response = metrics.service.percentiles(0, 100), metrics.response.percentiles(50, 100)
+    assert service == pytest.approx([50_000, 50_000], rel=0.001)
+    last = (0.45 - 16 / 80) * 1e6  # it waited for half of the run
+    assert response[1] == pytest.approx(last, rel=0.001)
+    assert (metrics.lag.percentiles(100)[0] or 0) <= 1, "which is not the generator's doing"
 
 
+@pytest.mark.usefixtures("clock")
 async def test_stages_are_followed() -> None:
     async with serving(greet) as target:
         metrics = await run(target, rate=100, stages=[Stage(0.2, 100), Stage(0.2, 0)])
-    assert outcomes(metrics) == {GREETED: metrics.attempted}
-    assert metrics.attempted + metrics.unstarted == 30
+    assert outcomes(metrics) == {GREETED: 30}
     assert metrics.scheduled == pytest.approx(0.4)
 
 
 async def test_stop_gives_the_figures_so_far() -> None:
-    async with serving(wait_for_client) as target:
-        plan = LoadPlan(target, rate=100, duration=60.0, timeout=30.0)
+    came = asyncio.Semaphore(0)
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.release()
+        await wait_for_client(reader, writer)
+
+    async with serving(hold) as target:
+        plan = LoadPlan(target, rate=100, duration=60.0, timeout=60.0)
         worker = Engine(plan, await resolve(plan))
         running = asyncio.create_task(worker.run())
-        await asyncio.sleep(0.3)
+        for _ in range(20):
+            await came.acquire()
         worker.stop()
         metrics = await running
     assert metrics.interrupted
     assert metrics.attempted == 0
-    assert 15 <= metrics.cut_off <= 32
-    assert metrics.cut_off + metrics.unstarted == pytest.approx(30, abs=10)
-    assert metrics.elapsed == pytest.approx(0.3, abs=0.2)
+    assert metrics.cut_off >= 20
+    assert metrics.elapsed == metrics.scheduled >= 0.19
+    assert metrics.cut_off + metrics.unstarted == pytest.approx(100 * metrics.scheduled, abs=1)
     assert sum(row["attempted"] for row in metrics.timeline.rows()) == 0
     worker.stop()  # once more is no harm
 
@@ -506,7 +605,7 @@ async def test_a_start_is_taken_back_where_it_was_counted(monkeypatch: pytest.Mo
         plan = LoadPlan(target, rate=2, duration=60.0, timeout=30.0)
         worker = Engine(plan, await resolve(plan))
         running = asyncio.create_task(worker.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await begun.wait()
         worker.stop()
         metrics = await running
@@ -518,9 +617,11 @@ async def test_cancelling_leaves_nothing_open_and_keeps_the_figures() -> None:
     async with serving(greet_and_stay) as target:
         plan = LoadPlan(target, connections=20, until="line", hold=30.0)
         worker = Engine(plan, await resolve(plan))
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.15):
-                await worker.run()
+        running = asyncio.create_task(worker.run())
+        await until(lambda: outcomes(worker.metrics) == {GREETED: 20}, "all are held")
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
     assert outcomes(worker.metrics) == {GREETED: 20}
 
 
@@ -533,6 +634,7 @@ async def test_an_error_of_the_engine_ends_the_run(monkeypatch: pytest.MonkeyPat
         await run("127.0.0.1:9", count=1)
 
 
+@pytest.mark.usefixtures("clock")
 async def test_intervals_are_told_as_they_end() -> None:
     told: list[tuple[Interval, int]] = []
     async with serving(greet) as target:
@@ -540,8 +642,5 @@ async def test_intervals_are_told_as_they_end() -> None:
         worker = Engine(plan, await resolve(plan), 1, lambda interval, index: told.append((interval, index)))
         metrics = await worker.run()
     assert [index for _, index in told] == [1] * len(told)
-    begins = [interval.begin for interval, _ in told]
-    assert begins == sorted(set(begins))
-    assert set(begins) <= {0.0, 0.25, 0.5, 0.75}, "one may be missed by a machine that is busy"
-    assert sum(interval.attempted for interval, _ in told) == metrics.attempted
-    assert metrics.attempted + metrics.unstarted == 30
+    assert [interval.begin for interval, _ in told] == [0.0, 0.25, 0.5]
+    assert sum(interval.attempted for interval, _ in told) == metrics.attempted == 30

@@ -18,7 +18,7 @@ from greeter.loadtest import LoadPlan, LoadReport, Threshold
 from greeter.loadtest.html import packages, page
 from greeter.loadtest.metrics import Metrics
 from greeter.loadtest.outcome import FAILURES
-from tests.test_loadtest_charts import PAIRS, RUNS, long_run
+from tests.test_loadtest_charts import PAIRS, long_run, named
 from tests.test_loadtest_report import lagging, metrics, report
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def verdict(of: Page) -> tuple[str, str]:
 
 @PAIRS
 def test_a_page_is_whole(name: str, baseline: str | None) -> None:
-    run, old = RUNS[name], None if baseline is None else RUNS[baseline]
+    run, old = named(name), None if baseline is None else named(baseline)
     if old is not None and old.connections["greeted"]:
         run = run.against(old, name="old.json")
     found = opened(run, old)
@@ -118,7 +118,7 @@ def test_a_page_is_whole(name: str, baseline: str | None) -> None:
 
 @pytest.mark.parametrize("name", ["a second", "a minute", "all failed"])
 def test_a_page_asks_for_nothing(name: str) -> None:
-    found = opened(RUNS[name])
+    found = opened(named(name))
     for tag, values, _ in found.elements:
         for attribute in ("src", "href", "srcset", "action", "data", "poster"):
             value = values.get(attribute, "#")
@@ -130,7 +130,7 @@ def test_a_page_asks_for_nothing(name: str) -> None:
 
 
 def test_the_policy_knows_the_two_scripts_and_no_other() -> None:
-    html = page(RUNS["a second"])
+    html = page(named("a second"))
     ((values, _),) = Page(html.replace(PLOTLY, "")).all("meta", **{"http-equiv": "Content-Security-Policy"})
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     assert len(scripts) == 2, "plotly.js, once, and what calls it"
@@ -139,7 +139,7 @@ def test_the_policy_knows_the_two_scripts_and_no_other() -> None:
 
 
 def test_every_chart_has_a_table_and_a_name() -> None:
-    found = opened(RUNS["a minute"])
+    found = opened(named("a minute"))
     drawn = figures(found)
     assert set(drawn) == {"rates", "open", "failures", "latencies", "heat", "percentiles"}
     for chart in drawn:
@@ -277,7 +277,7 @@ def test_hostile_text_is_text() -> None:
 
 
 def test_hostile_text_in_the_data_of_the_charts() -> None:
-    html = page(RUNS["a minute"])
+    html = page(named("a minute"))
     data = html.partition('id="figures">')[2].partition("</script>")[0]
     assert not set("<>&'") & set(data), "written as \\u003c and the like"
     assert "<b>" in json.loads(data)["percentiles"]["data"][0]["hovertemplate"]
@@ -321,8 +321,8 @@ def test_a_lost_part_is_marked() -> None:
 
 
 def test_a_longer_run_makes_no_larger_page() -> None:
-    assert len(page(RUNS["ten minutes"])) - len(PLOTLY) < 1_000_000
-    assert len(page(RUNS["a second"])) - len(PLOTLY) < 60_000
+    assert len(page(named("ten minutes"))) - len(PLOTLY) < 1_000_000
+    assert len(page(named("a second"))) - len(PLOTLY) < 60_000
 
 
 def test_no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +335,7 @@ def test_no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
                 packages()
     monkeypatch.setitem(sys.modules, "hdrh", None)
     with pytest.raises(MissingExtra, match="greeter load needs"):
-        page(RUNS["a second"])
+        page(named("a second"))
 
 
 def test_a_report_with_a_broken_histogram() -> None:

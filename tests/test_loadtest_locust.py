@@ -16,7 +16,7 @@ import sys
 import textwrap
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
@@ -26,17 +26,13 @@ import pytest
 from greeter.loadtest import LoadReport
 from greeter.loadtest.histogram import lowest
 from greeter.loadtest.metrics import HISTOGRAMS, Metrics
-from tests.conftest import ROOT, greeter_process
-from tests.loadtest_peers import checked, greet, refused_endpoint, serving
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+from tests.conftest import PATIENCE, ROOT, greeter_process
+from tests.loadtest_peers import checked, clients, greet, refused_endpoint, serving, serving_and_counting
 
 pytestmark = pytest.mark.one_interpreter
 if find_spec("locust") is None:
     pytest.skip("needs the extra locust", allow_module_level=True)
 
-PATIENCE = 25.0
 # As many scenarios at a time as the machine can start processes for, with most of them waiting.
 AT_ONCE = 4
 
@@ -231,26 +227,8 @@ async def a_script(fleet: Fleet) -> None:
     assert written == {os.path.basename(path) for path in outputs[1::2]}
 
 
-async def serving_count() -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
-    """A server, and a semaphore that is released for every client."""
-    came = asyncio.Semaphore(0)
-
-    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        came.release()
-        await greet(reader, writer)
-
-    async with serving(handler) as target:
-        yield target, came
-
-
-async def clients(came: asyncio.Semaphore, count: int) -> None:
-    async with asyncio.timeout(PATIENCE):
-        for _ in range(count):
-            await came.acquire()
-
-
 async def a_worker_dies(fleet: Fleet) -> None:
-    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+    async with serving_and_counting(greet) as (target, came):
         page = fleet.directory / "run.html"
         drawn = find_spec("plotly") is not None and find_spec("jinja2") is not None
         options = ("-H", target, "-t", "3s", "--greeter-rate", "100")
@@ -283,7 +261,7 @@ def generators(pid: int) -> list[int]:
 
 async def a_generator_dies(fleet: Fleet) -> None:
     """The process under a Locust worker; the worker itself is well. The limit of the class is missed."""
-    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+    async with serving_and_counting(greet) as (target, came):
         master = await fleet.master("-H", target, "-t", "60s", "--greeter-rate", "100", workers=1)
         worker = await fleet.worker()
         await clients(came, 20)
@@ -296,7 +274,7 @@ async def a_generator_dies(fleet: Fleet) -> None:
 
 
 async def interrupted(fleet: Fleet) -> None:
-    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+    async with serving_and_counting(greet) as (target, came):
         master = await fleet.master("-H", target, "-t", "60s", "--greeter-rate", "100", workers=1)
         worker = await fleet.worker()
         await clients(came, 50)
@@ -312,7 +290,7 @@ async def interrupted(fleet: Fleet) -> None:
 
 async def a_script_interrupted(fleet: Fleet) -> None:
     """As by Ctrl-C, which all of its processes have: the master still reports."""
-    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+    async with serving_and_counting(greet) as (target, came):
         options = ("-H", target, "-t", "60s", "--greeter-rate", "100", "--greeter-json", str(fleet.json))
         script = await fleet.start("examples/distributed/run.py", *options)
         await clients(came, 50)
@@ -350,7 +328,7 @@ DISTURBED = """
 
 async def a_generator_freezes(fleet: Fleet) -> None:
     """The worker is well and says so; what it waits for does not come."""
-    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+    async with serving_and_counting(greet) as (target, came):
         impatient = fleet.locustfile(IMPATIENT.format(5.0), "impatient")
         options = ("-H", target, "-t", "2s", "--greeter-rate", "100", "--greeter-timeout", "1s")
         master = await fleet.master(*options, file=impatient, workers=1)
@@ -413,7 +391,7 @@ async def a_worker_that_gets_stuck(fleet: Fleet) -> None:
 
 async def interrupted_in_vain(fleet: Fleet) -> None:
     """There is no report when nobody reports, and no half of one."""
-    async with contextlib.asynccontextmanager(serving_count)() as (target, came):
+    async with serving_and_counting(greet) as (target, came):
         impatient = fleet.locustfile(IMPATIENT.format(30.0), "impatient")
         options = ("-H", target, "-t", "60s", "--greeter-rate", "100")
         master = await fleet.master(*options, file=impatient, workers=1)
@@ -440,8 +418,8 @@ async def from_the_web_page(fleet: Fleet) -> None:
             form |= {"greeter_count": count, **more}
             await answered(f"http://127.0.0.1:{port}/swarm", urlencode(form).encode())
             async with asyncio.timeout(PATIENCE):
-                while await state_at(port) != "stopped" or not fleet.json.exists():
-                    pass
+                while await state_at(port) != "stopped" or not fleet.json.exists():  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)  # another process has no event for us
             report = fleet.report()
             assert report.plan["count"] == count
             assert report.connections["greeted"] == count
@@ -475,6 +453,14 @@ async def answered(url: str, data: bytes | None = None) -> bytes:
             await asyncio.sleep(0.05)  # a port has no event that would tell of a listener
 
 
+# No rate: a closed loop, which cannot be late.
+PLAIN = """
+    from greeter.loadtest.locust import GreeterUser
+    class Canary(GreeterUser):
+        pass
+"""
+
+
 async def without_a_master(fleet: Fleet) -> None:
     """Locust for itself; and a target that nobody answers for."""
     options = (
@@ -487,13 +473,7 @@ async def without_a_master(fleet: Fleet) -> None:
         "--greeter-json",
         str(fleet.json),
     )
-    file = fleet.locustfile(
-        """
-        from greeter.loadtest.locust import GreeterUser
-        class Canary(GreeterUser):
-            pass
-        """
-    )
+    file = fleet.locustfile(PLAIN)
     locust = await fleet.locust("--headless", "--only-summary", *options, file=file)
     assert await locust.ended() == 1
     report = fleet.report()
@@ -582,13 +562,15 @@ async def no_extra(fleet: Fleet) -> None:
 async def nowhere_to_write(fleet: Fleet) -> None:
     path = fleet.directory / "nowhere" / "run.json"
     options = ("-H", refused_endpoint(), "--greeter-count", "10", "--greeter-json", str(path))
-    locust = await fleet.locust("--headless", "--only-summary", *options)
+    file = fleet.locustfile(PLAIN)
+    locust = await fleet.locust("--headless", "--only-summary", *options, file=file)
     assert await locust.ended() == 2, "it is said before the run"
     words = f"greeter: --greeter-json: cannot write {path}: no such file or directory"
     assert locust.complaints() == [words]
     # One that fails after the run loses neither the others nor the exit code of a missed threshold.
     limit = ("--greeter-csv", str(fleet.json), "--greeter-threshold", "errors:count<1")
-    locust = await fleet.locust("--headless", "--only-summary", *options[:-1], "/dev/full", *limit)
+    others = (*options[:-1], "/dev/full", *limit)
+    locust = await fleet.locust("--headless", "--only-summary", *others, file=file)
     assert await locust.ended() == 99
     assert locust.complaints() == ["greeter: cannot write /dev/full: no space left on device"]
     assert fleet.json.read_text().startswith("t_s,")

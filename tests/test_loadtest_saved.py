@@ -10,7 +10,7 @@ from greeter.errors import ConfigError, MissingExtra
 from greeter.loadtest import LoadPlan, Threshold
 from greeter.loadtest.merge import merge
 from greeter.loadtest.saved import gather, parse, read
-from tests.test_loadtest_charts import RUNS
+from tests.test_loadtest_charts import RUNS, named
 from tests.test_loadtest_report import metrics, report
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def test_the_parts_of_one_run(run: Path, old: Path) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_what_greeter_writes_it_reads(name: str) -> None:
-    assert parse(RUNS[name].to_json()) == RUNS[name]
+    assert parse(named(name).to_json()) == named(name)
 
 
 def test_a_report_with_everything() -> None:

@@ -19,7 +19,7 @@ from greeter.loadtest.metrics import Metrics
 from greeter.loadtest.outcome import GREETED
 from greeter.loadtest.target import Target
 from tests.conftest import PATIENCE
-from tests.loadtest_peers import greet, serving, wait_for_client
+from tests.loadtest_peers import clients, greet, serving, serving_and_counting, wait_for_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -86,10 +86,14 @@ async def test_it_begins_when_it_is_told_and_reports() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_interrupts_are_for_the_parent_and_stop_is_a_line(number: signal.Signals) -> None:
-    async with serving(wait_for_client) as target, worker(target, duration=60.0, connections=3) as parent:
-        parent.say({"begin": time.monotonic()})
+    async with (
+        serving_and_counting(wait_for_client) as (target, came),
+        worker(target, duration=60.0, connections=3) as parent,
+    ):
         os.kill(parent.process.pid, number)
-        await asyncio.sleep(0.1)
+        parent.say({"begin": time.monotonic()})
+        await clients(came, 3)
+        os.kill(parent.process.pid, number)
         parent.say({"stop": True})
         metrics = Metrics.from_json((await parent.hear())["metrics"])
         assert metrics.interrupted

@@ -11,7 +11,7 @@ from greeter.loadtest import LoadPlan
 from greeter.loadtest.outcome import GREETED
 from greeter.loadtest.target import resolve
 from greeter.loadtest.workers import WorkerFailed, Workers
-from tests.loadtest_peers import greet, serving, wait_for_client
+from tests.loadtest_peers import clients, greet, serving, serving_and_counting, wait_for_client
 
 if TYPE_CHECKING:
     from greeter.loadtest.timeline import Interval
@@ -32,9 +32,9 @@ async def test_workers_share_the_load_and_add_up() -> None:
         async with Workers(plan, await resolve(plan), on_interval) as workers:
             metrics = await workers.run()
     assert metrics.attempted + metrics.unstarted == 101
-    assert metrics.outcomes[GREETED] == metrics.attempted >= 98, "late on a busy machine, at the worst"
+    assert metrics.outcomes[GREETED] == metrics.attempted
     assert sum(told.values()) == metrics.attempted
-    assert set(told) == {0, 1, 2}
+    assert all(told.values())
     assert len(metrics.cpu_percent) == 3
     assert metrics.scheduled == pytest.approx(0.505)
 
@@ -54,11 +54,11 @@ async def test_a_worker_that_dies_fails_the_run_and_takes_the_others_with_it() -
 
 
 async def test_stopped_they_report_what_they_have() -> None:
-    async with serving(wait_for_client) as target:
+    async with serving_and_counting(wait_for_client) as (target, came):
         plan = LoadPlan(target, duration=60.0, connections=4, workers=2)
         async with Workers(plan, await resolve(plan)) as workers:
             running = asyncio.ensure_future(workers.run())
-            await asyncio.sleep(0.2)
+            await clients(came, 4)
             workers.stop()
             metrics = await running
     assert metrics.interrupted

@@ -353,9 +353,9 @@ async def test_the_door_is_closed_in_order(tmp_path: Path, monkeypatch: pytest.M
             early.setblocking(False)
             stopping = asyncio.create_task(supervisor.stop(PATIENCE))
             await until(lambda: not os.access(path, os.F_OK), "nobody new comes in")
+            assert not stopping.done()
             os.kill(pid, signal.SIGCONT)
             assert await loop.sock_recv(early, 5) == b"hello"
-            assert not stopping.done()
         assert await stopping
         assert loop.time() - begin >= 0.2
     door.close()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import types
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,13 +77,16 @@ class GreetingBatches:
             else:
                 if connections:
                     self.start(greeting, connections)
-                    connections = deque()
+                del connections  # an empty deque takes more memory than all else that a waiting task needs
                 connection.wait_for(task)
                 try:
-                    result = await _Rest(making, context, first)
+                    result = await _rest(making, context, first)
                 except GreetingError as error:
                     result = error
                 connection.work = None
+                if not connection.closed:
+                    self._deliver(connection, result)
+                return
             if task.cancelling() and connections:  # by the callable, and it would hit the next one
                 self.start(greeting, connections)
                 connections = deque()
@@ -90,38 +94,36 @@ class GreetingBatches:
                 self._deliver(connection, result)
 
 
-class _Rest:
+@types.coroutine
+def _rest(
+    making: Coroutine[Any, Any, bytes], context: contextvars.Context, waits_for: Any
+) -> Generator[Any, Any, bytes]:
     """The rest of a coroutine that has been stepped once, for a task to await.
+
+    Args:
+        making: the coroutine.
+        context: what it was stepped in.
+        waits_for: what it yielded.
 
     Raises:
         GreetingError: the callable failed, in whatever way, or was cancelled.
     """
-
-    __slots__ = ("_context", "_first", "_making")
-
-    def __init__(self, making: Coroutine[Any, Any, bytes], context: contextvars.Context, first: Any) -> None:
-        self._making = making
-        self._context = context
-        self._first = first
-
-    def __await__(self) -> Generator[Any, Any, bytes]:
-        making, run, waits_for = self._making, self._context.run, self._first
-        step: Callable[[Any], Any]
-        while True:
-            try:
-                value = yield waits_for
-            except GeneratorExit:
-                making.close()
-                raise
-            except BaseException as error:
-                step, argument = making.throw, error
-            else:
-                step, argument = making.send, value
-            try:
-                waits_for = run(step, argument)
-            except StopIteration as done:
-                return cast("bytes", done.value)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                raise failed(error) from error
+    step: Callable[[Any], Any]
+    while True:
+        try:
+            value = yield waits_for
+        except GeneratorExit:
+            making.close()
+            raise
+        except BaseException as error:
+            step, value = making.throw, error
+        else:
+            step = making.send
+        try:
+            waits_for = context.run(step, value)
+        except StopIteration as done:
+            return cast("bytes", done.value)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise failed(error) from error

@@ -158,13 +158,16 @@ class DirectConnection(Connection):
     def watch_for_reset(self) -> None:
         if self.work is not None:
             with contextlib.suppress(OSError):  # no memory for it: the send will tell
-                self._poller.wait(self._fd, 0, self._on_hang_up)
+                self._poller.wait(self._fd, 0, self)
 
-    def _on_hang_up(self, events: int) -> None:
-        if events & HANG_UP and self.work is not None:
+    def on_event(self, events: int) -> None:
+        """The poller has events for the socket."""
+        if self.work is None:
+            self.resume()
+        elif events & HANG_UP:
             self.abort()
 
     async def _ready(self, events: int) -> None:
         self._waits = True
-        self._poller.wait(self._fd, events, self.resume)
+        self._poller.wait(self._fd, events, self)
         await _suspend()

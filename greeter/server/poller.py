@@ -18,12 +18,10 @@ Invariants:
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
-
 # Linux. Elsewhere, the streams path does not need them.
 _EPOLL = hasattr(select, "epoll")
 READABLE: int = select.EPOLLIN if _EPOLL else 0
@@ -36,45 +34,52 @@ _ONE_SHOT: int = select.EPOLLONESHOT if _EPOLL else 0
 MAX_EVENTS = 64
 
 
+class Waiting(Protocol):
+    """What waits for a socket."""
+
+    def on_event(self, events: int) -> None:
+        """The socket has these events."""
+
+
 class SocketPoller:
-    """Calls back once when a socket is ready."""
+    """Calls ``on_event`` once when a socket is ready."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._epoll = select.epoll()
-        self._callbacks: dict[int, Callable[[int], None]] = {}  # of every descriptor that is registered
+        self._waiting: dict[int, Waiting] = {}  # by descriptor: those that are registered
         loop.add_reader(self._epoll.fileno(), self._on_ready)
 
-    def wait(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
-        """Call ``callback`` with the events, once, when there are some for ``fd``.
+    def wait(self, fd: int, events: int, waiting: Waiting) -> None:
+        """Call ``waiting.on_event``, once, when there are some of ``events`` for ``fd``.
 
         Args:
             fd: a socket's descriptor. It stays registered until ``forget``.
-            events: READABLE, WRITABLE, or 0 for HANG_UP alone.
-            callback: takes the place of that of an earlier wait.
+            events: READABLE, WRITABLE, or 0 for HANG_UP alone, which is always reported.
+            waiting: takes the place of that of an earlier call.
 
         Raises:
             OSError: the kernel has no memory for it (ENOMEM), or too many descriptors are watched (ENOSPC).
         """
-        if fd in self._callbacks:
+        if fd in self._waiting:
             self._epoll.modify(fd, events | _ONE_SHOT)
         else:
             self._epoll.register(fd, events | _ONE_SHOT)
-        self._callbacks[fd] = callback
+        self._waiting[fd] = waiting
 
     def forget(self, fd: int) -> None:
         """Wait for ``fd`` no longer. Must be called before a descriptor is closed that was waited for."""
-        if self._callbacks.pop(fd, None) is not None:
+        if self._waiting.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def close(self) -> None:
         """Wait for nothing any more."""
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
-        self._callbacks.clear()
+        self._waiting.clear()
 
     def _on_ready(self) -> None:
         for fd, events in self._epoll.poll(0, MAX_EVENTS):
-            callback = self._callbacks.get(fd)
-            if callback is not None:
-                callback(events)
+            waiting = self._waiting.get(fd)
+            if waiting is not None:
+                waiting.on_event(events)

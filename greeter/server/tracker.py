@@ -17,10 +17,12 @@ The life of a connection::
 - GREETING: the greeting is made and sent. Ends when the kernel has every byte and the end of stream.
 - LINGERING: half-closed; what the client sends is discarded until it closes.
 
-A connection before LINGERING is in ``ungreeted``, where the greet deadline runs. One that lingers is in
-``lingering_sockets`` (direct path) or in ``lingering`` (streams path). A connection on the direct path whose
-greeting is known when it is accepted goes from ACCEPTED to LINGERING within one call, and is in neither
-before.
+A connection before LINGERING is in ``ungreeted``, where the greet deadline runs. At that deadline, one of the
+streams path moves to ``_expiring`` for LAST_READ_SECONDS. One that lingers is in ``lingering_sockets``
+(direct path) or in ``lingering`` (streams path). One whose TLS handshake or greeting callable failed lingers
+too, before it is CLOSED. One that was told to abort is in ``_aborting`` until its path reports it closed. A
+connection on the direct path whose greeting is known when it is accepted goes from ACCEPTED to LINGERING
+within one call, and is in none of these before.
 """
 
 from __future__ import annotations
@@ -180,10 +182,6 @@ class ConnectionTracker:
             self._set_check_timer()
 
     # -- from GREETING to LINGERING, or to FAILED
-
-    def is_ungreeted(self, connection: Connection) -> bool:
-        """Whether ``connection`` is still to be greeted: no deadline has passed, and nothing has failed."""
-        return connection in self.ungreeted or connection in self._expiring
 
     def count_greeted(self, sent: int, seconds: float, clients: int = 1) -> None:
         """The kernel has every byte for ``clients`` connections, and their ends of stream.

@@ -96,6 +96,7 @@ async def test_a_long_queue_is_accepted_in_full_batches_without_a_pause() -> Non
         clients = watched.queue(count)
         turns = 0
         while sum(watched.batches) < count:
+            assert watched.coalescing == 0
             await asyncio.sleep(0)  # other tasks get their turn in between
             turns += 1
         assert watched.batches == [ACCEPT_BATCH, ACCEPT_BATCH, COALESCE_THRESHOLD]
@@ -232,9 +233,9 @@ async def test_a_lack_of_descriptors_at_the_end_is_waited_out(
 
 
 @pytest.mark.parametrize("when", ["serving", "draining"])
-@pytest.mark.parametrize("client", [1, 3, 20])
+@pytest.mark.parametrize(("client", "capacity"), [(1, None), (3, None), (20, None), (5, 5)])
 async def test_a_server_that_is_closed_by_its_callable_greets_the_whole_queue(
-    client: int, when: str, caplog: pytest.LogCaptureFixture
+    client: int, capacity: int | None, when: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The listening socket is closed within a batch, at its first, a middle and its last connection."""
 
@@ -243,7 +244,8 @@ async def test_a_server_that_is_closed_by_its_callable_greets_the_whole_queue(
             server.close()
         return "Hello"
 
-    server = await serve_direct(greeting=Greeting(make, quick=True))
+    limits = Limits(max_connections=capacity)
+    server = await serve_direct(greeting=Greeting(make, quick=True), limits=limits)
     watched = Watched(server)
     if when == "draining":
         watched.acceptor.pause()

@@ -13,6 +13,7 @@ import pytest
 
 import greeter
 from greeter import Peer, serve
+from greeter.fdlimit import OVERSHOOT
 from greeter.server import Serving
 from tests.conftest import PATIENCE
 from tests.peers import Outcome, connect, read_to_end, reset, speak_first, until
@@ -47,13 +48,38 @@ async def test_a_client_is_greeted(server: Serve, accept: str) -> None:
     assert s.stats.bytes_sent == len(GREETED.data)
 
 
+def at_once(_: Peer) -> bytes:
+    return GREETED.data
+
+
+async def awaited_at_once(_: Peer) -> bytes:
+    return GREETED.data
+
+
+async def awaited(_: Peer) -> bytes:
+    await asyncio.sleep(0)
+    return GREETED.data
+
+
+KINDS: dict[str, Any] = {
+    "fixed": GREETED.data,
+    "template": "Thank you for connecting$$",
+    "quick": greeter.Greeting(at_once, quick=True),
+    "thread": at_once,
+    "async at once": awaited_at_once,
+    "async that waits": awaited,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [0, 18, 5000, 200_000])
-async def test_clients_that_speak_first_are_greeted(server: Serve, size: int) -> None:
-    async with server() as s:
-        for _ in range(4):
-            outcomes = await asyncio.gather(*(speak_first(s.port, size) for _ in range(50)))
-            assert outcomes == [GREETED] * 50
-        assert s.stats.greeted == 200
+async def test_clients_that_speak_first_are_greeted(server: Serve, size: int, kind: str) -> None:
+    expected = Outcome(GREETED.data + b"$" * (kind == "template"), reset=False)
+    async with server(KINDS[kind]) as s:
+        for _ in range(2):
+            outcomes = await asyncio.gather(*(speak_first(s.port, size) for _ in range(40)))
+            assert outcomes == [expected] * 40
+        assert s.stats.greeted == 80
 
 
 async def test_a_client_that_half_closes_first_is_greeted(server: Serve) -> None:
@@ -250,6 +276,26 @@ async def test_stopping_under_load_loses_no_client(server: Serve) -> None:
         await asyncio.gather(*clients)
     assert set(outcomes) == {GREETED}
     assert s.stats.greeted == len(outcomes)
+
+
+# -- the exceptions of the streams path (greeter/server/streams.py); tests/test_faults.py has the other one
+
+OVERSHOOT_REASON = "asyncio accepts a batch of connections before the handler of the first is called"
+
+
+async def test_at_the_cap_clients_wait_in_the_accept_queue(server: Serve, accept: str) -> None:
+    capacity, clients = 5, 60
+    allowed = capacity + (OVERSHOOT if accept == "streams" else 0)  # OVERSHOOT_REASON
+    most = 0
+    limits = greeter.Limits(max_connections=capacity)
+    async with server(limits=limits, linger_timeout=PATIENCE) as s:
+        loop = asyncio.get_running_loop()
+        for client in [await connect(s.port) for _ in range(clients)]:
+            assert await loop.sock_recv(client, 100) == GREETED.data
+            most = max(most, s.stats.open)
+            assert await read_to_end(client) == Outcome(b"", reset=False)
+        assert capacity <= most <= allowed, OVERSHOOT_REASON
+        assert s.stats.greeted == clients
 
 
 # -- other sockets

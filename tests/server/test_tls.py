@@ -555,7 +555,7 @@ class TestServing:
         async with serve(
             port=0,
             ssl=server_context(files.both),
-            greet_timeout=0.2,
+            greet_timeout=0.2 if "stall" in fault else 600,
             access_log=False,
             accept=accept,
         ) as server:
@@ -583,6 +583,7 @@ class TestServing:
             (line,) = lines
             assert line.startswith(f"{name}: ")
             assert "asyncio" not in {record.name for record in caplog.records}
+            server._tracker.ungreeted.seconds = 600  # the next one is not to be judged by its time
             assert_greeted(await visit(server.port, client))
 
     async def test_a_certificate_is_renewed_for_the_next_client(

@@ -228,11 +228,11 @@ def test_a_last_try_of_the_event_loop_has_a_moment_more(harness: Harness) -> Non
     connection = harness.start(on_last_try=lambda: False)
     harness.loop.advance(GREET + LAST_READ_SECONDS / 2)
     assert (connection.tries, connection.aborted, harness.failed) == (1, 0, {})
-    assert harness.tracker.is_ungreeted(connection)
+    assert is_ungreeted(harness.tracker, connection)
     assert harness.tracker.open_count == 1
     harness.loop.advance(LAST_READ_SECONDS)
     assert (connection.tries, connection.aborted, harness.failed) == (1, 1, {"greet_timeout": 1})
-    assert not harness.tracker.is_ungreeted(connection)
+    assert not is_ungreeted(harness.tracker, connection)
     assert (harness.tracker.open_count, harness.loop.timers) == (0, [])
 
 
@@ -258,7 +258,7 @@ def test_in_that_moment_a_connection_can_still_end_in_any_way(harness: Harness, 
     else:
         assert tracker.abort_all() == 1
         failed = {"aborted": 1}
-    assert not tracker.is_ungreeted(connection)
+    assert not is_ungreeted(tracker, connection)
     harness.loop.advance(LAST_READ_SECONDS)
     connection.close()
     stats = harness.stats
@@ -454,28 +454,39 @@ def test_abort_all(harness: Harness) -> None:
     assert (harness.loop.timers, harness.failed, harness.stats.linger_timeouts) == ([], {"aborted": 2}, 0)
 
 
-async def test_abort_remaining_waits_for_connections_on_their_way() -> None:
-    """Their handlers are called, and what closes is reported, within some turns of the event loop."""
-    tracker = ConnectionTracker(Greeting("Hello"), greet_timeout=PATIENCE, linger_timeout=PATIENCE)
+async def test_abort_remaining_lets_what_is_under_way_happen() -> None:
+    """Some turns of the event loop before it aborts, and some in which the connections are closed."""
+
+    class SlowToClose(StubConnection):
+        def abort(self) -> None:
+            self.aborted += 1
+            loop.call_soon(loop.call_soon, self.close)
+
     loop = asyncio.get_running_loop()
-    waiting, arriving = StubConnection(tracker), StubConnection(tracker)
-    assert tracker.accepted(waiting.address)
-    tracker.start(waiting)
+    tracker = ConnectionTracker(Greeting("Hello"), greet_timeout=PATIENCE, linger_timeout=PATIENCE)
+    waiting, ready, arriving = SlowToClose(tracker), StubConnection(tracker), StubConnection(tracker)
+    for connection in (waiting, ready):
+        assert tracker.accepted(connection.address)
+        tracker.start(connection)
     tracker.arriving += 1
+
+    def greet(connection: StubConnection) -> None:
+        tracker.mark_greeted(connection, 5)
+        tracker.start_linger(connection)
+        connection.close()
 
     def arrive() -> None:
         assert tracker.accepted(arriving.address)
         tracker.start(arriving)
         tracker.arrived()
-        tracker.mark_greeted(arriving, 5)
-        tracker.start_linger(arriving)
-        loop.call_soon(arriving.close)
+        loop.call_soon(greet, arriving)
 
     loop.call_soon(loop.call_soon, arrive)
-    assert tracker.open_count == 2
+    loop.call_soon(loop.call_soon, greet, ready)
+    assert tracker.open_count == 3
     assert await tracker.abort_remaining() == 1
-    assert (waiting.aborted, arriving.aborted, tracker.open_count) == (1, 0, 0)
-    assert (tracker.stats.greeted, tracker.stats.failed["aborted"]) == (1, 1)
+    assert (waiting.aborted, ready.aborted, arriving.aborted, tracker.open_count) == (1, 0, 0, 0)
+    assert (tracker.stats.greeted, tracker.stats.failed["aborted"]) == (2, 1)
 
 
 def test_a_connection_that_arrives_counts_as_open() -> None:
@@ -713,6 +724,11 @@ async def test_every_waiter_for_idle_is_woken() -> None:
         await asyncio.gather(*waiting)
 
 
+def is_ungreeted(tracker: ConnectionTracker, connection: Any) -> bool:
+    """Whether a connection is still to be greeted: no deadline has passed, and nothing has failed."""
+    return connection in tracker.ungreeted or connection in tracker._expiring
+
+
 # -- names
 
 
@@ -766,7 +782,7 @@ class ModelConnection(StubConnection):
         self.direct = path == "direct"
         self.state = State.PREAMBLE
         self.admitted = False
-        self.started = self.waiting = model.loop.now
+        self.started = self.waiting = self.expiring = model.loop.now
         self.pauses = model.pauses
         self.on_last_try = {
             "nothing": lambda: True,
@@ -782,6 +798,7 @@ class ModelConnection(StubConnection):
 
     def expire(self) -> bool:
         self.state = State.EXPIRING
+        self.expiring = self.model.loop.now
         return False
 
     def greet(self) -> bool:
@@ -820,6 +837,8 @@ class ModelConnection(StubConnection):
             self.model.linger_timeouts += 1
         elif not self.model.aborting:
             assert self.tries == 1
+            if self.state is State.EXPIRING:
+                assert self.model.loop.now - self.expiring >= LAST_READ_SECONDS - TIMER_SLACK - 1e-9
             self.model.count("greet_timeout")
         elif self.state in UNGREETED:
             self.model.count(self.model.aborting)
@@ -1048,7 +1067,7 @@ class AnyOrder(RuleBasedStateMachine):
             lingering_sockets += state is State.LINGERING and connection.direct
             assert (connection in tracker.ungreeted) == (state in (State.PREAMBLE, State.GREETING))
             assert (connection in tracker._expiring) == (state is State.EXPIRING)
-            assert tracker.is_ungreeted(connection) == (state in UNGREETED)
+            assert is_ungreeted(tracker, connection) == (state in UNGREETED)
             assert (connection in tracker.lingering) == (state is State.LINGERING and not connection.direct)
             assert (connection in tracker._aborting) == (state is State.ABORTED)
         assert len(tracker.lingering_sockets) == lingering_sockets
