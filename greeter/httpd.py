@@ -140,7 +140,9 @@ class HTTPServer:
         """Count a connection, and abort the oldest if there are too many."""
         self._connections[connection] = None
         active = [each for each in self._connections if not each.closing]
-        if len(active) > CONNECTIONS:
+        if self._closed:  # since the connection was accepted
+            connection.abort()
+        elif len(active) > CONNECTIONS:
             active[0].abort()
 
     def lost(self, connection: _HTTPConnection) -> None:

@@ -300,6 +300,25 @@ async def test_a_connection_is_aborted_at_its_deadline(
         await until(lambda: site.cancelled == (b"slow" in beginning), "its handler is cancelled")
 
 
+@pytest.mark.parametrize(
+    "beginning", [b"", b"GET /pa", GOOD, b"GET /slow HTTP/1.0\r\n\r\n", b"no request\r\n\r\n"]
+)
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_a_half_closed_connection_is_closed_before_its_deadline(
+    monkeypatch: pytest.MonkeyPatch, beginning: bytes
+) -> None:
+    monkeypatch.setattr(httpd, "EXCHANGE_SECONDS", 2 * PATIENCE)
+    async with serving() as (server, site):
+        sock = await say(server, beginning, end=True)
+        if b"slow" in beginning:
+            await until(lambda: any(each._eof_received for each in server._connections), "it is half-closed")
+            site.gate.set()
+        outcome = await read_to_end(sock)
+        assert outcome.data.startswith(b"HTTP/1.1 ") == beginning.endswith(b"\r\n\r\n")
+        assert not outcome.reset
+        await until(lambda: not server._connections, "it is closed")
+
+
 async def test_a_client_that_does_not_read_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(httpd, "EXCHANGE_SECONDS", 0.05)
     async with serving() as (server, site):
@@ -367,6 +386,15 @@ async def test_a_reset_between_the_response_and_the_half_close() -> None:
     transport = GoneTransport()
     connection.connection_made(transport)
     connection.data_received(b"nonsense\r\n\r\n")
+    assert transport.aborted
+    connection.connection_lost(None)
+
+
+async def test_a_close_between_accept_and_connection_made_aborts_the_connection() -> None:
+    server, transport = HTTPServer([], {}), GoneTransport()
+    connection = httpd._HTTPConnection(server)
+    server.close()
+    connection.connection_made(transport)
     assert transport.aborted
     connection.connection_lost(None)
 
