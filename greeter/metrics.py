@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from greeter import __version__
 from greeter.errors import MissingExtra
-from greeter.httpd import TEXT, Answer, PageServer, serve_pages
+from greeter.httpd import TEXT, HTTPServer, Response, serve_http
 from greeter.snapshot import Snapshot
 from greeter.stats import BOUNDS
 
@@ -33,24 +33,35 @@ Collect: TypeAlias = Callable[[], Awaitable[Snapshot]]
 
 async def serve_metrics(
     endpoint: Endpoint, collect: Collect, *, stopping: Callable[[], bool], unix_mode: int | None = None
-) -> PageServer:
-    """Answer ``/metrics`` on ``endpoint`` with what ``collect`` returns, which is awaited for each scrape.
+) -> HTTPServer:
+    """Serve ``/metrics`` and ``/healthz`` over HTTP.
 
-    ``/healthz`` is "ok", and 503 and "stopping" from when ``stopping`` says so: whoever sends clients here
-    is to send them elsewhere by then. ``unix_mode`` is the mode of a Unix socket's file. Raises
-    MissingExtra without prometheus-client, and ListenFailed.
+    ``/healthz`` is 200 and "ok", or 503 and "stopping" for load balancers to send clients elsewhere.
+
+    Args:
+        endpoint: Where to listen.
+        collect: Awaited for each scrape; what it returns is rendered.
+        stopping: Called for each health check; True makes it 503.
+        unix_mode: The mode of a Unix socket's file.
+
+    Returns:
+        The running server.
+
+    Raises:
+        MissingExtra: prometheus-client is not installed. (Importing this module raises it without h11.)
+        ListenFailed: ``endpoint`` cannot be listened on.
     """
-    render(Snapshot())  # what is missing is said now, and what has to be loaded is loaded
+    render(Snapshot())  # raises MissingExtra now rather than at the first scrape, and loads the library
 
-    async def metrics() -> Answer:
-        return Answer(EXPOSITION, render(await collect()))
+    async def metrics() -> Response:
+        return Response(EXPOSITION, render(await collect()))
 
-    async def health() -> Answer:
+    async def health() -> Response:
         if stopping():
-            return Answer(TEXT, b"stopping\n", HTTPStatus.SERVICE_UNAVAILABLE)
-        return Answer(TEXT, b"ok\n")
+            return Response(TEXT, b"stopping\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        return Response(TEXT, b"ok\n")
 
-    return await serve_pages(endpoint, {"/metrics": metrics, "/healthz": health}, unix_mode=unix_mode)
+    return await serve_http(endpoint, {"/metrics": metrics, "/healthz": health}, unix_mode=unix_mode)
 
 
 def render(snapshot: Snapshot) -> bytes:

@@ -29,7 +29,7 @@ from greeter.snapshot import Snapshot
 if TYPE_CHECKING:
     from greeter.channel import WorkerChannel
     from greeter.endpoint import Endpoint
-    from greeter.httpd import PageServer
+    from greeter.httpd import HTTPServer
     from greeter.logs import LogStream
     from greeter.systemd import Notifier
 
@@ -63,7 +63,7 @@ class Process(ABC):
         self.reloads = {"ok": 0, "failed": 0}
         self._reread = reread
         self._watchdog: asyncio.TimerHandle | None = None
-        self._metrics: PageServer | None = None
+        self._metrics: HTTPServer | None = None
 
     @abstractmethod
     async def start(self) -> None:

@@ -270,4 +270,4 @@ def test_a_name_loads_its_module_when_it_is_first_used() -> None:
 def test_the_command_line_loads_what_it_needs_only() -> None:
     loaded = loaded_by("import greeter.cli")
     assert "click" in loaded
-    assert not {"uvloop", "rich", "hdrh", "prometheus_client"} & loaded
+    assert not {"uvloop", "rich", "hdrh", "h11", "prometheus_client"} & loaded

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -17,10 +19,11 @@ from greeter import Endpoint, MissingExtra, ServerStats, greet, serve
 from greeter.metrics import render, serve_metrics
 from greeter.snapshot import Snapshot
 from greeter.stats import BOUNDS, TimeBuckets
-from tests.conftest import PATIENCE, ROOT
+from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 HERE = Endpoint.parse("127.0.0.1:0")
 
@@ -146,16 +149,37 @@ async def test_a_server_is_scraped() -> None:
         await metrics.wait_closed()
 
 
-async def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+MISSING = "--metrics needs an optional package: pip install '.[metrics]' in greeter's source tree"
+
+
+async def test_serve_metrics_without_prometheus_client(monkeypatch: pytest.MonkeyPatch) -> None:
     async def collect() -> Snapshot:
         return Snapshot()
 
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(
-        MissingExtra,
-        match=r"^--metrics needs an optional package: .*'\.\[metrics\]' in greeter's source tree$",
-    ):
+    with pytest.raises(MissingExtra, match=f"^{re.escape(MISSING)}$"):
         await serve_metrics(HERE, collect, stopping=bool)
+
+
+def test_the_import_without_h11(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h11", None)
+    for name in ("greeter.metrics", "greeter.httpd"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(MissingExtra, match=f"^{re.escape(MISSING)}$"):
+        importlib.import_module("greeter.metrics")
+
+
+@pytest.mark.parametrize("package", ["h11", "prometheus_client"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_the_command_without_a_package_of_the_extra(package: str, workers: str, tmp_path: Path) -> None:
+    """Without --metrics it serves; with it, it fails with one line."""
+    (tmp_path / f"{package}.py").write_text("raise ImportError")
+    env = {"PYTHONPATH": str(tmp_path), "GREETER_LISTEN": "127.0.0.1:0", "GREETER_WORKERS": workers}
+    async with greeter_process("serve", env=env) as server:
+        assert await server.stop() == 0
+    code, _, err = await run_greeter("serve", "--metrics", "127.0.0.1:0", env=env)
+    warnings = [line for line in err.splitlines() if line.startswith("warning: running as root")]
+    assert (code, err.splitlines()[len(warnings) :]) == (2, [f"greeter: {MISSING}"])
 
 
 def test_the_library_is_loaded_when_metrics_are_served_and_not_before() -> None:
