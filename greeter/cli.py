@@ -1,7 +1,10 @@
 """The command line: the only place that prints and exits.
 
-The law: stdout carries results, stderr carries one line for each error, and no user sees a traceback.
-Exit codes: 0 success, 1 failed at run time, 2 usage, 130 interrupted.
+Invariants:
+
+- stdout carries results. An error is one line on stderr, never a traceback.
+- Exit codes: 0 success, 1 failure at run time, 2 usage error, 98 and 99 (load, report) see
+  greeter/loadtest/report.py, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from greeter import __version__, interrupt
-from greeter.commandline import collect, with_options
+from greeter.commandline import GroupedCommand, collect, source_file, spell, with_options
 from greeter.errors import ConfigError, GreeterError, reason
 from greeter.options import DemoOptions, GreetOptions, LoadOptions, ReportOptions, ServeOptions
 
@@ -23,23 +26,49 @@ if TYPE_CHECKING:
     from greeter.replies import Reply
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=SETTINGS)
 @click.version_option(__version__, "-V", "--version", prog_name="greeter", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Accept, say the first byte, close; and lose nobody.
+    """A TCP greeting server, an async client and a load tester.
 
-    Options can also be given as environment variables: the name in upper case behind GREETER_, for
-    load behind GREETER_LOAD_, for report behind GREETER_REPORT_; several values with spaces between them.
+    An option can also be given by an environment variable: --backlog of serve is GREETER_BACKLOG. The
+    variables of load begin with GREETER_LOAD_, those of report with GREETER_REPORT_. Several values are
+    separated by spaces. The command line wins over the environment.
+
+    \b
+    Shell completion (bash; for zsh and fish, write zsh_source or fish_source):
+      eval "$(_GREETER_COMPLETE=bash_source greeter)"
     """
 
 
-@cli.command()
+SERVE_EPILOG = """
+\b
+Examples:
+  greeter serve --listen :9999 --greeting 'Welcome to $hostname'
+  greeter serve --workers auto --max-per-ip 100 --metrics 127.0.0.1:9998
+
+\b
+Exit codes:
+  0    stopped and drained
+  1    could not start
+  2    usage error: an option, a file or a limit
+  130  stopped at once by a second signal
+"""
+
+
+@cli.command(cls=GroupedCommand, epilog=SERVE_EPILOG, short_help="Greet every client that connects.")
 @with_options(ServeOptions, config=True)
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
-    """Greet whoever connects, until SIGTERM or SIGINT.
+    """Greet every client that connects, until SIGTERM or SIGINT. SIGHUP reloads the configuration.
 
     An ENDPOINT is HOST:PORT, [::1]:PORT, :PORT (every interface), unix:/path, unix:@name or fd:N.
+
+    Each option is also an environment variable (GREETER_BACKLOG for --backlog) and, but for --config, a
+    key in the file that --config names.
     """
     from greeter.startup import run_service
 
@@ -53,24 +82,40 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     return run_service(collect(ServeOptions, ctx), reread, ctx.find_root().obj)
 
 
-@cli.command()
+GREET_EPILOG = """
+\b
+Examples:
+  greeter greet 127.0.0.1:9999 --wait 10
+  greeter greet mail.example:25 --until reply --json
+
+\b
+Exit codes:
+  0    greeted
+  1    not greeted
+  2    usage error
+  130  interrupted
+"""
+
+
+@cli.command(cls=GroupedCommand, epilog=GREET_EPILOG, short_help="Print the greeting of a service.")
 @with_options(GreetOptions)
 @click.pass_context
 def greet(ctx: click.Context, /, **_: object) -> int:
-    """Be greeted by TARGET (default 127.0.0.1:9999) and print what it said.
+    """Connect to TARGET (default 127.0.0.1:9999), print its greeting and close; usable as a health check.
 
     A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name.
 
-    Exit code 0 means greeted, so this is a health check too.
+    Each option but --tls-cert and --tls-key is also an environment variable (GREETER_TIMEOUT for --timeout).
     """
     from greeter import client, loops
     from greeter.tls import client_context
 
     options = collect(GreetOptions, ctx)
-    if not options.tls and (options.tls_ca or options.tls_cert or options.tls_key or options.server_name):
-        raise ConfigError("--tls-ca, --tls-cert, --tls-key and --server-name go with --tls")
+    for name in ("tls_ca", "tls_cert", "tls_key", "server_name"):
+        if getattr(options, name) and not options.tls:
+            raise ConfigError(f"{spell(ctx, name)} needs --tls")
     if options.tls_key and not options.tls_cert:
-        raise ConfigError("--tls-key goes with --tls-cert")
+        raise ConfigError("--tls-key needs --tls-cert")
     context = None
     if options.tls:
         context = client_context(options.tls_ca, options.tls_cert, options.tls_key)
@@ -101,30 +146,65 @@ def greet(ctx: click.Context, /, **_: object) -> int:
     return 0
 
 
-@cli.command()
+LOAD_EPILOG = """
+\b
+Examples:
+  greeter load 127.0.0.1:9999 --rate 1000 --duration 10s --threshold 'response:p99<20ms'
+  greeter load mail.example:25 -c 100 -n 10k --until line --html report.html
+
+\b
+Exit codes; if several apply, the first of 130, 98, 99, 1:
+  0    clients were greeted, and every limit was kept
+  1    nothing was greeted, a part of the load was lost, or a file was not written
+  2    usage error
+  98   the generator was the limit: the figures are not the server's
+  99   a threshold or the baseline was missed
+  130  interrupted; the report covers what was measured
+"""
+
+
+@cli.command(cls=GroupedCommand, epilog=LOAD_EPILOG, short_help="Measure how a service greets many clients.")
 @with_options(LoadOptions, prefix="GREETER_LOAD_")
 @click.pass_context
 def load(ctx: click.Context, /, **_: object) -> int:
-    """Load TARGET (default 127.0.0.1:9999) with connections and tell how it greeted them.
+    """Load TARGET (default 127.0.0.1:9999) with connections and report how it greeted them.
 
     A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name.
 
-    With a rate or stages the loop is open: connections begin on time, and latency counts from when they
-    should have begun. Exit code 99 is a missed threshold or baseline, 98 a generator at its limit.
+    With --rate or --stage, connections begin on time whether or not earlier ones have ended (open loop), and
+    the response time counts from when each should have begun. Without, --connections clients begin anew as
+    soon as they are done (closed loop).
+
+    A duration reads 500ms, 10s or 2m, a number 250, 10k or 1.5M. Each option is also an environment variable
+    (GREETER_LOAD_RATE for --rate).
     """
     from greeter.loadcommand import run_load
 
-    return run_load(collect(LoadOptions, ctx), click.echo, _explain)
+    def spelled(field: str) -> str:
+        return spell(ctx, "stage" if field == "stages" else field)
+
+    return run_load(collect(LoadOptions, ctx), click.echo, _explain, spelled)
 
 
-@cli.command()
+REPORT_EPILOG = """
+\b
+Examples:
+  greeter report run.json last-week.json --html report.html
+  greeter report --merge a.json b.json --json run.json
+
+The exit code is that of the run.
+"""
+
+
+@cli.command(cls=GroupedCommand, epilog=REPORT_EPILOG, short_help="Show saved runs of greeter load again.")
 @with_options(ReportOptions, prefix="GREETER_REPORT_")
 @click.pass_context
 def report(ctx: click.Context, /, **_: object) -> int:
-    """Show a run of greeter load again, from its JSON: RUN.json, or RUN.json BASELINE.json.
+    """Show a saved run of greeter load (RUN.json), or compare it with an older one (RUN.json BASELINE.json).
 
-    With --merge, the files are the parts of one run that several machines made. The exit code is that of
-    the run.
+    With --merge, the files are parts of one run, made by several generators.
+
+    Each option is also an environment variable (GREETER_REPORT_HTML for --html).
     """
     from greeter.loadcommand import run_report
 
@@ -132,11 +212,11 @@ def report(ctx: click.Context, /, **_: object) -> int:
     return run_report(collect(ReportOptions, ctx), click.echo, _explain)
 
 
-@cli.command()
+@cli.command(cls=GroupedCommand, short_help="Show server, client and load test at work.")
 @with_options(DemoOptions)
 @click.pass_context
 def demo(ctx: click.Context, /, **_: object) -> int:
-    """Show all of it on a free port of this machine; needs nothing running."""
+    """Serve on a free port of this machine, greet, load-test, and print what happens."""
     from greeter.demo import run_demo
 
     options = collect(DemoOptions, ctx)
@@ -197,15 +277,11 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: click.ClickException) -> str:
-    """click's message, with the file named when a value came from there."""
+    """click's message on one line, behind the file that the value came from, if it did."""
     message = " ".join(error.format_message().split())
-    ctx = getattr(error, "ctx", None)
-    param = getattr(error, "param", None)
-    if ctx is not None and param is not None and "greeter.config" in ctx.meta:
-        from click.core import ParameterSource
-
-        if ctx.get_parameter_source(param.name) == ParameterSource.DEFAULT_MAP:
-            message = f"{ctx.meta['greeter.config']}: {message}"
+    ctx, param = getattr(error, "ctx", None), getattr(error, "param", None)
+    if ctx is not None and param is not None and (file := source_file(ctx, param.name)):
+        message = f"{file}: {message}"
     return message
 
 

@@ -1,7 +1,10 @@
 """From a dataclass of options to click's parameters, the environment and a TOML file; and back.
 
-The law: what is wrong is said before anything starts, with the name of where it came from. The command
-line wins over the environment, and that over the file.
+Invariants:
+
+- A wrong value is reported before anything starts, under the name that it has in the source that it came
+  from: the flag, the environment variable, or the key and its file.
+- The command line wins over the environment, and the environment over the file.
 """
 
 from __future__ import annotations
@@ -26,6 +29,35 @@ if TYPE_CHECKING:
 OptionsT = TypeVar("OptionsT")
 
 PREFIX = "GREETER_"
+FILE = "greeter.config"  # the key in Context.meta of the configuration file's name
+
+
+class Option(click.Option):
+    """An option that knows its heading in the help, and under which name its value was given."""
+
+    def __init__(self, *args: Any, group: str = "", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.group = group
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """The option as its source spells it, for click's error messages."""
+        return super().get_error_hint(ctx) if ctx is None else _hint(self, ctx) or super().get_error_hint(ctx)
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options under headings, in the order in which they first appear."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "group", ""), []).append(record)
+        other = groups.pop("", [])
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+        with formatter.section("Other options" if groups else "Options"):
+            formatter.write_dl(other)
 
 
 def with_options(cls: type[Any], *, config: bool = False, prefix: str = PREFIX) -> Decorator:
@@ -40,14 +72,14 @@ def with_options(cls: type[Any], *, config: bool = False, prefix: str = PREFIX) 
         if config:
             function = click.option(
                 "--config",
+                cls=Option,
                 type=click.Path(dir_okay=False),
                 envvar="GREETER_CONFIG",
-                show_envvar=True,
                 is_eager=True,
                 expose_value=False,
                 callback=lambda ctx, _param, file: _read_config(ctx, cls, file),
                 metavar="FILE.toml",
-                help="Read options from a file; its keys are the options' names.",
+                help="Read options from this file; a key is an option's name.",
             )(function)
         return function
 
@@ -60,17 +92,34 @@ def collect(cls: type[OptionsT], ctx: click.Context) -> OptionsT:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # it is one
     groups: dict[str, list[str]] = {}
     for name, field in fields.items():
-        if group := field.metadata[KEY]["only"]:
+        if group := field.metadata[KEY]["exclusive_group"]:
             groups.setdefault(group, []).append(name)
     for names in groups.values():
         ranks = {name: _RANK[ctx.get_parameter_source(name)] for name in names}
         best = max(ranks.values())
         chosen = [name for name in names if ranks[name] == best]
         if best and len(chosen) > 1:
-            where = f"{ctx.meta['greeter.config']}: " if _SPELL[best] is _dashed else ""
-            raise ConfigError(f"{where}give one of {' and '.join(_SPELL[best](name) for name in chosen)}")
+            where = f"{ctx.meta[FILE]}: " if best == _RANK[ParameterSource.DEFAULT_MAP] else ""
+            spelled = " and ".join(spell(ctx, name) for name in chosen)
+            raise ConfigError(f"{where}give one of {spelled}")
         values |= {name: fields[name].default for name in names if name not in chosen}
     return cls(**values)
+
+
+def spell(ctx: click.Context, name: str) -> str:
+    """The option of the field ``name`` as the source of its value spells it: a flag, a variable or a key."""
+    source = ctx.get_parameter_source(name)
+    if source == ParameterSource.DEFAULT_MAP:
+        return _dashed(name)
+    if source == ParameterSource.ENVIRONMENT:
+        return next(str(param.envvar) for param in ctx.command.params if param.name == name)
+    return _flag(name)
+
+
+def source_file(ctx: click.Context, name: str) -> str | None:
+    """The configuration file that the value of the field ``name`` came from; None if from elsewhere."""
+    from_file = ctx.get_parameter_source(name) == ParameterSource.DEFAULT_MAP
+    return ctx.meta.get(FILE) if from_file else None
 
 
 def _dashed(name: str) -> str:
@@ -81,14 +130,17 @@ def _flag(name: str) -> str:
     return "--" + _dashed(name)
 
 
-def _variable(name: str) -> str:
-    return PREFIX + name.upper()
+def _hint(param: click.Option, ctx: click.Context) -> str | None:
+    """What an error calls an option that was not given on the command line; else None."""
+    source = ctx.get_parameter_source(param.name or "")
+    if source == ParameterSource.ENVIRONMENT:
+        return f"the environment variable '{param.envvar}'"
+    return f"'{_dashed(param.name or '')}'" if source == ParameterSource.DEFAULT_MAP else None
 
 
-# Where a value comes from, by rank, and how its option is spelled there.
+# The sources of a value; the highest one wins.
 _RANK: defaultdict[ParameterSource | None, int] = defaultdict(int)
 _RANK |= {ParameterSource.COMMANDLINE: 3, ParameterSource.ENVIRONMENT: 2, ParameterSource.DEFAULT_MAP: 1}
-_SPELL = {3: _flag, 2: _variable, 1: _dashed}
 
 
 def _parameter(field: dataclasses.Field[Any], prefix: str) -> Decorator:
@@ -110,13 +162,14 @@ def _parameter(field: dataclasses.Field[Any], prefix: str) -> Decorator:
         *([meta["short"]] if meta["short"] else []),
         declared,
         field.name,
+        cls=Option,
+        group=meta["group"],
         type=kind,
         is_flag=isinstance(field.default, bool),
         multiple=many,
         default=[str(item) for item in default] if many else default,
-        show_default=default not in (None, False),
+        show_default=meta["default_text"] or default not in (None, False, ()),
         envvar=prefix + field.name.upper() if meta["env"] else None,
-        show_envvar=True,
         help=meta["help"],
     )
 
@@ -151,7 +204,7 @@ def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
             raise ConfigError(f"{file}: {key} cannot be {value!r}{hint and ': ' + hint}")
         defaults[name] = values if many else value
     ctx.default_map = defaults
-    ctx.meta["greeter.config"] = file
+    ctx.meta[FILE] = file
 
 
 def _kinds(field: dataclasses.Field[Any]) -> tuple[type, ...]:

@@ -1,7 +1,10 @@
 """``greeter load`` and ``greeter report``: from options to a report, files and an exit code.
 
-The law: what is wrong is said before the run, an interrupted run still tells what it saw, and no file that
-cannot be written takes the others with it.
+Invariants:
+
+- A usage error is reported before the run.
+- An interrupted run still has its report.
+- A file that cannot be written does not keep the others from being written.
 """
 
 from __future__ import annotations
@@ -30,12 +33,32 @@ if TYPE_CHECKING:
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run_load(options: LoadOptions, say: Callable[[str], None], complain: Callable[[OSError], None]) -> int:
-    """Carry out a load test, write what was asked for, say the summary; returns the exit code.
+def _flag(field: str) -> str:
+    """The option that a field of the plan comes from."""
+    return "--" + field.replace("stages", "stage").replace("_", "-")
 
-    ``complain`` is told what cannot be said or written; that ends nothing. Raises GreeterError for the rest.
+
+def run_load(
+    options: LoadOptions,
+    say: Callable[[str], None],
+    complain: Callable[[OSError], None],
+    spell: Callable[[str], str] = _flag,
+) -> int:
+    """Carry out a load test, write the outputs, print the summary.
+
+    Args:
+        options: The options of the command.
+        say: Prints the summary.
+        complain: Is told what cannot be printed or written; the other outputs are written all the same.
+        spell: How an error calls a field of the plan.
+
+    Returns:
+        The exit code: that of the report; where that is 0 and an output failed, 1.
+
+    Raises:
+        GreeterError: Everything else.
     """
-    plan, files = plan_of(options), _files(options)
+    plan, files = plan_of(options, spell), _files(options)
     # What may be wrong with the old run or with the files is said before the run, not after it.
     if options.baseline is None and options.tolerance is not None:
         raise ConfigError("--tolerance means nothing without --baseline")
@@ -71,8 +94,8 @@ def _tolerance(options: LoadOptions | ReportOptions) -> float:
     return DEFAULT_TOLERANCE if options.tolerance is None else options.tolerance
 
 
-def plan_of(options: LoadOptions) -> LoadPlan:
-    """The plan that the options describe. Raises ConfigError."""
+def plan_of(options: LoadOptions, spell: Callable[[str], str] = _flag) -> LoadPlan:
+    """The plan that the options describe. Raises ConfigError, with fields as ``spell`` writes them."""
     try:
         return LoadPlan(
             options.target,
@@ -98,12 +121,7 @@ def plan_of(options: LoadOptions) -> LoadPlan:
             thresholds=[Threshold.parse(text) for text in options.threshold],
         )
     except PlanError as error:
-        raise error.spelled(_flag) from None
-
-
-def _flag(field: str) -> str:
-    """The option that a field of the plan comes from."""
-    return "--" + field.replace("stages", "stage").replace("_", "-")
+        raise error.spelled(spell) from None
 
 
 async def _load(plan: LoadPlan, *, quiet: bool) -> LoadReport:

@@ -1,7 +1,10 @@
 """Where a report goes when it is made: said, and written to the files that were asked for.
 
-The law: whatever can be known of a file that cannot be written is said before the run; and when one of
-them fails after it, the others are written and the exit code is still the run's.
+Invariants:
+
+- What can be known of a file that cannot be written is reported before the run.
+- An output that fails after the run does not keep the others from being written. It makes an exit code of 0
+  a 1 and leaves any other code as it is.
 """
 
 from __future__ import annotations
