@@ -85,18 +85,18 @@ def _metrics(now: Snapshot) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     for name, value, text in (
-        ("accepted", now.accepted, "Connections taken from the listen queue."),
+        ("accepted", now.accepted, "Connections taken from the accept queue."),
         ("greeted", now.greeted, "Clients whose greeting and end of stream the kernel has taken."),
         ("sent_bytes", now.bytes_sent, "Bytes of the greetings of greeted clients."),
-        ("linger_timeouts", now.linger_timeouts, "Greeted clients cut off because they did not close."),
-        ("accept_errors", now.accept_errors, "Times accepting failed for want of descriptors or memory."),
-        ("drains", now.drains, "Times a server closed its door and finished with everybody inside."),
+        ("linger_timeouts", now.linger_timeouts, "Greeted clients aborted at the linger deadline."),
+        ("accept_errors", now.accept_errors, "Failures to accept, for lack of descriptors or memory."),
+        ("drains", now.drains, "Completed drains."),
         ("worker_restarts", now.worker_restarts, "Worker processes that died and were replaced."),
     ):
         yield CounterMetricFamily(f"greeter_{name}", text, value=value)
     for name, label, values, text in (
         ("failed", "class", now.failed, "Accepted connections that were not greeted, by class."),
-        ("rejected", "reason", now.rejected, "Accepted connections that were turned away, by reason."),
+        ("rejected", "reason", now.rejected, "Accepted connections that were rejected, by reason."),
         ("reloads", "result", now.reloads, "Reloads of the configuration, by result."),
     ):
         family = CounterMetricFamily(f"greeter_{name}", text, labels=[label])
@@ -108,7 +108,7 @@ def _metrics(now: Snapshot) -> Iterator[Metric]:
     text = "Greeted clients that have not closed yet."
     yield GaugeMetricFamily("greeter_lingering_connections", text, value=now.lingering)
     if now.certificate_expiry is not None:
-        text = "When the TLS certificate in use expires, in seconds since the epoch."
+        text = "Expiry of the TLS certificate in use, in seconds since the epoch."
         yield GaugeMetricFamily("greeter_certificate_expiry_seconds", text, value=now.certificate_expiry)
     times = now.greeting_time
     buckets = [*map(str, BOUNDS), "+Inf"]

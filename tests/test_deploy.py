@@ -52,6 +52,7 @@ def local(words: list[str]) -> list[str]:
 def test_every_file_is_known_here() -> None:
     assert sorted(path.name for path in DEPLOY.iterdir()) == [
         "Containerfile",
+        "README.md",
         "greeter.service",
         "greeter.socket",
         "greeter.toml",
