@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import ssl
 from typing import TYPE_CHECKING
 
 from greeter.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from os import PathLike
 
     Path = str | PathLike[str]
-
-# What RFC 4514, section 3, has short names for.
-_SHORT = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
 
 
 def server_context(cert: Path, key: Path | None = None, client_ca: Path | None = None) -> ssl.SSLContext:
@@ -65,24 +60,6 @@ def expiry(cert: Path) -> float:
     except OSError as error:
         raise ConfigError(f"cannot read the certificate {str(cert)!r}: {_why(error)}") from error
     return _expiry(pem, cert)
-
-
-def describe_peer(certificate: Mapping[str, object] | None) -> str:
-    """The subject of a client's certificate, as in ``CN=alice,O=Example`` (RFC 4514); empty without one."""
-    if not certificate:
-        return ""
-    subject = certificate.get("subject")
-    assert isinstance(subject, tuple)
-    parts = (
-        "+".join(f"{_SHORT.get(name, name)}={_escape(value)}" for name, value in part) for part in subject
-    )
-    return ",".join(reversed([*parts]))
-
-
-def _escape(value: str) -> str:
-    """A value in a name: what could pass for another part of it is escaped (RFC 4514, 2.4)."""
-    escaped = re.sub(r'[\\"+,;<>=]|^[ #]| $', r"\\\g<0>", value)
-    return escaped.replace("\0", "\\00")
 
 
 def _server(cert: Path, key: Path | None, client_ca: Path | None) -> tuple[ssl.SSLContext, bytes]:

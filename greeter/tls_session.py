@@ -9,16 +9,18 @@ like any other.
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
 from typing import TYPE_CHECKING
 
-from greeter.tls import describe_peer
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 # Bytes that are encrypted at a time: sixteen records.
 PIECE_SIZE = 256 * 1024
+
+# What RFC 4514, section 3, has short names for.
+_SHORT = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
 
 
 class TLSSession:
@@ -74,3 +76,21 @@ class TLSSession:
     def subject(self) -> str:
         """The subject of the client's certificate, as in ``CN=alice,O=Example``."""
         return describe_peer(self._tls.getpeercert())
+
+
+def describe_peer(certificate: Mapping[str, object] | None) -> str:
+    """The subject of a client's certificate, as in ``CN=alice,O=Example`` (RFC 4514); empty without one."""
+    if not certificate:
+        return ""
+    subject = certificate.get("subject")
+    assert isinstance(subject, tuple)
+    parts = (
+        "+".join(f"{_SHORT.get(name, name)}={_escape(value)}" for name, value in part) for part in subject
+    )
+    return ",".join(reversed([*parts]))
+
+
+def _escape(value: str) -> str:
+    """A value in a name: what could pass for another part of it is escaped (RFC 4514, 2.4)."""
+    escaped = re.sub(r'[\\"+,;<>=]|^[ #]| $', r"\\\g<0>", value)
+    return escaped.replace("\0", "\\00")

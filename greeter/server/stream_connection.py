@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.server.connection import Connection
 from greeter.server.conversation import Conversation, made, retrieve
-from greeter.tls import describe_peer
+from greeter.tls_session import describe_peer
 
 if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 import greeter
 from greeter import ConfigError, Greeting, Peer, serve
-from greeter.tls import client_context, describe_peer, expiry, load, server_context
+from greeter.tls import client_context, expiry, load, server_context
+from greeter.tls_session import describe_peer
 from tests.conftest import PATIENCE, Process, greeter_process, run_greeter
 from tests.peers import connect, read_to_end, reset, until
 from tests.service_peers import HELLO, lines_with
