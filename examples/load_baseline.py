@@ -13,9 +13,9 @@ from pathlib import Path
 
 from greeter import GreeterError
 from greeter.loadtest import LoadPlan, load
-from greeter.loadtest.outfile import write
-from greeter.loadtest.render import summary
-from greeter.loadtest.saved import read
+from greeter.loadtest.report.outfile import write
+from greeter.loadtest.report.render import summary
+from greeter.loadtest.report.saved import read
 
 
 def main(target: str, path: Path) -> int:

@@ -11,7 +11,7 @@ import sys
 
 from greeter import GreeterError
 from greeter.loadtest import LoadPlan, Threshold, load
-from greeter.loadtest.render import summary
+from greeter.loadtest.report.render import summary
 
 LIMITS = ("response:p99<250ms", "connect:max<=1s", "errors:rate<0.1%", "rate:achieved>=90")
 

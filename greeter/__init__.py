@@ -25,8 +25,13 @@ The package is layered, and imports go down only::
 
 TYPE_CHECKING = False  # what checkers take for typing's; loading that would take longer than all of this
 if TYPE_CHECKING:
-    from greeter.client import greet, greet_within
-    from greeter.endpoint import Endpoint
+    from greeter.client.client import greet, greet_within
+    from greeter.client.streamclient import open_connection
+    from greeter.core.endpoint import Endpoint
+    from greeter.core.greeting import Greeting, Peer
+    from greeter.core.limits import Limits
+    from greeter.core.replies import Reply
+    from greeter.core.stats import ServerStats
     from greeter.errors import (
         ConfigError,
         ConnectFailed,
@@ -41,13 +46,8 @@ if TYPE_CHECKING:
         ProxyProtocolError,
         ReplyTooLarge,
     )
-    from greeter.greeting import Greeting, Peer
-    from greeter.limits import Limits
     from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
-    from greeter.replies import Reply
     from greeter.server import Server, handler, serve
-    from greeter.stats import ServerStats
-    from greeter.streamclient import open_connection
 
 __version__ = "0.1.0"
 
@@ -85,23 +85,26 @@ __all__ = [
 
 # Where they are. A program loads what it uses, when it first does so.
 _HOMES = {
-    "greeter.client": ("greet", "greet_within"),
-    "greeter.endpoint": ("Endpoint",),
-    "greeter.greeting": ("Greeting", "Peer"),
-    "greeter.limits": ("Limits",),
+    "greeter.client.client": ("greet", "greet_within"),
+    "greeter.core.endpoint": ("Endpoint",),
+    "greeter.core.greeting": ("Greeting", "Peer"),
+    "greeter.core.limits": ("Limits",),
     "greeter.loadtest": ("LoadPlan", "LoadReport", "Threshold", "load"),
-    "greeter.replies": ("Reply",),
+    "greeter.core.replies": ("Reply",),
     "greeter.server": ("Server", "handler", "serve"),
-    "greeter.stats": ("ServerStats",),
-    "greeter.streamclient": ("open_connection",),
+    "greeter.core.stats": ("ServerStats",),
+    "greeter.client.streamclient": ("open_connection",),
 }
+
+
+_PUBLIC_MODULES = ("client", "errors", "loadtest", "server")
 
 
 def __getattr__(name: str) -> object:
     """Import a public name, or a module that has one, when it is first used (PEP 562)."""
     import importlib
 
-    if f"greeter.{name}" in _HOMES or name == "errors":
+    if name in _PUBLIC_MODULES:
         return importlib.import_module(f"greeter.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,13 +9,13 @@ if not __package__:  # by its path: this very greeter then, whether it is instal
     if here not in sys.path:
         sys.path.insert(0, here)
 
-from greeter import interrupt
+from greeter.system import interrupt
 
 
 def main() -> None:
     """The console script."""
     interrupt.leave_at_once()  # before anything else is loaded, which takes a while
-    from greeter import cli
+    from greeter.cli import cli
 
     cli.main()
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from greeter.fdlimit import raise_fd_limit
+from greeter.system.fdlimit import raise_fd_limit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
-from tests.peers import Outcome, connect, read_to_end
+from tests.support.peers import Outcome, connect, read_to_end
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,18 +21,18 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from greeter import errors
-from greeter.cli import cli
-from greeter.loadtest.outcome import FAILURES as LOAD_FAILURES
-from greeter.loadtest.threshold import PHASES, STATS, Threshold
-from greeter.logs import _FIELDS
-from greeter.metrics import render
-from greeter.options import ServeOptions
-from greeter.prepare import RELOADED, REPLACED, need_restart
-from greeter.stats import FAILURES, REJECTIONS
+from greeter.cli.cli import cli
+from greeter.config.options import ServeOptions
+from greeter.config.prepare import RELOADED, REPLACED, need_restart
+from greeter.core.stats import FAILURES, REJECTIONS
+from greeter.loadtest.plan.outcome import FAILURES as LOAD_FAILURES
+from greeter.loadtest.plan.threshold import PHASES, STATS, Threshold
+from greeter.service.logs import _FIELDS
+from greeter.service.metrics import render
 from tests.benchmarks.__main__ import parser as benchmark_parser
 from tests.conftest import ROOT, run_greeter
+from tests.service.test_metrics import everything
 from tests.test_examples import run_example
-from tests.test_metrics import everything
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,11 +11,11 @@ order.
     report = await load(LoadPlan("127.0.0.1:9999", rate=1000, duration=10))
 """
 
-from greeter.loadtest.pacer import Stage
-from greeter.loadtest.plan import LoadPlan, parse_stage
-from greeter.loadtest.report import LoadReport
+from greeter.loadtest.metrics.snapshot import Snapshot
+from greeter.loadtest.plan.pacer import Stage
+from greeter.loadtest.plan.plan import LoadPlan, parse_stage
+from greeter.loadtest.plan.threshold import Threshold
+from greeter.loadtest.report.report import LoadReport
 from greeter.loadtest.run import load
-from greeter.loadtest.snapshot import Snapshot
-from greeter.loadtest.threshold import Threshold
 
 __all__ = ["LoadPlan", "LoadReport", "Snapshot", "Stage", "Threshold", "load", "parse_stage"]

@@ -33,15 +33,15 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from greeter.endpoint import DEFAULT_ENDPOINT
+from greeter.core.endpoint import DEFAULT_ENDPOINT
 from greeter.errors import ConfigError, GreeterError, MissingExtra
-from greeter.loadtest.baseline import DEFAULT_TOLERANCE
-from greeter.loadtest.outputs import OUTPUTS, check, deliver
-from greeter.loadtest.pacer import Stage
-from greeter.loadtest.plan import LoadPlan, parse_stage
-from greeter.loadtest.saved import read_baseline
-from greeter.loadtest.threshold import Threshold
-from greeter.loadtest.units import parse_count, parse_duration, parse_percent, parse_quantity
+from greeter.loadtest.plan.pacer import Stage
+from greeter.loadtest.plan.plan import LoadPlan, parse_stage
+from greeter.loadtest.plan.threshold import Threshold
+from greeter.loadtest.plan.units import parse_count, parse_duration, parse_percent, parse_quantity
+from greeter.loadtest.report.baseline import DEFAULT_TOLERANCE
+from greeter.loadtest.report.outputs import OUTPUTS, check, deliver
+from greeter.loadtest.report.saved import read_baseline
 
 try:
     from gevent.event import Event  # type: ignore[import-untyped]  # gevent has no types
@@ -50,15 +50,15 @@ try:
 except ImportError:
     raise MissingExtra("greeter.loadtest.locust", "locust") from None
 
-from greeter.loadtest.conductor import Conductor, say
-from greeter.loadtest.station import Station
+from greeter.loadtest.distributed.conductor import Conductor, say
+from greeter.loadtest.distributed.station import Station
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from locust.env import Environment
 
-    from greeter.loadtest.report import LoadReport
+    from greeter.loadtest.report.report import LoadReport
 
 logger = logging.getLogger("greeter")
 

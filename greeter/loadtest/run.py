@@ -11,22 +11,23 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from greeter.loadtest import kernel, report
-from greeter.loadtest.engine import Engine
-from greeter.loadtest.histogram import package
-from greeter.loadtest.preflight import preflight
-from greeter.loadtest.snapshot import Snapshot
-from greeter.loadtest.target import resolve
-from greeter.loadtest.workers import Workers
+from greeter.loadtest.generator import kernel
+from greeter.loadtest.generator.engine import Engine
+from greeter.loadtest.generator.preflight import preflight
+from greeter.loadtest.generator.target import resolve
+from greeter.loadtest.generator.workers import Workers
+from greeter.loadtest.metrics.histogram import package
+from greeter.loadtest.metrics.snapshot import Snapshot
+from greeter.loadtest.report import report
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from greeter.loadtest.metrics import Metrics
-    from greeter.loadtest.plan import LoadPlan
-    from greeter.loadtest.report import LoadReport
-    from greeter.loadtest.target import Target
-    from greeter.loadtest.timeline import Interval, OnInterval
+    from greeter.loadtest.generator.target import Target
+    from greeter.loadtest.metrics.metrics import Metrics
+    from greeter.loadtest.metrics.timeline import Interval, OnInterval
+    from greeter.loadtest.plan.plan import LoadPlan
+    from greeter.loadtest.report.report import LoadReport
 
 
 async def load(

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from asyncio import TimerHandle
     from collections.abc import Sequence
 
-    from greeter.listeners import Listener
     from greeter.server.tracker import ConnectionTracker
+    from greeter.system.listeners import Listener
 
 # Connections accepted per wake-up: about a millisecond's worth.
 ACCEPT_BATCH = 64

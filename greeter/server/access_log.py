@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
-from greeter.address import Address, describe
+from greeter.core.address import Address, describe
 
 logger = logging.getLogger("greeter")
 

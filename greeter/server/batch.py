@@ -21,14 +21,14 @@ import contextvars
 import types
 from typing import TYPE_CHECKING, Any, cast
 
+from greeter.core.greeting import failed
 from greeter.errors import GreetingError
-from greeter.greeting import failed
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Awaitable, Callable, Coroutine, Generator
 
-    from greeter.greeting import Greeting, Peer
+    from greeter.core.greeting import Greeting, Peer
     from greeter.server.direct_connection import DirectConnection
 
     Made = tuple[DirectConnection, bytes | GreetingError]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
-    from greeter.address import Address
+    from greeter.core.address import Address
 
 NO_TLS = ("", "")
 

@@ -21,9 +21,9 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
-from greeter.address import describe, text_of
+from greeter.core.address import describe, text_of
+from greeter.core.greeting import Peer, failed
 from greeter.errors import GreetingError, ProxyProtocolError, reason
-from greeter.greeting import Peer, failed
 from greeter.server.accept_pause import logger
 from greeter.server.connection import NO_TLS
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
-    from greeter.address import Address
-    from greeter.greeting import Greeting
-    from greeter.limits import Networks
+    from greeter.core.address import Address
+    from greeter.core.greeting import Greeting
+    from greeter.core.limits import Networks
+    from greeter.core.tls_session import TLSSession
     from greeter.server.connection import Connection
     from greeter.server.tracker import ConnectionTracker
-    from greeter.tls_session import TLSSession
 
 # Threads for sync callables that are not declared quick.
 THREADS = 32
@@ -163,7 +163,7 @@ class Conversation:
         Returns:
             What was received behind the header; None if the connection failed or was rejected.
         """
-        from greeter.proxy_protocol import NeedMore, parse  # only a server behind a proxy needs it
+        from greeter.core.proxy_protocol import NeedMore, parse  # only a server behind a proxy needs it
 
         tracker, address = self.tracker, connection.address
         # The permissions of a Unix socket's file say who may connect.
@@ -195,7 +195,7 @@ class Conversation:
         self, connection: Connection, context: ssl.SSLContext, received: bytes
     ) -> TLSSession | None:
         """Returns the session, whose last bytes of the handshake are still to be sent; None if it failed."""
-        from greeter.tls_session import TLSSession  # only a server with TLS needs it
+        from greeter.core.tls_session import TLSSession  # only a server with TLS needs it
 
         session = TLSSession(context)
         try:

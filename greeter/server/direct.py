@@ -16,17 +16,17 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from greeter.errors import GreetingError
-from greeter.listeners import TRANSIENT_ACCEPT_ERRORS
 from greeter.server.acceptor import Acceptor
 from greeter.server.batch import GreetingBatches
 from greeter.server.direct_connection import LAST_SEND_FLAGS, DirectConnection
 from greeter.server.poller import SocketPoller
+from greeter.system.listeners import TRANSIENT_ACCEPT_ERRORS
 
 if TYPE_CHECKING:
-    from greeter.address import Address
-    from greeter.greeting import Greeting
-    from greeter.listeners import Listener
+    from greeter.core.address import Address
+    from greeter.core.greeting import Greeting
     from greeter.server.conversation import Conversation
+    from greeter.system.listeners import Listener
 
 
 class DirectPath:

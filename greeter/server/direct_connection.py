@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
     from socket import SocketType
 
-    from greeter.address import Address
+    from greeter.core.address import Address
     from greeter.server.tracker import ConnectionTracker
 
 # Linux. Elsewhere, the end of stream takes a segment of its own.

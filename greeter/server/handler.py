@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from greeter.core.greeting import DEFAULT_GREETING, Greeting, GreetingSource
 from greeter.errors import ConfigError
-from greeter.greeting import DEFAULT_GREETING, Greeting, GreetingSource
 from greeter.server.access_log import AccessLog, choose_access_log
 from greeter.server.conversation import Conversation
 from greeter.server.stream_connection import serve_streams

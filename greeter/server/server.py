@@ -11,11 +11,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
-from greeter.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
+from greeter.core.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
+from greeter.core.greeting import DEFAULT_GREETING, Greeting, GreetingSource
 from greeter.errors import ConfigError, reason
-from greeter.fdlimit import connection_capacity
-from greeter.greeting import DEFAULT_GREETING, Greeting, GreetingSource
-from greeter.listeners import BACKLOG, HANDSHAKE_GRACE, Listener, adopt, open_listeners
 from greeter.server.accept_pause import logger
 from greeter.server.acceptor import drain_accept_queues, supports_direct
 from greeter.server.access_log import AccessLog, choose_access_log
@@ -24,14 +22,16 @@ from greeter.server.direct import DirectPath
 from greeter.server.handler import GREET_TIMEOUT, LINGER_TIMEOUT, check_timeout
 from greeter.server.streams import StreamsPath
 from greeter.server.tracker import ConnectionTracker
+from greeter.system.fdlimit import connection_capacity
+from greeter.system.listeners import BACKLOG, HANDSHAKE_GRACE, Listener, adopt, open_listeners
 
 if TYPE_CHECKING:
     import socket
     import ssl as ssl_module
     from collections.abc import Callable, Coroutine, Generator, Iterable
 
-    from greeter.limits import Limits, Networks
-    from greeter.stats import ServerStats
+    from greeter.core.limits import Limits, Networks
+    from greeter.core.stats import ServerStats
 
 Accept = Literal["auto", "direct", "streams"]
 
@@ -110,7 +110,9 @@ class Server:
             self._limit(limits)
 
     def _limit(self, limits: Limits) -> None:
-        from greeter.limits import Admission  # slow to load, as it needs ipaddress: only where it is used
+        from greeter.core.limits import (
+            Admission,  # slow to load, as it needs ipaddress: only where it is used
+        )
 
         tracker = self._tracker
         tracker.set_capacity(min(self._fd_capacity, limits.max_connections or self._fd_capacity))
@@ -308,7 +310,7 @@ def serve(
     ``accept``: the accept path: "direct" serves on the accepted sockets, "streams" by
     ``asyncio.start_server``, "auto" is the first of them that the event loop and the system allow.
     ``backlog``: connections that the kernel queues. ``unix_mode``: the mode of a Unix socket's file.
-    ``limits``: how many clients, and which. ``ssl``: a context to serve TLS with (see greeter.tls).
+    ``limits``: how many clients, and which. ``ssl``: a context to serve TLS with (see greeter.system.tls).
     ``proxy_from``: networks of the proxies whose connections begin with a PROXY header, version 1 or 2;
     all other clients are rejected then.
     ``greet_timeout``: seconds from accept until the kernel has the last byte; ``linger_timeout``: seconds
@@ -334,7 +336,7 @@ def serve(
     checked = Greeting(greeting)
     proxies: Networks | None = None
     if proxy_from is not None:
-        from greeter.limits import trusted  # only a server behind a proxy needs it
+        from greeter.core.limits import trusted  # only a server behind a proxy needs it
 
         proxies = trusted(proxy_from)
     if sock is not None:

@@ -17,9 +17,9 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
+from greeter.core.tls_session import describe_peer
 from greeter.server.connection import Connection
 from greeter.server.conversation import Conversation, made, retrieve
-from greeter.tls_session import describe_peer
 
 if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter

@@ -30,15 +30,15 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
-from greeter.listeners import TRANSIENT_ACCEPT_ERRORS
 from greeter.server.stream_connection import serve_streams
+from greeter.system.listeners import TRANSIENT_ACCEPT_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greeter.listeners import Listener
     from greeter.server.conversation import Conversation
     from greeter.server.stream_connection import ClientConnected
+    from greeter.system.listeners import Listener
 
 # Connections that asyncio accepts per wake-up, which it derives from its backlog argument; a large number
 # starves everything else on the loop.

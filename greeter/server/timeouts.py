@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from greeter.deadlines import Deadlines
+from greeter.core.deadlines import Deadlines
 
 if TYPE_CHECKING:
     import asyncio

@@ -31,19 +31,19 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from greeter.address import describe
+from greeter.core.address import describe
+from greeter.core.stats import ServerStats
 from greeter.errors import GreetingError, reason
 from greeter.server.accept_pause import AcceptPause, LogLimit, logger
 from greeter.server.lingering import LingeringSockets
 from greeter.server.timeouts import TimeoutQueue
-from greeter.stats import ServerStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from greeter.address import Address
-    from greeter.greeting import Greeting
-    from greeter.limits import Admission
+    from greeter.core.address import Address
+    from greeter.core.greeting import Greeting
+    from greeter.core.limits import Admission
     from greeter.server.access_log import AccessLog
     from greeter.server.connection import Connection
 

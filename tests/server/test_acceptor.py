@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import Greeting, serve
-from greeter.limits import Limits
-from greeter.listeners import HANDSHAKE_GRACE
+from greeter.core.limits import Limits
 from greeter.server.acceptor import ACCEPT_BATCH, COALESCE_THRESHOLD, supports_direct
 from greeter.server.direct import DirectPath
 from greeter.server.streams import ACCEPT_BATCH as STREAMS_BATCH
+from greeter.system.listeners import HANDSHAKE_GRACE
 from tests.conftest import PATIENCE
-from tests.peers import Outcome, read_to_end, speak_first, until
+from tests.support.peers import Outcome, read_to_end, speak_first, until
 
 if TYPE_CHECKING:
-    from greeter.listeners import Listener
     from greeter.server import Server
+    from greeter.system.listeners import Listener
 
 GREETED = Outcome(b"Thank you for connecting", reset=False)
 

@@ -14,12 +14,12 @@ import trustme
 
 import greeter
 from greeter import Greeting, Peer, serve
-from greeter.limits import Limits
-from greeter.tls import client_context, server_context
+from greeter.core.limits import Limits
+from greeter.system.tls import client_context, server_context
 from tests.conftest import PATIENCE, Process, greeter_process
-from tests.peers import Outcome, read_to_end, reset, until
-from tests.service_peers import HELLO, descriptors, on_every_stage, started_by_init
-from tests.test_proxy_protocol import tcp4
+from tests.core.test_proxy_protocol import tcp4
+from tests.support.peers import Outcome, read_to_end, reset, until
+from tests.support.service_peers import HELLO, descriptors, on_every_stage, started_by_init
 
 if TYPE_CHECKING:
     import ssl

@@ -13,10 +13,11 @@ import pytest
 
 import greeter
 from greeter import Peer, serve
-from greeter.fdlimit import OVERSHOOT
+from greeter.core.greeting import DEFAULT_GREETING
 from greeter.server import Serving
+from greeter.system.fdlimit import OVERSHOOT
 from tests.conftest import PATIENCE
-from tests.peers import Outcome, connect, read_to_end, reset, speak_first, until
+from tests.support.peers import Outcome, connect, read_to_end, reset, speak_first, until
 
 Serve = Callable[..., Serving]
 GREETED = Outcome(b"Thank you for connecting", reset=False)
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 def server(accept: str) -> Serve:
     """serve() on a free port with the accept path under test and no access log, as a factory."""
 
-    def start(greeting: Any = greeter.greeting.DEFAULT_GREETING, **options: Any) -> Serving:
+    def start(greeting: Any = DEFAULT_GREETING, **options: Any) -> Serving:
         where = {} if {"path", "sock", "listen"} & options.keys() else {"port": 0}
         return serve(greeting, **{"access_log": False, "accept": accept, **where, **options})
 

@@ -17,7 +17,7 @@ from greeter import Greeting, Peer, serve
 from greeter.server.conversation import THREADS
 from greeter.server.stream_connection import CHUNK_SIZE
 from tests.conftest import PATIENCE
-from tests.peers import Outcome, connect, read_to_end, reset, speak_first, until
+from tests.support.peers import Outcome, connect, read_to_end, reset, speak_first, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,8 +11,9 @@ import pytest
 
 import greeter
 from greeter import Greeting, Peer, serve
-from greeter.limits import Limits
-from tests.peers import Outcome, connect, read_to_end, speak_first, until
+from greeter.core.greeting import DEFAULT_GREETING
+from greeter.core.limits import Limits
+from tests.support.peers import Outcome, connect, read_to_end, speak_first, until
 
 if TYPE_CHECKING:
     from greeter.server import Server, Serving
@@ -22,7 +23,7 @@ GREETED = Outcome(b"Thank you for connecting", reset=False)
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
-def here(greeting: Any = greeter.greeting.DEFAULT_GREETING, **options: Any) -> Serving:
+def here(greeting: Any = DEFAULT_GREETING, **options: Any) -> Serving:
     """serve() on a free port and on the direct path, without an access log."""
     return serve(greeting, **{"port": 0, "access_log": False, "accept": "direct", **options})
 

@@ -15,7 +15,7 @@ import trustme
 import greeter
 from greeter import ConfigError, Peer
 from tests.conftest import PATIENCE
-from tests.peers import Outcome, connect, read_to_end, reset, speak_first
+from tests.support.peers import Outcome, connect, read_to_end, reset, speak_first
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from greeter.server import lingering
 from greeter.server.lingering import FIRST_CHECK_DELAY, TIMER_SLACK, LingeringSockets, discard_input
 from greeter.server.timeouts import PAUSE_SECONDS
-from tests.peers import reset
+from tests.support.peers import reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import ConfigError, Greeting, Peer, serve
-from greeter.limits import Limits
+from greeter.core.limits import Limits
 from tests.conftest import greeter_process
-from tests.peers import Outcome, connect, read_to_end, reset, until
-from tests.service_peers import descriptors, on_every_stage
-from tests.test_listeners import needs_ipv6
-from tests.test_proxy_protocol import BAD, BU, GOOD, LOCAL, PROXY, tcp4, tcp6, v1, v2
+from tests.core.test_proxy_protocol import BAD, BU, GOOD, LOCAL, PROXY, tcp4, tcp6, v1, v2
+from tests.support.peers import Outcome, connect, read_to_end, reset, until
+from tests.support.service_peers import descriptors, on_every_stage
+from tests.system.test_listeners import needs_ipv6
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from greeter import Greeting, serve
-from greeter.limits import Limits
+from greeter.core.limits import Limits
 from tests.conftest import PATIENCE
-from tests.peers import Outcome, read_to_end, until
+from tests.support.peers import Outcome, read_to_end, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

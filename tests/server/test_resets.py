@@ -14,9 +14,9 @@ import pytest
 import trustme
 
 from greeter import serve
-from greeter.tls import client_context, server_context
-from tests.peers import connect, reset, until
-from tests.test_proxy_protocol import tcp4
+from greeter.system.tls import client_context, server_context
+from tests.core.test_proxy_protocol import tcp4
+from tests.support.peers import connect, reset, until
 
 if TYPE_CHECKING:
     import socket

@@ -15,11 +15,12 @@ import pytest
 
 import greeter
 from greeter import ConfigError, Greeting, ListenFailed, Peer, serve
-from greeter.fdlimit import OVERSHOOT
-from greeter.limits import Limits
+from greeter.core.greeting import DEFAULT_GREETING
+from greeter.core.limits import Limits
 from greeter.server.server import MAX_FINAL_ACCEPTS
+from greeter.system.fdlimit import OVERSHOOT
 from tests.conftest import PATIENCE
-from tests.peers import Outcome, connect, read_to_end, reset, speak_first, until
+from tests.support.peers import Outcome, connect, read_to_end, reset, speak_first, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ GREETED = Outcome(b"Thank you for connecting", reset=False)
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
-def here(greeting: Any = greeter.greeting.DEFAULT_GREETING, **options: Any) -> Serving:
+def here(greeting: Any = DEFAULT_GREETING, **options: Any) -> Serving:
     """serve() on a free port, without an access log."""
     return serve(greeting, **{"port": 0, "access_log": False, **options})
 

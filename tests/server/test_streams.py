@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import serve
-from greeter.limits import Limits
+from greeter.core.limits import Limits
 from greeter.server.streams import StreamsPath
 from tests.conftest import PATIENCE
-from tests.peers import Outcome, connect, read_to_end, speak_first, until
+from tests.support.peers import Outcome, connect, read_to_end, speak_first, until
 
 if TYPE_CHECKING:
     from greeter.server import Server, Serving

@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 
 import greeter
 from greeter import ConfigError, Greeting, Peer, serve
-from greeter.tls import client_context, expiry, load, server_context
-from greeter.tls_session import describe_peer
+from greeter.core.tls_session import describe_peer
+from greeter.system.tls import client_context, expiry, load, server_context
 from tests.conftest import PATIENCE, Process, greeter_process, run_greeter
-from tests.peers import connect, read_to_end, reset, until
-from tests.service_peers import HELLO, lines_with
-from tests.test_proxy_protocol import tcp4
+from tests.core.test_proxy_protocol import tcp4
+from tests.support.peers import connect, read_to_end, reset, until
+from tests.support.service_peers import HELLO, lines_with
 
 if TYPE_CHECKING:
     import contextlib

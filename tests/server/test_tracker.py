@@ -19,10 +19,10 @@ from hypothesis.stateful import (
     rule,
 )
 
-from greeter.address import describe
+from greeter.core.address import describe
+from greeter.core.greeting import Greeting
+from greeter.core.limits import Admission, Limits
 from greeter.errors import GreetingError
-from greeter.greeting import Greeting
-from greeter.limits import Admission, Limits
 from greeter.server.accept_pause import LOG_INTERVAL, RETRY_SECONDS
 from greeter.server.connection import Connection
 from greeter.server.conversation import Conversation
@@ -39,7 +39,7 @@ from tests.server.test_lingering import VirtualLoop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greeter.stats import ServerStats
+    from greeter.core.stats import ServerStats
 
 CLIENT = ("192.0.2.7", 3747)
 GREET, LINGER = 10.0, 2.0

@@ -1,0 +1,294 @@
+"""The command line: the only place that prints and exits.
+
+Invariants:
+
+- stdout carries results. An error is one line on stderr, never a traceback.
+- Exit codes: 0 success, 1 failure at run time, 2 usage error, 98 and 99 (load, report) see
+  greeter/loadtest/report.py, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from greeter import __version__
+from greeter.cli.commandline import GroupedCommand, collect, source_file, spell, with_options
+from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, ReportOptions, ServeOptions
+from greeter.errors import ConfigError, GreeterError, reason
+from greeter.system import interrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from greeter.core.replies import Reply
+
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(__version__, "-V", "--version", prog_name="greeter", message="%(prog)s %(version)s")
+def cli() -> None:
+    """A TCP greeting server, an async client and a load tester.
+
+    An option can also be given by an environment variable: --backlog of serve is GREETER_BACKLOG. The
+    variables of load begin with GREETER_LOAD_, those of report with GREETER_REPORT_. Several values are
+    separated by spaces. The command line wins over the environment.
+
+    \b
+    Shell completion (bash; for zsh and fish, write zsh_source or fish_source):
+      eval "$(_GREETER_COMPLETE=bash_source greeter)"
+    """
+
+
+SERVE_EPILOG = """
+\b
+Examples:
+  greeter serve --listen :9999 --greeting 'Welcome to $hostname'
+  greeter serve --workers auto --max-per-ip 100 --metrics 127.0.0.1:9998
+
+\b
+Exit codes:
+  0    stopped and drained
+  1    could not start
+  2    usage error: an option, a file or a limit
+  130  stopped at once by a second signal
+"""
+
+
+@cli.command(cls=GroupedCommand, epilog=SERVE_EPILOG, short_help="Greet every client that connects.")
+@with_options(ServeOptions, config=True)
+@click.pass_context
+def serve(ctx: click.Context, /, **_: object) -> int:
+    """Greet every client that connects, until SIGTERM or SIGINT. SIGHUP reloads the configuration.
+
+    An ENDPOINT is HOST:PORT, [::1]:PORT, :PORT (every interface), unix:/path, unix:@name or fd:N.
+
+    Each option is also an environment variable (GREETER_BACKLOG for --backlog) and, but for --config, a
+    key in the file that --config names.
+    """
+    from greeter.service.startup import run_service
+
+    def reread() -> ServeOptions:
+        args = ctx.find_root().obj[1:]  # behind the verb
+        try:
+            return collect(ServeOptions, serve.make_context("serve", args, parent=ctx.parent))
+        except click.ClickException as error:
+            raise ConfigError(_one_line(error)) from error
+
+    return run_service(collect(ServeOptions, ctx), reread, ctx.find_root().obj)
+
+
+GREET_EPILOG = """
+\b
+Examples:
+  greeter greet 127.0.0.1:9999 --wait 10
+  greeter greet mail.example:25 --until reply --json
+
+\b
+Exit codes:
+  0    greeted
+  1    not greeted
+  2    usage error
+  130  interrupted
+"""
+
+
+@cli.command(cls=GroupedCommand, epilog=GREET_EPILOG, short_help="Print the greeting of a service.")
+@with_options(GreetOptions)
+@click.pass_context
+def greet(ctx: click.Context, /, **_: object) -> int:
+    """Connect to TARGET (default 127.0.0.1:9999), print its greeting and close; usable as a health check.
+
+    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name.
+
+    Each option but --tls-cert and --tls-key is also an environment variable (GREETER_TIMEOUT for --timeout).
+    """
+    from greeter.client import client
+    from greeter.system import loops
+    from greeter.system.tls import client_context
+
+    options = collect(GreetOptions, ctx)
+    for name in ("tls_ca", "tls_cert", "tls_key", "server_name"):
+        if getattr(options, name) and not options.tls:
+            raise ConfigError(f"{spell(ctx, name)} needs --tls")
+    if options.tls_key and not options.tls_cert:
+        raise ConfigError("--tls-key needs --tls-cert")
+    context = None
+    if options.tls:
+        context = client_context(options.tls_ca, options.tls_cert, options.tls_key)
+    reply = loops.run(
+        client.greet_within(
+            options.wait,
+            options.target,
+            timeout=options.timeout,
+            connect_timeout=options.connect_timeout,
+            max_bytes=options.max_bytes,
+            until=options.until,
+            ssl=context,
+            server_hostname=options.server_name,
+        ),
+        "asyncio",  # which is loaded sooner than uvloop
+    )
+    if not reply.data:
+        _complain(f"{reply.target}: closed without a greeting")
+        return 1
+    if options.json:
+        click.echo(_as_json(reply))
+    elif options.raw:
+        click.echo(reply.data, nl=False)
+    else:
+        click.echo(client.printable(str(reply)).removesuffix("\n"))
+    if reply.reset:
+        _complain(f"{reply.target}: connection reset after the greeting")
+    return 0
+
+
+LOAD_EPILOG = """
+\b
+Examples:
+  greeter load 127.0.0.1:9999 --rate 1000 --duration 10s --threshold 'response:p99<20ms'
+  greeter load mail.example:25 -c 100 -n 10k --until line --html report.html
+
+\b
+Exit codes; if several apply, the first of 130, 98, 99, 1:
+  0    clients were greeted, and every limit was kept
+  1    nothing was greeted, a part of the load was lost, or a file was not written
+  2    usage error
+  98   the generator was the limit: the figures are not the server's
+  99   a threshold or the baseline was missed
+  130  interrupted; the report covers what was measured
+"""
+
+
+@cli.command(cls=GroupedCommand, epilog=LOAD_EPILOG, short_help="Measure how a service greets many clients.")
+@with_options(LoadOptions, prefix="GREETER_LOAD_")
+@click.pass_context
+def load(ctx: click.Context, /, **_: object) -> int:
+    """Load TARGET (default 127.0.0.1:9999) with connections and report how it greeted them.
+
+    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name.
+
+    With --rate or --stage, connections begin on time whether or not earlier ones have ended (open loop), and
+    the response time counts from when each should have begun. Without, --connections clients begin anew as
+    soon as they are done (closed loop).
+
+    A duration reads 500ms, 10s or 2m, a number 250, 10k or 1.5M. Each option is also an environment variable
+    (GREETER_LOAD_RATE for --rate).
+    """
+    from greeter.cli.loadcommand import run_load
+
+    def spelled(field: str) -> str:
+        return spell(ctx, "stage" if field == "stages" else field)
+
+    return run_load(collect(LoadOptions, ctx), click.echo, _explain, spelled)
+
+
+REPORT_EPILOG = """
+\b
+Examples:
+  greeter report run.json last-week.json --html report.html
+  greeter report --merge a.json b.json --json run.json
+
+The exit code is that of the run.
+"""
+
+
+@cli.command(cls=GroupedCommand, epilog=REPORT_EPILOG, short_help="Show saved runs of greeter load again.")
+@with_options(ReportOptions, prefix="GREETER_REPORT_")
+@click.pass_context
+def report(ctx: click.Context, /, **_: object) -> int:
+    """Show a saved run of greeter load (RUN.json), or compare it with an older one (RUN.json BASELINE.json).
+
+    With --merge, the files are parts of one run, made by several generators.
+
+    Each option is also an environment variable (GREETER_REPORT_HTML for --html).
+    """
+    from greeter.cli.loadcommand import run_report
+
+    interrupt.raise_again()  # a file is written whole or not at all
+    return run_report(collect(ReportOptions, ctx), click.echo, _explain)
+
+
+@cli.command(cls=GroupedCommand, short_help="Show server, client and load test at work.")
+@with_options(DemoOptions)
+@click.pass_context
+def demo(ctx: click.Context, /, **_: object) -> int:
+    """Serve on a free port of this machine, greet, load-test, and print what happens."""
+    from greeter.cli.demo import run_demo
+
+    options = collect(DemoOptions, ctx)
+    return run_demo(click.echo, clients=options.clients, loop=options.loop)
+
+
+def _as_json(reply: Reply) -> str:
+    import json
+
+    first_byte = reply.first_byte_time
+    return json.dumps(
+        {
+            "target": reply.target,
+            "greeting": str(reply),
+            "size_bytes": len(reply.data),
+            "connect_us": round(reply.connect_time * 1e6),
+            "first_byte_us": None if first_byte is None else round(first_byte * 1e6),
+            "total_us": round(reply.total_time * 1e6),
+            "reset": reply.reset,
+        }
+    )
+
+
+def _complain(line: str) -> None:
+    # One line, and no terminal escapes, whatever was typed or raised.
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    click.echo(f"greeter: {shown}", err=True)
+
+
+def _explain(error: GreeterError | OSError) -> None:
+    if isinstance(error, GreeterError):
+        _complain(str(error))
+        return
+    # A full disk behind stdout, or no descriptor left.
+    _complain(f"{error.filename!r}: {reason(error)}" if error.filename else reason(error))
+    # Python would complain once more when it flushes stdout at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal need not know the letters of a greeting
+        sys.stdout.reconfigure(errors="backslashreplace")
+    argv = sys.argv[1:] if args is None else list(args)
+    try:
+        return int(cli.main(args=argv, obj=list(argv), prog_name="greeter", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # from click 8.2 on; its message is the help
+            click.echo(error.format_message(), err=True)
+        else:
+            _complain(_one_line(error))
+        return error.exit_code
+    except (GreeterError, OSError) as error:
+        _explain(error)
+        return 2 if isinstance(error, ConfigError) else 1
+    except (KeyboardInterrupt, click.Abort):
+        return interrupt.INTERRUPTED
+
+
+def _one_line(error: click.ClickException) -> str:
+    """click's message on one line, behind the file that the value came from, if it did."""
+    message = " ".join(error.format_message().split())
+    ctx, param = getattr(error, "ctx", None), getattr(error, "param", None)
+    if ctx is not None and param is not None and (file := source_file(ctx, param.name)):
+        message = f"{file}: {message}"
+    return message
+
+
+def main() -> NoReturn:
+    """Run the command of this process, and exit."""
+    code = run()
+    interrupt.leave_at_once()  # all is done, and the interpreter would show an exception on its way out
+    sys.exit(code)

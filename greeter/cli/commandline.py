@@ -1,0 +1,221 @@
+"""From a dataclass of options to click's parameters, the environment and a TOML file; and back.
+
+Invariants:
+
+- A wrong value is reported before anything starts, under the name that it has in the source that it came
+  from: the flag, the environment variable, or the key and its file.
+- The command line wins over the environment, and the environment over the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from greeter.config.options import KEY
+from greeter.errors import ConfigError, reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+OptionsT = TypeVar("OptionsT")
+
+PREFIX = "GREETER_"
+FILE = "greeter.config"  # the key in Context.meta of the configuration file's name
+
+
+class Option(click.Option):
+    """An option that knows its heading in the help, and under which name its value was given."""
+
+    def __init__(self, *args: Any, group: str = "", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.group = group
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """The option as its source spells it, for click's error messages."""
+        return super().get_error_hint(ctx) if ctx is None else _hint(self, ctx) or super().get_error_hint(ctx)
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options under headings, in the order in which they first appear."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "group", ""), []).append(record)
+        other = groups.pop("", [])
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+        with formatter.section("Other options" if groups else "Options"):
+            formatter.write_dl(other)
+
+
+def with_options(cls: type[Any], *, config: bool = False, prefix: str = PREFIX) -> Decorator:
+    """Decorate a command with the options of ``cls``; ``config`` adds ``--config FILE.toml``.
+
+    ``prefix`` is that of the environment variables.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for field in reversed(dataclasses.fields(cls)):
+            function = _parameter(field, prefix)(function)
+        if config:
+            function = click.option(
+                "--config",
+                cls=Option,
+                type=click.Path(dir_okay=False),
+                envvar="GREETER_CONFIG",
+                is_eager=True,
+                expose_value=False,
+                callback=lambda ctx, _param, file: _read_config(ctx, cls, file),
+                metavar="FILE.toml",
+                help="Read options from this file; a key is an option's name.",
+            )(function)
+        return function
+
+    return decorate
+
+
+def collect(cls: type[OptionsT], ctx: click.Context) -> OptionsT:
+    """The options of ``cls`` that the command was given. Raises ConfigError where they contradict."""
+    values = dict(ctx.params)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # it is one
+    groups: dict[str, list[str]] = {}
+    for name, field in fields.items():
+        if group := field.metadata[KEY]["exclusive_group"]:
+            groups.setdefault(group, []).append(name)
+    for names in groups.values():
+        ranks = {name: _RANK[ctx.get_parameter_source(name)] for name in names}
+        best = max(ranks.values())
+        chosen = [name for name in names if ranks[name] == best]
+        if best and len(chosen) > 1:
+            where = f"{ctx.meta[FILE]}: " if best == _RANK[ParameterSource.DEFAULT_MAP] else ""
+            spelled = " and ".join(spell(ctx, name) for name in chosen)
+            raise ConfigError(f"{where}give one of {spelled}")
+        values |= {name: fields[name].default for name in names if name not in chosen}
+    return cls(**values)
+
+
+def spell(ctx: click.Context, name: str) -> str:
+    """The option of the field ``name`` as the source of its value spells it: a flag, a variable or a key."""
+    source = ctx.get_parameter_source(name)
+    if source == ParameterSource.DEFAULT_MAP:
+        return _dashed(name)
+    if source == ParameterSource.ENVIRONMENT:
+        return next(str(param.envvar) for param in ctx.command.params if param.name == name)
+    return _flag(name)
+
+
+def source_file(ctx: click.Context, name: str) -> str | None:
+    """The configuration file that the value of the field ``name`` came from; None if from elsewhere."""
+    from_file = ctx.get_parameter_source(name) == ParameterSource.DEFAULT_MAP
+    return ctx.meta.get(FILE) if from_file else None
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _flag(name: str) -> str:
+    return "--" + _dashed(name)
+
+
+def _hint(param: click.Option, ctx: click.Context) -> str | None:
+    """What an error calls an option that was not given on the command line; else None."""
+    source = ctx.get_parameter_source(param.name or "")
+    if source == ParameterSource.ENVIRONMENT:
+        return f"the environment variable '{param.envvar}'"
+    return f"'{_dashed(param.name or '')}'" if source == ParameterSource.DEFAULT_MAP else None
+
+
+# The sources of a value; the highest one wins.
+_RANK: defaultdict[ParameterSource | None, int] = defaultdict(int)
+_RANK |= {ParameterSource.COMMANDLINE: 3, ParameterSource.ENVIRONMENT: 2, ParameterSource.DEFAULT_MAP: 1}
+
+
+def _parameter(field: dataclasses.Field[Any], prefix: str) -> Decorator:
+    meta = field.metadata[KEY]
+    if meta["argument"]:
+        if meta["multiple"]:
+            kind = meta["type"]
+            return click.argument(field.name, type=kind, nargs=-1, required=True, metavar="RUN.json...")
+        return click.argument(field.name, type=meta["type"], default=str(field.default), metavar="[TARGET]")
+    flag = _flag(field.name)
+    if isinstance(field.default, bool):
+        # What is on by default needs a way to turn it off; what is off needs only its name.
+        declared, kind = (f"{flag}/--no-{_dashed(field.name)}" if field.default else flag), bool
+    else:
+        declared, kind = flag, meta["type"]
+    many = meta["multiple"]
+    default: Any = field.default
+    return click.option(
+        *([meta["short"]] if meta["short"] else []),
+        declared,
+        field.name,
+        cls=Option,
+        group=meta["group"],
+        type=kind,
+        is_flag=isinstance(field.default, bool),
+        multiple=many,
+        default=[str(item) for item in default] if many else default,
+        show_default=meta["default_text"] or default not in (None, False, ()),
+        envvar=prefix + field.name.upper() if meta["env"] else None,
+        help=meta["help"],
+    )
+
+
+def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
+    """Make the keys of a TOML file the defaults of the command."""
+    if file is None:
+        return
+    from greeter.service.channel import VARIABLE  # not for a command without a file
+
+    if VARIABLE in os.environ:  # a worker has its options from its parent, whatever the file says by now
+        return
+    try:
+        with open(file, "rb") as stream:
+            table = tomllib.load(stream)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {file!r}: {reason(error)}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from error
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    defaults: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in fields:
+            raise ConfigError(f"{file}: unknown key {key!r}{_nearest(name, fields)}")
+        many = fields[name].metadata[KEY]["multiple"]
+        if isinstance(value, list) != many and not (many and isinstance(value, str)):
+            raise ConfigError(f"{file}: {key} is {'a list' if many else 'one value'}, not {value!r}")
+        values = value if isinstance(value, list) else [value]
+        if any(type(item) not in _kinds(fields[name]) for item in values):
+            hint = getattr(fields[name].metadata[KEY]["type"], "hint", "")
+            raise ConfigError(f"{file}: {key} cannot be {value!r}{hint and ': ' + hint}")
+        defaults[name] = values if many else value
+    ctx.default_map = defaults
+    ctx.meta[FILE] = file
+
+
+def _kinds(field: dataclasses.Field[Any]) -> tuple[type, ...]:
+    """What TOML may have for ``field``; the option's own check comes after it."""
+    if isinstance(field.default, bool):
+        return (bool,)
+    return (str, int, float) if getattr(field.metadata[KEY]["type"], "number", False) else (str,)
+
+
+def _nearest(name: str, known: dict[str, Any]) -> str:
+    import difflib  # only for a misspelling
+
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {_dashed(near[0])!r}?" if near else ""

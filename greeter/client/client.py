@@ -1,0 +1,261 @@
+"""The client: connect, receive the greeting, close; to be awaited in any coroutine.
+
+Invariants:
+
+- What the peer sent is never lost. asyncio's StreamReader throws unread bytes away when the connection ends
+  in a reset (cpython #75044), and a server that closes too early resets clients that sent something first.
+  So ``greet()`` collects the reply with a protocol of its own.
+- No wait is without a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+
+from greeter.client.connecting import (
+    CONNECT_TIMEOUT,
+    MAX_BYTES,
+    TIMEOUT,
+    check_bounds,
+    connect_errors,
+    connected_socket,
+    destination,
+    name_to_verify,
+    tcp_arguments,
+    unix_socket,
+)
+from greeter.core.endpoint import DEFAULT_HOST
+from greeter.core.replies import UNTIL, Reply, ended_by_eof, greeting_end
+from greeter.errors import ConfigError, GreetFailed, GreetReset, GreetTimeout, NoGreeting, ReplyTooLarge
+
+if TYPE_CHECKING:
+    import socket
+
+    from greeter.client.connecting import TLS, Target
+    from greeter.core.endpoint import Endpoint
+    from greeter.core.replies import Until
+
+
+class _Collector(asyncio.Protocol):
+    """Collects until the greeting or the stream ends, or the size bound or the deadline is passed.
+
+    ``done`` resolves then, after the transport was told to close: when the waiting coroutine goes on,
+    the descriptor is closed.
+    """
+
+    __slots__ = (
+        "_data",
+        "_limit",
+        "_line",
+        "_until",
+        "connected",
+        "done",
+        "end",
+        "error",
+        "first_byte",
+        "late",
+        "transport",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int, until: Until) -> None:
+        self._data = bytearray()
+        self._limit = limit
+        self._until = until
+        self._line = 0  # where the line begins that is not complete
+        self.end: int | None = None  # of the greeting, once it is known
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.error: Exception | None = None
+        self.connected = 0.0
+        self.first_byte: float | None = None
+        self.late = False
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.connected = perf_counter()  # the first bytes can be here before greet() goes on
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        held = self._data
+        if self.first_byte is None:
+            self.first_byte = perf_counter()
+        held += data
+        if self._until != "eof" and self.end is None and b"\n" in data:
+            self.end = greeting_end(held, self._until, self._line)
+            self._line = held.rfind(b"\n") + 1
+        if self.end is not None or len(held) > self._limit:
+            self.abort()
+
+    def eof_received(self) -> None:
+        self.transport.close()  # with TLS, that answers the peer's close_notify
+        self._finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.error = exc
+            self._finish()
+
+    def expire(self) -> None:
+        if not self.done.done():  # it may have ended in this very turn of the loop
+            self.late = True
+            self.abort()
+
+    def abort(self) -> None:
+        self.transport.abort()
+        self._finish()
+
+    def _finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def reply(self) -> bytes:
+        """What came, up to the end of the greeting."""
+        return bytes(self._data[: self.end])
+
+    @property
+    def cut(self) -> bool:
+        """True for a reply of several lines that lacks its last one."""
+        return self.end is None and bool(self._data) and not ended_by_eof(self._data, self._until)
+
+
+async def greet(
+    target: Target = DEFAULT_HOST,
+    port: int | str | None = None,
+    *,
+    host: str | int | Endpoint | None = None,
+    path: str | None = None,
+    sock: socket.socket | None = None,
+    ssl: TLS = None,
+    server_hostname: str | None = None,
+    timeout: float = TIMEOUT,
+    connect_timeout: float = CONNECT_TIMEOUT,
+    max_bytes: int = MAX_BYTES,
+    until: Until = "eof",
+) -> Reply:
+    """Connect, receive the greeting, close, and return it.
+
+    The connection is closed when this returns or raises, also when it is cancelled.
+
+    Args:
+        target: An Endpoint, the text of one (``"127.0.0.1:25"``, ``"[::1]:25"``, ``"unix:/path"``,
+            ``"unix:@name"``, ``"fd:3"``), or a host: a name or an address, with ``port`` beside it or on
+            port 9999.
+        port: A port number or the name of a service. It goes with a host only.
+        host: The same as ``target``, by keyword.
+        path: A Unix socket (``"@name"``: an abstract one), in the place of a target.
+        sock: A connected socket, in the place of a target. It is closed with the connection.
+        ssl: True or an SSLContext for TLS.
+        server_hostname: The name to verify with TLS, if it is not the target's host.
+        timeout: Seconds for everything.
+        connect_timeout: Seconds of those for connecting, TLS handshake included.
+        max_bytes: The longest greeting to take.
+        until: What ends a greeting. ``"eof"``: the end of the stream. ``"line"``: the end of a line, from a
+            service that keeps the connection open (SSH). ``"reply"``: the last line of an SMTP or FTP reply
+            (RFC 5321 4.2.1, RFC 959 4.2). The end of the stream ends these too.
+
+    Returns:
+        The Reply. It is empty if the peer closed without a byte, and ``reset`` is set if the peer reset the
+        connection after the greeting.
+
+    Raises:
+        ConfigError: An argument is wrong, or arguments contradict each other.
+        ConnectFailed: There is no connection.
+        GreetTimeout: A deadline passed.
+        GreetReset: The peer reset the connection before the first byte, or in the middle of a reply.
+        NoGreeting: The peer closed in the middle of a reply (``until="reply"`` only).
+        ReplyTooLarge: The greeting is longer than ``max_bytes``.
+
+    Example::
+
+        reply = await greeter.greet("mail.example", 25, until="reply", timeout=5)
+    """
+    if host is not None:
+        if target != DEFAULT_HOST:
+            raise ConfigError("give one of target and host")
+        target = host
+    where = destination(target, port, path, sock)
+    server_hostname = name_to_verify(where, ssl, server_hostname)
+    check_bounds(until, UNTIL, max_bytes, timeout, connect_timeout)
+    loop = asyncio.get_running_loop()
+    collector = _Collector(loop, max_bytes, until)
+    deadline = loop.time() + timeout
+    limit = min(connect_timeout, timeout)
+    start = perf_counter()
+    with connect_errors(where, limit):
+        async with asyncio.timeout(limit):
+            await _connect(loop, collector, where, sock, ssl, server_hostname)
+    timer = loop.call_at(deadline, collector.expire)
+    try:
+        await collector.done
+    except asyncio.CancelledError:
+        collector.abort()
+        raise
+    finally:
+        timer.cancel()
+    data, first_byte = collector.reply(), collector.first_byte
+    if collector.late:
+        raise GreetTimeout(str(where), "end" if data else "first byte", timeout, data)
+    if len(data) > max_bytes:
+        raise ReplyTooLarge(str(where), max_bytes, data[:max_bytes])
+    if collector.error is not None and (not data or collector.cut):
+        raise GreetReset(str(where), data) from collector.error
+    if collector.cut:
+        raise NoGreeting(str(where), data)
+    return Reply(
+        data,
+        str(where),
+        connect_time=collector.connected - start,
+        first_byte_time=None if first_byte is None else first_byte - start,
+        total_time=perf_counter() - start,
+        reset=collector.error is not None,
+    )
+
+
+async def greet_within(seconds: float, target: Target, **options: Any) -> Reply:
+    """``greet(target, **options)``, tried again for up to ``seconds`` until the service is up.
+
+    The pause between tries doubles from 20 ms to 1 s; the last try is at the end of the time. Raises what
+    that one raised.
+    """
+    end = perf_counter() + seconds
+    pause = 0.02
+    while True:
+        try:
+            reply = await greet(target, **options)
+            if reply.data or perf_counter() >= end:
+                return reply
+        except GreetFailed:
+            if perf_counter() >= end:
+                raise
+        await asyncio.sleep(min(pause, max(0.0, end - perf_counter())))
+        pause = min(2 * pause, 1.0)
+
+
+def printable(text: str) -> str:
+    """``text`` as a terminal may see it: control characters (C0 but newline and tab, DEL, C1) escaped."""
+    return "".join(
+        c if c >= " " and not "\x7f" <= c <= "\x9f" or c in "\n\t" else f"\\x{ord(c):02x}" for c in text
+    )
+
+
+async def _connect(
+    loop: asyncio.AbstractEventLoop,
+    collector: _Collector,
+    target: Endpoint,
+    sock: socket.socket | None,
+    ssl: TLS,
+    server_hostname: str | None,
+) -> None:
+    def factory() -> _Collector:
+        return collector
+
+    if target.kind == "unix":
+        sock = await unix_socket(loop, target)
+        await loop.create_unix_connection(factory, sock=sock, ssl=ssl, server_hostname=server_hostname)
+    elif target.kind == "fd":
+        sock = connected_socket(target, sock)
+        await loop.create_connection(factory, sock=sock, ssl=ssl, server_hostname=server_hostname)
+    else:
+        where = tcp_arguments(loop, target)
+        await loop.create_connection(factory, **where, ssl=ssl, server_hostname=server_hostname)

@@ -1,0 +1,200 @@
+"""A client for services that send a greeting and go on (SMTP, FTP, SSH): the greeting, and asyncio's streams.
+
+Invariants:
+
+- Nothing behind the greeting is taken from the stream. Only ``readuntil()`` stops at a line end without
+  taking more, so the bound on a line is the StreamReader's own ``limit``.
+- No wait is without a deadline.
+- After an error the descriptor is closed; after a cancellation it is closed in the loop's next turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+from greeter.client.connecting import (
+    CONNECT_TIMEOUT,
+    MAX_BYTES,
+    TIMEOUT,
+    check_bounds,
+    connect_errors,
+    connected_socket,
+    destination,
+    name_to_verify,
+    tcp_arguments,
+    unix_socket,
+)
+from greeter.core.endpoint import DEFAULT_HOST
+from greeter.core.replies import Reply, ended_by_eof, greeting_end
+from greeter.errors import ConfigError, GreetFailed, GreetReset, GreetTimeout, NoGreeting, ReplyTooLarge
+
+if TYPE_CHECKING:
+    import socket
+
+    from greeter.client.connecting import TLS, Target
+    from greeter.core.endpoint import Endpoint
+
+
+async def open_connection(
+    target: Target = DEFAULT_HOST,
+    port: int | str | None = None,
+    *,
+    path: str | None = None,
+    sock: socket.socket | None = None,
+    until: Literal["line", "reply"] = "line",
+    send: bytes | bytearray | memoryview | None = None,
+    ssl: TLS = None,
+    server_hostname: str | None = None,
+    timeout: float = TIMEOUT,
+    connect_timeout: float = CONNECT_TIMEOUT,
+    max_bytes: int = MAX_BYTES,
+) -> tuple[Reply, asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect, receive the greeting, and return it with the open connection.
+
+    What came behind the greeting is in the StreamReader. The deadlines end with the greeting: what follows
+    is the caller's, who also closes the StreamWriter.
+
+    asyncio's StreamReader throws unread bytes away when the peer resets the connection (cpython #75044). A
+    greeting that a reset follows at once can be lost for that reason. ``greet()`` has a protocol of its own,
+    which keeps every byte; use it where the greeting is all that is wanted.
+
+    Args:
+        target: An Endpoint, the text of one (``"127.0.0.1:25"``, ``"[::1]:25"``, ``"unix:/path"``,
+            ``"unix:@name"``, ``"fd:3"``), or a host: a name or an address, with ``port`` beside it or on
+            port 9999.
+        port: A port number or the name of a service. It goes with a host only.
+        path: A Unix socket (``"@name"``: an abstract one), in the place of a target.
+        sock: A connected socket, in the place of a target. It is closed with the connection.
+        until: What ends the greeting. ``"line"``: the end of a line. ``"reply"``: the last line of an SMTP
+            or FTP reply (RFC 5321 4.2.1, RFC 959 4.2). The end of the stream ends a line too.
+        send: Bytes to send before the greeting is read.
+        ssl: True or an SSLContext for TLS.
+        server_hostname: The name to verify with TLS, if it is not the target's host.
+        timeout: Seconds for everything, from the call to the end of the greeting.
+        connect_timeout: Seconds of those for connecting, TLS handshake included.
+        max_bytes: The longest greeting to take. The StreamReader's ``limit``, which is the longest line that
+            its ``readline()`` takes, is one byte less.
+
+    Returns:
+        The Reply, the StreamReader and the StreamWriter. ``reply.data`` has every line of the greeting with
+        its line end, which only a greeting that the end of the stream cut lacks.
+
+    Raises:
+        ConfigError: An argument is wrong, or arguments contradict each other.
+        ConnectFailed: There is no connection.
+        GreetTimeout: A deadline passed.
+        GreetReset: The peer reset the connection before the greeting was complete.
+        NoGreeting: The peer closed the connection without a byte, or in the middle of a reply.
+        ReplyTooLarge: The greeting is longer than ``max_bytes``.
+
+    Example::
+
+        reply, reader, writer = await greeter.open_connection("mail.example", 25, until="reply")
+        writer.write(b"QUIT\\r\\n")
+        print(reply, await reader.readline())
+        writer.close()
+        await writer.wait_closed()
+    """
+    where = destination(target, port, path, sock)
+    server_hostname = name_to_verify(where, ssl, server_hostname)
+    check_bounds(until, ("line", "reply"), max_bytes, timeout, connect_timeout)
+    if send is not None and not isinstance(send, bytes | bytearray | memoryview):
+        raise ConfigError(f"send is bytes, not {type(send).__name__}")
+    deadline = asyncio.get_running_loop().time() + timeout
+    limit = min(connect_timeout, timeout)
+    start = perf_counter()
+    with connect_errors(where, limit):
+        async with asyncio.timeout(limit):
+            reader, writer = await _open(where, sock, ssl, server_hostname, max_bytes)
+    connected = perf_counter()
+    data = bytearray()
+    try:
+        if send and not writer.transport.is_closing():  # uvloop raises RuntimeError if it is
+            writer.write(send)  # and no drain(): the peer may wait for us to read
+        async with asyncio.timeout_at(deadline):
+            first_byte = await _receive(reader, data, until, max_bytes)
+    except (asyncio.LimitOverrunError, asyncio.IncompleteReadError, OSError) as error:
+        data += await _abort(reader, writer)
+        raise _failure(error, str(where), bytes(data), max_bytes, timeout) from error
+    except BaseException:
+        writer.transport.abort()
+        raise
+    reply = Reply(
+        bytes(data),
+        str(where),
+        connect_time=connected - start,
+        first_byte_time=first_byte - start,
+        total_time=perf_counter() - start,
+    )
+    return reply, reader, writer
+
+
+async def _open(
+    target: Endpoint, sock: socket.socket | None, ssl: TLS, server_hostname: str | None, max_bytes: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    loop = asyncio.get_running_loop()
+    # The first byte is read alone: a buffer above this limit is a line above max_bytes.
+    limit = max(max_bytes - 1, 1)
+    if target.kind == "unix":
+        sock = await unix_socket(loop, target)
+        return await asyncio.open_unix_connection(
+            sock=sock, limit=limit, ssl=ssl, server_hostname=server_hostname
+        )
+    if target.kind == "fd":
+        sock = connected_socket(target, sock)
+        return await asyncio.open_connection(sock=sock, limit=limit, ssl=ssl, server_hostname=server_hostname)
+    where = tcp_arguments(loop, target)
+    return await asyncio.open_connection(**where, limit=limit, ssl=ssl, server_hostname=server_hostname)
+
+
+async def _receive(
+    reader: asyncio.StreamReader, data: bytearray, until: Literal["line", "reply"], max_bytes: int
+) -> float:
+    """Read the greeting into ``data``, which has what came also when this raises.
+
+    Returns:
+        When the first byte came.
+
+    Raises:
+        LimitOverrunError: It is longer than ``max_bytes``. The rest may still be in the reader.
+        IncompleteReadError: The stream ended before it.
+    """
+    data += await reader.readexactly(1)  # alone, for its time
+    first_byte = perf_counter()
+    line = 0  # where the line begins that is not complete
+    try:
+        while greeting_end(data, until, line) is None and len(data) <= max_bytes:
+            if data.endswith(b"\n"):
+                line = len(data)
+            # At the bound, one more byte tells a greeting that is too long from the end of the stream.
+            data += await (reader.readuntil(b"\n") if len(data) < max_bytes else reader.readexactly(1))
+    except asyncio.IncompleteReadError as error:
+        data += error.partial
+        if not ended_by_eof(data, until):
+            raise
+    if len(data) > max_bytes:
+        raise asyncio.LimitOverrunError("the greeting is longer than max_bytes", len(data))
+    return first_byte
+
+
+def _failure(error: Exception, target: str, received: bytes, max_bytes: int, timeout: float) -> GreetFailed:
+    """What ``open_connection()`` raises for an error of the streams."""
+    if isinstance(error, asyncio.LimitOverrunError) or len(received) > max_bytes:
+        return ReplyTooLarge(target, max_bytes, received[:max_bytes])
+    if isinstance(error, asyncio.IncompleteReadError):
+        return NoGreeting(target, received)
+    if isinstance(error, TimeoutError) and error.errno is None:  # not the system's ETIMEDOUT
+        return GreetTimeout(target, "end" if received else "first byte", timeout, received)
+    return GreetReset(target, received)
+
+
+async def _abort(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """Close at once; returns what the reader still holds."""
+    writer.transport.abort()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+        return await reader.read()
+    return b""

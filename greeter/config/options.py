@@ -1,0 +1,352 @@
+"""Every option, once: its field, flag, environment variable, key in the file, check and help.
+
+Invariants:
+
+- An option is a field of one of these dataclasses and nothing else. The command line, the environment and
+  the keys of a file are made from the fields.
+- A help text is one line of at most 70 characters. It does not repeat what click shows beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from greeter.config.values import (
+    APP,
+    COUNT,
+    DURATION,
+    ENDPOINT,
+    FILE,
+    FILE_NAME,
+    HOST_NAME,
+    LIMIT,
+    LOOP,
+    MODE,
+    NETWORK,
+    PER_SECOND,
+    PERCENT,
+    POSITIVE_SECONDS,
+    QUANTITY,
+    RATE,
+    SECONDS,
+    STAGE,
+    TEMPLATE,
+    WORKERS,
+)
+from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
+from greeter.core.greeting import DEFAULT_GREETING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEY = "greeter"
+
+
+def option(
+    default: Any,
+    help: str,
+    type: Any = None,
+    *,
+    group: str = "",
+    default_text: str = "",
+    many: bool = False,
+    argument: bool = False,
+    exclusive_group: str = "",
+    short: str = "",
+    env: bool = True,
+) -> Any:
+    """A field that is an option.
+
+    Args:
+        default: Its value if no source gives one.
+        help: What it does, in a line of at most 70 characters. Default and variable are shown by click.
+        type: What turns its text into a value; None for a flag.
+        group: The heading under which ``--help`` shows it.
+        default_text: The default as ``--help`` shows it, where the value does not say it.
+        many: It may be repeated.
+        argument: It is an argument, not an option.
+        exclusive_group: A group of options of which one source may give one.
+        short: Its short flag, as in ``-c``.
+        env: It may be given by an environment variable.
+    """
+    meta = {"help": help, "type": type, "group": group, "default_text": default_text, "multiple": many}
+    meta |= {"argument": argument, "exclusive_group": exclusive_group, "short": short, "env": env}
+    return dataclasses.field(default=default, metadata={KEY: meta})
+
+
+# The groups of ``serve --help``.
+WHERE = "Where"
+SAY = "What to say"
+LIMITS = "Limits"
+TIMEOUTS = "Timeouts"
+TLS = "TLS"
+PROXY = "PROXY protocol"
+PROCESSES = "Processes"
+LOGS = "Logs and metrics"
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeOptions:
+    """The options of ``greeter serve``."""
+
+    listen: tuple[Endpoint, ...] = option(
+        (),
+        "Where to listen; may be repeated.",
+        ENDPOINT,
+        group=WHERE,
+        default_text=f"{DEFAULT_ENDPOINT}, or the sockets of systemd",
+        many=True,
+    )
+    backlog: int = option(2048, "Length of the accept queue (listen backlog).", COUNT, group=WHERE)
+    unix_mode: int | None = option(
+        None, "Mode of the files of Unix sockets, in octal, as in 660.", MODE, group=WHERE
+    )
+    greeting: str = option(
+        DEFAULT_GREETING,
+        "Text to send. Variables: $host $port $hostname $time $count ($$: $).",
+        TEMPLATE,
+        group=SAY,
+        exclusive_group="greeting",
+    )
+    greeting_file: Path | None = option(
+        None,
+        "Send the contents of this file, byte for byte.",
+        FILE,
+        group=SAY,
+        exclusive_group="greeting",
+    )
+    app: str | None = option(
+        None,
+        "Send what this is: text, bytes, or a callable that gets a Peer.",
+        APP,
+        group=SAY,
+        exclusive_group="greeting",
+    )
+    max_connections: int | None = option(
+        None,
+        "Connections open at once; the others wait in the accept queue.",
+        COUNT,
+        group=LIMITS,
+        default_text="what the descriptor limit allows",
+    )
+    max_per_ip: int | None = option(
+        None, "Connections open at once from one address, per worker.", COUNT, group=LIMITS
+    )
+    rate_per_ip: float | None = option(
+        None, "New connections per second from one address, per worker.", RATE, group=LIMITS
+    )
+    allow: tuple[str, ...] = option(
+        (), "Serve only clients of this network; may be repeated.", NETWORK, group=LIMITS, many=True
+    )
+    deny: tuple[str, ...] = option(
+        (), "Reject clients of this network; may be repeated.", NETWORK, group=LIMITS, many=True
+    )
+    greet_timeout: float = option(
+        10.0, "Time from accept until the kernel has the last byte.", POSITIVE_SECONDS, group=TIMEOUTS
+    )
+    linger_timeout: float = option(
+        2.0, "Time after the greeting for the client to close.", SECONDS, group=TIMEOUTS
+    )
+    drain_timeout: float = option(
+        10.0, "How long a stop waits for open connections.", SECONDS, group=TIMEOUTS
+    )
+    stop_delay: float = option(
+        0.0, "How long to serve on after a stop signal; /healthz says 503.", SECONDS, group=TIMEOUTS
+    )
+    tls_cert: Path | None = option(
+        None, "Serve TLS with the certificate chain in this PEM file.", FILE, group=TLS
+    )
+    tls_key: Path | None = option(
+        None, "The certificate's key, if it is in a file of its own.", FILE, group=TLS
+    )
+    tls_client_ca: Path | None = option(
+        None, "Require a client certificate signed by one of these authorities.", FILE, group=TLS
+    )
+    proxy_protocol: bool = option(
+        False, "Connections begin with a PROXY header, version 1 or 2.", group=PROXY
+    )
+    proxy_from: tuple[str, ...] = option(
+        (),
+        "Network of trusted proxies, which must be named; may be repeated.",
+        NETWORK,
+        group=PROXY,
+        many=True,
+    )
+    workers: int | Literal["auto"] = option(
+        1, "Processes that serve; auto is one for each usable core.", WORKERS, group=PROCESSES
+    )
+    loop: Literal["auto", "asyncio", "uvloop"] = option(
+        "auto", "Event loop; auto is uvloop if it is installed.", LOOP, group=PROCESSES
+    )
+    accept: Literal["auto", "direct", "streams"] = option(
+        "auto",
+        "Accept path; streams is asyncio.start_server, auto prefers direct.",
+        click.Choice(["auto", "direct", "streams"]),
+        group=PROCESSES,
+    )
+    metrics: Endpoint | None = option(
+        None, "Serve Prometheus metrics (/metrics) and /healthz there.", ENDPOINT, group=LOGS
+    )
+    access_log: bool = option(True, "Log a line for each admitted client, at level info.", group=LOGS)
+    log_format: Literal["text", "json"] = option(
+        "text", "Format of the log, which goes to stderr.", click.Choice(["text", "json"]), group=LOGS
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = option(
+        "info",
+        "The lowest level to log.",
+        click.Choice(["debug", "info", "warning", "error"]),
+        group=LOGS,
+    )
+
+
+# Options that several clients have, as arguments of option().
+TIMEOUT_HELP = "Time for the whole greeting, connecting included."
+CONNECT_TIMEOUT_HELP = "Time for connecting; included in --timeout."
+MAX_BYTES_HELP = "The longest greeting to accept, in bytes."
+CLIENT_TLS = (False, "Use TLS, and verify the server's certificate.")
+CLIENT_TLS_CA = (None, "Trust the authorities in this PEM file, not the system's.", FILE_NAME)
+CLIENT_TLS_CERT = (None, "Present the client certificate in this PEM file.", FILE_NAME)
+CLIENT_TLS_KEY = (None, "The certificate's key, if it is in a file of its own.", FILE_NAME)
+SERVER_NAME = (None, "Name that the certificate must have, if not the host's.", HOST_NAME)
+
+# Options that load and report have.
+TOLERANCE_HELP = "How much worse than the baseline passes, in percent."
+JSON_HELP = "Write the report to this JSON file."
+HTML_HELP = "Write the report to this HTML page."
+
+# The groups of ``greet --help`` and ``load --help``.
+GREETING = "Greeting"
+OUTPUT = "Output"
+LOAD = "Load"
+JUDGEMENT = "Judgement"
+
+
+@dataclasses.dataclass(frozen=True)
+class GreetOptions:
+    """The options of ``greeter greet``."""
+
+    target: Endpoint = option(Endpoint.parse(DEFAULT_ENDPOINT), "", ENDPOINT, argument=True)
+    timeout: float = option(10.0, TIMEOUT_HELP, POSITIVE_SECONDS, group=GREETING)
+    connect_timeout: float = option(5.0, CONNECT_TIMEOUT_HELP, POSITIVE_SECONDS, group=GREETING)
+    wait: float = option(0.0, "How long to retry until the service is up.", SECONDS, group=GREETING)
+    until: Literal["eof", "line", "reply"] = option(
+        "eof",
+        "What ends a greeting: end of stream, a line, an SMTP or FTP reply.",
+        click.Choice(["eof", "line", "reply"]),
+        group=GREETING,
+    )
+    max_bytes: int = option(65536, MAX_BYTES_HELP, COUNT, group=GREETING)
+    tls: bool = option(*CLIENT_TLS, group=TLS)
+    tls_ca: str | None = option(*CLIENT_TLS_CA, group=TLS)
+    # In the environment, these are the server's: a health check beside it has the same.
+    tls_cert: str | None = option(*CLIENT_TLS_CERT, group=TLS, env=False)
+    tls_key: str | None = option(*CLIENT_TLS_KEY, group=TLS, env=False)
+    server_name: str | None = option(*SERVER_NAME, group=TLS)
+    json: bool = option(
+        False,
+        "Print a JSON object: the greeting, and times in microseconds.",
+        group=OUTPUT,
+        exclusive_group="form",
+    )
+    raw: bool = option(
+        False,
+        "Print the bytes as received, control characters included.",
+        group=OUTPUT,
+        exclusive_group="form",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadOptions:
+    """The options of ``greeter load``."""
+
+    target: Endpoint = option(Endpoint.parse(DEFAULT_ENDPOINT), "", ENDPOINT, argument=True)
+    connections: int | None = option(
+        None,
+        "Connections open at once, at most.",
+        QUANTITY,
+        group=LOAD,
+        default_text="50, with a rate 1000",
+        short="-c",
+    )
+    count: int | None = option(
+        None, "Stop after this many connections, as in 10k.", QUANTITY, group=LOAD, short="-n"
+    )
+    duration: float | None = option(
+        None, "Stop after this time.", DURATION, group=LOAD, default_text="10s", short="-z"
+    )
+    rate: float | None = option(
+        None, "New connections per second, in all (open loop).", PER_SECOND, group=LOAD, short="-r"
+    )
+    stage: tuple[Any, ...] = option(
+        (), "Change the rate to RATE, linearly, within DUR; may be repeated.", STAGE, group=LOAD, many=True
+    )
+    warmup: float = option(0.0, "How long to make the load before measuring it.", DURATION, group=LOAD)
+    workers: int = option(1, "Processes that make the load.", COUNT, group=LOAD, short="-w")
+    source_ip: tuple[str, ...] = option(
+        (),
+        "Local address, for another range of ports; may be repeated.",
+        str,
+        group=LOAD,
+        many=True,
+    )
+    hold: float = option(
+        0.0, "How long to keep a connection open after its greeting.", DURATION, group=GREETING
+    )
+    timeout: float = option(10.0, TIMEOUT_HELP, DURATION, group=GREETING)
+    connect_timeout: float = option(5.0, CONNECT_TIMEOUT_HELP, DURATION, group=GREETING)
+    until: Literal["eof", "line"] = option(
+        "eof",
+        "What ends a greeting: end of stream, or a line.",
+        click.Choice(["eof", "line"]),
+        group=GREETING,
+    )
+    expect: str | None = option(None, "Text that a greeting must contain.", str, group=GREETING)
+    max_bytes: int = option(65536, MAX_BYTES_HELP, COUNT, group=GREETING)
+    tls: bool = option(*CLIENT_TLS, group=TLS)
+    tls_ca: str | None = option(*CLIENT_TLS_CA, group=TLS)
+    tls_cert: str | None = option(*CLIENT_TLS_CERT, group=TLS)
+    tls_key: str | None = option(*CLIENT_TLS_KEY, group=TLS)
+    server_name: str | None = option(*SERVER_NAME, group=TLS)
+    threshold: tuple[str, ...] = option(
+        (),
+        "Limit to keep, as in response:p99<20ms; may be repeated.",
+        LIMIT,
+        group=JUDGEMENT,
+        many=True,
+    )
+    baseline: Path | None = option(
+        None, "Compare with the JSON report of an earlier run.", FILE, group=JUDGEMENT
+    )
+    tolerance: float | None = option(None, TOLERANCE_HELP, PERCENT, group=JUDGEMENT, default_text="10")
+    json: Path | None = option(None, JSON_HELP, FILE, group=OUTPUT)
+    csv: Path | None = option(None, "Write the timeline to this CSV file.", FILE, group=OUTPUT)
+    hdr: Path | None = option(
+        None, "Write the histograms to this HdrHistogram log (.hlog).", FILE, group=OUTPUT
+    )
+    html: Path | None = option(None, HTML_HELP, FILE, group=OUTPUT)
+    quiet: bool = option(False, "Show no progress.", group=OUTPUT)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """The options of ``greeter report``."""
+
+    runs: tuple[Path, ...] = option((), "", FILE, many=True, argument=True)
+    merge: bool = option(False, "Add up the files: parts of one run, by several generators.")
+    tolerance: float | None = option(None, TOLERANCE_HELP, PERCENT, default_text="10")
+    html: Path | None = option(None, HTML_HELP, FILE)
+    json: Path | None = option(None, JSON_HELP, FILE)
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoOptions:
+    """The options of ``greeter demo``."""
+
+    clients: int = option(1000, "Clients to greet at once.", COUNT)
+    loop: Literal["auto", "asyncio", "uvloop"] = option(
+        "auto", "Event loop; auto is uvloop if it is installed.", LOOP
+    )

@@ -1,0 +1,149 @@
+"""A report for people and for other programs: summary, CSV, HdrHistogram log.
+
+The law: each is a function from the report to text, so that it can be made as well from a JSON file of
+last year. Nothing is measured, and nothing is written, here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from greeter.loadtest.plan.outcome import FAILURES
+from greeter.loadtest.plan.threshold import PHASES, STATS
+from greeter.loadtest.plan.units import latency, number, seconds
+from greeter.loadtest.report import verdict
+
+if TYPE_CHECKING:
+    from greeter.loadtest.report.report import LoadReport
+
+_COLUMN = 9
+_TIMELINE = ("t", "attempted", "greeted", "failed", "open", "p50_us", "p99_us")
+
+
+def summary(report: LoadReport) -> str:
+    """The whole run on one page, the verdict last."""
+    values = report.to_dict()
+    parts = [
+        [_headline(values)],
+        _totals(values),
+        _latencies(values),
+        _errors(values),
+        _thresholds(values),
+        _moves(values),
+        _generator(values),
+        [f"  - {remark}" for remark in verdict.remarks(values)],
+        [report.verdict],
+    ]
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def timeline_csv(report: LoadReport) -> str:
+    """The timeline, a line for each bucket; times in seconds and microseconds."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("t_s", *_TIMELINE[1:]))
+    table.writerows([row[name] for name in _TIMELINE] for row in report.timeline)
+    return text.getvalue()
+
+
+def hdr_log(report: LoadReport) -> str:
+    """The histograms as an HdrHistogram log (.hlog, format 1.2): one interval, a tag for each phase.
+
+    Values are in microseconds; the maxima in the log are in milliseconds.
+    """
+    start = datetime.fromisoformat(report.started_at)
+    lines = [
+        f"#[greeter load {report.target}; values in microseconds]",
+        "#[Histogram log format version 1.2]",
+        f"#[StartTime: {start.timestamp():.3f} (seconds since epoch), {report.started_at}]",
+        '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"',
+    ]
+    for name in PHASES:
+        most = (report.latency_us[name]["max"] or 0) / 1000
+        lines.append(f"Tag={name},0.000,{report.duration_s:.3f},{most:.3f},{report.histograms[name]}")
+    return "\n".join(lines) + "\n"
+
+
+def _headline(values: dict[str, Any]) -> str:
+    plan = values["plan"]
+    if plan["mode"] == "closed":
+        loop = f"closed loop, {number(plan['connections'])} at a time"
+    else:
+        loop = f"open loop, {number(values['rate']['target'])}/s, at most {number(plan['connections'])} open"
+    workers = f", {plan['workers']} workers" if plan["workers"] > 1 else ""
+    hold = f", each held for {seconds(plan['hold_s'])}" if plan["hold_s"] else ""
+    return f"Load test of {values['target']}: {loop}{workers}{hold}, {seconds(values['duration_s'])}"
+
+
+def _totals(values: dict[str, Any]) -> list[str]:
+    connections, rate = values["connections"], values["rate"]
+    rates = [f"{number(rate['achieved'])}/s achieved", f"{number(rate['greeted'])}/s greeted"]
+    if rate["target"] is not None:
+        rates.insert(0, f"{number(rate['target'])}/s asked for")
+    counts = [
+        f"{number(connections[name])} {name}" for name in ("attempted", "greeted", "failed", "unstarted")
+    ]
+    return [
+        f"  rate         {', '.join(rates)}",
+        f"  connections  {', '.join(counts)}; {number(connections['peak_open'])} open at most",
+    ]
+
+
+def _latencies(values: dict[str, Any]) -> list[str]:
+    table = values["latency_us"]
+    rows = {"connect": "connect", "first byte": "first_byte", "total": "service"}
+    if values["plan"]["mode"] == "open":
+        rows |= {"total, as due": "response"}  # from the moment that the client was meant to come
+    if table["failed"]["count"]:
+        rows |= {"failed after": "failed"}
+    lines = [" " * 15 + "".join(f"{stat:>{_COLUMN}}" for stat in STATS)]
+    lines += [
+        f"  {label:<13}" + "".join(f"{latency(table[phase][stat]):>{_COLUMN}}" for stat in STATS)
+        for label, phase in rows.items()
+    ]
+    return lines
+
+
+def _errors(values: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, count in values["errors"].items():
+        if count:
+            reasons = ", ".join(values["error_reasons"].get(name, ()))
+            meaning = FAILURES.get(name, "") + f" ({reasons})" * bool(reasons)
+            lines.append(f"  {number(count):>9} {name:<22} {meaning}")
+    return lines
+
+
+def _thresholds(values: dict[str, Any]) -> list[str]:
+    return [
+        f"  {'passed' if threshold['passed'] else 'MISSED'}  {threshold['expr']:<28} "
+        f"{verdict.actual(threshold)}"
+        for threshold in values["thresholds"]
+    ]
+
+
+def _moves(values: dict[str, Any]) -> list[str]:
+    baseline = values["baseline"]
+    if baseline is None:
+        return []
+    lines = [f"  against {baseline['name']}, with {baseline['tolerance_percent']:g} % of tolerance:"]
+    lines += [f"  another plan: {difference}" for difference in baseline["differences"]]
+    lines += [
+        f"  {'WORSE' if move['worse'] else 'kept '}   {verdict.describe(move)}"
+        for move in baseline["figures"]
+    ]
+    return lines
+
+
+def _generator(values: dict[str, Any]) -> list[str]:
+    generator = values["generator"]
+    cpu = ", ".join(f"{percent:.0f} %" for percent in generator["cpu_percent"])
+    line = f"  generator    {cpu} of a core"
+    if generator["lag_p99_us"] is not None:
+        line += (
+            f"; late by {latency(generator['lag_p99_us'])} at p99, {latency(generator['lag_max_us'])} at most"
+        )
+    return [line]

@@ -1,0 +1,258 @@
+"""What a load test found: one value, written as JSON (schema version 1) and read back.
+
+The law: a report is made of figures alone, and everything that is said about them (the verdict, the exit
+code, a summary, a chart) is a function of the report, so that it can be said again from the file, a year
+later. Units are in the names: ``_s``, ``_us``, ``_percent``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from greeter.errors import ConfigError
+from greeter.loadtest.metrics.histogram import Histogram
+from greeter.loadtest.metrics.metrics import HISTOGRAMS
+from greeter.loadtest.plan.outcome import GREETED
+from greeter.loadtest.plan.pacer import LATE
+from greeter.loadtest.plan.threshold import PHASES, STATS
+from greeter.loadtest.report import verdict
+from greeter.loadtest.report.baseline import DEFAULT_TOLERANCE, compare
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from greeter.loadtest.metrics.metrics import Metrics
+    from greeter.loadtest.plan.plan import LoadPlan
+
+SCHEMA = 1
+
+# A start with a free slot that is LATE at p99 says that the generator was the limit; with a core that is
+# used up, being so many seconds late says it.
+BUSY_LATE = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """The figures, named and shaped as in the JSON; ``report-schema.json`` in this package describes it.
+
+    ``rate`` has ``target`` (open loop), ``achieved`` (started per second of the schedule, in a closed
+    loop ended per second) and ``greeted`` (per second of the run). In ``latency_us``, ``connect``,
+    ``first_byte`` and ``service`` count from the actual connect, ``response`` from the intended start.
+    """
+
+    target: str
+    started_at: str
+    duration_s: float
+    plan: dict[str, Any]
+    connections: dict[str, int]
+    rate: dict[str, float | None]
+    latency_us: dict[str, dict[str, float | None]]
+    histograms: dict[str, str]
+    errors: dict[str, int]
+    error_reasons: dict[str, dict[str, int]]
+    syn_retransmits: dict[str, int]
+    timeline_width_s: float
+    timeline: list[dict[str, Any]]
+    generator: dict[str, Any]
+    kernel: dict[str, int]
+    environment: dict[str, Any]
+    interrupted: bool
+    notes: list[str]
+    thresholds: list[dict[str, Any]] = field(default_factory=list)
+    baseline: dict[str, Any] | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every threshold and the baseline were kept."""
+        return all(threshold["passed"] for threshold in self.thresholds) and (
+            self.baseline is None or self.baseline["passed"]
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """130 interrupted, 98 the generator was the limit, 99 a limit missed, 1 nothing greeted or a part of
+        the load lost, or 0."""
+        if self.interrupted:
+            return 130
+        if self.generator["saturated"]:
+            return 98
+        if not self.passed:
+            return 99
+        lost = any(part.get("lost") for part in self.generator.get("parts", ()))
+        return 0 if self.connections["greeted"] and not lost else 1
+
+    @property
+    def verdict(self) -> str:
+        """The run in one sentence."""
+        return verdict.sentence(self.to_dict())
+
+    def histogram(self, name: str) -> Histogram:
+        """The histogram of ``connect``, ``first_byte``, ``service``, ``response``, ``failed`` or ``lag``."""
+        return Histogram.decode(self.histograms[name])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values, without the verdict."""
+        values: dict[str, Any] = {"schema": SCHEMA}
+        values.update((f.name, getattr(self, f.name)) for f in fields(self))
+        values["passed"] = self.passed
+        return values
+
+    def to_json(self) -> str:
+        """The report as a JSON text."""
+        values = {**self.to_dict(), "verdict": self.verdict}
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "report") -> LoadReport:
+        """Read what ``to_json`` wrote; ``name`` is what an error calls it. Raises ConfigError."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{name} is no JSON: {error}") from None
+        if not isinstance(values, dict) or "schema" not in values:
+            raise ConfigError(f"{name} is no report of a load test: it has no schema")
+        if values["schema"] != SCHEMA:
+            raise ConfigError(f"{name} has schema {values['schema']!r}; this greeter reads schema {SCHEMA}")
+        try:
+            missing = _missing(values)
+        except TypeError:  # a number where there should be an object
+            raise ConfigError(f"{name} is no report of a load test") from None
+        if missing:
+            raise ConfigError(f"{name} is no whole report: it has no {', '.join(missing)}")
+        return cls(**{f.name: values[f.name] for f in fields(cls)})
+
+    def against(
+        self, old: LoadReport, tolerance: float = DEFAULT_TOLERANCE, name: str = "baseline"
+    ) -> LoadReport:
+        """This report, compared with an older one: a figure that is worse by more than ``tolerance`` percent
+        is as good as a threshold that was missed. ``name`` is what the comparison calls the older one.
+        Raises ConfigError for one in which nothing was greeted."""
+        return replace(self, baseline=compare(self.to_dict(), old.to_dict(), tolerance, name))
+
+
+def _missing(values: dict[str, Any]) -> list[str]:
+    """What ``values`` lacks of a report, as far as figures are taken from it."""
+    needed: dict[str, set[str]] = {
+        "connections": {"attempted", "greeted", "failed"},
+        "rate": {"achieved", "greeted"},
+        "latency_us": set(PHASES),
+        "generator": {"saturated"},
+    }
+    missing = [f.name for f in fields(LoadReport) if f.name not in values]
+    for name in needed.keys() - set(missing):
+        missing += [f"{name}.{key}" for key in needed[name] - set(values[name])]
+    if not missing:
+        for phase in PHASES:
+            missing += [
+                f"latency_us.{phase}.{s}" for s in {"count", *STATS} - set(values["latency_us"][phase])
+            ]
+    return sorted(missing)
+
+
+def build(
+    plan: LoadPlan,
+    target: str,
+    metrics: Metrics,
+    *,
+    started_at: str,
+    kernel: dict[str, int],
+    environment: dict[str, Any],
+    notes: Sequence[str] = (),
+) -> LoadReport:
+    """The report on ``metrics``: percentiles, rates and shares worked out, thresholds checked."""
+    greeted, attempted = metrics.outcomes[GREETED], metrics.attempted
+    lag = metrics.lag.summary()
+    report = LoadReport(
+        target=target,
+        started_at=started_at,
+        duration_s=round(metrics.elapsed, 6),
+        plan=plan.to_dict(),
+        connections={
+            "attempted": attempted,
+            "greeted": greeted,
+            "failed": attempted - greeted,
+            "unstarted": metrics.unstarted,
+            "peak_open": metrics.peak_open,
+            "cut_off": metrics.cut_off,
+            "reset_after_greeting": metrics.reset_after_greeting,
+            "closed_while_held": metrics.closed_while_held,
+        },
+        rate=_rates(plan, metrics),
+        latency_us={name: getattr(metrics, name).summary() for name in PHASES},
+        histograms={name: getattr(metrics, name).encode() for name in HISTOGRAMS},
+        errors={outcome: n for outcome, n in metrics.outcomes.items() if outcome != GREETED},
+        error_reasons=metrics.reasons,
+        syn_retransmits=_syn_retransmits(metrics.connect),
+        timeline_width_s=metrics.timeline.width,
+        timeline=metrics.timeline.rows(),
+        generator={
+            "lag_p99_us": lag["p99"],
+            "lag_max_us": lag["max"],
+            "cpu_percent": [round(percent, 1) for percent in metrics.cpu_percent],
+            "saturated": saturated(plan, metrics),
+            "workers": plan.workers,
+            "latencies_over_60_s": sum(getattr(metrics, name).over for name in PHASES),
+        },
+        kernel=kernel,
+        environment=environment,
+        interrupted=metrics.interrupted,
+        notes=list(notes),
+    )
+    values = report.to_dict()
+    return replace(report, thresholds=[threshold.check(values) for threshold in plan.thresholds])
+
+
+def part_row(name: str, report: LoadReport) -> dict[str, Any]:
+    """What the part of a load test that ``report`` is about contributed, as ``generator["parts"]`` has it."""
+    return {
+        "name": name,
+        "target": report.target,
+        "started_at": report.started_at,
+        "duration_s": report.duration_s,
+        **{key: report.connections[key] for key in ("attempted", "greeted", "failed", "unstarted")},
+        "response_p99_us": report.latency_us["response"]["p99"],
+        "lag_p99_us": report.generator["lag_p99_us"],
+        "cpu_percent": report.generator["cpu_percent"],
+        "saturated": report.generator["saturated"],
+        "interrupted": report.interrupted,
+        "environment": report.environment,
+    }
+
+
+def stamp(moment: datetime) -> str:
+    """A moment of UTC as a report has it."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def saturated(plan: LoadPlan, metrics: Metrics) -> bool:
+    """Whether the figures of an open loop are the generator's own."""
+    if plan.mode == "closed":
+        return False
+    late = (metrics.lag.percentiles(99)[0] or 0) / 1e6
+    busy = max(metrics.cpu_percent, default=0.0) >= verdict.BUSY_PERCENT
+    return late > LATE or (busy and (late > BUSY_LATE or metrics.unstarted > 0))
+
+
+def _rates(plan: LoadPlan, metrics: Metrics) -> dict[str, float | None]:
+    def per_second(count: int, seconds: float) -> float:
+        return round(count / seconds, 3) if seconds > 0 else 0.0
+
+    greeted = per_second(metrics.outcomes[GREETED], metrics.elapsed)
+    target = plan.mean_rate
+    if target is None:
+        achieved = per_second(metrics.attempted, metrics.elapsed)
+        return {"target": None, "achieved": achieved, "greeted": greeted}
+    achieved = per_second(metrics.attempted + metrics.cut_off, metrics.scheduled)
+    return {"target": round(target, 3), "achieved": achieved, "greeted": greeted}
+
+
+def _syn_retransmits(connect: Histogram) -> dict[str, int]:
+    """Connects that took as long as the first, second and third SYN to be sent again (1 s, 3 s, 7 s)."""
+    return {
+        "1s": connect.between(1, 3),
+        "3s": connect.between(3, 7),
+        "7s": connect.between(7, float("inf")),
+    }

@@ -1,0 +1,314 @@
+"""From an Endpoint to bound, listening sockets, and back to nothing.
+
+The law: every listening socket is made here, and what was made here is unmade here: a Unix socket's file
+is removed by the listener that made it and by nobody else. Opening is all or nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+import sys
+from typing import TYPE_CHECKING, Any
+
+from greeter.core.endpoint import Endpoint
+from greeter.errors import ListenFailed, reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+logger = logging.getLogger("greeter")
+
+# Connections that the kernel keeps for us until they are accepted. Python's 100 overflows at 150
+# simultaneous connects; nginx asks for 511, uvicorn for 2048. net.core.somaxconn caps it (listen(2)).
+BACKLOG = 2048
+# Several addresses can share a port that the system chose for the first of them, if it is free for all.
+PORT_TRIES = 16
+
+# accept(2): errors of a connection that died in the queue, or that a firewall forbids; the next one may live.
+TRANSIENT_ACCEPT_ERRORS = frozenset(
+    (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR, errno.ENETDOWN, errno.EHOSTDOWN)
+    + (errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.ENOPROTOOPT)
+)
+
+# How long handshakes that are under way when a stop begins have to complete, in seconds; a round trip on the
+# loopback or in a data centre is far shorter.
+HANDSHAKE_GRACE = 0.05
+
+_SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; the socket module has no name for it
+
+
+class Listener:
+    """One listening socket.
+
+    ``sock`` is non-blocking; ``endpoint`` is where it really listens (never port 0); ``inherited`` is
+    True for a socket that we did not make, and whose file, if it has one, is not ours to remove.
+    """
+
+    def __init__(self, sock: socket.socket, endpoint: Endpoint, *, inherited: bool = False) -> None:
+        self.sock = sock
+        self.endpoint = endpoint
+        self.address = str(endpoint)
+        self.inherited = inherited
+        self.family = sock.family
+        # (descriptor, address) of the next connection, in blocking mode, or the error of accept(2).
+        # socket.accept() calls _accept() and wraps the result, at the price of a system call; where there
+        # is no _accept(), it has to do.
+        self.accept_fd: Callable[[], tuple[int, Any]] = getattr(sock, "_accept", self._accept_documented)
+        self._file: tuple[int, int] | None = None
+        if not inherited and endpoint.kind == "unix" and not endpoint.abstract:
+            self._file = _identity(endpoint.path)
+        sock.setblocking(False)
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.address}{' inherited' if self.inherited else ''}>"
+
+    def listen(self, backlog: int) -> None:
+        """Set the length of the listen queue, on a socket that is ours; an inherited one keeps its own."""
+        if not self.inherited:
+            self.sock.listen(backlog)
+
+    def _accept_documented(self) -> tuple[int, Any]:
+        sock, address = self.sock.accept()
+        return sock.detach(), address
+
+    def reject_new_handshakes(self, *, last: bool = False) -> bool:
+        """Let no new handshake begin, and every one under way complete. True if the system can do it.
+
+        A classic BPF program on the listening socket drops segments with SYN set (socket(7),
+        SO_ATTACH_FILTER): the client's kernel retries, and is refused once the socket is closed. For a
+        Unix socket, the path is removed; an abstract one has none. On a socket that others may serve too
+        neither is done, unless we are the ``last``.
+        """
+        if (self.inherited and not last) or self.endpoint.abstract:
+            return False
+        self.remove_file()
+        if self.sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return True
+        import ctypes  # only ever needed at the end
+
+        drop_syn = ((0x30, 0, 0, 13), (0x45, 1, 0, 0x02), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
+        program = b"".join(
+            code.to_bytes(2, sys.byteorder) + bytes((yes, no)) + value.to_bytes(4, sys.byteorder)
+            for code, yes, no, value in drop_syn
+        )
+        buffer = ctypes.create_string_buffer(program, len(program))
+
+        class Program(ctypes.Structure):
+            _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+        pointer = Program(len(drop_syn), ctypes.addressof(buffer))
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(pointer))
+        except OSError:
+            return False
+        return True
+
+    def remove_file(self) -> None:
+        """Remove the socket's file, if it is still the one that we made."""
+        file, self._file = self._file, None
+        try:
+            if file is not None and _identity(self.endpoint.path) == file:
+                os.unlink(self.endpoint.path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # its directory has become another, or is not ours any more
+            logger.warning("cannot remove %s: %s", self.endpoint.path, reason(error))
+
+    def close(self) -> None:
+        """Close the socket and remove its file. The kernel resets whoever is still in the queue."""
+        self.remove_file()
+        self.sock.close()
+
+
+def open_listeners(
+    endpoints: Iterable[Endpoint], *, backlog: int = BACKLOG, unix_mode: int | None = None
+) -> list[Listener]:
+    """Listen on every endpoint, or on none.
+
+    A host with several addresses, and the empty host with its two families, gives one listener for each,
+    on one port. ``backlog`` is the length of the listen queue; ``unix_mode`` the mode of a Unix socket's
+    file. Resolving a name blocks. Raises ListenFailed; nothing stays open then.
+    """
+    opened: list[Listener] = []
+    try:
+        for endpoint in endpoints:
+            if endpoint.kind == "tcp":
+                opened += _open_tcp(endpoint)
+            elif endpoint.kind == "unix":
+                opened.append(_open_unix(endpoint, unix_mode))
+            else:
+                opened.append(_open_inherited(endpoint))
+        for listener in opened:
+            try:
+                listener.listen(backlog)
+            except OSError as error:
+                raise ListenFailed(listener.address, error) from error
+    except BaseException:
+        for listener in opened:
+            listener.close()
+        raise
+    return opened
+
+
+def adopt(sock: socket.socket, text: str = "") -> Listener:
+    """A Listener over a bound socket that the caller made. It becomes ours; a file that it has does not.
+
+    Raises ListenFailed, which calls the socket ``text``; the socket is still the caller's then.
+    """
+    text = text or f"fd:{sock.fileno()}"
+    try:
+        if sock.type != socket.SOCK_STREAM:
+            raise ListenFailed(text, "not a stream socket")
+        name = sock.getsockname()
+        if isinstance(name, tuple):
+            host, port = name[:2]
+            if port == 0:
+                raise ListenFailed(text, "not bound to a port")
+            endpoint = Endpoint("tcp", host=host, port=port)
+        else:
+            path = name if isinstance(name, str) else name.decode(errors="surrogateescape")
+            endpoint = Endpoint("unix", path=path)
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.listen(BACKLOG)
+    except ListenFailed:
+        raise
+    except OSError as error:
+        raise ListenFailed(text, error) from error
+    return Listener(sock, endpoint, inherited=True)
+
+
+def _open_inherited(endpoint: Endpoint) -> Listener:
+    text = str(endpoint)
+    try:
+        fd = os.dup(endpoint.fd)
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise ListenFailed(text, error) from error
+    try:
+        return adopt(sock, text)
+    except ListenFailed:
+        sock.close()
+        raise
+
+
+def _open_tcp(endpoint: Endpoint) -> list[Listener]:
+    try:
+        found = socket.getaddrinfo(
+            endpoint.host or None, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (OSError, UnicodeError) as error:
+        cause = error if isinstance(error, OSError) else "not a host name"
+        raise ListenFailed(str(endpoint), cause) from error
+    # IPv6 first: a port that is free there is more rarely taken on IPv4 than the other way round.
+    addresses = sorted(
+        dict.fromkeys((info[0], info[4]) for info in found), key=lambda a: a[0] != socket.AF_INET6
+    )
+    tries = PORT_TRIES if endpoint.port == 0 and len(addresses) > 1 else 1
+    while True:
+        tries -= 1
+        try:
+            return _bind_all(addresses)
+        except OSError as error:
+            if tries == 0 or error.errno != errno.EADDRINUSE:
+                raise ListenFailed(str(endpoint), error) from error
+
+
+def _bind_all(addresses: Sequence[tuple[int, tuple[object, ...]]]) -> list[Listener]:
+    """Bind each address, all to the port of the first; an address that this machine lacks is left out."""
+    opened: list[Listener] = []
+    lacking: OSError | None = None
+    try:
+        for family, address in addresses:
+            host, port, *scope = address
+            if opened:
+                port = opened[0].endpoint.port
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+            except OSError as error:  # EAFNOSUPPORT: no IPv6 here
+                lacking = error
+                continue
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    # Its own socket for each family: IPv4 clients keep their IPv4 addresses (RFC 3493, 5.3).
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind((host, port, *scope))
+            except OSError as error:
+                sock.close()
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                lacking = error
+                continue
+            name = sock.getsockname()
+            opened.append(Listener(sock, Endpoint("tcp", host=name[0], port=name[1])))
+    except BaseException:
+        for listener in opened:
+            listener.close()
+        raise
+    if not opened:
+        raise lacking or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    return opened
+
+
+def _open_unix(endpoint: Endpoint, mode: int | None) -> Listener:
+    path = endpoint.path
+    try:
+        if not endpoint.abstract:
+            _remove_stale(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(path)
+        except BaseException:
+            sock.close()
+            raise
+        listener = Listener(sock, endpoint)
+        if mode is not None and not endpoint.abstract:
+            try:
+                os.chmod(path, mode)  # before listen(): nobody can connect before the mode is right
+            except BaseException:
+                listener.close()
+                raise
+    except FileExistsError as error:
+        raise ListenFailed(str(endpoint), "a file is there that is no socket") from error
+    except OSError as error:
+        raise ListenFailed(str(endpoint), error) from error
+    return listener
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that nobody listens on. A live one, or another kind of file, is an OSError."""
+    before = _identity(path)
+    if before is None:
+        return
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            if _identity(path) == before:  # and not one that came to life meanwhile
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # its queue is full: very much alive
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file is at ``path``: device and inode, or None if there is none."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,218 @@
+"""Command line, environment and file: which of them wins, and what is said when one of them is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from greeter import ConfigError, Endpoint
+from greeter.cli.commandline import collect, with_options
+from greeter.config.options import GreetOptions, ServeOptions
+from greeter.config.values import MOST
+
+
+def read(cls: type[Any], *args: str) -> Any:
+    """The options of ``cls`` as a command would get them."""
+
+    @click.command()
+    @with_options(cls, config=cls is ServeOptions)
+    @click.pass_context
+    def command(ctx: click.Context, /, **_: object) -> Any:
+        return collect(cls, ctx)
+
+    return command.main(list(args), "test", standalone_mode=False)
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("GREETER_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write a configuration file; the environment names it."""
+
+    def write(text: str | bytes) -> str:
+        path = tmp_path / "greeter.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        monkeypatch.setenv("GREETER_CONFIG", str(path))
+        return str(path)
+
+    return write
+
+
+def refusal(*args: str) -> str:
+    with pytest.raises((ConfigError, click.UsageError)) as caught:
+        read(ServeOptions, *args)
+    error = caught.value
+    return error.format_message() if isinstance(error, click.ClickException) else str(error)
+
+
+# -- which source wins ------------------------------------------------------------------------------------
+
+
+def test_several_endpoints() -> None:
+    options = read(ServeOptions, "--listen", ":1", "--listen", "unix:@x")
+    assert options.listen == (Endpoint.tcp("", 1), Endpoint.unix("@x"))
+
+
+def test_command_line_before_environment_before_file(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config("backlog = 1\nlinger-timeout = 1\ndrain-timeout = 1\naccess-log = false\n")
+    monkeypatch.setenv("GREETER_BACKLOG", "2")
+    monkeypatch.setenv("GREETER_LINGER_TIMEOUT", "2")
+    options = read(ServeOptions, "--backlog", "3", "--access-log")
+    assert (options.backlog, options.linger_timeout, options.drain_timeout) == (3, 2.0, 1.0)
+    assert options.access_log
+
+
+def test_the_file_can_be_named_on_the_command_line(config: Any, tmp_path: Path) -> None:
+    config("backlog = 1")
+    (tmp_path / "other.toml").write_text("backlog = 2")
+    assert read(ServeOptions).backlog == 1
+    assert read(ServeOptions, "--config", f"{tmp_path}/other.toml").backlog == 2
+
+
+def test_an_empty_file_changes_nothing(config: Any) -> None:
+    config("# nothing\n")
+    assert read(ServeOptions) == ServeOptions()
+
+
+# -- one greeting of three -------------------------------------------------------------------------------
+
+
+def test_one_greeting_from_one_source(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal("--greeting", "x", "--app", "m:n") == "give one of --greeting and --app"
+    assert refusal("--greeting", "x", "--app", "m:n", "--greeting-file", "f") == (
+        "give one of --greeting and --greeting-file and --app"
+    )
+    file = config('greeting = "x"\ngreeting-file = "f"\n')
+    assert refusal() == f"{file}: give one of greeting and greeting-file"
+    monkeypatch.setenv("GREETER_GREETING", "x")
+    monkeypatch.setenv("GREETER_APP", "m:n")
+    assert refusal() == "give one of GREETER_GREETING and GREETER_APP"
+
+
+def test_a_greeting_from_a_higher_source_replaces_those_below(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def words(*args: str) -> tuple[object, ...]:
+        options = read(ServeOptions, *args)
+        return options.greeting, options.greeting_file, options.app
+
+    default = ServeOptions().greeting
+    config('app = "from:file"')
+    assert words() == (default, None, "from:file")
+    monkeypatch.setenv("GREETER_GREETING_FILE", "from-environment")
+    assert words() == (default, Path("from-environment"), None)
+    assert words("--greeting", "typed") == ("typed", None, None)
+    assert words("--app", "typed:too") == (default, None, "typed:too")
+
+
+# -- what is refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "why"),
+    [
+        ("--backlog", "0", f"'0' is not a whole number from 1 to {MOST}"),
+        ("--backlog", "-1", "'-1' is not a whole number"),
+        ("--backlog", "1.5", "'1.5' is not a whole number"),
+        ("--backlog", "1e3", "'1e3' is not a whole number"),
+        ("--backlog", "٣", "'٣' is not a whole number"),
+        ("--backlog", str(MOST + 1), f"'{MOST + 1}' is not a whole number"),
+        ("--backlog", "9" * 5000, f"'{'9' * 40}' is not a whole number"),
+        ("--greet-timeout", "0", "0 seconds is no time at all"),
+        ("--greet-timeout", "-1", "'-1' is not a number of seconds"),
+        ("--linger-timeout", "nan", "'nan' is not a number of seconds"),
+        ("--linger-timeout", "inf", "'inf' is not a number of seconds"),
+        ("--linger-timeout", "", "'' is not a number of seconds"),
+        ("--drain-timeout", "soon", "'soon' is not a number of seconds"),
+        ("--listen", "localhost", "endpoint 'localhost' has no port"),
+        ("--greeting", "$nobody", "greeting has the unknown name $nobody"),
+        ("--greeting", "\udcff", "cannot be encoded as UTF-8"),
+        ("--loop", "trio", "'trio' is not one of 'auto', 'asyncio', 'uvloop'"),
+        ("--log-level", "loud", "'loud' is not one of"),
+    ],
+)
+def test_values_that_cannot_be_right(
+    flag: str, text: str, why: str, monkeypatch: pytest.MonkeyPatch, config: Any
+) -> None:
+    line = refusal(flag, text)
+    assert line.startswith(f"Invalid value for '{flag}'")
+    assert why in line
+    key = flag.removeprefix("--")
+    if text.strip() and text.isprintable():
+        config(f"{key} = {json.dumps(text)}")
+        assert why in refusal()
+        config("")
+        monkeypatch.setenv("GREETER_" + key.upper().replace("-", "_"), text)
+        assert why in refusal()
+
+
+def test_zero_is_a_number_of_seconds_where_nothing_may_take_long() -> None:
+    assert read(ServeOptions, "--linger-timeout", "0").linger_timeout == 0
+    assert read(GreetOptions, "--wait", "0").wait == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("lissten = ':1'", "unknown key 'lissten'; did you mean 'listen'?"),
+        ("greet-timeouts = 1", "unknown key 'greet-timeouts'; did you mean 'greet-timeout'?"),
+        ("zzz = 1", "unknown key 'zzz'"),
+        ("[serve]\nbacklog = 1", "unknown key 'serve'"),
+        ("config = 'other.toml'", "unknown key 'config'"),
+        ("greeting = ['a', 'b']", "greeting is one value, not ['a', 'b']"),
+        ("listen = 5", "listen is a list, not 5"),
+        ("listen = {a = 1}", "listen is a list, not {'a': 1}"),
+        ("listen = [5]", "listen cannot be [5]"),
+        ("listen = [':1', true]", "listen cannot be [':1', True]"),
+        ("greeting = 5", "greeting cannot be 5"),
+        ("greeting = {a = 1}", "greeting cannot be {'a': 1}"),
+        ("greeting-file = 5", "greeting-file cannot be 5"),
+        ("app = 1.5", "app cannot be 1.5"),
+        ("backlog = true", "backlog cannot be True"),
+        ("greet-timeout = 2020-01-01", "greet-timeout cannot be datetime.date(2020, 1, 1)"),
+        ("access-log = 'yes'", "access-log cannot be 'yes'"),
+        ("access-log = 1", "access-log cannot be 1"),
+        ("log-level = 5", "log-level cannot be 5"),
+        ("unix-mode = 660", 'unix-mode cannot be 660: put its octal digits in quotes, as in "660"'),
+        ("unix-mode = 0o660", 'unix-mode cannot be 432: put its octal digits in quotes, as in "660"'),
+        ("backlog = ", "not TOML: Invalid value ("),
+        ("backlog = 1\nbacklog = 2", "not TOML: Cannot overwrite a value ("),
+        (b"greeting = '\xff'", "not TOML: 'utf-8' codec can't decode byte 0xff"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_files_that_cannot_be_right(text: str | bytes, why: str, config: Any) -> None:
+    file = config(text)
+    line = refusal()
+    assert line.startswith(f"{file}: {why}")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("text", ["backlog = 1.5", "backlog = -1"])
+def test_a_number_of_the_right_kind_still_has_to_fit(text: str, config: Any) -> None:
+    config(text)
+    assert "is not a whole number" in refusal()
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert refusal("--config", f"{tmp_path}/no.toml") == (
+        f"cannot read the configuration '{tmp_path}/no.toml': no such file or directory"
+    )
+    assert "is a directory" in refusal("--config", str(tmp_path))
+
+
+def test_a_flag_in_the_environment_has_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREETER_ACCESS_LOG", "maybe")
+    assert "'maybe' is not a valid boolean" in refusal()
+    for text, value in (("0", False), ("on", True), ("FALSE", False)):
+        monkeypatch.setenv("GREETER_ACCESS_LOG", text)
+        assert read(ServeOptions).access_log is value

@@ -1,0 +1,383 @@
+"""``greeter load`` and ``greeter report``: what they print, write and exit with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
+from tests.loadtest.report.test_report import metrics, report
+from tests.support.loadtest_peers import GREETING, greet, serving, unattended
+from tests.support.service_peers import children
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("hdrh")
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+
+SHORT = ("-c", "5", "-n", "200", "--quiet")
+
+
+async def test_a_run_and_its_files(tmp_path: Path) -> None:
+    run, page, timeline, histograms = (
+        tmp_path / name for name in ("run.json", "page", "run.csv", "run.hlog")
+    )
+    files = ("--json", str(run), "--csv", str(timeline), "--hdr", str(histograms))
+    async with greeter_process("serve", "--listen", "127.0.0.1:0") as server:
+        code, out, err = await run_greeter("load", server.address, *SHORT, *files)
+        assert (code, err) == (0, "")
+        assert "200 attempted, 200 greeted, 0 failed" in out
+        assert json.loads(run.read_text())["connections"]["greeted"] == 200
+        assert timeline.read_text()
+        assert histograms.read_text().startswith("#")
+        code, out, _ = await run_greeter("load", server.address, *SHORT, "--threshold", "response:max<1us")
+        assert code == 99
+        assert "response:max<1us" in out
+        old = ("--baseline", str(run), "--tolerance", "100000")
+        code, out, _ = await run_greeter("load", server.address, *SHORT, *old)
+        assert code == 0
+    if pytest.importorskip("plotly"):
+        code, out, err = await run_greeter("report", str(run), "--html", str(page))
+        assert (code, err) == (0, "")
+        assert page.read_text().lower().startswith("<!doctype html>")
+
+
+async def test_many_are_held_open_together_and_what_was_raised_for_them_is_said() -> None:
+    """Ten thousand, as far as this machine's limit lets us; the server has as many."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    many = 10_000 if hard == resource.RLIM_INFINITY else min(10_000, hard - 100)
+    if many < 1_000:
+        pytest.skip(f"a limit of {hard} open files")
+    async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as server:
+        options = f"-c {many} -n {many} --hold 12s --timeout 60s --connect-timeout 60s --quiet"
+        low = f"ulimit -Sn 200; exec {sys.executable} -m greeter load {server.address} {options}"
+        process = await asyncio.create_subprocess_shell(low, stdout=subprocess.PIPE, cwd=ROOT)
+        out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+    words = out.decode()
+    assert process.returncode == 0
+    assert f"{many:,} attempted, {many:,} greeted, 0 failed, 0 unstarted; {many:,} open at most\n" in words
+    assert "  - raised the limit of open files from 200 to " in words
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupt_still_gives_the_summary(
+    number: signal.Signals, workers: str, tmp_path: Path
+) -> None:
+    begun = asyncio.Event()
+
+    async def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.set()
+        writer.write(GREETING)
+
+    run = tmp_path / "run.json"
+    async with serving(note) as target:
+        options = ("-r", "50", "-z", "60s", "--threshold", "response:max<1us", "--json", str(run))
+        async with greeter_process("load", target, "-w", workers, *options, ready="") as process:
+            await asyncio.wait_for(begun.wait(), PATIENCE)
+            for child in children(process.pid):
+                os.kill(child, number)  # as to the whole group, by a terminal or timeout(1)
+            process.process.send_signal(number)
+            out, _ = await asyncio.wait_for(process.process.communicate(), PATIENCE)
+    assert process.process.returncode == 130, "which goes before the threshold's 99"
+    assert "\nInterrupted after " in out.decode()
+    assert json.loads(run.read_text())["interrupted"] is True
+
+
+async def test_a_second_interrupt_does_not_wait() -> None:
+    """As when a resolver takes its time: there is nothing yet that could be stopped."""
+    code = (
+        "import asyncio\n"
+        "from greeter import cli, loadcommand\n"
+        "async def load(*_, stop, **__):\n"
+        "    print('looking up', flush=True)\n"
+        "    await stop.wait()\n"
+        "    print('stopping', flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "loadcommand.load = load\n"
+        "raise SystemExit(cli.run(['load', '127.0.0.1:1', '--quiet']))\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    assert process.stdout is not None
+    try:
+        for word in (b"looking up\n", b"stopping\n"):
+            assert await asyncio.wait_for(process.stdout.readline(), PATIENCE) == word
+            process.send_signal(signal.SIGINT)
+        out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+        assert (process.returncode, out, err.strip()) == (130, b"", b"")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_terminal_shows_it_live_and_stdout_has_the_summary_alone() -> None:
+    async with serving(greet) as target:
+        ours, theirs = pty.openpty()
+        try:
+            command = [sys.executable, "-m", "greeter", "load", target, "-r", "100", "-z", "0.6s"]
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=subprocess.PIPE, stderr=theirs, cwd=ROOT, env={**os.environ, "TERM": "xterm"}
+            )
+            out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+            shown = os.read(ours, 65536).decode()
+        finally:
+            os.close(ours)
+            os.close(theirs)
+    late = b"\nThe generator was the limit: " in out  # it may be, beside other work
+    assert process.returncode == (98 if late else 0)
+    assert out.startswith(b"Load test of ")
+    assert b"\x1b" not in out
+    assert "/s  " in shown
+    assert " open  0 failed  p50 " in shown
+    assert "█" in shown
+    assert " left" in shown
+
+
+async def test_a_mail_server() -> None:
+    smtp = pytest.importorskip("aiosmtpd.smtp")
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: smtp.SMTP(None), "127.0.0.1", 0)
+    async with server:
+        target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        options = ("--until", "line", "--expect", "220 ", "-c", "5", "-n", "25", "--quiet")
+        code, out, err = await run_greeter("load", target, *options)
+    assert (code, err) == (0, "")
+    assert "25 attempted, 25 greeted" in out
+
+
+async def test_a_secure_shell_server(tmp_path: Path) -> None:
+    sshd, keygen = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin"), shutil.which("ssh-keygen")
+    if sshd is None or keygen is None:
+        pytest.skip("there is no sshd")
+    key = str(tmp_path / "key")
+    assert await _status(keygen, "-q", "-t", "ed25519", "-N", "", "-f", key) == 0
+    if await _status(sshd, "-t", "-f", os.devnull, "-h", key):
+        pytest.skip("sshd would not start here")
+    # In inetd mode it takes one connection from its standard input: no port of its own, and no privilege.
+    command = [sshd, "-i", "-f", os.devnull, "-h", key]
+
+    async def shell(client: socket.socket) -> None:
+        with client:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=client.fileno(), stdout=client.fileno(), stderr=subprocess.DEVNULL
+            )
+        await process.wait()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+
+        async def accept() -> None:
+            async with asyncio.TaskGroup() as shells:
+                for _ in range(4):
+                    client, _ = await asyncio.get_running_loop().sock_accept(listener)
+                    client.setblocking(True)
+                    shells.create_task(shell(client))
+
+        serving_them = asyncio.create_task(accept())
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+        options = ("--until", "line", "--expect", "SSH-2.0-", "-c", "2", "-n", "4", "--quiet")
+        code, out, err = await run_greeter("load", target, *options)
+        await asyncio.wait_for(serving_them, PATIENCE)
+    assert (code, err) == (0, ""), out
+    assert "4 attempted, 4 greeted" in out
+
+
+async def _status(*command: str) -> int:
+    process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
+    return await asyncio.wait_for(process.wait(), PATIENCE)
+
+
+async def test_a_full_queue() -> None:
+    with unattended(backlog=5) as (_, target):
+        options = ("-c", "30", "-n", "30", "--timeout", "300ms", "--connect-timeout", "200ms", "--quiet")
+        code, out, err = await run_greeter("load", target, *options)
+    assert (code, err) == (1, "")
+    assert "30 attempted, 0 greeted, 30 failed" in out
+    assert " connected_no_greeting" in out.splitlines()[-1]
+
+
+async def test_more_than_one_worker_can_make() -> None:
+    async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as server:
+        code, out, err = await run_greeter(
+            "load", server.address, "-r", "200k", "-c", "5k", "-z", "300ms", "--quiet"
+        )
+    assert (code, err) == (98, "")
+    assert out.splitlines()[-1].startswith("The generator was the limit: it began ")
+
+
+async def test_a_page_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, the right exit code, and nothing half-written."""
+    pytest.importorskip("jsonschema")
+    pytest.importorskip("plotly")
+    run, page = tmp_path / "run.json", tmp_path / "page.html"
+    await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", str(run))
+    good = json.loads(run.read_text())
+    for values, words in (
+        ({"a": 1}, "is no report of a load test: it has no schema"),
+        ({**good, "schema": 2}, "has schema 2; this greeter reads schema 1"),
+        ({**good, "connections": {**good["connections"], "greeted": "x"}}, "connections.greeted"),
+        (
+            {**good, "histograms": {**good["histograms"], "service": "HIST"}},
+            "a histogram that cannot be read",
+        ),
+    ):
+        run.write_text(json.dumps(values))
+        code, _, err = await run_greeter("report", str(run), "--html", str(page))
+        assert (code, err.count("\n")) == (2, 1), err
+        assert words in err
+    run.write_text(json.dumps(good))
+    nowhere = tmp_path / "nowhere" / "page.html"
+    code, _, err = await run_greeter("report", str(run), "--html", str(nowhere))
+    assert (code, err) == (2, f"greeter: --html: cannot write {nowhere}: no such file or directory\n")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['plotly'] = None")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, out, err = await run_greeter("report", str(run), "--html", str(page))
+    assert (code, out) == (2, ""), "it is said before anything is done"
+    assert (
+        err == "greeter: --html needs an optional package: pip install '.[report]' in greeter's source tree\n"
+    )
+    assert set(os.listdir(tmp_path)) <= {"run.json", "sitecustomize.py", "__pycache__"}
+
+
+async def test_nobody_there() -> None:
+    code, out, err = await run_greeter("load", "127.0.0.1:1", *SHORT)
+    assert (code, err) == (1, "")
+    assert out.splitlines()[-1] == "Nothing was greeted: 200 connect_refused (Connection refused)."
+
+
+async def test_a_name_that_does_not_resolve() -> None:
+    code, out, err = await run_greeter("load", "nobody.invalid:1", *SHORT)
+    assert (code, out) == (1, "")
+    assert err.startswith("greeter: cannot connect to nobody.invalid:1: ")
+    assert err.count("\n") == 1
+
+
+async def test_a_disk_that_fills_while_the_report_is_written() -> None:
+    async with serving(greet) as target:
+        code, out, err = await run_greeter("load", target, *SHORT, "--json", "/dev/full")
+    assert code == 1
+    assert "200 attempted, 200 greeted" in out, "what was measured is told all the same"
+    assert err == "greeter: cannot write /dev/full: no space left on device\n"
+
+
+async def test_a_file_that_cannot_be_written_takes_no_other_with_it(tmp_path: Path) -> None:
+    timeline = tmp_path / "run.csv"
+    options = ("--threshold", "response:p50<1us", "--json", "/dev/full", "--csv", str(timeline))
+    async with serving(greet) as target:
+        code, _, err = await run_greeter("load", target, *SHORT, *options)
+    assert (code, err) == (99, "greeter: cannot write /dev/full: no space left on device\n")
+    assert timeline.read_text().startswith("t_s,")
+
+
+@pytest.mark.parametrize(("options", "code"), [((), 1), (("--threshold", "response:p50<1us"), 99)])
+async def test_a_full_disk_behind_stdout(tmp_path: Path, options: tuple[str, ...], code: int) -> None:
+    run = tmp_path / "run.json"
+    async with serving(greet) as target:
+        command = [sys.executable, "-m", "greeter", "load", target, *SHORT, "--json", str(run), *options]
+        full = os.open("/dev/full", os.O_WRONLY)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=full, stderr=subprocess.PIPE, cwd=ROOT
+            )
+            _, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+        finally:
+            os.close(full)
+    assert (process.returncode, err) == (code, b"greeter: no space left on device\n")
+    assert json.loads(run.read_text())["connections"]["greeted"] == 200
+
+
+async def test_letters_that_there_are_not(tmp_path: Path) -> None:
+    """A byte of the command line that is no UTF-8, and JSON that has one."""
+    pytest.importorskip("plotly")
+    run, page = tmp_path / "run.json", tmp_path / "page.html"
+    expect = os.fsdecode(b"\xff")
+    async with serving(greet) as target:
+        files = ("--json", str(run), "--html", str(page))
+        code, _, err = await run_greeter("load", target, *SHORT, "--expect", expect, *files)
+    assert (code, err) == (1, "")
+    assert json.loads(run.read_text())["plan"]["expect"] == expect
+    assert "\\udcff" in page.read_text(encoding="utf-8")
+    page.unlink()
+    assert (await run_greeter("report", str(run), "--html", str(page)))[::2] == (1, "")
+    assert sorted(os.listdir(tmp_path)) == ["page.html", "run.json"]
+
+
+async def test_a_report_of_one_run_has_no_tolerance(tmp_path: Path) -> None:
+    run = str(tmp_path / "run.json")
+    await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", run)
+    for options in ((run,), ("--merge", run, run)):
+        code, out, err = await run_greeter("report", *options, "--tolerance", "5")
+        assert (code, out) == (2, "")
+        assert err.startswith("greeter: --tolerance means nothing without a baseline")
+
+
+async def test_a_baseline_of_another_schema(tmp_path: Path) -> None:
+    old = tmp_path / "old.json"
+    old.write_text('{"schema": 7}')
+    code, out, err = await run_greeter("load", "127.0.0.1:1", "--baseline", str(old))
+    assert (code, out) == (2, "")
+    assert err == f"greeter: {old} has schema 7; this greeter reads schema 1\n"
+
+
+async def test_a_baseline_in_which_nothing_was_greeted_is_refused_before_the_run(tmp_path: Path) -> None:
+    (old := tmp_path / "old.json").write_text(report(metrics(0, 0, 5)).to_json())
+    code, out, err = await run_greeter("load", "127.0.0.1:1", "--baseline", str(old))
+    assert (code, out) == (2, "")
+    assert err == f"greeter: {old} is no baseline: nothing was greeted in it\n"
+
+
+async def test_a_baseline_that_does_not_hold_together(tmp_path: Path) -> None:
+    """It is held against the schema before the run, and not found out behind it."""
+    old = tmp_path / "old.json"
+    await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", str(old))
+    values = json.loads(old.read_text())
+    values["connections"]["attempted"] = "x"
+    old.write_text(json.dumps(values))
+    code, out, err = await run_greeter("load", "127.0.0.1:1", "--baseline", str(old))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"greeter: {old} is no report of a load test: connections.attempted: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("-c", "0"), "not 0"),
+        (("--rate", "-5"), "'-5' is no number from 0 on"),
+        (("-c", "100M"), "100000000 connections do not fit: the limit of "),
+        (("--threshold", "speed:p99<1s"), "speed"),
+        (("--baseline", "/nonexistent"), "/nonexistent"),
+        (("--tolerance", "5"), "--tolerance means nothing without --baseline"),
+        (("--json", "-"), "--json takes a path; standard output is /dev/stdout"),
+        (("--json", "/nonexistent/x"), "--json: cannot write /nonexistent/x: no such file or directory"),
+        (("--csv", "same", "--hdr", "./same"), "--csv and --hdr name the same file"),
+        (("-n", "9" * 400), "is more than 1,000,000,000,000"),
+        (("-r", "10000000000000g", "-z", "10ms"), "--rate must be 1,000,000,000,000 at the most"),
+        (("-r", "1000g", "-z", "2s"), "the plan has more than 1,000,000,000,000 connections to make"),
+        (("--tls", "--server-name", ".x"), "'.x' is not a host name"),
+        (("--tls-ca", "x.pem"), "--tls-ca means nothing without --tls"),
+        (("--tls", "--tls-key", "x.pem"), "--tls-key means nothing without --tls-cert"),
+        (("--connect-timeout", "0"), "--connect-timeout must be more than 0, not 0"),
+        (("--stage", "1s:5", "-z", "1s"), "--duration is given beside --stage"),
+    ],
+)
+async def test_what_is_wrong_is_one_line(args: tuple[str, ...], words: str) -> None:
+    code, out, err = await run_greeter("load", "127.0.0.1:1", *args)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert words in err

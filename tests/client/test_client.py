@@ -1,0 +1,743 @@
+"""greet() against peers that behave, misbehave or do nothing, on raw sockets that the test itself holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import math
+import os
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import greeter
+from greeter import (
+    ConfigError,
+    ConnectFailed,
+    Endpoint,
+    GreetReset,
+    GreetTimeout,
+    NoGreeting,
+    Reply,
+    ReplyTooLarge,
+    greet,
+)
+from greeter.client import client
+from greeter.client.client import greet_within, printable
+from tests.conftest import PATIENCE, greeter_process, open_fds
+from tests.support.peers import reset, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+HELLO = b"Thank you for connecting"
+once = pytest.mark.asyncio(loop_factories=["asyncio"])  # what it tests does not depend on the loop
+
+pytestmark = pytest.mark.usefixtures("no_fd_leak")
+
+
+class Door:
+    """A listening socket, and whoever the test lets in through it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.sock.setblocking(False)
+        self.visitors: list[socket.socket] = []
+
+    @property
+    def port(self) -> int:
+        return int(self.sock.getsockname()[1])
+
+    async def open(self) -> socket.socket:
+        """The next client's connection, blocking, which is closed at the end of the test."""
+        async with asyncio.timeout(PATIENCE):
+            visitor, _ = await asyncio.get_running_loop().sock_accept(self.sock)
+        self.visitors.append(visitor)
+        visitor.setblocking(True)
+        return visitor
+
+    async def greet(self, **options: Any) -> tuple[asyncio.Task[Reply], socket.socket]:
+        """A greet() under way, and the server's side of it."""
+        task = asyncio.create_task(greet(port=self.port, **options))
+        return task, await self.open()
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[Door]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        it = Door(sock)
+        yield it
+        for visitor in it.visitors:
+            visitor.close()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
+    """A greeting server over TLS, with a certificate for localhost and 127.0.0.1."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HELLO)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+
+
+# -- a greeting ------------------------------------------------------------------------------------------
+
+
+async def test_a_greeting(door: Door) -> None:
+    task, server = await door.greet()
+    server.sendall(HELLO)
+    server.close()
+    reply = await task
+    assert reply.data == bytes(reply) == HELLO
+    assert str(reply) == "Thank you for connecting"
+    assert (reply.target, reply.reset) == (f"127.0.0.1:{door.port}", False)
+    assert reply.first_byte_time is not None
+    assert 0 < reply.connect_time <= reply.first_byte_time <= reply.total_time
+
+
+async def test_a_greeting_in_pieces_of_any_bytes(door: Door) -> None:
+    data = os.urandom(60_000)
+    task, server = await door.greet()
+    for at in range(0, len(data), 1000):
+        server.sendall(data[at : at + 1000])
+        await asyncio.sleep(0)
+    server.shutdown(socket.SHUT_WR)
+    assert (await task).data == data
+
+
+def test_a_reply_is_text_whatever_the_bytes() -> None:
+    reply = Reply("grüße ".encode() + b"\xff\x00", "x:1", 0.0, None, 0.0)
+    assert str(reply) == "grüße \\xff\0"
+
+
+async def test_closing_without_a_byte_is_an_empty_reply(door: Door) -> None:
+    task, server = await door.greet()
+    server.close()
+    reply = await task
+    assert (reply.data, reply.reset, reply.first_byte_time) == (b"", False, None)
+
+
+async def test_a_reset_after_the_greeting_still_yields_it(door: Door) -> None:
+    task, server = await door.greet()
+    server.sendall(HELLO)
+    reset(server)
+    reply = await task
+    assert (reply.data, reply.reset) == (HELLO, True)
+
+
+async def test_a_reset_before_the_greeting(door: Door) -> None:
+    task, server = await door.greet()
+    reset(server)
+    with pytest.raises(GreetReset, match=f"127.0.0.1:{door.port}: connection reset before the") as caught:
+        await task
+    assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+
+# -- where to ---------------------------------------------------------------------------------------------
+
+
+async def heard(visitor: socket.socket) -> bytes:
+    """The next byte that the client sends."""
+    visitor.setblocking(False)
+    async with asyncio.timeout(PATIENCE):
+        return await asyncio.get_running_loop().sock_recv(visitor, 1)
+
+
+async def greeted(task: asyncio.Task[Reply], visitor: socket.socket, target: str) -> bool:
+    visitor.sendall(HELLO)
+    visitor.close()
+    reply = await task
+    assert reply.target == target
+    return reply.data == HELLO
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", 2130706433, "", None])
+async def test_hosts(door: Door, host: str | int | None) -> None:
+    task = asyncio.create_task(greet(host, str(door.port)))
+    visitor = await door.open()
+    target = "127.0.0.1" if isinstance(host, int) else host or ""
+    assert await greeted(task, visitor, f"{target}:{door.port}")
+
+
+async def test_targets_as_text(door: Door) -> None:
+    text = f"127.0.0.1:{door.port}"
+    for way in (greet(text), greet(target=text), greet(host="127.0.0.1", port=door.port), greet(host=text)):
+        task = asyncio.create_task(way)
+        assert await greeted(task, await door.open(), text)
+
+
+@pytest.mark.parametrize("name", ["file", "@"])
+async def test_unix_sockets(tmp_path: Path, name: str) -> None:
+    path = f"{tmp_path}/x" if name == "file" else f"@greeter-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path.replace("@", "\0", 1) if name == "@" else path)
+        sock.listen()
+        for way in (greet(path=path), greet(Endpoint.unix(path)), greet(f"unix:{path}")):
+            task = asyncio.create_task(way)
+            assert await greeted(task, await Door(sock).open(), f"unix:{path}")
+
+
+async def test_a_socket_that_is_connected_becomes_ours(door: Door) -> None:
+    ours = socket.create_connection(("127.0.0.1", door.port))
+    task = asyncio.create_task(greet(sock=ours))
+    assert await greeted(task, await door.open(), f"fd:{ours.fileno()}")
+    assert ours.fileno() == -1
+
+
+async def test_a_descriptor_stays_with_who_opened_it() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(HELLO)
+        theirs.shutdown(socket.SHUT_WR)
+        target = Endpoint.inherited(ours.fileno())
+        assert (await greet(target)).data == HELLO
+        assert ours.fileno() >= 0
+
+
+# -- what does not connect --------------------------------------------------------------------------------
+
+
+async def test_a_refused_connection(door: Door) -> None:
+    port = door.port
+    door.sock.close()
+    with pytest.raises(ConnectFailed) as caught:
+        await greet(port=port)
+    assert str(caught.value) == f"cannot connect to 127.0.0.1:{port}: connection refused"
+    assert (caught.value.errno, caught.value.target) == (errno.ECONNREFUSED, f"127.0.0.1:{port}")
+
+
+async def test_every_address_refused_is_one_short_line(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(_host: object, port: int, *_: object, **__: object) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (f"127.0.0.{n}", port)) for n in (2, 1)]
+
+    port = door.port
+    door.sock.close()
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)  # uvloop asks the C library: localhost is one
+    with pytest.raises(ConnectFailed) as caught:
+        await greet("localhost", port)
+    assert str(caught.value) == f"cannot connect to localhost:{port}: connection refused"
+    assert caught.value.errno == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "why"),
+    [
+        ("nosuchhost.invalid", 1, "name or service not known|temporary failure|no address"),
+        ("127.0.0.1", "nosuchservice", "servname not supported|service not|unrecognized service"),
+        ("xn--é", 1, "not a host name"),
+    ],
+)
+async def test_what_cannot_be_resolved(host: str, port: int | str, why: str) -> None:
+    with pytest.raises(ConnectFailed, match=f"^cannot connect to {host}:{port}: ({why})"):
+        await greet(host, port)
+
+
+async def test_unix_sockets_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConnectFailed, match=f"^cannot connect to unix:{tmp_path}/x: no such file or dir"):
+        await greet(path=f"{tmp_path}/x")
+
+
+async def test_descriptors_that_are_no_connection() -> None:
+    reading, writing = os.pipe()
+    udp = socket.socket(type=socket.SOCK_DGRAM)
+    before = open_fds()
+    with pytest.raises(
+        ConnectFailed, match=f"cannot connect to fd:{reading}: socket operation on non-socket"
+    ):
+        await greet(Endpoint.inherited(reading))
+    with pytest.raises(ConnectFailed, match=f"fd:{udp.fileno()}: protocol wrong type for socket"):
+        await greet(Endpoint.inherited(udp.fileno()))
+    assert open_fds() == before
+    with pytest.raises(ConnectFailed, match="protocol wrong type for socket"):
+        await greet(sock=udp)
+    assert udp.fileno() == -1
+    os.close(reading)
+    os.close(writing)
+    with pytest.raises(ConnectFailed, match=f"cannot connect to fd:{reading}: bad file descriptor"):
+        await greet(Endpoint.inherited(reading))
+
+
+async def test_a_timeout_of_the_system_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unreachable(*_: object) -> None:
+        raise TimeoutError(errno.ETIMEDOUT, "Connect call failed")
+
+    monkeypatch.setattr(client, "_connect", unreachable)
+    with pytest.raises(ConnectFailed, match="cannot connect to 192.0.2.1:1: connection timed out") as caught:
+        await greet("192.0.2.1", 1)
+    assert caught.value.errno == errno.ETIMEDOUT
+
+
+# -- deadlines and bounds ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def full_door() -> Iterator[int]:
+    """A port that answers no handshake: its queue is full and nobody accepts."""
+    with socket.socket() as sock, contextlib.ExitStack() as stack:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        while True:  # ends when one is left hanging
+            visitor = stack.enter_context(socket.socket())
+            visitor.settimeout(0.1)
+            try:
+                visitor.connect(sock.getsockname())
+            except TimeoutError:
+                break
+        yield sock.getsockname()[1]
+
+
+@pytest.mark.parametrize("limits", [{"connect_timeout": 0.05}, {"timeout": 0.05}])
+async def test_no_connection_within_the_deadline(limits: dict[str, Any]) -> None:
+    with full_door() as port, pytest.raises(GreetTimeout) as caught:
+        await greet(port=port, **limits)
+    assert str(caught.value) == f"127.0.0.1:{port}: no connection within 0.05 s"
+    assert (caught.value.phase, caught.value.seconds, caught.value.received) == ("connect", 0.05, b"")
+
+
+async def test_a_silent_server(door: Door) -> None:
+    task, _server = await door.greet(timeout=0.05)
+    with pytest.raises(GreetTimeout) as caught:
+        await task
+    assert str(caught.value) == f"127.0.0.1:{door.port}: connected, but no greeting within 0.05 s"
+    assert (caught.value.phase, caught.value.received) == ("first byte", b"")
+
+
+async def test_a_greeting_that_does_not_end(door: Door) -> None:
+    task, server = await door.greet(timeout=0.1)
+    server.sendall(b"220 wait")
+    with pytest.raises(GreetTimeout) as caught:
+        await task
+    assert "the greeting did not end (8 bytes came) within 0.1 s" in str(caught.value)
+    assert (caught.value.phase, caught.value.received) == ("end", b"220 wait")
+
+
+async def test_a_deadline_in_the_turn_in_which_it_ended_is_none() -> None:
+    collector = client._Collector(asyncio.get_running_loop(), 10, "eof")
+    collector.connection_lost(None)
+    collector.expire()
+    assert not collector.late
+
+
+async def test_the_longest_reply(door: Door) -> None:
+    task, server = await door.greet(max_bytes=len(HELLO))
+    server.sendall(HELLO)
+    server.close()
+    assert (await task).data == HELLO
+
+
+async def test_a_reply_that_is_too_long(door: Door) -> None:
+    task, server = await door.greet(max_bytes=5)
+    server.sendall(HELLO)  # and no end: the bound does not wait for it
+    with pytest.raises(ReplyTooLarge) as caught:
+        await task
+    assert str(caught.value) == f"127.0.0.1:{door.port}: the greeting is longer than 5 bytes"
+    assert (caught.value.limit, caught.value.received) == (5, b"Thank")
+
+
+async def test_a_server_that_never_stops_talking(door: Door) -> None:
+    task, server = await door.greet()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while True:  # until the client hangs up
+            server.sendall(b"x" * 4096)
+            await asyncio.sleep(0)
+    with pytest.raises(ReplyTooLarge, match="longer than 65536 bytes"):
+        await task
+
+
+# -- one line ---------------------------------------------------------------------------------------------
+
+
+async def test_a_line_from_a_service_that_stays_connected(door: Door) -> None:
+    task, server = await door.greet(until="line")
+    server.sendall(b"220 here")
+    await asyncio.sleep(0)
+    server.sendall(b"\r\n250 more")
+    reply = await task
+    assert (reply.data, reply.reset) == (b"220 here\r\n", False)
+
+
+async def test_a_line_that_ends_with_the_stream(door: Door) -> None:
+    task, server = await door.greet(until="line")
+    server.sendall(b"220 here")
+    server.close()
+    assert (await task).data == b"220 here"
+
+
+async def test_the_bound_is_on_the_line_only(door: Door) -> None:
+    task, server = await door.greet(until="line", max_bytes=9)
+    server.sendall(b"220 here\n" + b"x" * 1000)
+    assert (await task).data == b"220 here\n"
+    task, server = await door.greet(until="line", max_bytes=8)
+    server.sendall(b"220 here\n")
+    with pytest.raises(ReplyTooLarge) as caught:
+        await task
+    assert caught.value.received == b"220 here"
+
+
+# -- a reply of several lines -----------------------------------------------------------------------------
+
+EHLO_REPLY = b"250-mail.example\r\n250-SIZE 1000\r\n250 HELP\r\n"
+
+
+async def test_a_reply_from_a_service_that_stays_connected(door: Door) -> None:
+    for cut in range(1, len(EHLO_REPLY)):
+        task, server = await door.greet(until="reply")
+        server.sendall(EHLO_REPLY[:cut])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        server.sendall(EHLO_REPLY[cut:] + b"354 more\r\n")
+        reply = await task
+        assert (reply.data, reply.reset) == (EHLO_REPLY, False)
+
+
+async def test_a_reply_of_one_line(door: Door) -> None:
+    task, server = await door.greet(until="reply")
+    server.sendall(b"220 here\r\n220 there\r\n")
+    assert (await task).data == b"220 here\r\n"
+
+
+async def test_a_reply_of_ten_thousand_lines(door: Door) -> None:
+    data = b"250-\n" * 10_000 + b"250\n"
+    task, server = await door.greet(until="reply")
+    await asyncio.to_thread(server.sendall, data + b"x")
+    assert (await task).data == data
+
+
+@pytest.mark.parametrize("data", [b"220 her", b"25", b"250-a\r\n250 b", b"250-a\r\n250"])
+async def test_the_end_of_the_stream_ends_a_line_of_a_reply(door: Door, data: bytes) -> None:
+    task, server = await door.greet(until="reply")
+    server.sendall(data)
+    server.close()
+    assert (await task).data == data
+
+
+@pytest.mark.parametrize("data", [b"250-a", b"250-a\r\n", b"250-a\r\n25", b"250-a\r\n251 b\r\n"])
+async def test_a_reply_without_its_last_line(door: Door, data: bytes) -> None:
+    task, server = await door.greet(until="reply")
+    server.sendall(data)
+    server.close()
+    with pytest.raises(
+        NoGreeting, match=rf"closed before the greeting ended \({len(data)} bytes came\)$"
+    ) as e:
+        await task
+    assert e.value.received == data
+    task, server = await door.greet(until="reply")
+    server.sendall(data)
+    reset(server)
+    with pytest.raises(GreetReset, match="connection reset before the greeting ended$") as r:
+        await task
+    assert r.value.received == data
+    task, server = await door.greet(until="reply", timeout=0.05)
+    server.sendall(data)
+    with pytest.raises(GreetTimeout) as t:
+        await task
+    assert (t.value.phase, t.value.received) == ("end", data)
+
+
+async def test_the_bound_is_on_the_reply_only(door: Door) -> None:
+    task, server = await door.greet(until="reply", max_bytes=len(EHLO_REPLY))
+    server.sendall(EHLO_REPLY + b"x" * 1000)
+    assert (await task).data == EHLO_REPLY
+    task, server = await door.greet(until="reply", max_bytes=len(EHLO_REPLY) - 1)
+    server.sendall(EHLO_REPLY)
+    with pytest.raises(ReplyTooLarge) as caught:
+        await task
+    assert caught.value.received == EHLO_REPLY[:-1]
+
+
+# -- arguments --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"until": "word"},
+        {"until": None},
+        {"until": ["line"]},
+        {"max_bytes": 0},
+        {"max_bytes": 1.5},
+        {"max_bytes": "1"},
+        {"max_bytes": True},
+        {"timeout": 0},
+        {"timeout": -1},
+        {"timeout": math.nan},
+        {"timeout": None},
+        {"timeout": "1"},
+        {"connect_timeout": 0},
+        {"ssl": "yes"},
+        {"server_hostname": b"x"},
+    ],
+)
+async def test_arguments_that_cannot_be_right(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"^{next(iter(options))} is "):
+        await greet(port=1, **options)
+
+
+async def test_one_place_to_connect_to(tmp_path: Path) -> None:
+    with socket.socket() as sock, pytest.raises(ConfigError, match="give one of path and sock"):
+        await greet(path=f"{tmp_path}/x", sock=sock)
+    with pytest.raises(ConfigError, match="give one of target and host"):
+        await greet("x", host="x")
+    with pytest.raises(ConfigError, match="path takes the place of a target and a port"):
+        await greet(Endpoint.tcp(), path="/x")
+    with pytest.raises(ConfigError, match="port 1 goes with a host, and 'h:1' is not one"):
+        await greet(Endpoint.tcp("h", 1), 1)
+    for target in (["h"], b"h", True, 1.5):
+        with pytest.raises(ConfigError, match="a target is a string, an integer or an Endpoint, not "):
+            await greet(target)  # type: ignore[arg-type]  # which is what is tested
+    with pytest.raises(ConfigError, match="a port is an integer or a string, not list"):
+        await greet("h", [1])  # type: ignore[arg-type]  # as above
+    with pytest.raises(ConfigError, match="endpoint 'fd:-1' has no descriptor number"):
+        await greet(sock=sock)
+    with pytest.raises(ConfigError, match="endpoint 'a b:9999' has no host name in 'a b'"):
+        await greet("a b")
+
+
+# -- cancelling -------------------------------------------------------------------------------------------
+
+
+async def test_cancelling_while_connecting_leaks_nothing() -> None:
+    for host in ("127.0.0.1", "localhost"):
+        with full_door() as port:
+            before = open_fds()
+            task = asyncio.create_task(greet(host, port))
+            await until(lambda: open_fds() != before, "a socket to leak")  # noqa: B023  # called at once
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+
+async def test_cancelling_while_waiting_leaks_nothing(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived = asyncio.Event()
+
+    class Watched(client._Collector):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            arrived.set()
+
+    monkeypatch.setattr(client, "_Collector", Watched)
+    task, server = await door.greet()
+    server.sendall(b"half a greet")
+    async with asyncio.timeout(PATIENCE):
+        await arrived.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await heard(server) == b""  # the server sees us go
+
+
+async def test_cancelling_a_unix_connect_leaks_nothing(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"{tmp_path}/x")
+        sock.listen(0)
+        with contextlib.ExitStack() as stack, contextlib.suppress(BlockingIOError):
+            while True:
+                visitor = stack.enter_context(socket.socket(socket.AF_UNIX))
+                visitor.setblocking(False)
+                visitor.connect(sock.getsockname())
+        task = asyncio.create_task(greet(path=f"{tmp_path}/x", timeout=5))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises((asyncio.CancelledError, ConnectFailed)):
+            await task
+
+
+async def test_cancelling_a_handshake_leaks_nothing(door: Door) -> None:
+    task, server = await door.greet(ssl=True)
+    assert await heard(server) == b"\x16"  # the ClientHello, which nobody will answer
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+# -- the descriptor is gone when greet() returns ----------------------------------------------------------
+
+
+async def test_the_descriptor_is_gone_when_it_returns() -> None:
+    async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as server:
+        await greet(port=server.port)  # once, for what the loop itself keeps open
+        for until in ("eof", "line"):
+            before = open_fds()
+            assert (await greet(port=server.port, until=until)).data == HELLO
+            assert open_fds() == before
+        assert await server.stop() == 0
+
+
+# -- TLS --------------------------------------------------------------------------------------------------
+
+
+async def test_a_greeting_over_tls(tls_port: int, trusting: ssl.SSLContext) -> None:
+    assert (await greet("localhost", tls_port, ssl=trusting)).data == HELLO
+    assert (await greet(port=tls_port, ssl=trusting)).data == HELLO
+    assert (await greet(port=tls_port, ssl=trusting, server_hostname="localhost")).data == HELLO
+
+
+async def test_tls_over_a_socket_of_ours(tls_port: int, trusting: ssl.SSLContext) -> None:
+    with pytest.raises(ConfigError, match=r"^server_hostname 'localhost' goes with ssl$"):
+        await greet(port=tls_port, server_hostname="localhost")
+    with socket.socket() as sock, pytest.raises(ConfigError, match=r"^TLS to fd:\d+ needs server_hostname,"):
+        await greet(sock=sock, ssl=trusting)
+    with pytest.raises(ConfigError, match="^TLS to unix:/x needs server_hostname, the name to verify$"):
+        await greet(path="/x", ssl=True)
+    sock = socket.create_connection(("127.0.0.1", tls_port))
+    assert (await greet(sock=sock, ssl=trusting, server_hostname="localhost")).data == HELLO
+    trusting.check_hostname = False
+    sock = socket.create_connection(("127.0.0.1", tls_port))
+    assert (await greet(sock=sock, ssl=trusting)).data == HELLO
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio's server, of the handshake that we break
+async def test_a_certificate_that_is_not_trusted(tls_port: int) -> None:
+    with pytest.raises(ConnectFailed) as caught:
+        await greet("localhost", tls_port, ssl=True)
+    assert str(caught.value) == (
+        f"cannot connect to localhost:{tls_port}: certificate verify failed: "
+        "unable to get local issuer certificate"
+    )
+    assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above
+async def test_a_certificate_for_another_name(tls_port: int, trusting: ssl.SSLContext) -> None:
+    with pytest.raises(ConnectFailed, match="certificate verify failed: Hostname mismatch.*'example.org'"):
+        await greet(port=tls_port, ssl=trusting, server_hostname="example.org")
+
+
+async def test_tls_to_a_server_that_has_none(door: Door, trusting: ssl.SSLContext) -> None:
+    task, server = await door.greet(ssl=trusting)
+    server.sendall(HELLO)
+    with pytest.raises(ConnectFailed, match="wrong version number|record layer failure"):
+        await task
+    task, server = await door.greet(ssl=trusting, connect_timeout=0.05)
+    with pytest.raises(GreetTimeout) as caught:  # it waits for us to speak: the handshake is in the limit
+        await task
+    assert caught.value.phase == "connect"
+    task, server = await door.greet(ssl=trusting)
+    reset(server)
+    with pytest.raises(ConnectFailed, match="connection reset by peer"):
+        await task
+
+
+# -- waiting until it is up -------------------------------------------------------------------------------
+
+
+async def test_waiting_for_a_service_that_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = asyncio.Event()
+    real = client.greet
+
+    async def watched(*args: Any, **options: Any) -> Reply:
+        try:
+            return await real(*args, **options)
+        except ConnectFailed:
+            failed.set()
+            raise
+
+    monkeypatch.setattr(client, "greet", watched)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))  # bound and not listening: refused
+        target = Endpoint.tcp("127.0.0.1", sock.getsockname()[1])
+        task = asyncio.create_task(greet_within(PATIENCE, target, timeout=5))
+        async with asyncio.timeout(PATIENCE):
+            await failed.wait()
+        sock.listen()
+        door = Door(sock)
+        (await door.open()).close()  # up, yet it says nothing: not up
+        visitor = await door.open()
+        visitor.sendall(HELLO)
+        for visitor in door.visitors:
+            visitor.close()
+        assert (await task).data == HELLO
+
+
+async def test_waiting_ends(door: Door) -> None:
+    task = asyncio.create_task(greet_within(0, Endpoint.tcp("127.0.0.1", door.port)))
+    (await door.open()).close()
+    assert (await task).data == b""
+    port = door.port
+    door.sock.close()
+    for seconds in (0, 0.05):
+        with pytest.raises(ConnectFailed, match="connection refused"):
+            await greet_within(seconds, Endpoint.tcp("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("wait", [0.005, 0.85, 1.0, 4.6])
+async def test_the_last_try_is_at_the_end_of_the_time(wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    tries: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    async def refused(*_: Any) -> Reply:
+        tries.append(now)
+        if now >= up:
+            return Reply(HELLO, "x:1", 0.0, 0.0, 0.0)
+        raise ConnectFailed("x:1", "connection refused")
+
+    monkeypatch.setattr(client, "perf_counter", lambda: now)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(client, "greet", refused)
+    target, up = Endpoint.tcp("x", 1), 100.0 + wait
+    assert (await greet_within(wait, target)).data == HELLO  # it comes up at the last moment
+    up, now, tries[:] = math.inf, 100.0, []
+    with pytest.raises(ConnectFailed):
+        await greet_within(wait, target)
+    assert tries[-1] == 100.0 + wait
+    assert len(set(tries)) == len(tries), "and there is one last try"
+
+
+# -- what a terminal sees ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain grüße 你好\n\tend", "plain grüße 你好\n\tend"),
+        ("\x1b[2J\x07", "\\x1b[2J\\x07"),
+        ("220 here\r\n", "220 here\\x0d\n"),
+        ("\0\x08\x7f\x80\x9b\x9f\xa0", "\\x00\\x08\\x7f\\x80\\x9b\\x9f\xa0"),
+    ],
+)
+def test_printable(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(max_codepoint=0xFF)))
+def test_nothing_printable_controls_a_terminal(text: str) -> None:
+    shown = printable(text)
+    assert not any(ord(c) < 0x20 and c not in "\n\t" or 0x7F <= ord(c) < 0xA0 for c in shown)
+    assert "".join(c for c in text if c.isprintable() or c in "\n\t\xa0\xad") == text or shown != text
+
+
+def test_the_public_greet_is_this_one() -> None:
+    assert greeter.greet is client.greet

@@ -1,0 +1,780 @@
+"""open_connection() against peers that behave, misbehave or do nothing, on raw sockets of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+
+import greeter
+from greeter import (
+    ConfigError,
+    ConnectFailed,
+    Endpoint,
+    GreetReset,
+    GreetTimeout,
+    NoGreeting,
+    Reply,
+    ReplyTooLarge,
+    open_connection,
+    streamclient,
+)
+from tests.client.test_client import Door, full_door, heard
+from tests.conftest import PATIENCE, open_fds
+from tests.support.peers import reset, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    Opened = tuple[Reply, asyncio.StreamReader, asyncio.StreamWriter]
+
+EHLO_REPLY = b"250-mail.example\r\n250-SIZE 1000\r\n250 HELP\r\n"
+
+pytestmark = pytest.mark.usefixtures("no_fd_leak")
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[Door]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        it = Door(sock)
+        yield it
+        for visitor in it.visitors:
+            visitor.close()
+
+
+async def begin(door: Door, **options: Any) -> tuple[asyncio.Task[Opened], socket.socket]:
+    """An open_connection() under way, and the server's side of it."""
+    task = asyncio.create_task(open_connection(port=door.port, **options))
+    server = await door.open()
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return task, server
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
+async def gone(server: socket.socket) -> None:
+    """Wait until the client has closed its side, in order or with a reset."""
+    server.setblocking(False)
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(ConnectionResetError):
+        async with asyncio.timeout(PATIENCE):
+            while await loop.sock_recv(server, 65536):
+                pass
+
+
+# -- a greeting, and what is behind it --------------------------------------------------------------------
+
+
+async def test_the_conversation_goes_on_behind_the_greeting(door: Door) -> None:
+    task, server = await begin(door)
+    server.sendall(b"220 here\r\n250 more\r\nand")
+    reply, reader, writer = await task
+    assert (reply.data, reply.reset, reply.target) == (b"220 here\r\n", False, f"127.0.0.1:{door.port}")
+    assert reply.first_byte_time is not None
+    assert 0 < reply.connect_time <= reply.first_byte_time <= reply.total_time
+    assert await reader.readline() == b"250 more\r\n"
+    writer.write(b"QUIT")
+    assert await heard(server) == b"Q"
+    server.sendall(b" end")
+    server.shutdown(socket.SHUT_WR)
+    assert await reader.read() == b"and end"
+    await close(writer)
+
+
+async def test_a_reply_has_every_line(door: Door) -> None:
+    task, server = await begin(door, until="reply")
+    server.sendall(EHLO_REPLY + b"354 ")
+    reply, reader, writer = await task
+    assert reply.data == EHLO_REPLY
+    assert await reader.readexactly(4) == b"354 "
+    await close(writer)
+
+
+@pytest.mark.parametrize(
+    ("until", "reply"),
+    [
+        ("line", b"SSH-2.0-OpenSSH_9.2\r\n"),
+        ("line", b"250-mail.example\r\n"),
+        ("line", b"\n"),
+        ("line", b"\0\xff\r\0\n"),
+        ("reply", b"220 here\r\n"),
+        ("reply", b"250\n"),
+        ("reply", EHLO_REPLY),
+        ("reply", b"220-a\r\n221 b\r\n\r\n 220 c\r\n\0\n220\r\n"),
+    ],
+)
+async def test_a_greeting_in_any_two_segments(door: Door, until: str, reply: bytes) -> None:
+    data = reply + b"250 more\r\n"
+    for cut in range(1, len(data)):
+        task, server = await begin(door, until=until)
+        server.sendall(data[:cut])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        server.sendall(data[cut:])
+        got, reader, writer = await task
+        assert got.data == reply
+        assert await reader.readexactly(len(data) - len(reply)) == b"250 more\r\n"
+        await close(writer)
+
+
+async def test_a_reply_one_byte_at_a_time(door: Door) -> None:
+    task, server = await begin(door, until="reply")
+    for byte in EHLO_REPLY:
+        server.sendall(bytes([byte]))
+        for _ in range(3):
+            await asyncio.sleep(0)
+    reply, _reader, writer = await task
+    assert reply.data == EHLO_REPLY
+    await close(writer)
+
+
+async def test_a_reply_of_ten_thousand_lines(door: Door) -> None:
+    data = b"250-\n" * 10_000 + b"250 \n"
+    task, server = await begin(door, until="reply")
+    await asyncio.get_running_loop().run_in_executor(None, server.sendall, data + b"x")
+    reply, reader, writer = await task
+    assert reply.data == data
+    assert await reader.readexactly(1) == b"x"
+    await close(writer)
+
+
+async def test_the_deadlines_end_with_the_greeting(door: Door) -> None:
+    task, server = await begin(door, timeout=0.2)
+    server.sendall(b"220 here\r\n")
+    _reply, reader, writer = await task
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await reader.readline()
+    assert not writer.transport.is_closing()
+    await close(writer)
+
+
+# -- what is sent first -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_sending_comes_before_the_greeting(door: Door, kind: type) -> None:
+    task, server = await begin(door, send=kind(b"EHLO x\r\n"), until="reply")
+    assert await heard(server) == b"E"
+    server.sendall(EHLO_REPLY)
+    reply, _reader, writer = await task
+    assert reply.data == EHLO_REPLY
+    await close(writer)
+
+
+async def test_a_peer_that_does_not_read_does_not_keep_its_greeting_back(door: Door) -> None:
+    task, server = await begin(door, send=b"x" * 20_000_000)
+    server.sendall(b"220 here\r\n")
+    reply, _reader, writer = await task
+    assert reply.data == b"220 here\r\n"
+    assert writer.transport.get_write_buffer_size() > 0
+    writer.transport.abort()
+
+
+async def test_a_peer_that_neither_reads_nor_sends(door: Door) -> None:
+    task, _server = await begin(door, send=b"x" * 20_000_000, timeout=0.1)
+    with pytest.raises(GreetTimeout, match=r"connected, but no greeting within 0\.1 s"):
+        await task
+
+
+# -- the end of the stream --------------------------------------------------------------------------------
+
+
+async def test_closing_without_a_byte(door: Door) -> None:
+    task, server = await begin(door)
+    server.close()
+    with pytest.raises(NoGreeting) as caught:
+        await task
+    assert str(caught.value) == f"127.0.0.1:{door.port}: closed without a greeting"
+    assert caught.value.received == b""
+
+
+@pytest.mark.parametrize(
+    ("until", "data"),
+    [
+        ("line", b"220 her"),
+        ("line", b"\r"),
+        ("reply", b"220 her"),
+        ("reply", b"25"),
+        ("reply", b"250-a\n250"),
+    ],
+)
+async def test_the_end_of_the_stream_ends_a_line(door: Door, until: str, data: bytes) -> None:
+    task, server = await begin(door, until=until)
+    server.sendall(data)
+    server.shutdown(socket.SHUT_WR)
+    reply, reader, writer = await task
+    assert reply.data == data
+    assert await reader.read() == b""
+    writer.write(b"Q")  # the other direction is open
+    assert await heard(server) == b"Q"
+    await close(writer)
+
+
+@pytest.mark.parametrize("data", [b"250-a", b"250-a\r\n", b"250-a\r\n25", b"250-a\r\n251 b\r\n"])
+async def test_the_end_of_the_stream_in_the_middle_of_a_reply(door: Door, data: bytes) -> None:
+    task, server = await begin(door, until="reply")
+    server.sendall(data)
+    server.close()
+    with pytest.raises(
+        NoGreeting, match=rf"closed before the greeting ended \({len(data)} bytes came\)$"
+    ) as e:
+        await task
+    assert e.value.received == data
+
+
+async def test_greeters_own_greeting_has_no_line_end() -> None:
+    async with greeter.serve("Thank you for connecting", port=0) as server:
+        reply, reader, writer = await open_connection(port=server.port)
+        assert str(reply) == "Thank you for connecting"
+        assert await reader.read() == b""
+        await close(writer)
+
+
+# -- resets -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [b"", b"220 her", b"250-a\r\n", b"250-a\r\n25"])
+async def test_a_reset_before_the_greeting_is_complete(door: Door, data: bytes) -> None:
+    task, server = await begin(door, until="reply")
+    if data:
+        server.sendall(data)
+    reset(server)
+    with pytest.raises(GreetReset, match="connection reset before the greeting") as caught:
+        await task
+    assert data.startswith(caught.value.received)
+    assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+async def test_sending_to_a_peer_that_has_reset_the_connection(
+    door: Door, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = streamclient._open
+
+    async def delayed(*arguments: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        opened = await real(*arguments)
+        for _ in range(turns):  # the transport sees the reset before there is something to send
+            await asyncio.sleep(0)
+        return opened
+
+    monkeypatch.setattr(streamclient, "_open", delayed)
+    ours = socket.create_connection(("127.0.0.1", door.port))
+    reset(await door.open())
+    with pytest.raises(GreetReset) as caught:
+        await open_connection(sock=ours, send=b"EHLO x\r\n")
+    assert isinstance(caught.value.__cause__, ConnectionError)
+
+
+async def test_a_reset_behind_the_greeting_is_the_readers(door: Door) -> None:
+    task, server = await begin(door)
+    server.sendall(b"220 here\r\n")
+    reply, reader, writer = await task
+    reset(server)
+    assert reply.data == b"220 here\r\n"
+    with pytest.raises(ConnectionResetError):
+        await reader.readline()
+    await close(writer)
+
+
+# -- deadlines --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [{"connect_timeout": 0.05}, {"timeout": 0.05}])
+async def test_no_connection_within_the_deadline(limits: dict[str, Any]) -> None:
+    with full_door() as port, pytest.raises(GreetTimeout) as caught:
+        await open_connection(port=port, **limits)
+    assert str(caught.value) == f"127.0.0.1:{port}: no connection within 0.05 s"
+    assert (caught.value.phase, caught.value.seconds) == ("connect", 0.05)
+
+
+@pytest.mark.parametrize(
+    ("data", "phase"),
+    [
+        (b"", "first byte"),
+        (b"2", "end"),
+        (b"250-a", "end"),
+        (b"250-a\r\n", "end"),
+        (b"250-a\r\n251 b\r\n25", "end"),
+        (b"\0\xff", "end"),
+    ],
+)
+async def test_a_server_that_falls_silent(door: Door, data: bytes, phase: str) -> None:
+    task, server = await begin(door, until="reply", timeout=0.1)
+    server.sendall(data)
+    with pytest.raises(GreetTimeout) as caught:
+        await task
+    assert (caught.value.phase, caught.value.received) == (phase, data)
+    assert await asyncio.wait_for(asyncio.to_thread(server.recv, 1), PATIENCE) == b""
+
+
+async def until_done(task: asyncio.Task[Opened], sending: Callable[[], None]) -> None:
+    """Let the server go on sending until the client hangs up."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
+        while not task.done():
+            sending()
+            await asyncio.sleep(0.001)
+
+
+async def test_a_server_that_sends_a_byte_now_and_then(door: Door) -> None:
+    task, server = await begin(door, timeout=0.1)
+    await until_done(task, lambda: server.sendall(b"x"))
+    with pytest.raises(GreetTimeout, match="the greeting did not end") as caught:
+        await task
+    assert set(caught.value.received) == {ord("x")}
+
+
+# -- bounds -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("until", "reply", "end"),
+    [
+        ("line", b"220 here\r\n", ""),
+        ("line", b"\n", ""),
+        ("line", b"2\n", ""),
+        ("reply", EHLO_REPLY, ""),
+        ("reply", b"250-a\n250\n", ""),
+        ("line", b"220 her", "eof"),
+        ("line", b"2", "eof"),
+        ("reply", b"250-a\n250", "eof"),
+    ],
+)
+async def test_the_bound_is_on_the_greeting_to_the_byte(
+    door: Door, until: str, reply: bytes, end: str
+) -> None:
+    task, server = await begin(door, until=until, max_bytes=len(reply))
+    server.sendall(reply if end else reply + b"x" * 1000)
+    if end:
+        server.shutdown(socket.SHUT_WR)
+    got, reader, writer = await task
+    assert got.data == reply
+    assert len(await reader.read(1)) == (not end)
+    await close(writer)
+    if len(reply) == 1:
+        return
+    task, server = await begin(door, until=until, max_bytes=len(reply) - 1)
+    server.sendall(reply)
+    if end:
+        server.shutdown(socket.SHUT_WR)
+    with pytest.raises(ReplyTooLarge) as caught:
+        await task
+    assert str(caught.value) == (f"127.0.0.1:{door.port}: the greeting is longer than {len(reply) - 1} bytes")
+    assert (caught.value.limit, caught.value.received) == (len(reply) - 1, reply[:-1])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 65536])
+async def test_a_line_without_an_end_is_too_long_at_once(door: Door, size: int) -> None:
+    task, server = await begin(door, max_bytes=size)
+    server.sendall(b"x" * (size + 1))  # and nothing more: the bound does not wait for the deadline
+    async with asyncio.timeout(5):
+        with pytest.raises(ReplyTooLarge) as caught:
+            await task
+    assert caught.value.received == b"x" * size
+
+
+async def test_half_a_line_above_the_bound_is_too_long_at_the_deadline(door: Door) -> None:
+    task, server = await begin(door, until="reply", max_bytes=10, timeout=0.1)
+    server.sendall(b"250-abc\r\nx" + b"x" * 4)
+    with pytest.raises(ReplyTooLarge) as caught:
+        await task
+    assert caught.value.received == b"250-abc\r\nx"
+
+
+@pytest.mark.parametrize(
+    "piece", [b"x" * 4096, b"250-x\r\n" * 1000, b"\0" * 1000], ids=["line", "reply", "NUL"]
+)
+async def test_a_server_that_never_stops_sending(door: Door, piece: bytes) -> None:
+    task, server = await begin(door, until="reply")
+    server.sendall(b"250-x" if piece.startswith(b"250") else b"2")
+    server.setblocking(False)
+
+    def sending() -> None:
+        with contextlib.suppress(BlockingIOError):
+            server.send(piece)
+
+    await until_done(task, sending)
+    with pytest.raises(ReplyTooLarge, match="longer than 65536 bytes") as caught:
+        await task
+    assert len(caught.value.received) == 65536
+
+
+# -- the descriptor is closed when the error is raised ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "end", "error"),
+    [
+        ({}, b"", socket.socket.close, NoGreeting),
+        ({"until": "reply"}, b"250-a", socket.socket.close, NoGreeting),
+        ({}, b"", reset, GreetReset),
+        ({"max_bytes": 3}, b"xxxx", None, ReplyTooLarge),
+        ({"timeout": 0.05}, b"2", None, GreetTimeout),
+    ],
+)
+async def test_the_descriptor_is_closed_when_an_error_is_raised(
+    door: Door,
+    options: dict[str, Any],
+    data: bytes,
+    end: Callable[[socket.socket], None] | None,
+    error: type[Exception],
+) -> None:
+    server, client = socket.socketpair()
+    fd = str(client.fileno())
+    with server:
+        server.sendall(data)
+        if end is reset:  # which a pair of Unix sockets does not have
+            client.close()
+            client = socket.create_connection(("127.0.0.1", door.port))
+            fd = str(client.fileno())
+            reset(await door.open())
+        elif end is not None:
+            end(server)
+        with pytest.raises(error):
+            await open_connection(sock=client, **options)
+        assert fd not in open_fds()
+
+
+# -- targets ----------------------------------------------------------------------------------------------
+
+
+async def greeted(way: Awaitable[Opened], server: Awaitable[socket.socket], target: str) -> None:
+    task = asyncio.ensure_future(way)
+    sock = await server
+    sock.sendall(b"220 here\n")
+    reply, _reader, writer = await task
+    assert (reply.data, reply.target) == (b"220 here\n", target)
+    await close(writer)
+
+
+async def test_targets(door: Door) -> None:
+    text = f"127.0.0.1:{door.port}"
+    for way in (
+        open_connection(text),
+        open_connection("127.0.0.1", door.port),
+        open_connection("127.0.0.1", str(door.port)),
+        open_connection(target=Endpoint.parse(text)),
+        open_connection(2130706433, door.port),
+    ):
+        await greeted(way, door.open(), text)
+    await greeted(open_connection("localhost", door.port), door.open(), f"localhost:{door.port}")
+
+
+async def test_ipv6() -> None:
+    with socket.socket(socket.AF_INET6) as sock:
+        try:
+            sock.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        sock.listen()
+        door = Door(sock)
+        text = f"[::1]:{door.port}"
+        for way in (open_connection("::1", door.port), open_connection(text)):
+            await greeted(way, door.open(), text)
+        for visitor in door.visitors:
+            visitor.close()
+
+
+@pytest.mark.parametrize("name", ["file", "@"])
+async def test_unix_sockets(tmp_path: Path, name: str) -> None:
+    path = f"{tmp_path}/x" if name == "file" else f"@greeter-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path.replace("@", "\0", 1) if name == "@" else path)
+        sock.listen()
+        door = Door(sock)
+        for way in (open_connection(path=path), open_connection(f"unix:{path}")):
+            await greeted(way, door.open(), f"unix:{path}")
+        for visitor in door.visitors:
+            visitor.close()
+
+
+async def test_a_connected_socket_and_a_descriptor(door: Door) -> None:
+    ours = socket.create_connection(("127.0.0.1", door.port))
+    await greeted(open_connection(sock=ours), door.open(), f"fd:{ours.fileno()}")
+    assert ours.fileno() == -1
+    with socket.create_connection(("127.0.0.1", door.port)) as ours:
+        await greeted(open_connection(f"fd:{ours.fileno()}"), door.open(), f"fd:{ours.fileno()}")
+        assert ours.fileno() >= 0
+
+
+async def test_a_refused_connection(door: Door) -> None:
+    port = door.port
+    door.sock.close()
+    with pytest.raises(ConnectFailed, match=f"^cannot connect to 127.0.0.1:{port}: connection refused$"):
+        await open_connection(port=port)
+    with pytest.raises(ConnectFailed, match="bad file descriptor"):
+        await open_connection("fd:999999")
+    with pytest.raises(ConnectFailed, match="^cannot connect to unix:/no/such: no such file or directory$"):
+        await open_connection("unix:/no/such")
+    udp = socket.socket(type=socket.SOCK_DGRAM)
+    with pytest.raises(ConnectFailed, match="protocol wrong type for socket"):
+        await open_connection(sock=udp)
+    assert udp.fileno() == -1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"until": "eof"}, "until is one of 'line', 'reply', not 'eof'"),
+        ({"max_bytes": 0}, "max_bytes is an integer of at least 1, not 0"),
+        ({"timeout": 0}, "timeout is a positive number of seconds, not 0"),
+        ({"connect_timeout": "5"}, "connect_timeout is a positive number of seconds, not '5'"),
+        ({"send": "EHLO"}, "send is bytes, not str"),
+        ({"send": 1}, "send is bytes, not int"),
+        ({"ssl": 1.5}, "ssl is True or an SSLContext, not float"),
+        ({"server_hostname": "x"}, "server_hostname 'x' goes with ssl"),
+        ({"target": "unix:/x", "ssl": True}, "TLS to unix:/x needs server_hostname, the name to verify"),
+        ({"target": "h:1", "port": 1}, "port 1 goes with a host, and 'h:1' is not one"),
+        ({"target": b"h"}, "a target is a string, an integer or an Endpoint, not bytes"),
+        ({"target": ["h"]}, "a target is a string, an integer or an Endpoint, not list"),
+        ({"port": {}}, "a port is an integer or a string, not dict"),
+        ({"path": "/x", "port": 1}, "path takes the place of a target and a port"),
+        ({"path": "/x", "target": "h"}, "path takes the place of a target and a port"),
+        ({"sock": 3}, "sock is a socket, not int"),
+        ({"path": b"/x"}, "path is a string, not bytes"),
+    ],
+)
+async def test_arguments_that_cannot_be_right(arguments: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        await open_connection(**arguments)
+    assert str(caught.value) == why
+
+
+# -- cancelling -------------------------------------------------------------------------------------------
+
+
+async def cancel(task: asyncio.Task[Opened]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_cancelling_while_connecting() -> None:
+    for host in ("127.0.0.1", "localhost"):
+        with full_door() as port:
+            before = open_fds()
+            task = asyncio.create_task(open_connection(host, port))
+            await until(lambda: open_fds() != before, "a socket to leak")  # noqa: B023  # called at once
+            await cancel(task)
+
+
+async def test_cancelling_a_handshake(door: Door) -> None:
+    task, server = await begin(door, ssl=True)
+    assert await heard(server) == b"\x16"  # the ClientHello, which is not answered
+    await cancel(task)
+
+
+@pytest.mark.parametrize("data", [b"", b"2", b"250-a\r\n", b"250-a\r\n25"])
+async def test_cancelling_while_the_greeting_is_read(
+    door: Door, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = asyncio.Event()
+    real = streamclient._receive
+
+    async def watched(reader: asyncio.StreamReader, held: bytearray, *rest: Any) -> float:
+        reading.set()
+        return await real(reader, held, *rest)
+
+    monkeypatch.setattr(streamclient, "_receive", watched)
+    task, server = await begin(door, until="reply")
+    server.sendall(data)
+    async with asyncio.timeout(PATIENCE):
+        await reading.wait()
+    for _ in range(5):  # some have read what came, some have not
+        await asyncio.sleep(0)
+    await cancel(task)
+    await gone(server)
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_cancelling_in_every_turn_of_the_loop(door: Door, turns: int) -> None:
+    task = asyncio.create_task(open_connection(port=door.port, until="reply", send=b"EHLO x\r\n"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+# -- TLS --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
+    """A service over TLS that sends a greeting and then every line again, in upper case."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("mail.example", "127.0.0.1").configure_cert(context)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, ssl.SSLError):
+            writer.write(b"220-mail.example\r\n220 here\r\n250 more\r\n")
+            while line := await reader.readline():
+                writer.write(line.upper())
+        writer.close()
+        with contextlib.suppress(OSError, ssl.SSLError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_conversation_over_tls(tls_port: int, trusting: ssl.SSLContext) -> None:
+    reply, reader, writer = await open_connection(
+        f"127.0.0.1:{tls_port}", until="reply", ssl=trusting, server_hostname="mail.example"
+    )
+    assert reply.data == b"220-mail.example\r\n220 here\r\n"
+    assert await reader.readline() == b"250 more\r\n"
+    writer.write(b"quit\r\n")
+    assert await reader.readline() == b"QUIT\r\n"
+    await close(writer)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio's server, of the handshake that we break
+async def test_a_certificate_for_another_name(tls_port: int, trusting: ssl.SSLContext) -> None:
+    with pytest.raises(ConnectFailed, match="certificate verify failed: Hostname mismatch.*'mail.test'"):
+        await open_connection(port=tls_port, ssl=trusting, server_hostname="mail.test")
+    with pytest.raises(ConnectFailed, match="certificate verify failed"):
+        await open_connection(port=tls_port, ssl=True)
+
+
+async def test_deadlines_and_bounds_over_tls(tls_port: int, trusting: ssl.SSLContext) -> None:
+    with pytest.raises(ReplyTooLarge) as large:
+        await open_connection(port=tls_port, until="reply", ssl=trusting, max_bytes=20)
+    assert large.value.received == b"220-mail.example\r\n22"
+    reply, reader, writer = await open_connection(port=tls_port, ssl=trusting, timeout=5)
+    assert reply.data == b"220-mail.example\r\n"
+    await close(writer)
+
+
+@pytest.mark.parametrize("data", [b"", b"250-a\r\n25"])
+async def test_silence_an_end_and_a_cancellation_over_tls(
+    authority: trustme.CA, trusting: ssl.SSLContext, data: bytes
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    ending = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, ssl.SSLError):
+            writer.write(data)
+            if not ending.is_set():
+                await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(GreetTimeout) as late:
+        await open_connection(port=port, until="reply", ssl=trusting, timeout=1)
+    assert (late.value.phase, late.value.received) == ("end" if data else "first byte", data)
+    reading = asyncio.create_task(open_connection(port=port, until="reply", ssl=trusting))
+    await asyncio.sleep(0.2)  # in the handshake or behind it: both have to be clean
+    await cancel(reading)
+    ending.set()
+    with pytest.raises(NoGreeting) as cut:
+        await open_connection(port=port, until="reply", ssl=trusting)
+    assert cut.value.received == data
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_handshake_has_the_deadline_of_connecting(door: Door, trusting: ssl.SSLContext) -> None:
+    task, _server = await begin(door, ssl=trusting, connect_timeout=0.05)
+    with pytest.raises(GreetTimeout) as caught:
+        await task
+    assert caught.value.phase == "connect"
+    task, server = await begin(door, ssl=trusting)
+    server.sendall(b"220 here\r\n")
+    with pytest.raises(ConnectFailed, match="wrong version number|record layer failure"):
+        await task
+    task, server = await begin(door, ssl=trusting)
+    reset(server)
+    with pytest.raises(ConnectFailed, match="connection reset by peer"):
+        await task
+
+
+# -- whole conversations ----------------------------------------------------------------------------------
+
+
+async def test_an_smtp_conversation_with_a_real_server() -> None:
+    smtp = pytest.importorskip("aiosmtpd.smtp")
+    server = await asyncio.get_running_loop().create_server(
+        lambda: smtp.SMTP(None, hostname="mail.example"), "127.0.0.1", 0
+    )
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        reply, reader, writer = await open_connection("127.0.0.1", port, until="reply", timeout=PATIENCE)
+        assert reply.data.startswith(b"220 mail.example ")
+        async with asyncio.timeout(PATIENCE):
+            writer.write(b"EHLO client.example\r\n")
+            lines = [await reader.readline()]
+            while lines[-1][3:4] == b"-":
+                lines.append(await reader.readline())
+            assert lines[0] == b"250-mail.example\r\n"
+            assert lines[-1].startswith(b"250 ")
+            writer.write(b"QUIT\r\n")
+            assert await reader.readline() == b"221 Bye\r\n"
+            assert await reader.read() == b""
+        await close(writer)
+        sent_first = await open_connection(
+            "127.0.0.1", port, until="reply", send=b"EHLO client.example\r\nQUIT\r\n", timeout=PATIENCE
+        )
+        reply, reader, writer = sent_first
+        assert reply.data.startswith(b"220 mail.example ")
+        async with asyncio.timeout(PATIENCE):
+            rest = await reader.read()
+        assert rest.startswith(b"250-mail.example\r\n")
+        assert rest.endswith(b"221 Bye\r\n")
+        await close(writer)
+
+
+async def test_an_ftp_conversation(door: Door) -> None:
+    welcome = b"220-Welcome\r\n  to the archive\r\n221 files\r\n220-\r\n220 Ready.\r\n"
+    task, server = await begin(door, until="reply")
+    server.sendall(welcome)
+    reply, reader, writer = await task
+    assert reply.data == welcome
+    writer.write(b"USER anonymous\r\n")
+    assert await heard(server) == b"U"
+    server.sendall(b"331 Send your address.\r\n")
+    assert await reader.readline() == b"331 Send your address.\r\n"
+    await close(writer)
+
+
+async def test_an_ssh_banner_and_binary_packets_behind_it(door: Door) -> None:
+    task, server = await begin(door)
+    packet = bytes(range(256)) * 1000
+    asyncio.get_running_loop().run_in_executor(None, server.sendall, b"SSH-2.0-x\r\n" + packet)
+    reply, reader, writer = await task
+    assert reply.data == b"SSH-2.0-x\r\n"
+    assert await reader.readexactly(len(packet)) == packet
+    await close(writer)
+
+
+def test_it_is_public() -> None:
+    assert greeter.open_connection is open_connection

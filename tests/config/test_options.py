@@ -1,0 +1,128 @@
+"""Every option from each of its sources: the fields of the dataclasses are all there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from greeter import Endpoint
+from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, ServeOptions
+from greeter.config.values import Checked
+from greeter.loadtest import parse_stage
+from tests.cli.test_commandline import read
+
+ALL = (ServeOptions, GreetOptions, LoadOptions, DemoOptions)
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("GREETER_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write a configuration file; the environment names it."""
+
+    def write(text: str | bytes) -> str:
+        path = tmp_path / "greeter.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        monkeypatch.setenv("GREETER_CONFIG", str(path))
+        return str(path)
+
+    return write
+
+
+def sample(field: dataclasses.Field[Any]) -> tuple[str, Any]:
+    """A text for an option, and the value that it stands for, which is not the default."""
+    kind = field.metadata["greeter"]["type"]
+    if isinstance(field.default, bool):
+        return str(not field.default).lower(), not field.default
+    if isinstance(kind, click.Choice):
+        choice = next(c for c in kind.choices if c != field.default)
+        return str(choice), choice
+    if isinstance(kind, click.Path):
+        return "a file", "a file" if kind.type is None else Path("a file")
+    if isinstance(kind, Checked):
+        return {
+            "endpoint": ("[::1]:80", Endpoint.tcp("::1", 80)),
+            "seconds": ("1.5", 1.5),
+            "n": ("7", 7),
+            "text": ("hi $host", "hi $host"),
+            "rate": ("2.5", 2.5),
+            "cidr": ("192.0.2.0/24", "192.0.2.0/24"),
+            "mode": ("640", 0o640),
+            "duration": ("1500ms", 1.5),
+            "dur:rate": ("10s:500", parse_stage("10s:500")),
+            "expr": ("errors:rate<0.1%", "errors:rate<0.1%"),
+            "pct": ("25%", 25.0),
+            "name": ("a.example", "a.example"),
+            "module:name": ("module:name", "module:name"),
+        }[kind.name]
+    return "module:name", "module:name"
+
+
+FIELDS = [
+    pytest.param(cls, field, id=f"{cls.__name__}.{field.name}")
+    for cls in ALL
+    for field in dataclasses.fields(cls)
+    if not field.metadata["greeter"]["argument"]
+]
+
+
+def as_field(field: dataclasses.Field[Any], value: Any) -> Any:
+    return (value,) if field.metadata["greeter"]["multiple"] else value
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_the_defaults_are_the_dataclass_defaults(cls: type[Any]) -> None:
+    assert read(cls) == cls()
+
+
+@pytest.mark.parametrize(("cls", "field"), FIELDS)
+def test_from_the_command_line(cls: type[Any], field: dataclasses.Field[Any]) -> None:
+    text, value = sample(field)
+    flag = "--" + field.name.replace("_", "-")
+    turned = flag if value else flag.replace("--", "--no-", 1)
+    args = [turned] if isinstance(value, bool) else [flag, text]
+    assert read(cls, *args) == cls(**{field.name: as_field(field, value)})
+    if short := field.metadata["greeter"]["short"]:
+        assert read(cls, short, text) == cls(**{field.name: value})
+
+
+@pytest.mark.parametrize(("cls", "field"), FIELDS)
+def test_from_the_environment(
+    cls: type[Any], field: dataclasses.Field[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, value = sample(field)
+    many = field.metadata["greeter"]["multiple"]
+    monkeypatch.setenv(f"GREETER_{field.name.upper()}", f"{text} {text}" if many else text)
+    # What serve shows to its clients is not what a health check beside it shows to serve.
+    given = {field.name: (value, value) if many else value} if field.metadata["greeter"]["env"] else {}
+    assert read(cls) == cls(**given)
+
+
+@pytest.mark.parametrize(("cls", "field"), [p for p in FIELDS if p.values[0] is ServeOptions])
+@pytest.mark.parametrize("dash", ["-", "_"])
+def test_from_the_file(cls: type[Any], field: dataclasses.Field[Any], dash: str, config: Any) -> None:
+    text, value = sample(field)
+    plain = json.dumps(value if isinstance(value, (bool, int, float)) and field.name != "unix_mode" else text)
+    key = field.name.replace("_", dash)
+    config(f"{key} = {plain}\n")
+    assert read(cls) == cls(**{field.name: as_field(field, value)})
+    if field.metadata["greeter"]["multiple"]:
+        config(f"{key} = [{plain}, {plain}]\n")
+        assert read(cls) == cls(**{field.name: (value, value)})
+        config(f"{key} = []\n")
+        assert read(cls) == cls()
+
+
+@pytest.mark.parametrize("cls", [GreetOptions, LoadOptions])
+def test_the_target(cls: type[Any]) -> None:
+    assert read(cls, "unix:/run/x").target == Endpoint.unix("/run/x")

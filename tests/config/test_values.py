@@ -1,0 +1,125 @@
+"""Readers of values: what each makes of a text, and the line with which it refuses one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from greeter import ConfigError, Endpoint
+from greeter.config import values
+from greeter.config.values import MOST, Checked
+from greeter.loadtest import parse_stage
+
+KINDS = {name: kind for name, kind in vars(values).items() if isinstance(kind, click.ParamType)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("ENDPOINT", "[::1]:9", Endpoint.tcp("::1", 9)),
+        ("SECONDS", "0", 0.0),
+        ("SECONDS", "1e2", 100.0),
+        ("POSITIVE_SECONDS", ".5", 0.5),
+        ("COUNT", "1", 1),
+        ("COUNT", str(MOST), MOST),
+        ("TEMPLATE", "hi $host, $$5", "hi $host, $$5"),
+        ("RATE", "2.5", 2.5),
+        ("NETWORK", "192.0.2.0/24", "192.0.2.0/24"),
+        ("NETWORK", "::1", "::1"),
+        ("MODE", "660", 0o660),
+        ("MODE", "0600", 0o600),
+        ("WORKERS", "auto", "auto"),
+        ("WORKERS", "3", 3),
+        ("DURATION", "500ms", 0.5),
+        ("DURATION", "2m", 120.0),
+        ("QUANTITY", "10k", 10_000),
+        ("PER_SECOND", "1.5k", 1500.0),
+        ("STAGE", "10s:500", parse_stage("10s:500")),
+        ("LIMIT", "response:p99<20ms", "response:p99<20ms"),
+        ("PERCENT", "10%", 10.0),
+        ("PERCENT", "0.5", 0.5),
+        ("FILE", "a file", Path("a file")),
+        ("LOOP", "auto", "auto"),
+    ],
+)
+def test_what_is_read(kind: str, text: str, value: object) -> None:
+    assert KINDS[kind].convert(text, None, None) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "why"),
+    [
+        ("ENDPOINT", "localhost", "endpoint 'localhost' has no port"),
+        ("SECONDS", "-1", "'-1' is not a number of seconds"),
+        ("SECONDS", "nan", "'nan' is not a number of seconds"),
+        ("SECONDS", "inf", "'inf' is not a number of seconds"),
+        ("POSITIVE_SECONDS", "0.0", "0 seconds is no time at all"),
+        ("COUNT", "0", f"'0' is not a whole number from 1 to {MOST}"),
+        ("COUNT", str(MOST + 1), f"'{MOST + 1}' is not a whole number"),
+        ("COUNT", "²", "'²' is not a whole number"),
+        ("COUNT", "9" * 5000, f"'{'9' * 40}' is not a whole number"),
+        ("TEMPLATE", "$nobody", "greeting has the unknown name $nobody"),
+        ("TEMPLATE", "\udcff", "cannot be encoded as UTF-8"),
+        ("RATE", "0", "'0'"),
+        ("RATE", "many", "'many'"),
+        ("NETWORK", "192.0.2.1/24", "'192.0.2.1/24'"),
+        ("NETWORK", "example.org", "'example.org'"),
+        ("MODE", "88", "'88' is not a mode of three or four octal digits"),
+        ("MODE", "686", "'686' is not a mode of three or four octal digits"),
+        ("MODE", "rw-", "'rw-' is not a mode of three or four octal digits"),
+        ("WORKERS", "all", "'all' is not a whole number"),
+        ("DURATION", "soon", "'soon'"),
+        ("QUANTITY", "1.5", "'1.5'"),
+        ("PER_SECOND", "fast", "'fast'"),
+        ("STAGE", "500", "'500'"),
+        ("LIMIT", "response", "'response'"),
+        ("PERCENT", "-1", "'-1' is not a number of percent"),
+        ("PERCENT", "%", "'%' is not a number of percent"),
+        ("PERCENT", "nan", "'nan' is not a number of percent"),
+        ("LOOP", "trio", "'trio' is not one of 'auto', 'asyncio', 'uvloop'"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_what_is_refused(kind: str, text: str, why: str) -> None:
+    with pytest.raises(click.BadParameter) as caught:
+        KINDS[kind].convert(text, None, None)
+    assert why in caught.value.message
+
+
+def test_the_name_of_a_service_is_one_that_this_machine_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getservbyname", lambda name, kind: 9)
+    assert KINDS["ENDPOINT"].convert(":known", None, None) == Endpoint.tcp("", "known")
+    monkeypatch.undo()
+    with pytest.raises(
+        click.BadParameter, match="endpoint ':no-such': this machine knows no service 'no-such'"
+    ):
+        KINDS["ENDPOINT"].convert(":no-such", None, None)
+
+
+def test_a_reader_says_no_with_a_config_error() -> None:
+    def read(_text: str) -> Any:
+        raise ConfigError("never")
+
+    with pytest.raises(click.BadParameter, match="never"):
+        Checked("x", read).convert("anything", None, None)
+
+
+@settings(deadline=None, max_examples=50)
+@example("FILE", "\0")
+@example("FILE_NAME", "\ud800")
+@example("ENDPOINT", ":a\0")
+@example("ENDPOINT", ":a\ud800")
+@given(st.sampled_from(sorted(KINDS)), st.text(st.characters(), max_size=12) | st.integers().map(str))
+def test_any_text_is_a_value_or_a_refusal(kind: str, text: str) -> None:
+    try:
+        KINDS[kind].convert(text, None, None)
+    except click.BadParameter as error:
+        refusal = error.message
+    else:
+        refusal = "none"
+    assert refusal

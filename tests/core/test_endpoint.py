@@ -1,0 +1,324 @@
+"""Endpoints: tables of what is read and refused, and the round trip as a property."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from greeter import ConfigError, Endpoint
+from greeter.core.endpoint import DEFAULT_ENDPOINT, UNIX_PATH_MAX, host_name
+
+READ = [
+    ("127.0.0.1:9999", Endpoint("tcp", "127.0.0.1", 9999)),
+    ("localhost:qotd", Endpoint("tcp", "localhost", "qotd")),
+    ("LOCALHOST:0", Endpoint("tcp", "LOCALHOST", 0)),
+    ("example.org.:80", Endpoint("tcp", "example.org.", 80)),
+    ("2130706433:9999", Endpoint("tcp", "2130706433", 9999)),
+    ("under_score:1", Endpoint("tcp", "under_score", 1)),
+    ("bücher.example:1", Endpoint("tcp", "bücher.example", 1)),
+    (":9999", Endpoint("tcp", "", 9999)),
+    ("[::1]:9999", Endpoint("tcp", "::1", 9999)),
+    ("[fe80::1%eth0]:65535", Endpoint("tcp", "fe80::1%eth0", 65535)),
+    ("[::ffff:127.0.0.1]:http-alt", Endpoint("tcp", "::ffff:127.0.0.1", "http-alt")),
+    ("h:00080", Endpoint("tcp", "h", 80)),
+    ("h:" + "0" * 5000, Endpoint("tcp", "h", 0)),
+    ("h:123456789012a", Endpoint("tcp", "h", "123456789012a")),
+    ("unix:/run/x.sock", Endpoint("unix", path="/run/x.sock")),
+    ("unix:relative", Endpoint("unix", path="relative")),
+    ("unix:./@file", Endpoint("unix", path="./@file")),
+    ("unix:/with:colon and space", Endpoint("unix", path="/with:colon and space")),
+    ("unix:/not-\udcff-utf8", Endpoint("unix", path="/not-\udcff-utf8")),
+    ("unix:@name", Endpoint("unix", path="\0name")),
+    ("unix:@@", Endpoint("unix", path="\0@")),
+    ("unix:" + "x" * UNIX_PATH_MAX, Endpoint("unix", path="x" * UNIX_PATH_MAX)),
+    ("fd:0", Endpoint("fd", fd=0)),
+    ("fd:2147483647", Endpoint("fd", fd=2147483647)),
+]
+REFUSED = [
+    ("", "no port"),
+    ("localhost", "no port"),
+    ("unix", "no port"),
+    ("::1:9999", "without brackets"),
+    ("a:b:1", "without brackets"),
+    ("[::1]", "without brackets"),
+    ("[::1:9999", "without brackets"),
+    ("x]:1", "no host name in 'x]'"),
+    ("a b:1", "no host name in 'a b'"),
+    ("a/b:1", "no host name"),
+    ("user@host:1", "no host name"),
+    ("a\nb:1", "no host name"),
+    ("a\x1b[2Jb:1", "no host name"),
+    ("\udcff:1", "no host name"),
+    ("a..b:1", "bad host name, 'a..b'"),
+    (".:1", "bad host name"),
+    ("x" * 64 + ".org:1", "bad host name"),
+    ("h:", "neither a port number nor a service name in ''"),
+    ("h:-1", "neither a port number"),
+    ("h:1.5", "neither a port number"),
+    ("h:+1", "neither a port number"),
+    ("h: 1", "neither a port number"),
+    ("h:٣", "neither a port number"),  # a digit to Python, not to the resolver
+    ("h:a--b", "neither a port number"),
+    ("h:a-", "neither a port number"),
+    ("h:sixteen-letters-", "neither a port number"),
+    ("h:1-2", "neither a port number"),
+    ("h:65536", "port 65536, which is not in 0-65535"),
+    ("h:" + "9" * 5000, "port 99999999999999999999, which is not in"),
+    ("unix:", "no path"),
+    ("unix:@", "no path"),
+    ("unix:a\0b", "a NUL in its path"),
+    ("unix:@a\0b", "a NUL in its path"),
+    ("unix:/\ud800", "a path that cannot be encoded"),
+    ("unix:" + "x" * (UNIX_PATH_MAX + 1), "a path longer than 107 bytes"),
+    ("unix:" + "é" * 54, "a path longer than 107 bytes"),
+    ("unix:@" + "x" * UNIX_PATH_MAX, "a path longer than 107 bytes"),
+    ("fd:", "no descriptor number"),
+    ("fd:-1", "no descriptor number"),
+    ("fd:x", "no descriptor number"),
+    ("fd:2147483648", "no descriptor number"),
+    ("fd:" + "1" * 5000, "no descriptor number"),
+    ("fd:²", "no descriptor number"),
+]
+
+
+def shown(value: object) -> str:
+    return ascii(value)[:40]
+
+
+@pytest.mark.parametrize(("text", "endpoint"), READ, ids=shown)
+def test_parse_reads(text: str, endpoint: Endpoint) -> None:
+    assert Endpoint.parse(text) == endpoint
+    assert Endpoint.parse(str(endpoint)) == endpoint
+
+
+@pytest.mark.parametrize(("text", "why"), REFUSED, ids=shown)
+def test_parse_refuses_and_says_what_and_why(text: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Endpoint.parse(text)
+    assert str(caught.value).startswith(f"endpoint {text!r} has ")
+    assert why in str(caught.value)
+
+
+def test_the_default_is_the_primers_port() -> None:
+    assert Endpoint.parse(DEFAULT_ENDPOINT) == Endpoint.tcp() == Endpoint("tcp", "127.0.0.1", 9999)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "text"),
+    [
+        (None, 1, ":1"),
+        ("", "1", ":1"),
+        ("::1", "http", "[::1]:http"),
+        (2130706433, 9999, "127.0.0.1:9999"),
+        (0, 0, "0.0.0.0:0"),
+        (0xFFFFFFFF, 1, "255.255.255.255:1"),
+    ],
+)
+def test_tcp_takes_what_the_socket_module_takes(host: str | int | None, port: int | str, text: str) -> None:
+    assert str(Endpoint.tcp(host, port)) == text
+
+
+TARGETS: list[tuple[Any, Any, str]] = [
+    # a host with its port beside it
+    ("localhost", 25, "localhost:25"),
+    ("127.0.0.1", "25", "127.0.0.1:25"),
+    ("::1", "smtp", "[::1]:smtp"),
+    ("fe80::1%eth0", 0, "[fe80::1%eth0]:0"),
+    ("::ffff:127.0.0.1", 25, "[::ffff:127.0.0.1]:25"),
+    ("", 25, ":25"),
+    (None, 25, ":25"),
+    (2130706433, 25, "127.0.0.1:25"),
+    ("2130706433", 25, "2130706433:25"),
+    # a host alone
+    ("localhost", None, "localhost:9999"),
+    ("mail.example.", None, "mail.example.:9999"),
+    ("127.0.0.1", None, "127.0.0.1:9999"),
+    ("::1", None, "[::1]:9999"),
+    ("::", None, "[::]:9999"),
+    ("fd::1", None, "[fd::1]:9999"),  # an address, and not a descriptor
+    ("fe80::1%eth0", None, "[fe80::1%eth0]:9999"),
+    ("unix-host", None, "unix-host:9999"),
+    ("", None, ":9999"),
+    (None, None, ":9999"),
+    (2130706433, None, "127.0.0.1:9999"),
+    # the text of an endpoint
+    ("127.0.0.1:9871", None, "127.0.0.1:9871"),
+    ("localhost:smtp", None, "localhost:smtp"),
+    ("[::1]:25", None, "[::1]:25"),
+    (":25", None, ":25"),
+    ("unix:/run/x.sock", None, "unix:/run/x.sock"),
+    ("unix:/with:colons:in it", None, "unix:/with:colons:in it"),
+    ("unix:@name", None, "unix:@name"),
+    ("fd:3", None, "fd:3"),
+    # an Endpoint
+    (Endpoint.tcp("::1", 25), None, "[::1]:25"),
+    (Endpoint.unix("@name"), None, "unix:@name"),
+    (Endpoint.inherited(3), None, "fd:3"),
+]
+NO_TARGETS: list[tuple[Any, Any, str]] = [
+    (Endpoint.tcp("h", 1), 1, "port 1 goes with a host, and 'h:1' is not one"),
+    (Endpoint.unix("/x"), 0, "port 0 goes with a host, and 'unix:/x' is not one"),
+    ("h:1", 1, "port 1 goes with a host, and 'h:1' is not one"),
+    ("[::1]:25", "smtp", "port 'smtp' goes with a host, and '[::1]:25' is not one"),
+    (":25", 25, "port 25 goes with a host, and ':25' is not one"),
+    ("unix:/x", 1, "port 1 goes with a host, and 'unix:/x' is not one"),
+    ("fd:3", 1, "port 1 goes with a host, and 'fd:3' is not one"),
+    ("1:2:3", 1, "port 1 goes with a host, and '1:2:3' is not one"),
+    ("1:2:3", None, "endpoint '1:2:3' has an IPv6 address without brackets"),
+    ("::1:99999", None, "endpoint '::1:99999' has an IPv6 address without brackets"),
+    ("unix:", None, "endpoint 'unix:' has no path"),
+    ("fd:x", None, "endpoint 'fd:x' has no descriptor number"),
+    ("h:", None, "endpoint 'h:' has neither a port number nor a service name in ''"),
+    ("a b", None, "endpoint 'a b:9999' has no host name in 'a b'"),
+    ("a/b", None, "endpoint 'a/b:9999' has no host name in 'a/b'"),
+    ("h", "", "endpoint 'h:' has neither a port number nor a service name in ''"),
+    ("h", 65536, "endpoint 'h:65536' has port 65536, which is not in 0-65535"),
+    ("h", -1, "endpoint 'h:-1' has neither a port number nor a service name in '-1'"),
+    (-1, None, "endpoint '-1:9999' has the integer address -1, which is no 32-bit number"),
+    (b"h:1", None, "a target is a string, an integer or an Endpoint, not bytes"),
+    (True, None, "a target is a string, an integer or an Endpoint, not bool"),
+    (1.5, None, "a target is a string, an integer or an Endpoint, not float"),
+    (["h"], None, "a target is a string, an integer or an Endpoint, not list"),
+    (("h", 1), None, "a target is a string, an integer or an Endpoint, not tuple"),
+    ("h", 25.0, "a port is an integer or a string, not float"),
+    ("h", True, "a port is an integer or a string, not bool"),
+    ("h", b"25", "a port is an integer or a string, not bytes"),
+    ("h", [25], "a port is an integer or a string, not list"),
+]
+
+
+@pytest.mark.parametrize(("target", "port", "text"), TARGETS, ids=shown)
+def test_a_target_is_an_endpoint_its_text_or_a_host(target: Any, port: Any, text: str) -> None:
+    endpoint = Endpoint.target(target, port)
+    assert str(endpoint) == text
+    assert Endpoint.parse(text) == endpoint == Endpoint.target(endpoint)
+
+
+@pytest.mark.parametrize(("target", "port", "why"), NO_TARGETS, ids=shown)
+def test_other_targets_are_refused_in_one_line(target: Any, port: Any, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Endpoint.target(target, port)
+    assert str(caught.value).startswith(why)
+
+
+def test_the_default_target_is_the_default_endpoint() -> None:
+    assert str(Endpoint.target()) == DEFAULT_ENDPOINT
+    assert str(Endpoint.target(port=1)) == "127.0.0.1:1"
+
+
+@pytest.mark.parametrize("host", [-1, 0x1_0000_0000])
+def test_an_integer_address_has_32_bits(host: int) -> None:
+    with pytest.raises(ConfigError, match=f"endpoint '{host}:1' has the integer address {host}, which is no"):
+        Endpoint.tcp(host, 1)
+
+
+def test_the_other_constructors_name_what_they_refuse() -> None:
+    with pytest.raises(ConfigError, match="endpoint 'a b:1' has no host name in 'a b'"):
+        Endpoint.tcp("a b", 1)
+    with pytest.raises(ConfigError, match="endpoint 'unix:' has no path"):
+        Endpoint.unix("")
+    with pytest.raises(ConfigError, match="endpoint 'fd:-1' has no descriptor number"):
+        Endpoint.inherited(-1)
+
+
+def test_a_resolver_reads_what_stays_text_here() -> None:
+    endpoint = Endpoint.parse("2130706433:9999")
+    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    assert found[0][4] == ("127.0.0.1", 9999)
+
+
+def test_abstract_is_a_name_without_a_file() -> None:
+    assert Endpoint.unix("@x").abstract
+    assert Endpoint.unix("\0x") == Endpoint.unix("@x")
+    assert not Endpoint.unix("/x").abstract
+    assert not Endpoint.tcp().abstract
+
+
+def test_endpoints_are_values() -> None:
+    assert {Endpoint.tcp("h", 1), Endpoint.parse("h:1"), Endpoint.parse("h:01")} == {Endpoint("tcp", "h", 1)}
+    with pytest.raises(AttributeError):
+        Endpoint.tcp().port = 1  # type: ignore[misc]  # that it cannot be set is what is tested
+
+
+# Text that looks like an endpoint more often than chance would have it.
+PIECES = st.sampled_from(
+    ["unix:", "fd:", "[", "]", ":", "::1", "@", "\0", ".", "-", "0", "65536", "host", "%"]
+)
+ANY_TEXT = st.text(st.characters(), max_size=40)  # lone surrogates among them
+GARBAGE = st.lists(PIECES | ANY_TEXT, max_size=8).map("".join)
+
+LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+HOSTS = st.one_of(
+    st.lists(LABELS, min_size=1, max_size=4).map(".".join),
+    st.ip_addresses().map(str),
+    st.just(""),
+)
+SERVICES = st.sampled_from(["http", "qotd", "x11-1", "a"])
+PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=26)
+ENDPOINTS = st.one_of(
+    st.builds(Endpoint.tcp, HOSTS, st.integers(0, 65535) | SERVICES),
+    st.builds(Endpoint.tcp, st.integers(0, 0xFFFFFFFF), st.integers(0, 65535)),
+    st.builds(Endpoint.unix, PATHS.filter(lambda path: path != "@")),
+    st.builds(Endpoint.inherited, st.integers(0, 0x7FFFFFFF)),
+)
+
+
+@settings(deadline=None)
+@given(ENDPOINTS)
+def test_every_endpoint_is_read_back_from_its_text(endpoint: Endpoint) -> None:
+    assert Endpoint.parse(str(endpoint)) == endpoint
+
+
+@settings(deadline=None, max_examples=200)
+@given(GARBAGE)
+def test_garbage_is_an_endpoint_or_a_config_error(text: str) -> None:
+    try:
+        endpoint = Endpoint.parse(text)
+    except ConfigError as error:
+        line = str(error)
+    else:
+        line = f"endpoint {text!r} is {endpoint!r}"
+        assert Endpoint.parse(str(endpoint)) == endpoint
+    assert line.startswith(f"endpoint {text!r} ")
+    assert line.isprintable()
+
+
+@settings(deadline=None, max_examples=200)
+@given(ENDPOINTS, st.none() | st.integers(0, 65535))
+def test_the_text_of_an_endpoint_is_a_target_without_a_port(endpoint: Endpoint, port: int | None) -> None:
+    if port is None:
+        assert Endpoint.target(str(endpoint)) == endpoint
+    else:
+        for target in (endpoint, str(endpoint)):
+            with pytest.raises(ConfigError, match="^port .* goes with a host, and "):
+                Endpoint.target(target, port)
+
+
+@settings(deadline=None, max_examples=200)
+@given(GARBAGE, st.none() | st.integers(-1, 65536))
+def test_garbage_is_a_target_or_a_config_error(text: str, port: int | None) -> None:
+    try:
+        endpoint = Endpoint.target(text, port)
+    except ConfigError as error:
+        line = str(error)
+    else:
+        line = repr(endpoint)
+        assert Endpoint.target(endpoint) == endpoint
+        assert port in (None, endpoint.port)
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("text", ["a.example", "a.example.", "münchen.example", "127.0.0.1", "::1", "x"])
+def test_names_of_hosts(text: str) -> None:
+    assert host_name(text) == text
+
+
+@pytest.mark.parametrize("text", ["", ".x", "a..b", "é" * 60, "\udcff"])
+def test_what_names_no_host(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        host_name(text)
+    assert str(caught.value) == f"{text!r} is not a host name"

@@ -1,0 +1,400 @@
+"""Limits and Admission: what they read, what they let in, and that nothing grows without a bound."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections import Counter
+from dataclasses import FrozenInstanceError, replace
+from ipaddress import IPv6Address, ip_address, ip_network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from greeter.core.limits import DENIED, HOSTS, PER_IP, RATE, RATE_TABLE, Admission, Limits, Networks, _key
+from greeter.errors import ConfigError
+
+# -- limits ----------------------------------------------------------------------------------------------
+
+
+def test_limits_read_text_and_values_alike() -> None:
+    limits = Limits(
+        max_connections="100",
+        max_per_ip="7",
+        rate_per_ip="2.5",
+        allow=["10.0.0.0/8"],
+        deny=["::1", "10.0.0.1"],
+    )
+    assert limits.max_connections == 100
+    assert limits.max_per_ip == 7
+    assert limits.rate_per_ip == 2.5
+    assert limits.allow == (ip_network("10.0.0.0/8"),)
+    assert limits.deny == (ip_network("::1/128"), ip_network("10.0.0.1/32"))
+    assert limits == Limits(
+        max_connections=100, max_per_ip=7, rate_per_ip=2.5, allow=limits.allow, deny=limits.deny
+    )
+    assert hash(limits) == hash(replace(limits))
+    assert replace(limits, max_per_ip=8).max_per_ip == 8
+    assert pickle.loads(pickle.dumps(limits)) == limits
+    with pytest.raises(FrozenInstanceError):
+        limits.max_per_ip = 9  # type: ignore[misc]  # that it cannot be set is the test
+
+
+def test_nothing_is_limited_unless_asked_for() -> None:
+    assert Limits() == Limits(max_connections=None, max_per_ip=None, rate_per_ip=None, allow=(), deny=())
+    assert Limits().idle
+    assert Limits(max_connections=5).idle  # the server's own affair
+    assert Admission.of(Limits(max_connections=5)) is None
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(max_per_ip=1), Limits(rate_per_ip=1), Limits(allow=["::/0"]), Limits(deny=["::1"])]
+)
+def test_any_limit_needs_an_admission(limits: Limits) -> None:
+    assert not limits.idle
+    admission = Admission.of(limits)
+    assert admission is not None
+    assert admission.limits is limits
+
+
+@pytest.mark.parametrize("name", ["max_connections", "max_per_ip"])
+@pytest.mark.parametrize(
+    "value", [0, -1, "0", "-1", "", "many", "1.5", 1.5, "1k", " 1", "\u0661", True, "9" * 20]
+)
+def test_a_count_is_a_whole_number_above_zero(name: str, value: int | str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Limits(**{name: value})  # type: ignore[arg-type]  # the name is a parameter here
+    assert str(caught.value) == f"{name} {value!r} is not a whole number above 0"
+
+
+@pytest.mark.parametrize("value", [0, -1, "0", "", "fast", "nan", "inf", math.inf, math.nan, "1/s", True])
+def test_a_rate_is_a_number_above_zero(value: float | str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Limits(rate_per_ip=value)
+    assert str(caught.value) == f"rate_per_ip {value!r} is not a number above 0"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "localhost",
+        "10.0.0.0/33",
+        "::/129",
+        "10.0.0",
+        "10.0.0.0/8/8",
+        "10.0.0.0/255.0.0.0",
+        "10.0.0.0/0.0.0.255",
+    ]
+    + [
+        "fe80::%eth0/64",
+        "fe80::1%1",
+        "010.0.0.0/8",
+        "10.0.0.0/-1",
+        " 10.0.0.0/8",
+        "[::1]",
+        "1:2:3",
+        "167772160",
+    ],
+)
+@pytest.mark.parametrize("name", ["allow", "deny"])
+def test_what_is_no_network_is_named(name: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Limits(**{name: [text]})  # type: ignore[arg-type]  # the name is a parameter here
+    assert str(caught.value) == f"{name} {text!r} is no network, as in 192.0.2.0/24 or 2001:db8::/32"
+
+
+@pytest.mark.parametrize(
+    ("text", "network", "host"),
+    [("192.0.2.7/24", "192.0.2.0/24", "192.0.2.7"), ("2001:db8::1/64", "2001:db8::/64", "2001:db8::1")],
+)
+def test_host_bits_are_an_error_that_says_what_could_be_meant(text: str, network: str, host: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Networks([text], "proxy_from")
+    assert (
+        str(caught.value)
+        == f"proxy_from '{text}' has host bits set; the network is {network}, the host {host}"
+    )
+
+
+# -- networks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("network", "inside", "outside"),
+    [
+        ("192.0.2.0/24", ["192.0.2.0", "192.0.2.255", "::ffff:192.0.2.1", "::FFFF:c000:0201"], ["192.0.3.0"]),
+        ("192.0.2.7", ["192.0.2.7"], ["192.0.2.6"]),
+        ("0.0.0.0/0", ["0.0.0.0", "255.255.255.255", "::ffff:1.2.3.4"], ["::1", "::"]),
+        ("2001:db8::/32", ["2001:db8::", "2001:DB8:ffff::1"], ["2001:db9::", "32.1.13.184"]),
+        ("fe80::/10", ["fe80::1%eth0", "fe80::1"], ["fec0::1%eth0"]),
+        ("::1", ["::1"], ["::2", "::", "127.0.0.1"]),
+        ("::/0", ["::", "ffff::"], ["1.2.3.4", "::ffff:1.2.3.4"]),
+        ("::ffff:192.0.2.0/120", ["192.0.2.255", "::ffff:192.0.2.9"], ["192.0.3.9"]),
+        ("::ffff:0:0/96", ["1.2.3.4", "255.2.3.4"], ["::1"]),
+    ],
+)
+def test_what_is_in_a_network(network: str, inside: list[str], outside: list[str]) -> None:
+    networks = Networks([network])
+    assert all(host in networks for host in inside)
+    assert not any(
+        host in networks for host in [*outside, "", "@name", "/run/client.sock", "%", "1.2.3.4%eth0"]
+    )
+
+
+def test_one_text_is_one_network_and_none_are_none() -> None:
+    assert Networks("10.0.0.0/8").networks == Networks(["10.0.0.0/8"]).networks == (ip_network("10.0.0.0/8"),)
+    assert "10.0.0.1" not in Networks()
+
+
+def network_of(address: str, bits: int) -> str:
+    return str(ip_network(f"{address}/{min(bits, 32 if '.' in address else 128)}", strict=False))
+
+
+# Few addresses, so that the networks often meet them.
+hosts = st.sampled_from(
+    ["10.0.0.1", "10.0.0.2", "10.9.0.1", "192.0.2.1", "2001:db8::1", "2001:db8:0:1::1", "::1"]
+)
+network_texts = st.lists(st.builds(network_of, hosts, st.integers(0, 128)), max_size=4)
+
+
+@given(network_texts, network_texts, hosts)
+@settings(deadline=None)
+def test_deny_wins_and_allow_shuts_out_the_rest(allow: list[str], deny: list[str], host: str) -> None:
+    denied = any(ip_address(host) in ip_network(network) for network in deny)
+    allowed = not allow or any(ip_address(host) in ip_network(network) for network in allow)
+    admission = Admission(Limits(allow=allow, deny=deny))
+    for count in (1, 2):  # the second time from the cache
+        assert admission.admit(host, 0.0) == (None if allowed and not denied else DENIED)
+        assert admission.rejected[DENIED] == (0 if allowed and not denied else count)
+
+
+# -- one address -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ["192.0.2.1", "::ffff:192.0.2.1", "::ffff:c000:201", "::FFFF:192.0.2.1"],
+        ["2001:db8::1", "2001:db8::ffff:ffff:ffff:ffff", "2001:0DB8:0:0::"],
+        ["fe80::1", "fe80::1%eth0", "fe80::2%2"],
+    ],
+)
+def test_what_counts_as_one_address(same: list[str]) -> None:
+    admission = Admission(Limits(max_per_ip=len(same)))
+    assert [admission.admit(host, 0.0) for host in same] == [None] * len(same)
+    assert [admission.admit(host, 0.0) for host in same] == [PER_IP] * len(same)
+    assert admission.addresses == 1
+
+
+def test_what_counts_as_another_address() -> None:
+    admission = Admission(Limits(max_per_ip=1, rate_per_ip=1))
+    different = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8:0:1::1", "::c000:201", "0.0.0.0"]
+    assert [admission.admit(host, 0.0) for host in different] == [None] * len(different)
+    assert admission.addresses == admission.buckets == len(different)
+
+
+@given(st.integers(1 << 64, (1 << 128) - 1), st.integers(0, 127))
+@settings(deadline=None)
+def test_ipv6_counts_by_its_64(one: int, bit: int) -> None:
+    admission = Admission(Limits(max_per_ip=1))
+    assert admission.admit(str(IPv6Address(one)), 0.0) is None
+    assert admission.admit(str(IPv6Address(one ^ 1 << bit)), 0.0) == (PER_IP if bit < 64 else None)
+
+
+@pytest.mark.parametrize("name", ["", "@name", "/run/client.sock", "relative.sock"])
+def test_unix_peers_are_always_admitted(name: str) -> None:
+    admission = Admission(
+        Limits(max_per_ip=1, rate_per_ip=1, allow=["192.0.2.1"], deny=["::/0", "0.0.0.0/0"])
+    )
+    for _ in range(5):
+        assert admission.admit(name, 0.0) is None
+    admission.release(name)
+    assert admission.addresses == admission.buckets == 0
+
+
+def test_reasons_are_counted_and_the_first_one_is_given() -> None:
+    admission = Admission(Limits(max_per_ip=2, rate_per_ip=3, deny=["192.0.2.9"]))
+    assert admission.rejected == {"denied": 0, "per_ip": 0, "rate": 0}
+    assert admission.admit("192.0.2.9", 0.0) == "denied"
+    assert admission.buckets == 0  # nothing is remembered of whom nobody wants
+    assert [admission.admit("192.0.2.1", 0.0) for _ in range(4)] == [None, None, "per_ip", "per_ip"]
+    admission.release("192.0.2.1")
+    assert admission.admit("192.0.2.1", 0.0) is None  # to be refused for the count took no token
+    admission.release("192.0.2.1")
+    assert admission.admit("192.0.2.1", 0.0) == "rate"
+    assert admission.rejected == {"denied": 1, "per_ip": 2, "rate": 1}
+
+
+def test_release_without_admit_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        Admission(Limits(max_per_ip=1)).release("192.0.2.1")
+
+
+# -- the rate --------------------------------------------------------------------------------------------
+
+rates = st.sampled_from([0.1, 0.5, 1, 1.5, 3, 10, 33.3])
+
+
+@given(rates, st.lists(st.floats(0, 3), max_size=60), st.sampled_from([0.0, 1e6, 1e9]))
+@settings(deadline=None)
+def test_no_window_holds_more_than_the_burst_and_the_rate(
+    rate: float, gaps: list[float], start: float
+) -> None:
+    admission = Admission(Limits(rate_per_ip=rate))
+    now, admitted = start, []
+    for gap in gaps:
+        now += gap if gap < 2 else 0.0  # many at once
+        if admission.admit("192.0.2.1", now) is None:
+            admitted.append(now)
+    burst = math.ceil(rate)
+    for i, first in enumerate(admitted):
+        for j, last in enumerate(admitted[i:], 1):
+            assert j <= burst + rate * (last - first) + 0.01
+
+
+@given(rates, st.sampled_from([0.0, 12345.678, 1e6]))
+@settings(deadline=None)
+def test_a_burst_is_had_at_once_and_then_the_rate(rate: float, start: float) -> None:
+    admission, burst = Admission(Limits(rate_per_ip=rate)), math.ceil(rate)
+    assert [admission.admit("::1", start) for _ in range(burst + 2)] == [None] * burst + [RATE] * 2
+    for tick in range(1, 20):  # one who comes exactly at the rate is never refused
+        assert admission.admit("::1", start + (tick - 0.1) / rate) == RATE
+        assert admission.admit("::1", start + tick / rate) is None
+    later = start + 100 / rate + 100  # saved up is a burst, not more
+    assert [admission.admit("::1", later) for _ in range(burst + 2)] == [None] * burst + [RATE] * 2
+
+
+def test_one_address_does_not_pay_for_another() -> None:
+    admission = Admission(Limits(rate_per_ip=1))
+    assert [admission.admit("192.0.2.1", 0.0) for _ in range(9)] == [None] + [RATE] * 8
+    assert admission.admit("192.0.2.2", 0.0) is None
+
+
+# -- bounds ----------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_its_bound_in_a_flood_and_nobody_is_refused_for_it() -> None:
+    admission = Admission(Limits(rate_per_ip=0.001))
+    flooder, refused = "203.0.113.7", Counter[str | None]()
+    assert admission.admit(flooder, 0.0) is None
+    for n in range(RATE_TABLE + 5000):
+        host = f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}"
+        refused[admission.admit(host, n * 1e-4)] += 1
+        admission.release(host)
+        if n % 1000 == 0:  # now and then is enough to stay limited
+            assert admission.admit(flooder, n * 1e-4) == RATE
+    assert admission.buckets == RATE_TABLE
+    assert refused == {None: RATE_TABLE + 5000}
+    assert admission.addresses == 1
+    # Those who stopped are forgotten as new ones come: two full buckets go for one that is made.
+    for n in range(2000):
+        admission.admit("2001:db8:" + f"{n:x}::", 1e5)
+    assert admission.buckets == RATE_TABLE - 2000
+
+
+def test_a_full_bucket_is_dropped_before_one_that_limits() -> None:
+    admission = Admission(Limits(rate_per_ip=1), table=3)
+    for at, host in enumerate(["192.0.2.1", "192.0.2.2", "192.0.2.3"]):
+        assert admission.admit(host, at / 4) is None
+    assert admission.admit("192.0.2.4", 0.9) is None  # none is full: .1, the quietest, is forgotten
+    assert admission.admit("192.0.2.2", 1.0) == RATE
+    assert admission.admit("192.0.2.3", 1.0) == RATE
+    assert admission.admit("192.0.2.1", 1.0) is None
+    assert admission.buckets == 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.floats(0, 0.4)), max_size=120), st.integers(1, 6), rates)
+@settings(deadline=None)
+def test_the_bound_holds_and_a_forgotten_address_gains_a_bucket_at_most(
+    steps: list[tuple[int, float]], table: int, rate: float
+) -> None:
+    bounded, unbounded = Admission(Limits(rate_per_ip=rate), table=table), Admission(Limits(rate_per_ip=rate))
+    others: dict[int, set[int]] = {}  # who else has come since one came last
+    now, forgotten = 0.0, False
+    for who, gap in steps:
+        now += gap
+        verdict, unbounded_verdict = (each.admit(f"192.0.2.{who}", now) for each in (bounded, unbounded))
+        assert bounded.buckets <= table
+        forgotten = forgotten or any(len(seen) >= table for seen in others.values())
+        if not forgotten:
+            assert verdict == unbounded_verdict
+        if who not in others or len(others[who]) >= table:
+            assert verdict is None
+        for seen in others.values():
+            seen.add(who)
+        others[who] = set()
+
+
+def test_what_is_cached_has_a_bound() -> None:
+    admission = Admission(Limits(deny=["192.0.2.0/24"]))
+    for n in range(HOSTS + 100):
+        admission.admit(f"10.0.{n >> 8}.{n & 255}", 0.0)
+    assert _key.cache_info().currsize == HOSTS == _key.cache_info().maxsize
+    assert admission.admit("10.0.0.0", 0.0) is None
+    assert admission.admit("192.0.2.1", 0.0) == DENIED
+
+
+# -- reload ----------------------------------------------------------------------------------------------
+
+
+def test_other_limits_hold_at_once_and_counts_stay() -> None:
+    admission = Admission(Limits(max_per_ip=2, rate_per_ip=5))
+    assert [admission.admit("192.0.2.1", 0.0) for _ in range(3)] == [None, None, PER_IP]
+    admission.replace(Limits(max_per_ip=3, rate_per_ip=5))
+    assert [admission.admit("192.0.2.1", 0.0) for _ in range(2)] == [None, PER_IP]
+    admission.replace(Limits(rate_per_ip=5))
+    assert [admission.admit("192.0.2.1", 0.0) for _ in range(3)] == [None, None, RATE]  # five in all
+    admission.replace(Limits(rate_per_ip=1))
+    assert admission.admit("192.0.2.1", 0.0) is None  # a new rate begins with full buckets
+    admission.replace(Limits(deny=["192.0.2.1"]))
+    assert admission.admit("192.0.2.1", 0.0) == DENIED
+    for _ in range(6):
+        admission.release("192.0.2.1")  # of those who are not let in any more too
+    assert admission.addresses == 0
+    assert admission.rejected == {"denied": 1, "per_ip": 2, "rate": 1}
+    admission.replace(Limits())
+    assert admission.admit("192.0.2.1", 0.0) is None
+
+
+class Counting(RuleBasedStateMachine):
+    """Any sequence of coming, going and reloading keeps to the counts of a plain model."""
+
+    @initialize(limit=st.integers(1, 3))
+    def start(self, limit: int) -> None:
+        self.limit: int | None = limit
+        self.admission = Admission(Limits(max_per_ip=limit))
+        self.open: list[str] = []
+
+    @rule(host=hosts)
+    def come(self, host: str) -> None:
+        at_limit = self.limit is not None and self.open.count(host) >= self.limit
+        assert self.admission.admit(host, 0.0) == (PER_IP if at_limit else None)
+        if not at_limit:
+            self.open.append(host)
+
+    @precondition(lambda self: self.open)
+    @rule(choice=st.randoms(use_true_random=False))
+    def go(self, choice: object) -> None:
+        host = self.open.pop(choice.randrange(len(self.open)))  # type: ignore[attr-defined]  # a Random
+        self.admission.release(host)
+
+    @rule(limit=st.none() | st.integers(1, 3))
+    def reload(self, limit: int | None) -> None:
+        self.limit = limit
+        self.admission.replace(Limits(max_per_ip=limit))
+
+    @invariant()
+    def bounded_by_what_is_open(self) -> None:
+        assert self.admission.addresses == len(set(self.open))
+
+    def teardown(self) -> None:
+        for host in self.open:
+            self.admission.release(host)
+        assert self.admission.addresses == 0
+
+
+Counting.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestCounting = Counting.TestCase

@@ -1,0 +1,237 @@
+"""TLS and the single connection; what plain connections end in is shown by the engine's tests."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import select
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+
+from greeter.loadtest import LoadPlan
+from greeter.loadtest.generator.connection import Connection, Rules, TLSConnection
+from greeter.loadtest.generator.engine import Engine
+from greeter.loadtest.generator.poller import ENDED, FAILED, READABLE, WRITABLE
+from greeter.loadtest.generator.target import Target, resolve
+from greeter.loadtest.plan.outcome import GREETED
+from tests.support.loadtest_peers import (
+    GREETING,
+    abort_with_reset,
+    greet,
+    greet_and_stay,
+    say_nothing,
+    serving,
+    wait_for_client,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.loadtest_peers import Handler
+
+
+class Authority:
+    """A certificate authority, a server's context and the files that a plan names."""
+
+    def __init__(self, folder: Path) -> None:
+        ca = trustme.CA()
+        self.ca = str(folder / "ca.pem")
+        self.client = str(folder / "client.pem")
+        ca.cert_pem.write_to_path(self.ca)
+        ca.issue_cert("client.example").private_key_and_cert_chain_pem.write_to_path(self.client)
+        self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        ca.issue_cert("127.0.0.1", "greeter.example").configure_cert(self.server)
+        ca.configure_trust(self.server)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
+async def run(target: str, **options: Any) -> dict[str, int]:
+    plan = LoadPlan(target, count=6, connections=6, tls=True, **options)
+    metrics = await Engine(plan, await resolve(plan)).run()
+    return {outcome: count for outcome, count in metrics.outcomes.items() if count}
+
+
+async def large(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(bytes(50_000))
+    await writer.drain()
+
+
+@pytest.mark.usefixtures("no_fd_leak")
+@pytest.mark.parametrize(
+    ("handler", "options", "outcome"),
+    [
+        (greet, {}, GREETED),
+        (greet, {"expect": "Thank you", "server_name": "greeter.example"}, GREETED),
+        (greet_and_stay, {"until": "line", "hold": 0.05}, GREETED),
+        (large, {}, GREETED),
+        (large, {"max_bytes": 49_999}, "too_large"),
+        (say_nothing, {}, "empty"),
+        (wait_for_client, {"timeout": 0.2}, "connected_no_greeting"),
+        (greet, {"server_name": "else.example"}, "tls_error"),
+    ],
+)
+async def test_tls_ends_in_the_same_classes(
+    handler: Handler, options: dict[str, Any], outcome: str, authority: Authority
+) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda *_: None)  # the server's opinion about a client that hangs up
+    async with serving(handler, ssl_context=authority.server) as target:
+        assert await run(target, tls_ca=authority.ca, **options) == {outcome: 6}
+
+
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_tls_that_does_not_come_about(authority: Authority) -> None:
+    # They read what the client says first: closing with something unread would be a reset.
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        writer.write(b"220 plain text, and not a little of it\r\n")
+
+    async def hear_and_close(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        abort_with_reset(writer)
+
+    for handler, outcome in ((babble, "tls_error"), (hear_and_close, "tls_error"), (hang_up, "reset")):
+        async with serving(handler) as target:
+            assert await run(target, tls_ca=authority.ca) == {outcome: 6}
+    async with serving(wait_for_client) as target:
+        assert await run(target, tls_ca=authority.ca, timeout=0.1) == {"connected_no_greeting": 6}
+
+
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_a_client_certificate_is_shown(authority: Authority) -> None:
+    strict = authority.server
+    strict.verify_mode = ssl.CERT_REQUIRED
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    try:
+        async with serving(greet, ssl_context=strict) as target:
+            assert await run(target, tls_ca=authority.ca, tls_cert=authority.client) == {GREETED: 6}
+            assert GREETED not in await run(target, tls_ca=authority.ca)
+    finally:
+        strict.verify_mode = ssl.CERT_NONE
+
+
+# -- a single connection, its poll's answers given by hand
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Connection, socket.socket]]:
+    """A connection that has connected, and the server's end of it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        target = Target(socket.AF_INET, ("127.0.0.1", listener.getsockname()[1]))
+        connection = Connection(Rules(LoadPlan(), target), 0.0, 0.0)
+        assert connection.open() is None
+        assert connection.fd >= 0
+        peer, _ = listener.accept()
+        assert connection.happened(WRITABLE, 1.0) is None
+        assert connection.connected == 1.0
+        yield connection, peer
+        peer.close()
+        connection.close()
+
+
+def wait_for(connection: Connection, mask: int) -> int:
+    """Wait until the kernel reports ``mask`` of a connection; returns all that it reports."""
+    with select.epoll() as poll:
+        poll.register(connection.fd, READABLE | ENDED)
+        while True:
+            for _, found in poll.poll(5):
+                if found & mask == mask:
+                    return found
+
+
+def test_the_first_byte_and_the_end_have_their_moments(pair: tuple[Connection, socket.socket]) -> None:
+    connection, peer = pair
+    peer.sendall(b"Thank you ")
+    assert connection.happened(wait_for(connection, READABLE), 2.0) is None
+    peer.sendall(b"for connecting")
+    peer.close()
+    assert connection.happened(wait_for(connection, READABLE | ENDED), 3.0) == GREETED
+    assert (connection.first, connection.received, connection.ended) == (2.0, len(GREETING), True)
+
+
+def test_a_poll_without_news_changes_nothing(pair: tuple[Connection, socket.socket]) -> None:
+    connection, _ = pair
+    assert connection.happened(READABLE, 2.0) is None
+    assert connection.happened(READABLE | FAILED, 2.0) is None
+    assert (connection.first, connection.received) == (0.0, 0)
+    assert connection.overdue() == "connected_no_greeting"
+
+
+def test_a_reset_between_poll_and_read_is_a_reset(pair: tuple[Connection, socket.socket]) -> None:
+    connection, peer = pair
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peer.close()
+    wait_for(connection, FAILED)
+    assert connection.happened(READABLE, 2.0) == "reset"
+    assert connection.error == errno.ECONNRESET
+    assert connection.why == ""
+
+
+def test_a_reset_behind_a_whole_line_is_behind_the_greeting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        target = Target(socket.AF_INET, ("127.0.0.1", listener.getsockname()[1]))
+        connection = Connection(Rules(LoadPlan(until="line"), target), 0.0, 0.0)
+        assert connection.open() is None
+        peer, _ = listener.accept()
+        peer.sendall(b"220 ready\r\n")
+        wait_for(connection, READABLE)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        peer.close()
+        assert connection.happened(wait_for(connection, READABLE | FAILED), 2.0) == GREETED
+        assert connection.error == errno.ECONNRESET
+        connection.close()
+
+
+def test_another_error_says_which(pair: tuple[Connection, socket.socket]) -> None:
+    connection, _ = pair
+    connection.error = errno.ETIMEDOUT
+    assert connection.verdict() == "reset"
+    assert connection.why == "Connection timed out"
+
+
+def test_a_reset_behind_the_end_is_known(pair: tuple[Connection, socket.socket]) -> None:
+    connection, peer = pair
+    peer.sendall(GREETING)
+    peer.shutdown(socket.SHUT_WR)
+    wait_for(connection, READABLE | ENDED)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peer.close()
+    assert connection.happened(wait_for(connection, FAILED), 2.0) == GREETED
+    assert connection.error == errno.EPIPE
+
+
+def test_what_is_held_is_read_away_until_its_end(pair: tuple[Connection, socket.socket]) -> None:
+    connection, peer = pair
+    peer.sendall(b"250 more\r\n")
+    wait_for(connection, READABLE)
+    assert not connection.drain()
+    peer.close()
+    wait_for(connection, ENDED)
+    assert connection.drain()
+
+
+def test_a_held_connection_that_is_reset_is_closed(pair: tuple[Connection, socket.socket]) -> None:
+    connection, peer = pair
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peer.close()
+    wait_for(connection, FAILED)
+    assert connection.drain()
+    assert connection.error == errno.ECONNRESET
+
+
+def test_rules_know_which_kind_of_connection() -> None:
+    target = Target(socket.AF_INET, ("127.0.0.1", 9))
+    assert Rules(LoadPlan(), target).connection is Connection
+    assert Rules(LoadPlan(tls=True), target).connection is TLSConnection

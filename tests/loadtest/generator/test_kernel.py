@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import platform
+from typing import TYPE_CHECKING
+
+import pytest
+
+from greeter.loadtest.generator import kernel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NETSTAT = """\
+TcpExt: SyncookiesSent SyncookiesRecv ListenOverflows ListenDrops TCPReqQFullDoCookies TCPSynRetrans
+TcpExt: 1 2 3 4 5 6
+IpExt: InNoRoutes InTruncatedPkts
+IpExt: 7 8
+"""
+
+
+def test_counters_are_read_by_their_names(tmp_path: Path) -> None:
+    file = tmp_path / "netstat"
+    file.write_text(NETSTAT)
+    assert kernel.counters(file) == {
+        "ListenOverflows": 3,
+        "ListenDrops": 4,
+        "TCPReqQFullDoCookies": 5,
+        "SyncookiesSent": 1,
+        "TCPSynRetrans": 6,
+    }
+
+
+def test_an_older_kernel_has_fewer_and_another_system_none(tmp_path: Path) -> None:
+    file = tmp_path / "netstat"
+    assert kernel.counters(file) == {}
+    file.write_text("IpExt: InNoRoutes\nIpExt: 7\n")
+    assert kernel.counters(file) == {}
+    file.write_text("TcpExt: ListenDrops Other\nTcpExt: 4 5\n")
+    assert kernel.counters(file) == {"ListenDrops": 4}
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="/proc is Linux's")
+def test_this_kernel_has_them_all() -> None:
+    assert set(kernel.counters()) == set(kernel.COUNTERS)
+
+
+def test_the_difference_is_what_was_counted_in_between() -> None:
+    assert kernel.difference({"a": 3, "b": 1}, {"a": 5, "b": 1, "c": 9}) == {"a": 2, "b": 0}
+    assert kernel.difference({}, {"a": 5}) == {}
+
+
+def test_settings_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "net/ipv4").mkdir(parents=True)
+    (tmp_path / "net/ipv4/ip_local_port_range").write_text("32768\t60999\n")
+    assert kernel.sysctls(tmp_path) == {"net.ipv4.ip_local_port_range": "32768 60999"}
+    assert kernel.port_range(tmp_path) == (32768, 60999)
+    assert kernel.port_range(tmp_path / "none") is None
+
+
+async def test_the_environment_says_where_it_ran() -> None:
+    loop = asyncio.get_running_loop()
+    version = importlib.metadata.version("uvloop") if "uvloop" in type(loop).__module__ else None
+    assert kernel.uvloop_version(loop) == version
+    found = kernel.environment(version)
+    assert found["python"] == platform.python_version()
+    assert found["uvloop"] == version
+    assert found["cpus"] >= 1
+    assert found["greeter"]
+
+
+def test_cores_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert kernel.cpus() >= 1

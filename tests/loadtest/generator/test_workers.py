@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from greeter.loadtest import LoadPlan
+from greeter.loadtest.generator.target import resolve
+from greeter.loadtest.generator.workers import WorkerFailed, Workers
+from greeter.loadtest.plan.outcome import GREETED
+from tests.support.loadtest_peers import clients, greet, serving, serving_and_counting, wait_for_client
+
+if TYPE_CHECKING:
+    from greeter.loadtest.metrics.timeline import Interval
+
+
+def pids(workers: Workers) -> list[int]:
+    return [process.pid for process in workers._processes]
+
+
+async def test_workers_share_the_load_and_add_up() -> None:
+    told: dict[int, int] = {0: 0, 1: 0, 2: 0}
+
+    def on_interval(interval: Interval, worker: int) -> None:
+        told[worker] += interval.attempted
+
+    async with serving(greet) as target:
+        plan = LoadPlan(target, rate=200, count=101, connections=9, workers=3)
+        async with Workers(plan, await resolve(plan), on_interval) as workers:
+            metrics = await workers.run()
+    assert metrics.attempted + metrics.unstarted == 101
+    assert metrics.outcomes[GREETED] == metrics.attempted
+    assert sum(told.values()) == metrics.attempted
+    assert all(told.values())
+    assert len(metrics.cpu_percent) == 3
+    assert metrics.scheduled == pytest.approx(0.505)
+
+
+async def test_a_worker_that_dies_fails_the_run_and_takes_the_others_with_it() -> None:
+    async with serving(wait_for_client) as target:
+        plan = LoadPlan(target, duration=60.0, connections=4, workers=2)
+        async with Workers(plan, await resolve(plan)) as workers:
+            running = asyncio.ensure_future(workers.run())
+            os.kill(pids(workers)[1], signal.SIGKILL)
+            with pytest.raises(WorkerFailed, match="worker 1 ended with status -9 before") as caught:
+                await running
+        assert (caught.value.index, caught.value.status) == (1, -9)
+        for pid in pids(workers):
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+
+async def test_stopped_they_report_what_they_have() -> None:
+    async with serving_and_counting(wait_for_client) as (target, came):
+        plan = LoadPlan(target, duration=60.0, connections=4, workers=2)
+        async with Workers(plan, await resolve(plan)) as workers:
+            running = asyncio.ensure_future(workers.run())
+            await clients(came, 4)
+            workers.stop()
+            metrics = await running
+    assert metrics.interrupted
+    assert metrics.cut_off == 4
+
+
+async def test_a_worker_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greeter.loadtest.generator.workers._COMMAND", ("false",))
+    plan = LoadPlan(connections=4, workers=2)
+    with pytest.raises(WorkerFailed, match="load worker 0 ended with status 1"):
+        async with Workers(plan, await resolve(plan)):
+            pass

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+
+from greeter.loadtest.metrics.metrics import HISTOGRAMS, Metrics, merged
+from greeter.loadtest.metrics.timeline import Interval
+from greeter.loadtest.plan.outcome import FAILURES, GREETED
+
+
+def metrics(worker: int) -> Metrics:
+    m = Metrics()
+    for place, name in enumerate(HISTOGRAMS):
+        getattr(m, name).record((1 + place + 10 * worker) / 1000)
+    m.outcomes[GREETED] = 10 * worker
+    m.outcomes["empty"] = worker
+    m.reason("connect_error", "No route to host")
+    m.timeline.add(Interval(1.0, attempted=11 * worker, greeted=10 * worker, failed=worker, open=worker))
+    m.unstarted, m.cut_off, m.peak_open = 2, 3, 4
+    m.reset_after_greeting, m.closed_while_held = 5, 6
+    m.elapsed, m.scheduled = 1.5 + worker, 1.0
+    m.cpu_percent = [10.0 * worker]
+    return m
+
+
+def test_merging_is_adding() -> None:
+    whole = merged([metrics(1), metrics(2)])
+    assert whole.attempted == 33
+    assert whole.outcomes[GREETED] == 30
+    assert whole.reasons == {"connect_error": {"No route to host": 2}}
+    assert [getattr(whole, name).total for name in HISTOGRAMS] == [2] * len(HISTOGRAMS)
+    assert whole.timeline.rows()[1]["attempted"] == 33
+    assert (whole.unstarted, whole.cut_off, whole.peak_open) == (4, 6, 8)
+    assert (whole.reset_after_greeting, whole.closed_while_held) == (10, 12)
+    assert (whole.elapsed, whole.scheduled) == (3.5, 1.0)
+    assert whole.cpu_percent == [10.0, 20.0]
+    assert not whole.interrupted
+    part = metrics(1)
+    part.interrupted = True
+    assert merged([metrics(1), part]).interrupted
+
+
+def test_figures_travel_as_json() -> None:
+    one = metrics(3)
+    one.interrupted = True
+    back = Metrics.from_json(json.loads(json.dumps(one.to_json())))
+    assert back.to_json() == one.to_json()
+    for name in HISTOGRAMS:
+        assert getattr(back, name).counts == getattr(one, name).counts
+
+
+def test_every_class_is_there_from_the_beginning() -> None:
+    assert Metrics().outcomes == dict.fromkeys((GREETED, *FAILURES), 0)
+
+
+def test_reasons_are_bounded() -> None:
+    m = Metrics()
+    for n in range(100):
+        m.reason("tls_error", f"reason {n}")
+    assert len(m.reasons["tls_error"]) == 21
+    assert sum(m.reasons["tls_error"].values()) == 100

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from greeter.loadtest.metrics.histogram import Histogram
+from greeter.loadtest.metrics.snapshot import Snapshot
+from greeter.loadtest.metrics.timeline import INTERVAL, Interval
+
+
+def interval(number: int, attempted: int, us: int = 1000, open: int = 1) -> Interval:
+    return Interval(number * INTERVAL, attempted, attempted, 0, open, Histogram({us: attempted}, sparse=True))
+
+
+def test_intervals_add_up_to_the_run_so_far() -> None:
+    snapshot = Snapshot()
+    assert (snapshot.rate, snapshot.rates, snapshot.percentile_us(50)) == (0.0, [], None)
+    for number in range(8):
+        snapshot.add(interval(number, attempted=10 * (number + 1), open=number))
+    assert snapshot.elapsed == 2.0
+    assert (snapshot.attempted, snapshot.greeted, snapshot.failed) == (360, 360, 0)
+    assert snapshot.open == 7
+    assert snapshot.rate == 50 + 60 + 70 + 80
+    assert snapshot.rates == [40.0 * n for n in range(1, 9)]
+    assert snapshot.percentile_us(99) == 1000
+
+
+def test_workers_of_the_same_quarter_of_a_second_are_one() -> None:
+    snapshot = Snapshot()
+    for number in range(4):
+        for worker in range(2):
+            snapshot.add(interval(number, attempted=25, open=3 + worker), worker)
+    assert snapshot.rate == 200
+    assert snapshot.open == 7
+    assert snapshot.rates == [200.0] * 4
+
+
+def test_a_worker_that_is_late_with_its_interval_counts_where_it_belongs() -> None:
+    snapshot = Snapshot()
+    snapshot.add(interval(0, 10), 0)
+    snapshot.add(interval(1, 10), 0)
+    snapshot.add(interval(0, 30), 1)
+    assert snapshot.rates == [160.0, 40.0]
+    assert snapshot.elapsed == 0.5
+
+
+def test_it_does_not_grow() -> None:
+    snapshot = Snapshot()
+    for number in range(1000):
+        snapshot.add(interval(number, 1))
+    assert len(snapshot.rates) == 240
+    assert snapshot.attempted == 1000
+    assert snapshot.rate == pytest.approx(4.0)

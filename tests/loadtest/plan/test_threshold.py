@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from greeter.errors import ConfigError
+from greeter.loadtest.plan.outcome import FAILURES
+from greeter.loadtest.plan.threshold import PHASES, STATS, Threshold
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    """As much of a report as thresholds look at: each latency is 1 ms, 10 of 1,000 failed."""
+    values: dict[str, Any] = {
+        "connections": {"attempted": 1000, "failed": 10},
+        "errors": {**dict.fromkeys(FAILURES, 0), "empty": 10},
+        "rate": {"achieved": 950.0, "greeted": 940.0},
+        "latency_us": {phase: dict.fromkeys(STATS, 1000) for phase in PHASES},
+    }
+    return values | changes
+
+
+@pytest.mark.parametrize(
+    ("expr", "actual", "unit", "passed"),
+    [
+        ("response:p99<20ms", 1.0, "ms", True),
+        ("response:p99<1ms", 1.0, "ms", False),
+        ("response:p99<=1ms", 1.0, "ms", True),
+        ("connect:max<=1s", 0.001, "s", True),
+        ("first_byte:p99.99 < 500us", 1000.0, "us", False),
+        ("service:mean>999us", 1000.0, "us", True),
+        ("failed:min>=2ms", 1.0, "ms", False),
+        ("errors:rate<0.1%", 1.0, "%", False),
+        ("errors:rate<=1%", 1.0, "%", True),
+        ("errors:count<11", 10, "", True),
+        ("errors:empty<=9", 10, "", False),
+        ("errors:connect_refused<1", 0, "", True),
+        ("rate:achieved>=950", 950.0, "/s", True),
+        ("rate:greeted>=0.95k", 940.0, "/s", False),
+        ("rate:greeted>=900/s", 940.0, "/s", True),
+    ],
+)
+def test_a_threshold_is_checked_in_its_own_unit(expr: str, actual: float, unit: str, passed: bool) -> None:
+    checked = Threshold.parse(expr).check(report())
+    assert checked == {
+        "expr": expr.replace(" ", ""),
+        "actual": pytest.approx(actual),
+        "unit": unit,
+        "passed": passed,
+    }
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("stat", STATS)
+def test_every_phase_and_figure_can_be_limited(phase: str, stat: str) -> None:
+    assert Threshold.parse(f"{phase}:{stat}<2ms").check(report())["passed"]
+
+
+@pytest.mark.parametrize(
+    ("expr", "complaint"),
+    [
+        ("", "does not read METRIC:STAT<VALUE"),
+        ("response p99", "does not read"),
+        ("response:p99=20ms", "does not read"),
+        ("latency:p99<20ms", "unknown metric 'latency'; known are connect, "),
+        ("response:p95<20ms", "unknown response:p95; known are min, mean, p50, "),
+        ("errors:nonsense<1", "unknown errors:nonsense; known are rate, count, connect_refused, "),
+        ("rate:target>1", "unknown rate:target; known are achieved, greeted"),
+        ("response:p99<20", "'20' is no time with its unit"),
+        ("response:p99<20%", "'20%' is no time with its unit"),
+        ("response:p99<1.2.3ms", "is no duration"),
+        ("errors:rate<0.1", "'0.1' is no percentage"),
+        ("errors:rate<x%", "'x' is no number"),
+        ("errors:count<1%", "'1%' is no number"),
+        ("rate:achieved>=10ms", "'10ms' is no number"),
+    ],
+)
+def test_what_means_nothing_is_said_at_once(expr: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(complaint)) as caught:
+        Threshold.parse(expr)
+    assert f"threshold {expr!r}" in str(caught.value)
+
+
+def test_over_nothing_measured_a_threshold_is_missed_but_for_failures() -> None:
+    nothing = report(
+        connections={"attempted": 0, "failed": 0},
+        latency_us={phase: dict.fromkeys(STATS) for phase in PHASES},
+    )
+    missed = Threshold.parse("response:p99<20ms").check(nothing)
+    assert (missed["actual"], missed["passed"]) == (None, False)
+    assert not Threshold.parse("errors:rate<1%").check(nothing)["passed"]
+    assert Threshold.parse("failed:max<1s").check(nothing)["passed"]

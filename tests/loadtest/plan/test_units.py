@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import pytest
+
+from greeter.errors import ConfigError
+from greeter.loadtest.plan.units import (
+    MOST,
+    latency,
+    number,
+    parse_count,
+    parse_duration,
+    parse_percent,
+    parse_quantity,
+    seconds,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("500ms", 0.5),
+        ("10s", 10.0),
+        ("2m", 120.0),
+        ("1h", 3600.0),
+        ("1m30s", 90.0),
+        ("250us", 250e-6),
+        ("250µs", 250e-6),
+        ("1.5s", 1.5),
+        (" 3s ", 3.0),
+        ("7", 7.0),
+        ("0.25", 0.25),
+        ("0s", 0.0),
+    ],
+)
+def test_durations_carry_a_unit_or_are_seconds(text: str, value: float) -> None:
+    assert parse_duration(text) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["", "s", "ms", "-1s", "1d", "1 s", "1.2.3s", "1e3s", "inf", "nan", "٣s"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_duration(text)
+    assert repr(text.strip()) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("250", 250), ("10k", 10_000), ("1.5M", 1_500_000), ("2G", 2_000_000_000), ("1K", 1000)],
+)
+def test_counts_carry_a_multiple(text: str, value: int) -> None:
+    assert parse_count(text) == value
+    assert parse_quantity(text) == value
+
+
+def test_a_quantity_may_be_broken_and_a_count_not() -> None:
+    assert parse_quantity("0.5") == 0.5
+    assert parse_count("1.5k") == 1500
+    with pytest.raises(ConfigError, match=r"'1\.5' is no whole number"):
+        parse_count("1.5")
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "1001g"])
+def test_a_count_has_a_most(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_count(text)
+    assert str(caught.value) == f"'{text[:40]}' is more than {MOST:,}, the most there can be"
+
+
+@pytest.mark.parametrize(("text", "value"), [("25", 25.0), ("0.5%", 0.5), ("0", 0.0)])
+def test_a_sign_may_follow_a_number_of_percent(text: str, value: float) -> None:
+    assert parse_percent(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "%", "nan", "-50", "inf", "1e7", "some"])
+def test_no_percent(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{text!r} is not a number of percent$"):
+        parse_percent(text)
+
+
+@pytest.mark.parametrize("text", ["", "k", "-1", "1kk", "1 k", "10x", "1e3", "inf"])
+def test_no_quantities(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no number"):
+        parse_quantity(text)
+
+
+def test_a_negative_number_is_said_to_be_one() -> None:
+    with pytest.raises(ConfigError, match=r"^'-5' is no number from 0 on, as in 250, 10k or 1\.5M$"):
+        parse_quantity("-5")
+
+
+@pytest.mark.parametrize(
+    ("us", "text"),
+    [
+        (None, "-"),
+        (0, "0 µs"),
+        (7, "7 µs"),
+        (850.4, "850 µs"),
+        (95.93, "95.9 µs"),
+        (999.4, "999 µs"),
+        (999.6, "1 ms"),
+        (3140, "3.14 ms"),
+        (50_000, "50 ms"),
+        (999_700, "1 s"),
+        (12_100_000, "12.1 s"),
+        (60_000_000, "60 s"),
+    ],
+)
+def test_latencies_are_shown_in_the_unit_that_suits_them(us: float | None, text: str) -> None:
+    assert latency(us) == text
+
+
+def test_times_and_numbers_for_people() -> None:
+    assert [seconds(s) for s in (0.25, 10.0, 119.9, 120, 125.4)] == [
+        "0.25 s",
+        "10 s",
+        "120 s",
+        "2 min",
+        "2 min 5 s",
+    ]
+    assert [number(n) for n in (0, 7, 1234567, 56.78, 1234.5, 0.001)] == [
+        "0",
+        "7",
+        "1,234,567",
+        "56.8",
+        "1,234",
+        "0.001",
+    ]
+    assert number(0.00001) == "0.00001"

@@ -1,0 +1,350 @@
+"""The page as text; as a browser shows it, it is in test_loadtest_browser.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from base64 import b64encode
+from hashlib import sha256
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from greeter.errors import ConfigError, MissingExtra
+from greeter.loadtest import LoadPlan, LoadReport, Threshold
+from greeter.loadtest.metrics.metrics import Metrics
+from greeter.loadtest.plan.outcome import FAILURES
+from greeter.loadtest.report.html import packages, page
+from tests.loadtest.report.test_charts import PAIRS, long_run, named
+from tests.loadtest.report.test_report import lagging, metrics, report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VOID = {"meta", "link", "br"}
+PLOTLY: str = packages()[1].get_plotlyjs()
+HOSTILE = "</script><script>hacked = 1</script>\"'><img src=x onerror=hacked=1>{{ 7 * 7 }}"
+
+
+class Page(HTMLParser):
+    """A page taken apart: its elements as (tag, attributes, text), properly nested or not at all."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str], list[str]]] = []
+        self._open: list[tuple[str, list[str]]] = []
+        self.feed(html)
+        self.close()
+        assert not self._open, "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names))
+        text: list[str] = []
+        self.elements.append((tag, {name: value or "" for name, value in attrs}, text))
+        if tag not in VOID:
+            self._open.append((tag, text))
+
+    def handle_endtag(self, tag: str) -> None:
+        opened, _ = self._open.pop()
+        assert opened == tag
+
+    def handle_data(self, data: str) -> None:
+        for _, text in self._open:
+            text.append(data)
+
+    def all(self, tag: str, **attributes: str) -> Iterator[tuple[dict[str, str], str]]:
+        """The attributes and the text of every element of that kind."""
+        for name, values, text in self.elements:
+            if name == tag and attributes.items() <= values.items():
+                yield values, " ".join("".join(text).split())
+
+    def rows(self, label: str) -> list[list[str]]:
+        """The table in the region of that name, as text."""
+        for index, (tag, values, _) in enumerate(self.elements):
+            if tag == "div" and values.get("aria-label") == label:
+                rows: list[list[str]] = []
+                for inner, _, text in self.elements[index + 2 :]:
+                    if inner not in ("caption", "thead", "tbody", "tr", "th", "td", "code", "br", "span"):
+                        break
+                    if inner == "tr":
+                        rows.append([])
+                    elif inner in ("th", "td"):
+                        rows[-1].append(" ".join("".join(text).split()))
+                return rows
+        raise AssertionError(f"no table {label}")
+
+
+def opened(run: LoadReport, baseline: LoadReport | None = None) -> Page:
+    # Without the five megabytes of plotly.js, which take a while to read.
+    return Page(page(run, baseline).replace(PLOTLY, ""))
+
+
+def figures(of: Page) -> dict[str, Any]:
+    ((_, text),) = of.all("script", id="figures")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def verdict(of: Page) -> tuple[str, str]:
+    """The kind of news, and its word."""
+    kind = next(values["class"] for values, _ in of.all("div") if "verdict" in values.get("class", ""))
+    return kind.split()[1], next(text for _, text in of.all("strong"))
+
+
+@PAIRS
+def test_a_page_is_whole(name: str, baseline: str | None) -> None:
+    run, old = named(name), None if baseline is None else named(baseline)
+    if old is not None and old.connections["greeted"]:
+        run = run.against(old, name="old.json")
+    found = opened(run, old)
+    ids = [values["id"] for _, values, _ in found.elements if "id" in values]
+    assert len(ids) == len(set(ids))
+    for values, _ in found.all("a"):
+        assert values["href"].removeprefix("#") in ids, "links lead to a place in the page"
+    for _, values, _ in found.elements:
+        assert values.get("aria-labelledby", ids[0]) in ids
+    headings = [int(tag[1]) for tag, _, _ in found.elements if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(deeper - level <= 1 for level, deeper in zip(headings, headings[1:], strict=False))
+    ((_, title),) = found.all("title")
+    assert title.endswith("load test of 127.0.0.1:9999")
+    assert dict(found.elements[0][1]) == {"lang": "en"}
+
+
+@pytest.mark.parametrize("name", ["a second", "a minute", "all failed"])
+def test_a_page_asks_for_nothing(name: str) -> None:
+    found = opened(named(name))
+    for tag, values, _ in found.elements:
+        for attribute in ("src", "href", "srcset", "action", "data", "poster"):
+            value = values.get(attribute, "#")
+            assert value.startswith("#") or value == "data:,", f"{tag} {attribute}={value}"
+        assert not any(attribute.startswith("on") for attribute in values)
+    ((_, css),) = found.all("style")
+    assert "url(" not in css
+    assert "@import" not in css
+
+
+def test_the_policy_knows_the_two_scripts_and_no_other() -> None:
+    html = page(named("a second"))
+    ((values, _),) = Page(html.replace(PLOTLY, "")).all("meta", **{"http-equiv": "Content-Security-Policy"})
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert len(scripts) == 2, "plotly.js, once, and what calls it"
+    hashes = [f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts]
+    assert f"default-src 'none'; script-src {' '.join(hashes)};" in values["content"]
+
+
+def test_every_chart_has_a_table_and_a_name() -> None:
+    found = opened(named("a minute"))
+    drawn = figures(found)
+    assert set(drawn) == {"rates", "open", "failures", "latencies", "heat", "percentiles"}
+    for chart in drawn:
+        ((values, _),) = found.all("div", id=chart)
+        assert values["role"] == "img"
+        assert len(values["aria-label"]) > 60
+    assert len(list(found.all("summary"))) == len(drawn) + 1
+    regions = [values for values, _ in found.all("div", role="region")]
+    assert all(region["tabindex"] == "0" and region["aria-label"] for region in regions), "scrolled by keys"
+    assert len(list(found.all("table"))) == len(regions)
+
+
+def test_the_figures_of_a_run() -> None:
+    m = metrics()
+    m.reason("connect_refused", "Connection refused")
+    plan = LoadPlan(
+        rate=100,
+        duration=1.0,
+        expect="Thank you",
+        thresholds=[Threshold.parse("response:p99<20ms"), Threshold.parse("errors:rate<1%")],
+    )
+    found = opened(report(m, plan, kernel={"ListenOverflows": 3}, notes=["one note"]))
+    assert verdict(found) == ("bad", "✗ Failed")
+    assert found.rows("Thresholds")[1:] == [
+        ["response:p99<20ms", "3 ms", "✓ kept"],
+        ["errors:rate<1%", "2%", "✗ missed"],
+    ]
+    latencies = {row[0]: row[1:] for row in found.rows("Latencies")}
+    assert list(latencies) == ["Phase", "connect", "first byte", "service", "response", "failed after"]
+    assert latencies["response"][:2] == ["99", "3 ms"]
+    assert found.rows("Errors")[1:] == [
+        ["connect_refused", "1", f"N{FAILURES['connect_refused'][1:]}.1 × Connection refused"],
+        ["empty", "1", "An orderly end without one byte."],
+    ]
+    assert found.rows("Kernel counters")[1:] == [
+        ["ListenOverflows", "3", "Connections that found an accept queue full."]
+    ]
+    assert ["expected text", "Thank you"] in found.rows("Plan")
+    assert ["uvloop", "not used"] in found.rows("Environment")
+    remarks = [text for _, text in found.all("li")]
+    assert "One note." in remarks
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (report(metrics(3, 0, 0)), ("good", "✓ Done")),
+        (report(), ("odd", "✗ Errors")),
+        (
+            report(plan=LoadPlan(rate=100, duration=1.0, thresholds=[Threshold.parse("errors:count<5")])),
+            ("good", "✓ Passed"),
+        ),
+        (report(metrics(0, 0, 3)), ("bad", "✗ Failed")),
+        (report(lagging(20, 99)), ("bad", "✗ Not valid")),
+        (dataclasses.replace(report(), interrupted=True), ("odd", "– Not complete")),
+    ],
+)
+def test_the_verdict_is_on_top(run: LoadReport, expected: tuple[str, str]) -> None:
+    found = opened(run)
+    assert verdict(found) == expected
+    assert run.verdict in next(text for values, text in found.all("div") if "verdict" in values["class"])
+
+
+def test_the_older_run_is_beside() -> None:
+    old = long_run(30, slower=0.4, seed=2)
+    run = long_run(60).against(old, name="old.json")
+    found = opened(run, old)
+    assert "heat-before" in figures(found)
+    moves = found.rows("Comparison")[1:]
+    assert moves[0][4] == "✗ worse", "the worst news first"
+    assert [move[0] for move in moves][-1] == "errors"
+    assert {row[-1] for row in moves} == {"✗ worse", "✓ kept"}
+    assert {row[0] for row in found.rows("Latencies")} >= {"response", "response, before"}
+    assert found.rows("Environment")[0] == ["Setting", "Now", "Before"]
+    assert "old.json" in next(text for _, text in found.all("header"))
+    again = opened(run)
+    assert again.rows("Comparison") == found.rows("Comparison"), "the figures are the report's own"
+    assert "heat-before" not in figures(again)
+
+
+def test_the_plan_says_what_was_chosen() -> None:
+    plan = LoadPlan("unix:/run/x.sock", connections=3, count=10, hold=0.5, warmup=2.0, until="line", tls=True)
+    shown = dict(opened(report(plan=plan)).rows("Plan"))
+    assert shown == {
+        "loop": "closed: the next client waits for one before it",
+        "open at once": "at most 3",
+        "count": "10",
+        "warm-up": "2 s",
+        "held open for": "0.5 s",
+        "deadlines": "5 s to connect, 10 s in all",
+        "the greeting ends with": "its first line",
+        "workers": "1",
+        "TLS": "yes",
+    }
+
+
+def hostile() -> LoadReport:
+    """A report in which whatever is text, is hostile."""
+    m = metrics()
+    m.reason("connect_refused", HOSTILE)
+    environment = {**report().environment, "python": HOSTILE, "sysctl": {HOSTILE: HOSTILE}}
+    plan = LoadPlan(rate=100, duration=1.0, expect=HOSTILE)
+    run = report(m, plan, notes=[HOSTILE], environment=environment, kernel={HOSTILE: 1})
+    generator = {**run.generator, "parts": [{**PART, "name": HOSTILE}]}
+    run = dataclasses.replace(run, target=HOSTILE, generator=generator)
+    return run.against(dataclasses.replace(run, started_at=HOSTILE), name=HOSTILE)
+
+
+PART = {
+    "name": "a.json",
+    "started_at": "2026-11-22T20:00:00Z",
+    "attempted": 10,
+    "greeted": 9,
+    "failed": 1,
+    "unstarted": 0,
+    "response_p99_us": None,
+    "cpu_percent": [97.2, 12.0],
+    "saturated": True,
+    "interrupted": True,
+}
+
+
+def test_hostile_text_is_text() -> None:
+    run = hostile()
+    found = opened(run, run)
+    assert [values for values, _ in found.all("script")] == [
+        {"type": "application/json", "id": "figures"},
+        {},
+        {},
+    ]
+    assert not list(found.all("img"))
+    flat = " ".join(HOSTILE.split())
+    for tag in ("title", "h1", "li", "td", "th"):
+        assert any(flat in text for _, text in found.all(tag)), tag
+
+
+def test_hostile_text_in_the_data_of_the_charts() -> None:
+    html = page(named("a minute"))
+    data = html.partition('id="figures">')[2].partition("</script>")[0]
+    assert not set("<>&'") & set(data), "written as \\u003c and the like"
+    assert "<b>" in json.loads(data)["percentiles"]["data"][0]["hovertemplate"]
+
+
+def test_parts_are_shown() -> None:
+    run = report()
+    run = dataclasses.replace(run, generator={**run.generator, "parts": [PART]})
+    assert opened(run).rows("Parts")[1] == [
+        "a.json",
+        "✗ was the limit, interrupted",
+        "2026-11-22 20:00:00 UTC",
+        "10",
+        "9",
+        "1",
+        "0",
+        "-",
+        "97 %, 12 %",
+    ]
+
+
+def test_a_lost_part_is_marked() -> None:
+    """With the reason, and without figures: that it did nothing is not known."""
+    good = {**PART, "name": "w0", "saturated": False, "interrupted": False, "lost": None}
+    lost = {**good, "name": "w1", "lost": "it sends <no> heartbeat", "attempted": 0}
+    run = report(metrics(3, 0, 0))
+    run = dataclasses.replace(run, generator={**run.generator, "parts": [good, lost]})
+    found = opened(run)
+    assert [row[:2] for row in found.rows("Parts")[1:]] == [
+        ["w0", "✓ kept up"],
+        ["w1", "✗ lost: it sends <no> heartbeat"],
+    ]
+    assert found.rows("Parts")[2][3:] == ["-"] * 6
+    assert "✗ 1 of 2 was lost: what they did is not in the figures of this page." in [
+        text for _, text in found.all("p")
+    ]
+    assert any("Of those that reported, none was the limit." in text for _, text in found.all("p"))
+    assert verdict(found) == ("bad", "✗ Failed")
+    run = dataclasses.replace(run, generator={**run.generator, "parts": [lost]})
+    assert any(text.startswith("None of them has reported.") for _, text in opened(run).all("p"))
+
+
+def test_a_longer_run_makes_no_larger_page() -> None:
+    assert len(page(named("ten minutes"))) - len(PLOTLY) < 1_000_000
+    assert len(page(named("a second"))) - len(PLOTLY) < 60_000
+
+
+def test_no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("jinja2", "plotly.offline", "plotly"):
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, name, None)
+            with pytest.raises(
+                MissingExtra, match=r"^--html needs .* pip install '\.\[report\]' in greeter's source tree$"
+            ):
+                packages()
+    monkeypatch.setitem(sys.modules, "hdrh", None)
+    with pytest.raises(MissingExtra, match="greeter load needs"):
+        page(named("a second"))
+
+
+def test_a_report_with_a_broken_histogram() -> None:
+    run = dataclasses.replace(report(), histograms={**report().histograms, "service": "HISTnonsense"})
+    with pytest.raises(ConfigError, match=r"the report on 127\.0\.0\.1:9999 has a histogram"):
+        page(run)
+
+
+def test_a_report_on_nothing() -> None:
+    found = opened(report(Metrics()))
+    assert figures(found) == {}
+    assert "No connection failed." in [text for _, text in found.all("p")]

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from greeter.errors import MissingExtra
+from greeter.loadtest import LoadPlan, Snapshot
+from greeter.loadtest.report.progress import Lines, Live, line, panel, progress, remaining, sparkline
+from tests.loadtest.metrics.test_snapshot import interval
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def after(quarters: int, attempted: int = 25) -> Snapshot:
+    snapshot = Snapshot()
+    for number in range(quarters):
+        snapshot.add(interval(number, attempted))
+    return snapshot
+
+
+def test_a_plain_line_every_five_seconds() -> None:
+    stream = io.StringIO()
+    lines = Lines(LoadPlan(rate=100, duration=60.0), stream)
+    snapshot = Snapshot()
+    for number in range(4 * 16):
+        snapshot.add(interval(number, 25))
+        lines(snapshot)
+    written = stream.getvalue().splitlines()
+    assert [text.partition(":")[0] for text in written] == ["5 s", "10 s", "15 s"]
+    assert written[0] == (
+        "5 s: 500 attempted, 100/s, 500 greeted, 0 failed, 1 open, p50 1 ms, p99 1 ms, 55 s left"
+    )
+
+
+def test_a_stall_of_the_source_is_one_line_not_many() -> None:
+    stream = io.StringIO()
+    lines = Lines(LoadPlan(), stream)
+    lines(after(4 * 12))
+    lines(after(4 * 13))
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_quiet_says_nothing_and_a_pipe_gets_lines() -> None:
+    with progress(LoadPlan(), quiet=True, stream=Terminal()) as watcher:
+        assert watcher is None
+    with progress(LoadPlan(), stream=io.StringIO()) as watcher:
+        assert isinstance(watcher, Lines)
+
+
+def test_by_default_it_is_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(LoadPlan()) as watcher:
+        assert watcher is not None
+        watcher(after(20))
+    assert capsys.readouterr().err.startswith("5 s: ")
+
+
+def test_a_terminal_gets_a_panel_that_goes_away() -> None:
+    stream = Terminal()
+    with progress(LoadPlan(rate=100, duration=60.0), stream=stream) as watcher:
+        assert watcher is not None
+        watcher(after(8))
+        shown = stream.getvalue()
+        watcher(after(8))
+        assert stream.getvalue() == shown, "nothing new, nothing drawn"
+        watcher(after(9))
+        assert len(stream.getvalue()) > len(shown)
+    assert "100/s" in shown
+    assert "58 s left" in shown
+    assert "█" in shown
+
+
+def test_without_rich_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.live", None)
+    with pytest.raises(MissingExtra, match=r"'\.\[load\]' in greeter's source tree"):
+        progress(LoadPlan(), stream=Terminal())
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with pytest.raises(MissingExtra):
+        Live(LoadPlan(), Terminal())
+
+
+def test_the_panel_is_three_lines_within_its_width() -> None:
+    found = panel(LoadPlan(count=1000), after(200), 40)
+    assert found[0] == "100/s  1 open  0 failed  p50 1 ms  p99 1 ms"
+    assert found[1] == "█" * 40
+    assert found[2] == "5,000 greeted of 5,000 in 50 s, waiting for the last"
+
+
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        (LoadPlan(rate=100, duration=60.0), ", 58 s left"),
+        (LoadPlan(rate=100, count=500), ", 3 s left"),
+        (LoadPlan(duration=10.0), ", 8 s left"),
+        (LoadPlan(count=1200), ", 10 s left"),
+        (LoadPlan(count=1200, duration=5.0), ", 3 s left"),
+        (LoadPlan(rate=100, duration=1.5), ", waiting for the last"),
+    ],
+)
+def test_what_is_left(plan: LoadPlan, text: str) -> None:
+    assert remaining(plan, after(8)) == text
+
+
+def test_nothing_is_known_before_the_first() -> None:
+    assert remaining(LoadPlan(count=5), Snapshot()) == ""
+    assert line(LoadPlan(count=5), Snapshot()).endswith("p50 -, p99 -")
+
+
+def test_a_sparkline_is_relative_to_its_highest() -> None:
+    assert sparkline([], 10) == ""
+    assert sparkline([0, 0], 10) == "▁▁"
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 10) == "▁▂▃▄▅▆▇█"
+    assert sparkline([9, 9, 1, 2], 2) == "▅█"

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING
+
+import pytest
+from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]  # the package has no types
+from hdrh.log import HistogramLogReader  # type: ignore[import-untyped]  # the package has no types
+
+from greeter.loadtest import LoadPlan, LoadReport, Threshold
+from greeter.loadtest.plan.threshold import PHASES
+from greeter.loadtest.report.render import hdr_log, summary, timeline_csv
+from tests.loadtest.report.test_report import lagging, metrics, report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_summary_on_one_page() -> None:
+    m = lagging(0.1, 50)
+    m.reason("connect_refused", "Connection refused")
+    plan = LoadPlan(
+        rate=100,
+        duration=1.0,
+        connections=20,
+        workers=2,
+        thresholds=[Threshold.parse("response:p99<20ms"), Threshold.parse("errors:rate<1%")],
+    )
+    old = report()
+    found = report(m, plan, kernel={"ListenOverflows": 3}, notes=["one note"])
+    text = summary(found.against(old, name="old.json"))
+    assert (
+        text
+        == """\
+Load test of 127.0.0.1:9999: open loop, 100/s, at most 20 open, 2 workers, 1 s
+
+  rate         100/s asked for, 100/s achieved, 98/s greeted
+  connections  100 attempted, 98 greeted, 2 failed, 0 unstarted; 5 open at most
+
+                     min     mean      p50      p90      p99    p99.9   p99.99      max
+  connect           3 ms     3 ms     3 ms     3 ms     3 ms     3 ms     3 ms     3 ms
+  first byte        3 ms     3 ms     3 ms     3 ms     3 ms     3 ms     3 ms     3 ms
+  total             3 ms     3 ms     3 ms     3 ms     3 ms     3 ms     3 ms     3 ms
+  total, as due     3 ms     3 ms     3 ms     3 ms     3 ms     3 ms     3 ms     3 ms
+  failed after      1 ms     1 ms     1 ms     1 ms     1 ms     1 ms     1 ms     1 ms
+
+          1 connect_refused        nothing listens there, or a firewall answers for it (Connection refused)
+          1 empty                  an orderly end without one byte
+
+  passed  response:p99<20ms            3 ms
+  MISSED  errors:rate<1%               2%
+
+  against old.json, with 10 % of tolerance:
+  another plan: connections: 1000 then, 20 now
+  another plan: workers: 1 then, 2 now
+  kept    connect mean went from 3 ms to 3 ms (+0 %)
+  kept    connect p50 went from 3 ms to 3 ms (+0 %)
+  kept    first_byte mean went from 3 ms to 3 ms (+0 %)
+  kept    first_byte p50 went from 3 ms to 3 ms (+0 %)
+  kept    service mean went from 3 ms to 3 ms (+0 %)
+  kept    service p50 went from 3 ms to 3 ms (+0 %)
+  kept    response mean went from 3 ms to 3 ms (+0 %)
+  kept    response p50 went from 3 ms to 3 ms (+0 %)
+  kept    rate achieved went from 100/s to 100/s (+0 %)
+  kept    rate greeted went from 98/s to 98/s (+0 %)
+  kept    errors went from 2% to 2% (+0 %)
+
+  generator    20 %, 50 % of a core; late by 100 µs at p99, 100 µs at most
+
+  - one note
+  - ListenOverflows +3 on this machine: connections that found an accept queue full
+
+Not passed: errors:rate<1% was 2%.
+"""
+    )
+
+
+def test_a_closed_loop_is_said_to_be_one() -> None:
+    text = summary(report(metrics(100, 0, 0), LoadPlan(connections=7)))
+    assert text.startswith("Load test of 127.0.0.1:9999: closed loop, 7 at a time, 1 s\n")
+    held = summary(report(metrics(100, 0, 0), LoadPlan(connections=7, hold=8.0)))
+    assert held.startswith("Load test of 127.0.0.1:9999: closed loop, 7 at a time, each held for 8 s, 1 s\n")
+    assert "as due" not in text
+    assert "asked for" not in text
+    assert "failed after" not in text
+    assert "\n\n  generator    50 % of a core\n\n" in text
+    assert text.endswith("\nAll 100 clients were greeted, the slowest in 3 ms.\n")
+
+
+def test_no_line_is_wider_than_a_terminal() -> None:
+    body = summary(report()).splitlines()
+    assert max(len(line) for line in body[:-1]) <= 100
+
+
+def test_the_timeline_is_a_table() -> None:
+    rows = list(csv.reader(timeline_csv(report()).splitlines()))
+    assert rows == [
+        ["t_s", "attempted", "greeted", "failed", "open", "p50_us", "p99_us"],
+        ["0.0", "100", "98", "2", "5", "3007", "3007"],
+    ]
+
+
+@pytest.mark.parametrize("made", [report(), report(metrics(0, 0, 3))])
+def test_other_programs_read_the_histograms(made: LoadReport, tmp_path: Path) -> None:
+    path = tmp_path / "run.hlog"
+    path.write_text(hdr_log(made))
+    reader = HistogramLogReader(str(path), HdrHistogram(1, 60_000_000, 3))
+    read = {}
+    while (histogram := reader.get_next_interval_histogram()) is not None:
+        read[histogram.get_tag()] = histogram
+    reader.input_file.close()
+    assert list(read) == list(PHASES)
+    assert reader.get_start_time_sec() == 1795377600.0
+    for name, histogram in read.items():
+        assert histogram.get_total_count() == made.latency_us[name]["count"]
+        assert histogram.get_end_time_stamp() - histogram.get_start_time_stamp() == 1000
+        if histogram.get_total_count():
+            assert histogram.get_value_at_percentile(99) == made.latency_us[name]["p99"]
+
+
+def test_an_older_report_can_be_shown() -> None:
+    made = report()
+    assert summary(LoadReport.from_json(made.to_json())) == summary(made)

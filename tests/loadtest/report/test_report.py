@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from greeter.errors import ConfigError
+from greeter.loadtest import LoadPlan, LoadReport, Stage, Threshold
+from greeter.loadtest.metrics.histogram import Histogram, index_of
+from greeter.loadtest.metrics.metrics import Metrics
+from greeter.loadtest.metrics.timeline import Interval
+from greeter.loadtest.plan.outcome import GREETED
+from greeter.loadtest.report.report import build, saturated
+from tests.support.loadtest_peers import checked
+
+ENVIRONMENT: dict[str, Any] = {
+    "greeter": "1",
+    "python": "3.11.7",
+    "uvloop": None,
+    "kernel": "Linux",
+    "cpus": 2,
+    "sysctl": {},
+}
+
+
+def metrics(greeted: int = 98, empty: int = 1, refused: int = 1, ms: float = 3.0) -> Metrics:
+    """A run of one second."""
+    m = Metrics()
+    m.outcomes[GREETED], m.outcomes["empty"], m.outcomes["connect_refused"] = greeted, empty, refused
+    interval = Interval(0.0, greeted + empty + refused, greeted, empty + refused, 5)
+    for _ in range(greeted + empty):
+        for histogram in (m.connect, m.service, m.response, interval.response):
+            histogram.record(ms / 1000)
+    for _ in range(greeted):
+        m.first_byte.record(ms / 1000)
+    for _ in range(empty + refused):
+        m.failed.record(0.001)
+    m.timeline.add(interval)
+    m.elapsed = m.scheduled = 1.0
+    m.cpu_percent = [50.0]
+    m.peak_open = 5
+    return m
+
+
+def report(m: Metrics | None = None, plan: LoadPlan | None = None, **options: Any) -> LoadReport:
+    plan = plan or LoadPlan(rate=100, duration=1.0)
+    options = {"started_at": "2026-11-22T20:00:00Z", "kernel": {}, "environment": ENVIRONMENT, **options}
+    return checked(build(plan, "127.0.0.1:9999", m or metrics(), **options))
+
+
+def test_the_figures_are_worked_out() -> None:
+    found = report().to_dict()
+    assert found["schema"] == 1
+    assert found["connections"] == {
+        "attempted": 100,
+        "greeted": 98,
+        "failed": 2,
+        "unstarted": 0,
+        "peak_open": 5,
+        "cut_off": 0,
+        "reset_after_greeting": 0,
+        "closed_while_held": 0,
+    }
+    assert found["rate"] == {"target": 100.0, "achieved": 100.0, "greeted": 98.0}
+    assert found["latency_us"]["response"]["p99"] == 3001
+    assert found["latency_us"]["first_byte"]["count"] == 98
+    assert found["errors"]["empty"] == 1
+    assert found["generator"]["cpu_percent"] == [50.0]
+
+
+def test_a_closed_loop_has_no_target_and_its_rate_is_of_those_that_ended() -> None:
+    m = metrics()
+    m.elapsed = 2.0
+    assert report(m, LoadPlan()).rate == {"target": None, "achieved": 50.0, "greeted": 49.0}
+    assert report(Metrics(), LoadPlan()).rate == {"target": None, "achieved": 0.0, "greeted": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "target"),
+    [
+        ({"rate": 3, "duration": 0.5}, 3.0),  # of which there are two, at 0 and at a third of a second
+        ({"rate": 3, "count": 2}, 3.0),
+        ({"stages": [Stage(0.5, 6)]}, 3.0),
+        ({"rate": 10, "stages": [Stage(1, 10), Stage(1, 0)], "count": 10}, 10.0),
+    ],
+)
+def test_the_rate_that_was_asked_for_is_not_rounded_to_whole_arrivals(
+    options: dict[str, Any], target: float
+) -> None:
+    assert report(plan=LoadPlan(**options)).rate["target"] == target
+
+
+def test_the_achieved_rate_of_an_open_loop_is_of_those_that_began() -> None:
+    m = metrics()
+    m.cut_off, m.unstarted, m.interrupted = 10, 5, True
+    m.scheduled = m.elapsed = 0.5
+    assert report(m).rate == {"target": 100.0, "achieved": 220.0, "greeted": 196.0}
+
+
+def test_it_is_written_and_read_back() -> None:
+    one = report(plan=LoadPlan(rate=100, duration=1.0, thresholds=[Threshold.parse("response:p99<2ms")]))
+    text = one.to_json()
+    assert LoadReport.from_json(text) == one
+    assert json.loads(text)["verdict"] == one.verdict
+    assert text.endswith("}\n")
+    assert one.histogram("response").counts == metrics().response.counts
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "old.json is no JSON: "),
+        ("{", "old.json is no JSON: "),
+        ("[]", "old.json is no report of a load test: it has no schema"),
+        ("{}", "old.json is no report of a load test: it has no schema"),
+        ('{"schema": 2}', "old.json has schema 2; this greeter reads schema 1"),
+        ('{"schema": "one"}', "old.json has schema 'one'; this greeter reads schema 1"),
+        ('{"schema": 1}', "old.json is no whole report: it has no baseline, connections, "),
+    ],
+)
+def test_what_is_no_report(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LoadReport.from_json(text, "old.json")
+    assert str(caught.value).startswith(complaint)
+
+
+def test_a_report_with_a_hole_or_of_the_wrong_shape() -> None:
+    values = json.loads(report().to_json())
+    del values["latency_us"]["connect"]["p99.9"]
+    del values["rate"]["greeted"]
+    with pytest.raises(ConfigError, match=r"it has no rate\.greeted$"):
+        LoadReport.from_json(json.dumps(values))
+    values = json.loads(report().to_json())
+    del values["latency_us"]["connect"]["p99.9"]
+    with pytest.raises(ConfigError, match=r"it has no latency_us\.connect\.p99\.9$"):
+        LoadReport.from_json(json.dumps(values))
+    values["latency_us"] = 5
+    with pytest.raises(ConfigError, match="report is no report of a load test"):
+        LoadReport.from_json(json.dumps(values))
+
+
+def test_thresholds_are_checked() -> None:
+    plan = LoadPlan(
+        rate=100,
+        duration=1.0,
+        thresholds=[Threshold.parse("response:p99<20ms"), Threshold.parse("errors:rate<1%")],
+    )
+    found = report(plan=plan)
+    assert [threshold["passed"] for threshold in found.thresholds] == [True, False]
+    assert found.thresholds[1] == {"expr": "errors:rate<1%", "actual": 2.0, "unit": "%", "passed": False}
+    assert not found.passed
+
+
+MISSED = LoadPlan(rate=100, duration=1.0, thresholds=[Threshold.parse("response:p99<1ms")])
+
+
+@pytest.mark.parametrize(
+    ("greeted", "late", "missed", "interrupted", "code"),
+    [
+        (98, False, False, False, 0),
+        (0, False, False, False, 1),
+        (98, False, True, False, 99),
+        (0, False, True, False, 99),
+        (98, True, True, False, 98),
+        (0, True, False, False, 98),
+        (98, True, True, True, 130),
+        (0, False, False, True, 130),
+    ],
+)
+def test_the_exit_code_is_of_the_worst(
+    greeted: int, late: bool, missed: bool, interrupted: bool, code: int
+) -> None:
+    m = metrics(greeted=greeted)
+    if late:
+        m.lag = Histogram({index_of(20_000): 1})
+    m.interrupted = interrupted
+    assert report(m, MISSED if missed else None).exit_code == code
+
+
+def lagging(ms: float, cpu: float, unstarted: int = 0) -> Metrics:
+    m = metrics()
+    for _ in range(100):
+        m.lag.record(ms / 1000)
+    m.cpu_percent = [20.0, cpu]
+    m.unstarted = unstarted
+    return m
+
+
+@pytest.mark.parametrize(
+    ("ms", "cpu", "unstarted", "expected"),
+    [
+        (0.1, 50, 0, False),
+        (9.9, 50, 0, False),
+        (10.1, 50, 0, True),  # late with a free slot
+        (10.1, 95, 0, True),
+        (0.1, 95, 0, False),  # busy, and in time
+        (2.0, 95, 0, True),  # busy and late
+        (2.0, 89, 0, False),
+        (0.1, 95, 3, True),  # busy, and some not begun
+        (0.1, 50, 3, False),  # the server held the slots
+    ],
+)
+def test_saturated_is_late_or_unstarted_for_want_of_cpu(
+    ms: float, cpu: float, unstarted: int, expected: bool
+) -> None:
+    m = lagging(ms, cpu, unstarted)
+    assert saturated(LoadPlan(rate=100), m) is expected
+    assert not saturated(LoadPlan(), m), "a closed loop never is"
+
+
+def test_syn_retransmits_are_bands() -> None:
+    m = metrics()
+    for s in (1.02, 1.03, 3.1, 7.2):
+        m.connect.record(s)
+    assert report(m).syn_retransmits == {"1s": 2, "3s": 1, "7s": 1}
+
+
+def test_a_report_is_a_value() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report().target = "x"  # type: ignore[misc]  # that it cannot be set is the test

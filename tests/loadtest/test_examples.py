@@ -1,0 +1,126 @@
+"""Every example of the load tester, run as its first lines say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from greeter.loadtest import LoadPlan, LoadReport
+from tests.conftest import PATIENCE, ROOT
+from tests.loadtest.report.test_report import report
+from tests.support.loadtest_peers import greet, refused_endpoint, say_nothing, serving
+
+
+async def run(example: str, *args: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, f"examples/{example}", *args),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return process.returncode, out.decode()
+
+
+def exit_code(page: str) -> int:
+    """The exit code that goes with a summary; beside other work, the generator may have been the limit."""
+    if "\nThe generator was the limit: " in page:
+        return 98
+    return 99 if "\n  MISSED " in page or "\n  WORSE " in page else 0
+
+
+async def from_a_coroutine() -> None:
+    code, out = await run("load_from_coroutine.py")
+    assert code == 0
+    for line, (rate, due) in zip(out.splitlines(), ((100, 40), (200, 80), (400, 160)), strict=True):
+        name, _, rest = line.partition(": ")
+        assert name == f"{rate}/s"
+        assert 0 < int(rest.partition(" greeted, p50 ")[0]) <= due
+
+
+async def a_gate() -> None:
+    async with serving(greet) as good:
+        code, page = await run("load_ci_gate.py", good)
+    assert code == exit_code(page), page
+    assert " 0 failed" in page
+    assert "MISSED  errors" not in page
+    async with serving(say_nothing) as bad:
+        code, page = await run("load_ci_gate.py", bad)
+    assert code == exit_code(page) != 0
+    assert "MISSED  errors:rate<0.1%             100%" in page
+
+
+async def a_baseline(path: Path) -> None:
+    code, page = await run("load_baseline.py", refused_endpoint(), str(path))
+    assert code == (exit_code(page) or 1)
+    assert path.name not in os.listdir(path.parent), "a run that failed is no baseline"
+    async with serving(greet) as target:
+        code, page = await run("load_baseline.py", target, str(path))
+        assert code == exit_code(page)
+        assert (path.name in os.listdir(path.parent)) == (code == 0)
+        code, page = await run("load_baseline.py", target, str(path.parent / "nowhere" / path.name))
+        assert code == (exit_code(page) or 1)
+        assert " 0 failed" in page, "it is told all the same"
+        hard_to_keep(path, report(plan=LoadPlan(target, rate=500, duration=1.0)))
+        code, page = await run("load_baseline.py", target, str(path))
+    assert code == exit_code(page) != 0
+    assert "WORSE   response p50 went from 1 µs to " in page
+
+
+def hard_to_keep(path: Path, run: LoadReport) -> None:
+    """Write a run as a baseline that no other run can keep up with."""
+    values = json.loads(run.to_json())
+    for stat in ("mean", "p50", "p90", "p99"):
+        values["latency_us"]["response"][stat] = 1
+    path.write_text(json.dumps(values))
+
+
+def test_they_do_what_they_say(tmp_path: Path) -> None:
+    """All at the same time: they wait more than they work."""
+
+    async def all_of_them() -> None:
+        await asyncio.gather(from_a_coroutine(), a_gate(), a_baseline(tmp_path / "last-run.json"))
+
+    asyncio.run(all_of_them())
+
+
+def test_without_arguments_they_say_how_to_use_them() -> None:
+    for example in ("load_ci_gate.py", "load_baseline.py"):
+        command = [sys.executable, f"examples/{example}"]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        found = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE)
+        assert found.returncode == 1
+        assert f"python examples/{example} 127.0.0.1:9999" in found.stderr
+        assert "Traceback" not in found.stderr
+
+
+def test_what_goes_wrong_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    nowhere = "127.0.0.1:no-such-service"
+    for args, words in (
+        (("load_ci_gate.py", "bogus"), "endpoint 'bogus' has no port"),
+        (("load_ci_gate.py", nowhere), f"cannot connect to {nowhere}: "),
+        (("load_baseline.py", nowhere, f"{tmp_path}/new.json"), f"cannot connect to {nowhere}: "),
+        (("load_baseline.py", nowhere, f"{tmp_path}/run.json"), "run.json is no report of a load test"),
+    ):
+        command = [sys.executable, f"examples/{args[0]}", *args[1:]]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        found = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE)
+        assert (found.returncode, found.stdout, found.stderr.count("\n")) == (1, "", 1)
+        assert words in found.stderr
+
+
+def test_they_are_short() -> None:
+    for path in Path(ROOT, "examples").glob("load_*.py"):
+        assert len(path.read_text().splitlines()) <= 40, path

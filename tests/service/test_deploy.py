@@ -1,0 +1,409 @@
+"""The deploy files are true: each is checked by the program that it is for, and HAProxy runs with its own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from greeter import greet
+from greeter.cli.cli import cli
+from greeter.config.options import ServeOptions
+from tests.conftest import ROOT, greeter_process, loop_factories, run_greeter
+from tests.support.service_peers import HELLO, INIT, crowd, running
+
+DEPLOY = ROOT / "examples" / "deploy"
+
+# What these files say about other programs does not depend on the interpreter.
+pytestmark = pytest.mark.one_interpreter
+alone = pytest.mark.asyncio(loop_factories=["asyncio"])
+
+
+def text(name: str) -> str:
+    return (DEPLOY / name).read_text()
+
+
+def options_of(verb: str, words: list[str]) -> dict[str, Any]:
+    """What a command makes of its words. Raises click.UsageError for what it does not know."""
+    # A command keeps the help option that its first context asks for: not one without that of the group.
+    group = click.Context(cli, **cli.context_settings)
+    return dict(cli.commands[verb].make_context(verb, list(words), parent=group).params)
+
+
+def local(words: list[str]) -> list[str]:
+    """The same words for a service on free ports of this machine."""
+    return [re.sub(r"^(--\w+=)?:\d+$", r"\g<1>127.0.0.1:0", word) for word in words]
+
+
+def test_every_file_is_known_here() -> None:
+    assert sorted(path.name for path in DEPLOY.iterdir()) == [
+        "Containerfile",
+        "README.md",
+        "greeter.service",
+        "greeter.socket",
+        "greeter.toml",
+        "haproxy.cfg",
+        "kubernetes.yaml",
+    ]
+
+
+def test_what_the_checks_are_made_of_can_fail() -> None:
+    with pytest.raises(click.NoSuchOption):
+        options_of("serve", ["--lisen", ":9999"])
+    with pytest.raises(click.BadParameter):
+        options_of("serve", ["--listen", "nowhere"])
+    assert local(["--listen", ":9999", "--metrics=:9998", "json"]) == (
+        ["--listen", "127.0.0.1:0", "--metrics=127.0.0.1:0", "json"]
+    )
+
+
+# -- systemd ---------------------------------------------------------------------------------------------
+
+ANALYZE = shutil.which("systemd-analyze")
+STRACE = shutil.which("strace")
+needs_analyze = pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
+
+
+def analyze(*args: str) -> tuple[int, str]:
+    assert ANALYZE is not None
+    done = subprocess.run([ANALYZE, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+def settings(unit: str) -> dict[str, list[str]]:
+    """The settings of a unit; each has a list, because some may be repeated."""
+    found: dict[str, list[str]] = {}
+    for line in text(unit).splitlines():
+        if line and line[0] not in "#[":
+            name, _, value = line.partition("=")
+            found.setdefault(name, []).append(value)
+    return found
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> tuple[Path, Path]:
+    """Both units, for the systemd that is here, with a program that exists."""
+    service = text("greeter.service").replace("/opt/greeter/bin/greeter", f"{sys.executable} -m greeter")
+    match = re.search(r"# Before systemd (\d+), write instead:\n((?:#   .+\n)+)Type=notify-reload\n", service)
+    assert match
+    version = re.match(r"systemd (\d+)", analyze("--version")[1])
+    assert version
+    if int(version[1]) < int(match[1]):
+        service = service.replace(match[0], match[2].replace("#   ", ""))
+    paths = tmp_path / "greeter.service", tmp_path / "greeter.socket"
+    paths[0].write_text(service)
+    paths[1].write_text(text("greeter.socket"))
+    return paths
+
+
+@needs_analyze
+def test_systemd_takes_the_units(units: tuple[Path, Path]) -> None:
+    assert analyze("verify", "--man=no", *map(str, units)) == (0, "")
+    units[0].write_text(units[0].read_text() + "[Service]\nProtectEverything=yes\n")
+    assert "ProtectEverything" in analyze("verify", "--man=no", *map(str, units))[1]
+
+
+@needs_analyze
+def test_systemd_finds_little_exposed(units: tuple[Path, Path]) -> None:
+    """2.0 of 10, where a service without any of it has 9.6."""
+    code, shown = analyze("security", "--offline=true", "--threshold=20", "--no-pager", str(units[0]))
+    if "unrecognized option" in shown:
+        pytest.skip("this systemd-analyze cannot judge a unit that is not loaded")
+    assert code == 0, shown
+
+
+def test_the_units_fit_the_service() -> None:
+    service, doors = settings("greeter.service"), settings("greeter.socket")
+    words = shlex.split(service["ExecStart"][0])
+    assert words[:2] == ["/opt/greeter/bin/greeter", "serve"]
+    assert words[2:] == ["--config", "/etc/greeter/greeter.toml"]
+    assert "listen" not in tomllib.loads(text("greeter.toml")), "it would take the place of systemd's sockets"
+    assert service["Requires"] == service["After"] == service["Also"] == ["greeter.socket"]
+    assert doors["BindIPv6Only"] == ["ipv6-only"]
+    assert float(service["TimeoutStopSec"][0]) > ServeOptions().drain_timeout + ServeOptions().stop_delay
+    for path in re.findall(r"examples/deploy/[\w.]+", text("greeter.service")):
+        assert (ROOT / path).exists()
+
+
+def allowed_calls() -> set[str]:
+    """The system calls that SystemCallFilter= leaves."""
+    code, shown = analyze("syscall-filter", "--no-pager")
+    assert code == 0
+    groups: dict[str, list[str]] = {}
+    for line in shown.splitlines():
+        if line.startswith("@"):
+            members = groups.setdefault(line.strip(), [])
+        elif line.startswith("    ") and not line.lstrip().startswith("#"):
+            members.append(line.strip())
+
+    def calls(name: str) -> set[str]:
+        return set().union(*map(calls, groups[name])) if name.startswith("@") else {name}
+
+    found: set[str] = set()
+    for value in settings("greeter.service")["SystemCallFilter"]:
+        names = set().union(*map(calls, value.removeprefix("~").split()))
+        found = found - names if value.startswith("~") else found | names
+    return found
+
+
+def only_child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+@alone
+@needs_analyze
+@pytest.mark.skipif(STRACE is None, reason="strace is not installed")
+@pytest.mark.parametrize("loop", list(loop_factories()))
+async def test_the_unit_allows_what_the_service_calls(loop: str, tmp_path: Path) -> None:
+    """It starts, greets, reloads and stops with those calls refused that the unit refuses."""
+    assert STRACE is not None
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        # What uvloop does without, if it must.
+        allowed = allowed_calls()
+        refused = [f"-einject={name}:error=EPERM" for name in ("io_uring_setup",) if name not in allowed]
+        command = [STRACE, "-f", "-qq", "-esignal=none", *refused, "-o", f"{tmp_path}/calls"]
+        command += [sys.executable, "-c", INIT, json.dumps([[door.fileno()], 0]), "serve", "--loop", loop]
+        command += ["--config", str(DEPLOY / "greeter.toml"), "--metrics", "127.0.0.1:0"]
+        async with running(*command, fds=(door.fileno(),)) as tracer:
+            assert (await greet(port=door.getsockname()[1])).data == HELLO
+            pid = only_child(tracer.pid)
+            signals = (signal.SIGHUP, "Reloaded"), (signal.SIGTERM, "Stopped: 1 greeted of 1 accepted")
+            for number, line in signals:
+                os.kill(pid, number)
+                await tracer.line_with(line)
+            assert await tracer.ended() == 0
+    started = (tmp_path / "calls").read_text()
+    # What Python does before it becomes greeter is behind the last execve(), but for that call itself.
+    called = set(re.findall(r"^\d+ +(\w+)\(", started.rpartition("execve(")[2], re.MULTILINE))
+    assert {"accept4", "sendto", "prlimit64"} & called
+    assert called - allowed <= {"io_uring_setup"}
+
+
+# From <linux/prctl.h>; what MemoryDenyWriteExecute= does where the kernel knows it (6.3 and later).
+WITHOUT_NEW_CODE = """
+import ctypes, os, sys
+PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
+if ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0):
+    print("Listening on nothing", file=sys.stderr)
+else:
+    os.execv(sys.executable, [sys.executable, "-m", "greeter", *sys.argv[1:]])
+"""
+
+
+@alone
+@pytest.mark.parametrize("loop", list(loop_factories()))
+async def test_no_new_code_is_needed(loop: str) -> None:
+    args = ("serve", "--listen", "127.0.0.1:0", "--loop", loop)
+    async with running(sys.executable, "-c", WITHOUT_NEW_CODE, *args) as service:
+        if service.address == "nothing":
+            pytest.skip("this kernel cannot forbid it")
+        assert (await greet(port=service.port)).data == HELLO
+        assert await service.stop() == 0  # which fetches a library to close the door with
+    assert service.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
+
+
+@alone
+async def test_the_configuration_is_one() -> None:
+    args = ("--config", str(DEPLOY / "greeter.toml"), "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+    async with greeter_process("serve", *args) as service:
+        assert (await greet(port=service.port)).data == HELLO
+        assert await service.stop() == 0
+    everything = tomllib.loads(text("greeter.toml").replace("\n#", "\n").replace("\n ", "\n# "))
+    known = {field.name.replace("_", "-") for field in dataclasses.fields(ServeOptions)}
+    assert set(everything) <= known
+    assert {"tls-cert", "proxy-from"} <= set(everything)
+
+
+# -- containers ------------------------------------------------------------------------------------------
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Of the Containerfile, in order."""
+    lines = re.sub(r"\\\n\s*", "", text("Containerfile")).splitlines()
+    return [(line.split()[0], line.partition(" ")[2]) for line in lines if line and not line.startswith("#")]
+
+
+@alone
+async def test_the_container_file() -> None:
+    found = dict(instructions())
+    assert [name for name, _ in instructions()].count("CMD") == 1
+    assert found["FROM"] == "python:3.13-slim"
+    user, _, group = found["USER"].partition(":")
+    assert int(user) > 0
+    assert int(group) > 0
+    # A JSON list is the exec form, in which signals reach greeter and no shell.
+    assert json.loads(found["ENTRYPOINT"]) == ["greeter"]
+    verb, *words = json.loads(found["CMD"])
+    assert verb == "serve"
+    options = options_of("serve", words)
+    ports = {options["listen"][0].port, options["metrics"].port}
+    assert {int(port) for port in found["EXPOSE"].split()} == ports
+    for name, value in instructions():
+        if name == "COPY":
+            for source in value.split()[:-1]:
+                assert (ROOT / source).exists()
+    extras = re.search(r"\[([\w,]+)\]", found["RUN"])
+    assert extras
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
+    async with greeter_process("serve", *local(words), ready='"event": "listening"') as service:
+        address = json.loads(await service.line_with('"event": "listening"'))["address"]
+        program, health, target, *rest = json.loads(found["HEALTHCHECK"].partition(" CMD ")[2])
+        assert (program, health) == ("greeter", "greet")
+        assert target == f"127.0.0.1:{options['listen'][0].port}"
+        assert await run_greeter("greet", address, *rest) == (0, HELLO.decode() + "\n", "")
+        assert await service.stop() == 0
+    assert (await run_greeter("greet", address, *rest))[0] == 1
+
+
+def manifest() -> tuple[dict[str, Any], dict[str, Any]]:
+    deployment, service = pytest.importorskip("yaml").safe_load_all(text("kubernetes.yaml"))
+    return deployment, service
+
+
+@pytest.mark.parametrize("version", ["1.31", "latest"])
+def test_kubernetes_takes_the_manifest(version: str) -> None:
+    """By the published schemas of that version, and with nothing in it that they do not know."""
+    validator = pytest.importorskip("kubernetes_validate")
+    chosen = validator.latest_version() if version == "latest" else version
+    for resource in manifest():
+        validator.validate(resource, chosen, strict=True)
+    broken = manifest()[0]
+    broken["spec"]["template"]["spec"]["containers"][0]["args"] = "serve"
+    with pytest.raises(validator.ValidationError, match="is not of type"):
+        validator.validate(broken, chosen, strict=True)
+
+
+def test_the_manifest_fits_the_service() -> None:
+    deployment, service = manifest()
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    verb, *words = container["args"]
+    assert verb == "serve"
+    options = options_of("serve", words)
+    assert pod["terminationGracePeriodSeconds"] > options["stop_delay"] + options["drain_timeout"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"greeting": options["listen"][0].port, "metrics": options["metrics"].port}
+    assert [port["targetPort"] for port in service["spec"]["ports"]] == ["greeting"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert labels == deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
+    assert f"USER {pod['securityContext']['runAsUser']}:" in text("Containerfile")
+    for probe in (container["readinessProbe"], container["livenessProbe"]):
+        program, verb, *words = probe["exec"]["command"]
+        assert (program, verb) == ("greeter", "greet")
+        chosen = options_of("greet", words)
+        assert chosen["target"].port == ports["greeting"]
+        assert chosen["timeout"] < probe["timeoutSeconds"]
+
+
+# -- HAProxy ---------------------------------------------------------------------------------------------
+
+HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin") or shutil.which("haproxy")
+needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
+
+
+@needs_haproxy
+def test_haproxy_takes_the_configuration(tmp_path: Path) -> None:
+    assert HAPROXY is not None
+    done = subprocess.run([HAPROXY, "-c", "-f", DEPLOY / "haproxy.cfg"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in (done.stdout + done.stderr).lower()
+    told = re.sub(r"option tcp-check\n.*expect.*\n", "", text("haproxy.cfg")).replace("#option", "option")
+    told = told.replace("check inter", "check port 9998 inter")
+    (tmp_path / "haproxy.cfg").write_text(told)
+    assert "tcp-check" not in told
+    done = subprocess.run([HAPROXY, "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for verb, words in re.findall(r"(--stop-delay) (\d+ --metrics :\d+)", told):
+        assert options_of("serve", [verb, *words.split()])["metrics"].port == 9998
+    command = re.search(r"^#   greeter serve (.+)$", text("haproxy.cfg"), re.MULTILINE)
+    assert command
+    options = options_of("serve", command[1].split())
+    assert options["proxy_protocol"]
+    assert {str(options["listen"][0].port)} == set(re.findall(r"server .+:(\d+)$", text("haproxy.cfg"), re.M))
+    patience = ServeOptions().greet_timeout + ServeOptions().linger_timeout
+    assert {float(s) > patience for s in re.findall(r"timeout (?:client|server) (\d+)s", text("haproxy.cfg"))}
+
+
+@alone
+@needs_haproxy
+@pytest.mark.parametrize("header", ["send-proxy-v2", "send-proxy"])
+async def test_a_greeter_that_stops_behind_haproxy_loses_no_client(header: str, tmp_path: Path) -> None:
+    assert HAPROXY is not None
+    words = ("--greeting", "Thank you, $host $port", "--proxy-protocol", "--proxy-from", "127.0.0.0/8")
+    args = ("serve", "--listen", "127.0.0.1:0", *words, "--no-access-log")
+    async with contextlib.AsyncExitStack() as stack:
+        first, second = [await stack.enter_async_context(greeter_process(*args)) for _ in range(2)]
+        door = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=512))
+        config = text("haproxy.cfg").replace("bind :9999", f"bind fd@{door.fileno()}")
+        config = config.replace("send-proxy-v2", header).replace("192.0.2.11:9999", first.address)
+        config = config.replace("192.0.2.12:9999", second.address)
+        assert "192.0.2.1" not in re.sub("#.*", "", config)
+        (tmp_path / "haproxy.cfg").write_text(config)
+        command = (HAPROXY, "-db", "-f", f"{tmp_path}/haproxy.cfg")
+        balancer = await stack.enter_async_context(running(*command, fds=(door.fileno(),), ready=""))
+
+        def whole(heard: bytes, port: int) -> bool:
+            return heard == f"Thank you, 127.0.0.1 {port}".encode()
+
+        async with crowd(door.getsockname()[1], clients=30, whole=whole) as clients:
+            await clients.more(200)
+            assert await first.stop() == 0
+            await clients.more(200)
+        assert clients.lost == []
+        assert clients.refused == 0
+        assert await second.stop() == 0
+        balancer.process.terminate()
+        await balancer.ended()
+    greeted = []
+    for service in (first, second):
+        match = re.fullmatch(r"Stopped: (\d+) greeted of (\d+) accepted, 0 failed", service.lines[-1])
+        assert match, service.lines
+        assert match[1] == match[2]
+        greeted.append(int(match[1]))
+    assert min(greeted) >= 50
+    # The checks, whose header says LOCAL or UNKNOWN, are greeted as well.
+    assert sum(greeted) >= clients.greeted
+
+
+@alone
+@needs_haproxy
+async def test_haproxy_finds_out_that_a_greeter_is_well(tmp_path: Path) -> None:
+    """By its greeting: a service that accepts and says something else is not used."""
+    assert HAPROXY is not None
+    args = ("serve", "--listen", "127.0.0.1:0", "--proxy-protocol", "--proxy-from", "127.0.0.0/8")
+    async with contextlib.AsyncExitStack() as stack:
+        ill, well = [
+            await stack.enter_async_context(greeter_process(*args, "--greeting", words))
+            for words in ("Go away", "Thank you for connecting")
+        ]
+        door = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        config = text("haproxy.cfg").replace("bind :9999", f"bind fd@{door.fileno()}")
+        config = config.replace("192.0.2.11:9999", ill.address).replace("192.0.2.12:9999", well.address)
+        config = config.replace("inter 2s fastinter 500ms", "inter 50ms fastinter 50ms")
+        (tmp_path / "haproxy.cfg").write_text(config)
+        command = (HAPROXY, "-db", "-f", f"{tmp_path}/haproxy.cfg")
+        balancer = await stack.enter_async_context(running(*command, fds=(door.fileno(),), ready="DOWN"))
+        assert "greeters/greeter1 is DOWN" in balancer.lines[-1]
+        for _ in range(10):
+            assert (await greet(port=door.getsockname()[1])).data == HELLO
+        balancer.process.terminate()
+        await balancer.ended()
+        assert await well.stop() == 0
+        assert await ill.stop() == 0
+    assert well.lines[-1].endswith(" 0 failed")
+    assert ill.lines[-1].endswith(" 0 failed")

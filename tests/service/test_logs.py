@@ -1,0 +1,470 @@
+"""The log: its lines, and a stream that is complete, in order and never in the way, on real pipes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from greeter.service import logs
+from greeter.service.logs import FLUSH_SECONDS, JsonFormatter, LogFormat, LogStream, TextFormatter, escape
+from tests.conftest import PATIENCE
+from tests.support.peers import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BOTH = pytest.mark.parametrize("log_format", ["text", "json"])
+HOSTILE = "a\nGot a connection from ('6.6.6.6', 6)\r\x1b[2J\x00\x7f\x85\u2028b"
+
+
+def record(message: str, *args: object, level: int = logging.INFO, **extra: object) -> logging.LogRecord:
+    made = logging.LogRecord("greeter", level, "", 0, message, args, None)
+    vars(made).update(extra)
+    return made
+
+
+def broken(message: str) -> logging.LogRecord:
+    """A record that brings a traceback."""
+    try:
+        raise ValueError("line one\nline two \x1b[31m")
+    except ValueError:
+        return logging.LogRecord("greeter", logging.ERROR, "", 0, message, (), sys.exc_info())
+
+
+class Pipe:
+    """Where a LogStream writes; the test is the reader."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+        os.set_blocking(self.reading, False)
+        self.filling = b""
+
+    def take(self, most: int = 1 << 24) -> str:
+        """What is there now, without what ``fill`` put there."""
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            while len(data) < most and (chunk := os.read(self.reading, min(65536, most - len(data)))):
+                data += chunk
+        found, self.filling = data.removeprefix(self.filling[: len(data)]), self.filling[len(data) :]
+        return found.decode()
+
+    def fill(self) -> None:
+        os.set_blocking(self.writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.filling += b"#" * os.write(self.writing, b"#" * 4096)
+        os.set_blocking(self.writing, True)
+
+    def close(self) -> None:
+        for fd in (self.reading, self.writing):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    it = Pipe()
+    yield it
+    it.close()
+
+
+# -- lines -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain grüße 你好 \xa0", "plain grüße 你好 \xa0"),
+        ("a\nb\r\tc", "a\\nb\\r\\tc"),
+        ("\0\x1b[2J\x7f\x85\x9b", "\\x00\\x1b[2J\\x7f\\x85\\x9b"),
+        ("\u2028\u2029", "\\u2028\\u2029"),
+    ],
+)
+def test_escape(text: str, shown: str) -> None:
+    assert escape(text) == shown
+
+
+@settings(deadline=None)
+@given(st.text(st.characters() | st.characters(max_codepoint=0xA0)))
+def test_escaped_text_is_one_line_without_controls(text: str) -> None:
+    shown = escape(text)
+    assert len(f"{shown}.".splitlines()) == 1
+    assert not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in shown)
+    assert escape(shown) == shown
+    if text.isprintable():
+        assert shown == text
+
+
+@pytest.mark.parametrize(
+    ("level", "line"),
+    [
+        (logging.DEBUG, "debug: 2 of 3"),
+        (logging.INFO, "2 of 3"),
+        (logging.WARNING, "warning: 2 of 3"),
+        (logging.ERROR, "error: 2 of 3"),
+    ],
+)
+def test_a_line_of_text(level: int, line: str) -> None:
+    assert TextFormatter().format(record("%d of %d", 2, 3, level=level)) == line
+
+
+def test_a_traceback_is_one_line() -> None:
+    line = TextFormatter().format(broken("it broke"))
+    assert line.startswith("error: it broke | Traceback (most recent call last):\\n")
+    assert line.endswith("ValueError: line one\\nline two \\x1b[31m")
+    assert line.isprintable()
+
+
+def test_a_json_line() -> None:
+    entry = json.loads(
+        JsonFormatter().format(
+            record(
+                "Listening on %s",
+                "127.0.0.1:9",
+                level=logging.WARNING,
+                event="listening",
+                address="127.0.0.1:9",
+                workers=2,
+                secret="not a field",
+            )
+        )
+    )
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry.pop("time"))
+    assert entry == {
+        "level": "warning",
+        "event": "listening",
+        "address": "127.0.0.1:9",
+        "workers": 2,
+        "message": "Listening on 127.0.0.1:9",
+    }
+    assert "ValueError: line one" in json.loads(JsonFormatter().format(broken("it broke")))["message"]
+
+
+def test_what_json_cannot_say_is_said_as_text() -> None:
+    entry = json.loads(JsonFormatter().format(record("x", address=b"\xff", path={"a": object})))
+    assert entry["address"] == "b'\\xff'"
+
+
+@settings(deadline=None)
+@given(st.text(st.characters()))
+@example("\x7f")
+def test_a_json_line_is_one_line_whatever_it_says(text: str) -> None:
+    line = JsonFormatter().format(record("%s", text, peer=text))
+    entry = json.loads(line)
+    assert (entry["message"], entry["peer"]) == (text, text)
+    assert line.isascii()
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("address", "text", "peer"),
+    [
+        (("127.0.0.1", 3747), "('127.0.0.1', 3747)", "127.0.0.1:3747"),
+        (("::1", 3747, 0, 0), "('::1', 3747)", "[::1]:3747"),
+        ("", "'unix:'", ""),
+        ("/run/\nx", "'unix:/run/\\nx'", "/run/\nx"),
+        (b"\0na\xffme", "'unix:@na\\\\xffme'", "@na\\xffme"),
+        (None, "a client that had left", None),
+    ],
+)
+def test_the_line_of_a_client(address: Any, text: str, peer: object) -> None:
+    assert TextFormatter().connection(address) == f"Got a connection from {text}"
+    entry = json.loads(JsonFormatter().connection(address))
+    assert (entry["event"], entry["level"], entry["peer"]) == ("connection", "info", peer)
+    assert re.fullmatch(r"[0-9-]{10}T[0-9:]{8}\.\d{3}Z", entry["time"])
+
+
+# -- the stream ------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_outside_a_loop_a_line_is_written_at_once(pipe: Pipe, log_format: LogFormat) -> None:
+    log = LogStream(pipe.writing, log_format)
+    log.handle(record(HOSTILE))
+    (line,) = pipe.take().split("\n")[:-1]
+    assert line.isprintable()
+    log.connection(("127.0.0.1", 1))
+    assert pipe.take().count("\n") == 1
+
+
+async def test_in_a_loop_lines_wait_a_moment_and_keep_their_order(pipe: Pipe) -> None:
+    log = LogStream(pipe.writing)
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    log.handle(record("Listening"))
+    for port in range(100):
+        log.connection(("127.0.0.1", port))
+    log.handle(record("Stopped"))
+    assert pipe.take() == ""
+    assert log._timer is not None
+    assert log._timer.when() - begun <= FLUSH_SECONDS + 0.01 <= 0.2
+    readable = asyncio.Event()
+    loop.add_reader(pipe.reading, readable.set)
+    async with asyncio.timeout(PATIENCE):
+        await readable.wait()
+    loop.remove_reader(pipe.reading)
+    clients = [f"Got a connection from ('127.0.0.1', {port})" for port in range(100)]
+    assert pipe.take().splitlines() == ["Listening", *clients, "Stopped"]
+    assert log._timer is None  # nothing waits: nothing wakes up
+
+
+async def test_flush_leaves_nothing_behind(pipe: Pipe) -> None:
+    log = LogStream(pipe.writing)
+    log.connection(("127.0.0.1", 1))
+    log.flush()
+    assert pipe.take() == "Got a connection from ('127.0.0.1', 1)\n"
+    log.flush()
+    assert pipe.take() == ""
+
+
+def test_levels_are_kept(pipe: Pipe) -> None:
+    log = LogStream(pipe.writing, level="WARNING")
+    logger = logging.Logger("greeter", logging.DEBUG)
+    logger.addHandler(log)
+    logger.info("not this")
+    logger.warning("this")
+    assert pipe.take() == "warning: this\n"
+
+
+def test_after_the_loop_lines_are_written_at_once_again(pipe: Pipe) -> None:
+    log = LogStream(pipe.writing)
+
+    async def brief() -> None:
+        log.handle(record("in the loop"))
+
+    asyncio.run(brief())  # it ends before the timer does
+    log.flush()
+    log.handle(record("after it"))
+    assert pipe.take().splitlines() == ["in the loop", "after it"]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_a_reader_that_has_stopped_reading_stops_nobody(pipe: Pipe, blocking: bool) -> None:
+    log = LogStream(pipe.writing)
+    pipe.fill()
+    os.set_blocking(pipe.writing, blocking)
+    for port in range(10_000):
+        log.connection(("127.0.0.1", port))
+    log.flush()  # comes back
+    assert log.lost == 0
+    got = ""
+    for _ in range(100):  # it reads again, and gets all of it
+        got += pipe.take()
+        log.flush()
+    assert got.splitlines() == [f"Got a connection from ('127.0.0.1', {port})" for port in range(10_000)]
+
+
+def test_a_descriptor_that_changes_its_mind_gets_it_later(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    refusals = [BlockingIOError]  # another writer was faster, between poll() and write()
+
+    def busy(fd: int, data: bytes) -> int:
+        if refusals:
+            raise refusals.pop()
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", busy)
+    log = LogStream(pipe.writing)
+    log.handle(record("one"))
+    assert (pipe.take(), log.lost) == ("", 0)
+    log.handle(record("two"))
+    assert pipe.take() == "one\ntwo\n"
+
+
+async def test_the_rest_is_tried_again_by_itself(pipe: Pipe) -> None:
+    log = LogStream(pipe.writing)
+    pipe.fill()
+    log.handle(record("late"))
+    await until(lambda: bool(log._unwritten), "it was tried once")
+    assert log._timer is not None
+    assert pipe.take() == ""
+    await until(lambda: log._timer is None, "it was tried again")
+    assert pipe.take() == "late\n"
+
+
+def test_what_does_not_fit_is_counted_and_the_count_is_logged(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "BACKLOG_BYTES", 100)
+    log = LogStream(pipe.writing)
+    pipe.fill()
+    for n in range(20):
+        log.handle(record(f"line {n:4}"))  # 10 bytes each
+    assert log.lost == 10
+    assert pipe.take() == ""
+    log.handle(record("still full when it came"))
+    assert pipe.take().splitlines() == [
+        *(f"line {n:4}" for n in range(10)),
+        "warning: 11 log lines were lost",
+    ]
+    log.handle(record("room again"))
+    assert (pipe.take(), log.lost) == ("room again\n", 0)
+
+
+def test_the_count_of_lost_lines_waits_for_room_too(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "BACKLOG_BYTES", 9000)
+    monkeypatch.setattr(logs, "LAST_SECONDS", 0)
+    log = LogStream(pipe.writing, "json")
+    pipe.fill()
+    for _ in range(3):
+        log.handle(record("x" * 4000))
+    assert log.lost == 1
+    got = ""
+    while log._unwritten:  # the reader takes a little at a time
+        got += pipe.take(4096)
+        log.flush()
+    lines = [json.loads(line)["message"] for line in (got + pipe.take()).splitlines()]
+    assert lines == ["x" * 4000, "x" * 4000, "1 log lines were lost"]
+
+
+async def test_a_reader_that_is_gone_stops_nobody(pipe: Pipe) -> None:
+    log = LogStream(pipe.writing)
+    os.close(pipe.reading)
+    log.handle(record("to nobody"))
+    log.connection(("127.0.0.1", 1))
+    log.flush()
+    assert log.lost == 2
+    log.flush()
+    assert (log.lost, bytes(log._unwritten)) == (2, b"")  # nothing is kept for a reader that is gone
+
+
+def test_a_full_disk_stops_nobody() -> None:
+    with open("/dev/full", "wb") as full:
+        log = LogStream(full.fileno())
+        log.handle(record("too much"))
+        assert log.lost == 1
+
+
+def test_a_closed_descriptor_stops_nobody(pipe: Pipe) -> None:
+    log = LogStream(pipe.writing)
+    pipe.close()
+    log.handle(record("nowhere"))
+    assert log.lost == 1
+
+
+def test_a_file_gets_every_line(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "wb") as file:
+        log = LogStream(file.fileno())
+        for n in range(100):
+            log.handle(record("%s", f"{n} " + "x" * 100))
+    assert [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()] == [
+        str(n) for n in range(100)
+    ]
+
+
+async def test_lines_reach_a_pipe_in_whole_pieces(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[bytes] = []
+    write = os.write
+
+    def watched(fd: int, data: bytes) -> int:
+        pieces.append(bytes(data))
+        return write(fd, data)
+
+    log = LogStream(pipe.writing)
+    lines = [f"{n} " + "x" * (37 * n % 300) for n in range(200)]
+    lines.insert(100, "y" * (2 * logs.PIECE + 5))
+    for line in lines:
+        log.handle(record("%s", line))
+    monkeypatch.setattr(os, "write", watched)
+    log.flush()
+    assert b"".join(pieces).decode().splitlines() == pipe.take().splitlines() == lines
+    assert all(len(piece) <= logs.PIECE for piece in pieces)
+    assert sum(not piece.endswith(b"\n") for piece in pieces) == 2  # only of the line longer than a piece
+
+
+def test_a_line_that_comes_while_others_are_gathered_is_kept(pipe: Pipe) -> None:
+    class Lines(list[str]):
+        def __getitem__(self, key: Any) -> Any:
+            found = super().__getitem__(key)
+            self.append("from another thread")
+            return found
+
+    log = LogStream(pipe.writing)
+    log._lines = Lines()
+    log.handle(record("from this one"))
+    assert pipe.take() == "from this one\n"
+    log.flush()
+    assert pipe.take() == "from another thread\n"
+
+
+async def test_threads_lose_no_line(pipe: Pipe) -> None:
+    log = LogStream(pipe.writing)
+    found: list[str] = []
+    held = ""
+
+    def work(name: int) -> None:
+        for n in range(300):
+            log.handle(record("thread %d line %d", name, n))
+
+    def collect() -> None:
+        nonlocal held
+        held += pipe.take()
+        *new, held = held.split("\n")
+        found.extend(new)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for n in range(3000):
+        log.connection(("here", n))
+        if n % 10 == 0:
+            log.flush()
+            collect()
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+        collect()
+    while log._unwritten or log._lines:
+        log.flush()
+        collect()
+    collect()
+    assert [line for line in found if "here" in line] == [
+        f"Got a connection from ('here', {n})" for n in range(3000)
+    ]
+    for name in range(4):
+        mine = [line for line in found if line.startswith(f"thread {name} ")]
+        assert mine == [f"thread {name} line {n}" for n in range(300)]
+
+
+def test_the_last_flush_waits_for_a_reader_that_is_behind(pipe: Pipe) -> None:
+    log = LogStream(pipe.writing)
+    pipe.fill()
+    log.handle(record("the last line"))
+    got: list[str] = []
+    reader = threading.Timer(0.02, lambda: got.append(pipe.take()))
+    reader.start()
+    log.flush()
+    reader.join()
+    assert "".join(got) + pipe.take() == "the last line\n"
+
+
+def test_but_not_for_ever(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "LAST_SECONDS", 0.02)
+    log = LogStream(pipe.writing)
+    pipe.fill()
+    log.handle(record("to somebody who does not read"))
+    log.flush()
+    assert log._unwritten
+
+
+def test_a_record_that_cannot_be_formatted_is_reported(
+    pipe: Pipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = LogStream(pipe.writing)
+    log.handle(record("%d clients", "some"))
+    assert "--- Logging error ---" in capsys.readouterr().err
+    log.handle(record("go on"))
+    assert pipe.take() == "go on\n"

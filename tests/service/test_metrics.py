@@ -1,0 +1,188 @@
+"""The metrics as a scraper sees them: names, labels, numbers, and that promtool has nothing to say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import greeter
+from greeter import Endpoint, MissingExtra, ServerStats, greet, serve
+from greeter.core.stats import BOUNDS, TimeBuckets
+from greeter.service.metrics import render, serve_metrics
+from greeter.service.snapshot import Snapshot
+from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+HERE = Endpoint.parse("127.0.0.1:0")
+
+
+def everything() -> Snapshot:
+    """A snapshot with a different number in each place."""
+    times = TimeBuckets()
+    times.add(0.0002, 7)
+    times.add(3.0, 2)
+    times.add(60.0)
+    return Snapshot(
+        accepted=101,
+        greeted=102,
+        bytes_sent=103,
+        linger_timeouts=104,
+        accept_errors=105,
+        drains=106,
+        worker_restarts=107,
+        failed={"reset": 108, "tls": 109},
+        rejected={"rate": 110},
+        reloads={"ok": 111, "failed": 112},
+        greeting_time=times,
+        open=113,
+        lingering=114,
+        certificate_expiry=1_800_000_000.5,
+    )
+
+
+def samples(text: bytes) -> dict[str, float]:
+    """Every sample, by the name and the labels that it has in the text."""
+    found = {}
+    for family in text_string_to_metric_families(text.decode()):
+        assert family.documentation.endswith(".")
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sample.labels.items())
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def test_every_number_has_its_name() -> None:
+    found = samples(render(everything()))
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert found.pop(f"greeter_build_info{{python={python},version={greeter.__version__}}}") == 1
+    times = {name: found.pop(name) for name in list(found) if name.startswith("greeter_greeting_seconds")}
+    assert found == {
+        "greeter_accepted_total": 101,
+        "greeter_greeted_total": 102,
+        "greeter_sent_bytes_total": 103,
+        "greeter_linger_timeouts_total": 104,
+        "greeter_accept_errors_total": 105,
+        "greeter_drains_total": 106,
+        "greeter_worker_restarts_total": 107,
+        "greeter_failed_total{class=reset}": 108,
+        "greeter_failed_total{class=tls}": 109,
+        "greeter_rejected_total{reason=rate}": 110,
+        "greeter_reloads_total{result=ok}": 111,
+        "greeter_reloads_total{result=failed}": 112,
+        "greeter_open_connections": 113,
+        "greeter_lingering_connections": 114,
+        "greeter_certificate_expiry_seconds": 1_800_000_000.5,
+    }
+    assert times.pop("greeter_greeting_seconds_count") == 10
+    assert times.pop("greeter_greeting_seconds_sum") == pytest.approx(66.0014)
+    expected = {
+        f"greeter_greeting_seconds_bucket{{le={b}}}": 7 * (b >= 0.0002) + 2 * (b >= 3) for b in BOUNDS
+    }
+    assert times == {**expected, "greeter_greeting_seconds_bucket{le=+Inf}": 10}
+
+
+def test_the_classes_of_a_server_are_there_before_anything_happens() -> None:
+    found = samples(render(Snapshot.of(ServerStats())))
+    assert found["greeter_failed_total{class=reset}"] == 0
+    assert "greeter_certificate_expiry_seconds" not in found
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize("make", [everything, Snapshot])
+def test_promtool_has_nothing_to_say(make: Callable[[], Snapshot]) -> None:
+    done = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=render(make()),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == (b"", 0)
+
+
+async def fetch(address: str, path: str) -> bytes:
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+    async with asyncio.timeout(PATIENCE):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_a_server_is_scraped() -> None:
+    async with serve(port=0, access_log=False) as server:
+
+        async def collect() -> Snapshot:
+            return Snapshot.of(server.stats)
+
+        leaving = False
+        with contextlib.closing(await serve_metrics(HERE, collect, stopping=lambda: leaving)) as metrics:
+            for count in range(3):
+                head, _, body = (await fetch(metrics.address, "/metrics")).partition(b"\r\n\r\n")
+                assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8" in head
+                found = samples(body)
+                assert found["greeter_greeted_total"] == count
+                assert found["greeter_sent_bytes_total"] == 24 * count
+                await greet(port=server.port)
+            healthy = await fetch(metrics.address, "/healthz")
+            assert healthy.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert healthy.endswith(b"\r\n\r\nok\n")
+            leaving = True
+            stopping = await fetch(metrics.address, "/healthz")
+            assert stopping.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert stopping.endswith(b"\r\n\r\nstopping\n")
+        await metrics.wait_closed()
+
+
+MISSING = "--metrics needs an optional package: pip install '.[metrics]' in greeter's source tree"
+
+
+async def test_serve_metrics_without_prometheus_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def collect() -> Snapshot:
+        return Snapshot()
+
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(MissingExtra, match=f"^{re.escape(MISSING)}$"):
+        await serve_metrics(HERE, collect, stopping=bool)
+
+
+def test_the_import_without_h11(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h11", None)
+    for name in ("greeter.service.metrics", "greeter.service.httpd"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(MissingExtra, match=f"^{re.escape(MISSING)}$"):
+        importlib.import_module("greeter.service.metrics")
+
+
+@pytest.mark.parametrize("package", ["h11", "prometheus_client"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_the_command_without_a_package_of_the_extra(package: str, workers: str, tmp_path: Path) -> None:
+    """Without --metrics it serves; with it, it fails with one line."""
+    (tmp_path / f"{package}.py").write_text("raise ImportError")
+    env = {"PYTHONPATH": str(tmp_path), "GREETER_LISTEN": "127.0.0.1:0", "GREETER_WORKERS": workers}
+    async with greeter_process("serve", env=env) as server:
+        assert await server.stop() == 0
+    code, _, err = await run_greeter("serve", "--metrics", "127.0.0.1:0", env=env)
+    warnings = [line for line in err.splitlines() if line.startswith("warning: running as root")]
+    assert (code, err.splitlines()[len(warnings) :]) == (2, [f"greeter: {MISSING}"])
+
+
+def test_the_library_is_loaded_when_metrics_are_served_and_not_before() -> None:
+    code = "import sys, greeter.service.metrics; print('prometheus_client' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    assert done.stdout == b"False\n"

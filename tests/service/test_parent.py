@@ -1,0 +1,305 @@
+"""``greeter serve --workers 2``: a parent that keeps the sockets, seen from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+import greeter
+from greeter.config.options import ServeOptions
+from greeter.config.sources import greeting_from_file
+from greeter.errors import ConfigError
+from greeter.service.parent import pack, share, unpacked
+from greeter.system.tls import client_context
+from tests.conftest import PATIENCE, ROOT, Process, greeter_process
+from tests.support.peers import connect, until
+from tests.support.service_peers import children, crowd, lines_with, metric, running
+
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+
+
+def workers(*args: str) -> tuple[str, ...]:
+    return ("serve", "--workers", "2", "--listen", "127.0.0.1:0", "--no-access-log", *args)
+
+
+async def reload(process: Process, says: str = "Reloaded", times: int = 1) -> None:
+    """SIGHUP, until the log says so for the time that is given, and no worker is left that was replaced."""
+    before = set(children(process.pid))
+    process.process.send_signal(signal.SIGHUP)
+    await lines_with(process, says, times)
+    if says == "Reloaded":
+        await until(lambda: not before & set(children(process.pid)), "all are replaced")
+
+
+async def test_options_travel_to_a_worker() -> None:
+    options = ServeOptions(greeting="Hello $host", backlog=7)
+    with unpacked(pack(options)) as found:
+        assert found == options
+
+
+@pytest.mark.parametrize(
+    ("most", "count", "each"), [(None, 2, None), (8, 2, 4), (4, 3, 2), (1, 8, 1), (7, 1, 7)]
+)
+async def test_workers_share_the_clients_at_a_time(most: int | None, count: int, each: int | None) -> None:
+    options = ServeOptions(max_connections=most, max_per_ip=3, rate_per_ip=5.0)
+    assert share(options, count) == ServeOptions(max_connections=each, max_per_ip=3, rate_per_ip=5.0)
+
+
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_files_travel_with_the_options(tmp_path: Path) -> None:
+    file = tmp_path / "greeting"
+    data = bytes(range(256)) * 1000
+    file.write_bytes(data)
+    task = pack(ServeOptions(greeting_file=file, tls_key=Path("/dev/null")))
+    file.write_bytes(b"another")
+    with unpacked(task) as found:
+        assert found.greeting_file is not None
+        assert greeting_from_file(found.greeting_file).fixed == data
+        assert found.tls_key == Path("/dev/null"), "which is no file to keep a copy of"
+
+
+async def test_a_file_that_is_gone_since_it_was_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_bytes(path: Path) -> bytes:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    file = tmp_path / "greeting"
+    file.touch()
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(ConfigError, match=f"^cannot read '{file}': no such file or directory$"):
+        pack(ServeOptions(greeting_file=file))
+
+
+@pytest.mark.parametrize("accept", ["direct", "streams"])
+async def test_the_metrics_count_what_clients_counted(accept: str) -> None:
+    pytest.importorskip("prometheus_client")
+    args = workers("--metrics", "127.0.0.1:0", "--accept", accept)
+    async with greeter_process(*args) as process:
+        assert f"{accept}, 2 workers)" in process.lines[-1]
+        assert len(children(process.pid)) == 2
+        replies = await asyncio.gather(*(greeter.greet(port=process.port) for _ in range(200)))
+        assert {reply.data for reply in replies} == {b"Thank you for connecting"}
+        assert await metric(process, "greeter_greeted_total") == 200
+        assert await process.stop() == 0
+        assert process.lines[-1] == "Stopped: 200 greeted of 200 accepted, 0 failed"
+
+
+async def test_all_workers_together_hold_no_more_than_the_clients_at_a_time(
+    accept: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("prometheus_client")
+    config = tmp_path / "greeter.toml"
+    config.write_text("max-connections = 1")
+    args = ("--metrics", "127.0.0.1:0", "--linger-timeout", "60", "--accept", accept, "--config", str(config))
+    async with greeter_process(*workers(*args)) as process:
+        config.write_text("max-connections = 2")
+        await reload(process)
+        with contextlib.ExitStack() as held:
+            loop = asyncio.get_running_loop()
+            for _ in range(2):
+                sock = held.enter_context(await connect(process.port))
+                assert await loop.sock_recv(sock, 1) == b"T"
+            third = held.enter_context(await connect(process.port))
+            assert await metric(process, "greeter_accepted_total") == 2
+            held.enter_context(sock).close()  # there is room again
+            assert await loop.sock_recv(third, 1) == b"T"
+        assert await process.stop() == 0
+    assert process.lines[-1] == "Stopped: 3 greeted of 3 accepted, 0 failed"
+
+
+async def test_what_needs_a_restart_is_not_for_new_workers(tmp_path: Path) -> None:
+    file = tmp_path / "greeter.toml"
+    file.write_text("greeting = 'one'")
+    async with greeter_process(*workers("--config", str(file))) as process:
+        new = "proxy-protocol = true\nproxy-from = '10.0.0.0/8'\nlog-format = 'json'\ndrain-timeout = 5\n"
+        file.write_text(f"greeting = 'two'\n{new}")
+        await reload(process)
+        assert {(await greeter.greet(port=process.port)).data for _ in range(10)} == {b"two"}
+        for pid in children(process.pid):  # nor for those that come later
+            os.kill(pid, signal.SIGKILL)
+        assert (await greeter.greet(port=process.port)).data == b"two"
+        assert await process.stop() == 0
+    said = [
+        line for line in process.lines if line.endswith(" has changed, which takes effect with a restart")
+    ]
+    flags = ["--drain-timeout", "--proxy-protocol", "--proxy-from", "--log-format"]
+    assert [line.split()[1] for line in said] == flags
+    assert not [line for line in process.lines if line.startswith("{")]
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+async def test_a_reload_imports_the_app_anew_and_a_broken_one_does_not_count(
+    tmp_path: Path, count: str
+) -> None:
+    config, app = tmp_path / "greeter.toml", tmp_path / "parent_app.py"
+    config.write_text("app = 'parent_app:first'")
+    app.write_text("def first(peer): return 'one'")
+    args = workers("--workers", count, "--config", str(config))
+    async with greeter_process(*args, env={"PYTHONPATH": str(tmp_path)}) as process:
+
+        async def reloaded(text: str, *says: Any) -> bytes:
+            app.write_text(text)
+            await reload(process, *says)
+            return (await greeter.greet(port=process.port)).data
+
+        both = "def first(peer): return 'two!'\ndef second(peer): return 'three'"
+        assert await reloaded(both) == b"two!"
+        assert await reloaded("1 / 0", "reload failed") == b"two!"
+        config.write_text("app = 'parent_app:second'")
+        assert await reloaded(both, "Reloaded", 2) == b"three"
+        assert await process.stop() == 0
+    assert "ZeroDivisionError" in await process.line_with("reload failed")
+
+
+async def test_a_greeter_in_the_current_directory_is_not_for_workers(tmp_path: Path) -> None:
+    (tmp_path / "greeter").mkdir()
+    (tmp_path / "greeter" / "__init__.py").write_text("raise SystemExit('another greeter')")
+    (tmp_path / "parent_app.py").write_text("text = 'from the current directory'")
+    command = (sys.executable, "-P", str(ROOT / "greeter" / "__main__.py"))
+    async with running(*command, *workers("--app", "parent_app:text"), cwd=tmp_path) as process:
+        assert (await greeter.greet(port=process.port)).data == b"from the current directory"
+        assert await process.stop() == 0
+    assert process.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
+
+
+async def test_a_reload_replaces_the_workers_and_a_bad_one_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "greeting"
+    file.write_text("one")
+    async with greeter_process(*workers("--greeting-file", str(file))) as process:
+        before = children(process.pid)
+        file.write_text("two")
+        process.process.send_signal(signal.SIGHUP)
+        await process.line_with("Reloaded")
+        assert {(await greeter.greet(port=process.port)).data for _ in range(20)} == {b"two"}
+        file.unlink()
+        process.process.send_signal(signal.SIGHUP)
+        assert "cannot read the greeting file" in await process.line_with("reload failed")
+        assert (await greeter.greet(port=process.port)).data == b"two"
+        await until(lambda: not set(before) & set(children(process.pid)), "they are replaced")
+        assert await process.stop(signal.SIGINT) == 0
+
+
+async def test_reloads_and_a_stop_under_load_lose_nobody(tmp_path: Path, accept: str) -> None:
+    file = tmp_path / "greeting"
+    words = [b"greeting number %d" % number for number in range(4)]
+    file.write_bytes(words[0])
+    async with greeter_process(*workers("--greeting-file", str(file), "--accept", accept)) as process:
+        async with crowd(process.port, whole=lambda heard, _: heard in words) as clients:
+            for number in range(1, 4):
+                await clients.more(100)
+                before = children(process.pid)
+                file.with_suffix(".new").write_bytes(words[number])
+                file.with_suffix(".new").rename(file)
+                process.process.send_signal(signal.SIGHUP)
+                await lines_with(process, "Reloaded", number)
+        assert (clients.lost, clients.refused) == ([], 0)
+        pair: set[int] = set()
+
+        def only_the_new() -> bool:
+            pair.clear()
+            pair.update(children(process.pid))
+            return len(pair) == 2 and not pair & set(before)
+
+        await until(only_the_new, "the last two workers are alone")
+        for other in pair:  # each has the last greeting
+            os.kill(other, signal.SIGSTOP)
+            try:
+                assert (await greeter.greet(port=process.port)).data == words[3]
+            finally:
+                os.kill(other, signal.SIGCONT)
+        async with crowd(process.port, whole=lambda heard, _: heard == words[3]) as last:
+            await last.more(150)
+            assert await process.stop() == 0
+            last.give_up()
+        assert last.lost == []
+        assert last.refused > 0, "the stop came while they were there"
+    greeted = clients.greeted + last.greeted + 2
+    assert process.lines[-1] == f"Stopped: {greeted} greeted of {greeted} accepted, 0 failed"
+
+
+async def test_workers_cut_off_who_is_stuck_at_the_drain_deadline(accept: str) -> None:
+    """They do it themselves: their parent need not kill them."""
+    args = workers("--drain-timeout", "0.3", "--linger-timeout", "60", "--accept", accept)
+    async with greeter_process(*args) as process:
+        with contextlib.ExitStack() as held:
+            for _ in range(10):
+                sock = held.enter_context(await connect(process.port))
+                assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"T"
+            assert await process.stop() == 0
+    cut = [line for line in process.lines if "at the drain deadline" in line]
+    assert sum(int(line.removeprefix("warning: cut off ").split()[0]) for line in cut) == 10
+    assert not [line for line in process.lines if "killed" in line]
+    assert process.lines[-1] == "Stopped: 10 greeted of 10 accepted, 0 failed"
+
+
+async def test_a_killed_worker_is_replaced() -> None:
+    async with greeter_process(*workers()) as process:
+        first, second = children(process.pid)
+        os.kill(first, signal.SIGKILL)
+        await process.line_with("starting another")
+        async with asyncio.timeout(PATIENCE):
+            while len(set(children(process.pid)) - {first}) < 2:
+                assert (await greeter.greet(port=process.port)).data == b"Thank you for connecting"
+        assert second in children(process.pid)
+        assert await process.stop() == 0
+
+
+async def test_a_worker_that_hangs_is_replaced_when_there_is_a_watchdog(tmp_path: Path) -> None:
+    address = f"{tmp_path}/notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "800000"}
+        async with greeter_process(*workers(), env=env) as process:
+            first, _ = children(process.pid)
+            os.kill(first, signal.SIGSTOP)
+            assert (
+                await process.line_with(f"worker {first} ")
+                == f"error: worker {first} does not answer: killed"
+            )
+            await until(lambda: len(set(children(process.pid)) - {first}) == 2, "it is replaced")
+            assert await process.stop() == 0
+
+
+async def test_after_a_reload_that_fails_a_dead_worker_is_replaced_by_one_like_it(tmp_path: Path) -> None:
+    """Whatever the files say by then: the configuration and the certificate broken, the greeting gone."""
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate, greeting = tmp_path / "both.pem", tmp_path / "greeting"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    greeting.write_text("the old one")
+    context = client_context(tmp_path / "ca.pem")
+    config = tmp_path / "greeter.toml"
+    config.write_text(f"greeting-file = '{greeting}'")
+    async with greeter_process(*workers("--tls-cert", str(certificate), "--config", str(config))) as process:
+        config.write_text("broken")
+        certificate.write_text("broken")
+        greeting.unlink()
+        process.process.send_signal(signal.SIGHUP)
+        await process.line_with("reload failed, the old configuration stays")
+        before = set(children(process.pid))
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(2):  # they wait in the queue until there is somebody
+            assert (await greeter.greet(port=process.port, ssl=context)).data == b"the old one"
+        await until(lambda: len(set(children(process.pid)) - before) == 2, "both are replaced")
+        assert await process.stop() == 0
+    assert len([line for line in process.lines if "was killed by SIGKILL" in line]) == 2
+    assert not [line for line in process.lines if "before it was ready" in line]
+
+
+async def test_a_start_that_fails_leaves_nobody() -> None:
+    async with greeter_process(*workers()) as process:
+        async with greeter_process("serve", "--workers", "2", "--listen", process.address, ready="") as other:
+            assert await other.ended() == 1
+        assert other.lines == [f"greeter: cannot listen on {process.address}: address already in use"]

@@ -1,0 +1,168 @@
+"""Counters as a value: adding up, travelling, and never going back while processes come and go."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from greeter import ServerStats
+from greeter.core.stats import BOUNDS, TimeBuckets
+from greeter.service.snapshot import Snapshot, Totals
+
+COUNT = st.integers(0, 10**12)
+BY_NAME = st.dictionaries(st.sampled_from(["reset", "tls", "rate"]), COUNT)
+BUCKETS = st.builds(
+    TimeBuckets, st.lists(COUNT, min_size=len(BOUNDS) + 1, max_size=len(BOUNDS) + 1), micros=COUNT
+)
+SNAPSHOT = st.builds(
+    Snapshot,
+    **dict.fromkeys(("accepted", "greeted", "bytes_sent", "drains", "worker_restarts"), COUNT),
+    **dict.fromkeys(("linger_timeouts", "accept_errors", "open", "lingering"), COUNT),
+    **dict.fromkeys(("failed", "rejected", "reloads"), BY_NAME),
+    greeting_time=BUCKETS,
+    certificate_expiry=st.none() | st.floats(0, 1e11),
+)
+GAUGES = ("open", "lingering", "certificate_expiry")
+modestly = settings(max_examples=50)
+
+
+def counters(snapshot: Snapshot) -> dict[str, int]:
+    """Every counter by a name of its own."""
+    found: dict[str, int] = {}
+    for name, value in dataclasses.asdict(snapshot).items():
+        if name == "greeting_time":
+            found |= {f"time {place}": count for place, count in enumerate(value["counts"])}
+            found["time micros"] = value["micros"]
+        elif isinstance(value, dict):
+            found |= {f"{name} {key}": count for key, count in value.items()}
+        elif name not in GAUGES:
+            found[name] = value
+    return found
+
+
+# -- times -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "place"), [(0.0, 0), (0.0001, 0), (0.00011, 1), (1.0, 12), (10.0, 15), (10.1, 16), (1e6, 16)]
+)
+def test_a_time_belongs_to_the_first_bound_that_it_does_not_pass(seconds: float, place: int) -> None:
+    times = TimeBuckets()
+    times.add(seconds)
+    assert times.counts == [int(each == place) for each in range(len(BOUNDS) + 1)]
+
+
+def test_several_clients_at_once() -> None:
+    times = TimeBuckets()
+    times.add(0.002, 5)
+    times.add(20.0)
+    assert sum(times.counts) == 6
+    assert times.counts[-1] == 1
+    assert times.micros == 5 * 2000 + 20_000_000
+
+
+def test_bounds_ascend() -> None:
+    assert list(BOUNDS) == sorted(set(BOUNDS))
+
+
+# -- snapshots -------------------------------------------------------------------------------------------
+
+
+def test_every_counter_of_a_server_has_its_place() -> None:
+    names = {each.name for each in dataclasses.fields(Snapshot)}
+    assert {each.name for each in dataclasses.fields(ServerStats)} <= names
+
+
+def test_every_field_says_what_it_is() -> None:
+    for each in dataclasses.fields(Snapshot):
+        assert f"``{each.name}``" in (Snapshot.__doc__ or "")
+
+
+def test_a_snapshot_of_a_server_is_a_copy() -> None:
+    stats = ServerStats(accepted=3, greeted=2, open=1)
+    stats.failed["reset"] = 1
+    snapshot = Snapshot.of(stats, drains=1, open=7)
+    stats.failed["reset"] = stats.greeted = 9
+    assert (snapshot.accepted, snapshot.greeted, snapshot.failed["reset"]) == (3, 2, 1)
+    assert (snapshot.drains, snapshot.open, snapshot.certificate_expiry) == (1, 7, None)
+
+
+@dataclasses.dataclass
+class Timed:
+    greeting_time: TimeBuckets
+
+
+def test_times_are_copied_too() -> None:
+    stats = Timed(TimeBuckets())
+    stats.greeting_time.add(0.1)
+    snapshot = Snapshot.of(stats)
+    stats.greeting_time.add(0.1)
+    assert sum(snapshot.greeting_time.counts) == 1
+
+
+@modestly
+@given(SNAPSHOT)
+def test_a_snapshot_travels_as_json(snapshot: Snapshot) -> None:
+    assert Snapshot.from_json(json.loads(json.dumps(snapshot.to_json()))) == snapshot
+
+
+@modestly
+@given(SNAPSHOT, SNAPSHOT, SNAPSHOT)
+def test_adding_is_adding(a: Snapshot, b: Snapshot, c: Snapshot) -> None:
+    assert a + b == b + a
+    assert (a + b) + c == a + (b + c)
+    assert a + Snapshot() == a
+
+
+def test_counters_and_gauges_add_up_and_the_first_certificate_to_expire_counts() -> None:
+    one = Snapshot(greeted=2, open=1, failed={"reset": 1}, certificate_expiry=200.0)
+    two = Snapshot(greeted=3, open=4, failed={"reset": 1, "tls": 5}, certificate_expiry=100.0)
+    assert one + two == Snapshot(greeted=5, open=5, failed={"reset": 2, "tls": 5}, certificate_expiry=100.0)
+
+
+@pytest.mark.parametrize(
+    "extra", [{"invented_later": 1}, {"greeting_time": {"counts": [1, 2, 3], "micros": 9}}, {}]
+)
+def test_another_version_is_understood_as_far_as_it_goes(extra: dict[str, Any]) -> None:
+    assert Snapshot.from_json({"greeted": 5, **extra}) == Snapshot(greeted=5)
+
+
+# -- totals ----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_has_left_still_counts_and_is_no_longer_open() -> None:
+    totals = Totals()
+    totals.update(1, Snapshot(greeted=10, open=4, lingering=3, certificate_expiry=50.0))
+    totals.update(2, Snapshot(greeted=5, open=1))
+    assert totals.total() == Snapshot(greeted=15, open=5, lingering=3, certificate_expiry=50.0)
+    totals.retire(1)
+    totals.retire("one that never said anything")
+    assert totals.total() == Snapshot(greeted=15, open=1)
+    totals.update(3, Snapshot(greeted=1))
+    totals.update(3, Snapshot(greeted=2))
+    assert totals.total() == Snapshot(greeted=17, open=1)
+    assert Totals().total() == Snapshot()
+
+
+@modestly
+@given(st.lists(st.tuples(st.integers(0, 3), st.none() | SNAPSHOT), max_size=12))
+def test_no_total_ever_goes_back(events: list[tuple[int, Snapshot | None]]) -> None:
+    totals = Totals()
+    counted: dict[int, Snapshot] = {}  # what each process has counted since it began
+    before = counters(totals.total())
+    for process, more in events:
+        if more is None:
+            totals.retire(process)
+            counted.pop(process, None)
+        else:
+            counted[process] = counted.get(process, Snapshot()) + more
+            totals.update(process, counted[process])
+        after = counters(totals.total())
+        assert all(after[name] >= count for name, count in before.items())
+        assert totals.total().open == sum(each.open for each in counted.values())
+        before = after

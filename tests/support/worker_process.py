@@ -1,0 +1,52 @@
+"""A small worker for test_workers.py: it greets on what it inherited, unless its task is to misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+from greeter import serve
+from greeter.service.channel import WorkerChannel
+from greeter.service.snapshot import Snapshot
+
+
+async def work(channel: WorkerChannel) -> int:
+    task: dict[str, Any] = channel.task
+    mode = task.get("mode", "serve")
+    if mode == "fail" or not os.access(task.get("needs", "/"), os.F_OK):
+        channel.failed("no greeting today")
+        return 3
+    if mode == "never ready":
+        await asyncio.Event().wait()
+    server = await serve(
+        task.get("greeting", "hello"),
+        listen=channel.endpoints,
+        drain_timeout=task.get("drain_timeout", 5.0),
+        access_log=False,
+    )
+    leave = channel.open(lambda: Snapshot.of(server.stats).to_json())
+    channel.ready()
+    if mode == "crash":
+        return 3
+    if mode == "nonsense":
+        channel._channel._sock.send(b"not JSON\n")
+    why = await leave
+    if mode == "stubborn":
+        await asyncio.Event().wait()
+    if "leaves" in task:
+        os.write(os.open(task["leaves"], os.O_WRONLY | os.O_APPEND), f"{why}\n".encode())
+    await server.drain()
+    channel.close()
+    return 0
+
+
+def main() -> None:
+    channel = WorkerChannel.from_environment()
+    assert channel is not None
+    sys.exit(asyncio.run(work(channel)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Ctrl-C at any moment of a command: 130, and never a traceback; and the library leaves the signal alone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from greeter.system import interrupt
+from tests.conftest import PATIENCE, ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Is greeter, with a Ctrl-C in the moment in which it begins to load a module, or at its very end.
+INTERRUPTED = """
+import atexit, os, runpy, signal, sys
+when = sys.argv.pop(1)
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == when:
+            interrupt()
+if when == "the end":
+    atexit.register(interrupt)
+sys.meta_path.insert(0, Finder)
+runpy.run_module("greeter", run_name="__main__", alter_sys=True)
+"""
+SERVE = ("serve", "--listen", "127.0.0.1:0")
+
+
+def interrupted(when: str, *args: str, before: str = "") -> tuple[int, bytes]:
+    """The exit code and the stderr of a command."""
+    command = [sys.executable, "-c", before + INTERRUPTED, when, *args]
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=PATIENCE
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("when", "args"),
+    [
+        ("greeter.cli.cli", ["--version"]),
+        ("click", ["--version"]),
+        ("greeter.config.options", ["--version"]),
+        ("asyncio", ["greet"]),
+        ("greeter.client", ["greet"]),
+        ("greeter.service.startup", SERVE),
+        ("greeter.server", SERVE),
+        ("greeter.loadtest.report.saved", ["report", "none.json"]),
+        ("the end", ["--version"]),
+        ("the end", ["greet", "fd:999"]),
+    ],
+)
+def test_it_ends_the_command_without_a_word(when: str, args: tuple[str, ...]) -> None:
+    code, said = interrupted(when, *args)
+    assert code == interrupt.INTERRUPTED
+    assert said in (b"", b"greeter: cannot connect to fd:999: bad file descriptor\n")
+
+
+def test_it_stays_ignored_where_it_is_ignored() -> None:
+    """As for what a shell script starts in the background."""
+    ignored = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    assert interrupted("click", "--version", before=ignored) == (0, b"")
+
+
+def test_whoever_imports_greeter_keeps_the_handler() -> None:
+    code = """
+import signal
+before = signal.getsignal(signal.SIGINT)
+import greeter, greeter.__main__, greeter.cli.cli
+greeter.serve
+assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE).returncode == 0
+
+
+@pytest.fixture
+def handler() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("handler")
+def test_a_handler_that_is_not_ours_stays() -> None:
+    def theirs(*_: object) -> None: ...
+
+    signal.signal(signal.SIGINT, theirs)
+    interrupt.leave_at_once()
+    assert signal.getsignal(signal.SIGINT) is theirs
+    interrupt.raise_again()
+    assert signal.getsignal(signal.SIGINT) is theirs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt.leave_at_once()
+    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    interrupt.raise_again()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

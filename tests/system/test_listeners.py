@@ -1,0 +1,524 @@
+"""Listening sockets: what is opened, what is refused and why, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import re
+import select
+import socket
+import stat
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from greeter import Endpoint, ListenFailed
+from greeter.system import listeners
+from greeter.system.listeners import Listener, adopt, open_listeners
+from tests.conftest import open_fds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+
+
+@pytest.fixture(autouse=True)
+def _same_fds() -> Iterator[None]:
+    before = open_fds()
+    yield
+    gc.collect()
+    assert open_fds() == before
+
+
+@pytest.fixture
+def listen(_same_fds: None) -> Iterator[Callable[..., list[Listener]]]:
+    """open_listeners() of texts, closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*texts: str, **options: Any) -> list[Listener]:
+            opened = open_listeners([Endpoint.parse(text) for text in texts], **options)
+            for listener in opened:
+                stack.callback(listener.close)
+            return opened
+
+        yield start
+
+
+def connect(listener: Listener) -> socket.socket:
+    sock = socket.socket(listener.sock.family)
+    sock.connect(listener.sock.getsockname())
+    return sock
+
+
+def accept(listener: Listener) -> tuple[socket.socket, Any] | None:
+    """What is next in the queue, as a socket."""
+    try:
+        fd, address = listener.accept_fd()
+    except BlockingIOError:
+        return None
+    return socket.socket(fileno=fd), address
+
+
+def greets(listener: Listener) -> bool:
+    """A client gets through, and what accept() gave writes to it."""
+    with connect(listener) as client:
+        select.select([listener.sock], [], [], 10)
+        accepted = accept(listener)
+        assert accepted is not None
+        sock, address = accepted
+        assert isinstance(address, tuple) == (client.family != socket.AF_UNIX)
+        if isinstance(address, tuple):
+            assert address[:2] == client.getsockname()[:2]
+        sock.send(b"hi")
+        sock.close()
+        return client.recv(9) == b"hi"
+
+
+def refusal(*texts: str, **options: Any) -> ListenFailed:
+    with pytest.raises(ListenFailed) as caught:
+        open_listeners([Endpoint.parse(text) for text in texts], **options)
+    assert str(caught.value).startswith("cannot listen on ")
+    return caught.value
+
+
+# -- TCP -------------------------------------------------------------------------------------------------
+
+
+def test_port_0_becomes_the_real_port(listen: Any) -> None:
+    (listener,) = listen("127.0.0.1:0")
+    port = listener.sock.getsockname()[1]
+    assert port > 0
+    assert listener.endpoint == Endpoint.tcp("127.0.0.1", port)
+    assert (listener.address, listener.inherited) == (f"127.0.0.1:{port}", False)
+    assert repr(listener) == f"<Listener 127.0.0.1:{port}>"
+    assert listener.sock.getblocking() is False
+    assert accept(listener) is None
+    assert greets(listener)
+
+
+@pytest.mark.parametrize("host", ["localhost", "2130706433", "0x7f.1"])
+def test_a_name_and_a_number_are_resolved(listen: Any, host: str) -> None:
+    opened = listen(f"{host}:0")
+    assert len({listener.endpoint.port for listener in opened}) == 1
+    assert {listener.endpoint.host for listener in opened} <= {"127.0.0.1", "::1"}
+    assert all(greets(listener) for listener in opened)
+
+
+@needs_ipv6
+def test_the_empty_host_is_both_families_on_one_port(listen: Any) -> None:
+    opened = listen(":0")
+    assert [listener.sock.family for listener in opened] == [socket.AF_INET6, socket.AF_INET]
+    assert {listener.endpoint.host for listener in opened} == {"::", "0.0.0.0"}
+    (port,) = {listener.endpoint.port for listener in opened}
+    for listener, host in zip(opened, ("::1", "127.0.0.1"), strict=True):
+        with socket.create_connection((host, port)) as client:
+            accepted = accept(listener)  # each family arrives at its own socket, with its own address
+            assert accepted is not None
+            assert accepted[1][:2] == client.getsockname()[:2]
+            accepted[0].close()
+
+
+@needs_ipv6
+def test_an_ipv6_socket_takes_ipv6_only(listen: Any) -> None:
+    (listener,) = listen("[::1]:0")
+    assert listener.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+    assert listener.address == f"[::1]:{listener.endpoint.port}"
+    assert greets(listener)
+
+
+def test_several_endpoints_at_once(listen: Any, tmp_path: Path) -> None:
+    opened = listen("127.0.0.1:0", "127.0.0.1:0", f"unix:{tmp_path}/x")
+    assert len({listener.address for listener in opened}) == 3
+    assert all(greets(listener) for listener in opened)
+
+
+def test_a_port_in_use(listen: Any) -> None:
+    (listener,) = listen("127.0.0.1:0")
+    error = refusal(listener.address)
+    assert str(error) == f"cannot listen on {listener.address}: address already in use"
+    assert (error.errno, error.endpoint) == (errno.EADDRINUSE, listener.address)
+    # Two of our own: both can be bound before either listens, so it is listen() that says no.
+    listener.close()
+    assert refusal(listener.address, listener.address).errno == errno.EADDRINUSE
+
+
+def test_a_port_is_free_again_at_once(listen: Any) -> None:
+    (listener,) = listen("127.0.0.1:0")
+    with connect(listener) as client:
+        accepted = accept(listener)
+        assert accepted is not None
+        accepted[0].close()  # closed by us first: this side is the one in TIME_WAIT
+        assert client.recv(1) == b""
+    listener.close()
+    listen(listener.address)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("192.0.2.1:0", "cannot assign requested address"),
+        ("127.0.0.1:nosuchservice", "(servname not supported|service not|unrecognized service)"),
+        ("nosuchhost.invalid:0", "(name or service not known|temporary failure|no address)"),
+        ("xn--é:0", "not a host name"),
+    ],
+)
+def test_what_cannot_be_resolved_or_bound(text: str, why: str) -> None:
+    assert re.match(f"cannot listen on {re.escape(text)}: {why}", str(refusal(text)))
+
+
+def test_all_or_nothing(listen: Any, tmp_path: Path) -> None:
+    (taken,) = listen("127.0.0.1:0")
+    before = open_fds()
+    error = refusal("127.0.0.1:0", f"unix:{tmp_path}/x", f"unix:@greeter-test-{os.getpid()}", taken.address)
+    assert error.endpoint == taken.address
+    assert open_fds() == before
+    assert not (tmp_path / "x").exists()
+    assert greets(taken)
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str]) -> None:
+    """Let the resolver find these for every name."""
+
+    def getaddrinfo(_host: object, port: int, **_: object) -> list[Any]:
+        return [(family, socket.SOCK_STREAM, 0, "", (host, port)) for family, host in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def test_all_addresses_of_a_name_share_the_port(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_to(monkeypatch, (socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2"))
+    one, two = listen("name:0")
+    assert one.endpoint.port == two.endpoint.port
+    assert (one.endpoint.host, two.endpoint.host) == ("127.0.0.1", "127.0.0.2")
+    assert greets(one)
+    assert greets(two)
+
+
+def test_addresses_that_this_machine_lacks_are_left_out(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    unsupported = (socket.AF_IPX, "no such family")
+    elsewhere = (socket.AF_INET, "192.0.2.1")
+    resolve_to(monkeypatch, unsupported, elsewhere, (socket.AF_INET, "127.0.0.1"))
+    (listener,) = listen("name:0")
+    assert listener.endpoint.host == "127.0.0.1"
+    resolve_to(monkeypatch, unsupported)
+    assert refusal("name:0").errno == errno.EAFNOSUPPORT
+    resolve_to(monkeypatch, unsupported, elsewhere)
+    assert refusal("name:0").errno == errno.EADDRNOTAVAIL
+    resolve_to(monkeypatch)
+    assert str(refusal("name:0")) == "cannot listen on name:0: cannot assign requested address"
+
+
+def test_one_address_in_use_closes_the_others(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (taken,) = listen("127.0.0.2:0")
+    resolve_to(monkeypatch, (socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2"))
+    before = open_fds()
+    assert refusal(f"name:{taken.endpoint.port}").errno == errno.EADDRINUSE
+    assert open_fds() == before
+
+
+def test_a_chosen_port_that_is_taken_for_the_next_family_is_chosen_again(
+    listen: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve_to(monkeypatch, (socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2"))
+    bind_all = listeners._bind_all
+    tries = []
+
+    def unlucky(addresses: Any) -> list[Listener]:
+        tries.append(addresses)
+        if len(tries) < lucky:
+            raise OSError(errno.EADDRINUSE, "taken")
+        return bind_all(addresses)
+
+    monkeypatch.setattr(listeners, "_bind_all", unlucky)
+    lucky = listeners.PORT_TRIES
+    assert len(listen("name:0")) == 2
+    assert len(tries) == listeners.PORT_TRIES
+    tries.clear()
+    lucky += 1
+    assert refusal("name:0").errno == errno.EADDRINUSE
+    tries.clear()
+    refusal("name:9")  # the caller chose this one: no other will do
+    assert len(tries) == 1
+
+
+# -- accept ----------------------------------------------------------------------------------------------
+
+
+def test_accept_as_the_socket_module_documents_it(listen: Any) -> None:
+    (listener,) = listen("127.0.0.1:0")
+    listener.accept_fd = listener._accept_documented
+    assert accept(listener) is None
+    assert greets(listener)
+
+
+def test_the_backlog_is_the_length_of_the_queue(listen: Any, tmp_path: Path) -> None:
+    (listener,) = listen(f"unix:{tmp_path}/x", backlog=3)
+    assert queue_length(listener) == 4  # it is full when it is longer than the backlog
+
+
+def queue_length(listener: Listener) -> int:
+    """How many clients a Unix socket takes before the next one has to wait."""
+    with contextlib.ExitStack() as stack:
+        waiting = 0
+        with contextlib.suppress(BlockingIOError):
+            while waiting < 20:
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(listener.endpoint.path)
+                waiting += 1
+    return waiting
+
+
+# -- closing the door ------------------------------------------------------------------------------------
+
+
+def test_refuse_new_lets_nobody_in_and_keeps_who_is_there(listen: Any) -> None:
+    (listener,) = listen("127.0.0.1:0")
+    with connect(listener) as early, socket.socket() as late:
+        if not listener.reject_new_handshakes():
+            pytest.skip("this system has no SO_ATTACH_FILTER")
+        late.setblocking(False)
+        assert late.connect_ex(listener.sock.getsockname()) == errno.EINPROGRESS
+        accepted = accept(listener)
+        assert accepted is not None
+        assert accepted[1] == early.getsockname()
+        assert accept(listener) is None
+        listener.close()
+        # Its kernel tries again a second later and finds the port closed: it was never let in.
+        assert select.select([], [late], [], 10)[1]
+        assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+        accepted[0].send(b"hi")
+        accepted[0].close()
+        assert early.recv(9) == b"hi"
+
+
+def test_refuse_new_takes_the_path_of_a_unix_socket_away(listen: Any, tmp_path: Path) -> None:
+    (listener,) = listen(f"unix:{tmp_path}/x")
+    with connect(listener):
+        assert listener.reject_new_handshakes()
+        assert not os.listdir(tmp_path)
+        accepted = accept(listener)
+        assert accepted is not None
+        accepted[0].close()
+
+
+def test_refuse_new_leaves_a_shared_socket_alone(listen: Any) -> None:
+    (original,) = listen("127.0.0.1:0")
+    (inherited,) = listen(f"fd:{original.sock.fileno()}")
+    assert not inherited.reject_new_handshakes()
+    assert greets(original)
+
+
+def test_refuse_new_says_when_it_cannot(listen: Any) -> None:
+    (listener,) = listen("127.0.0.1:0")
+    listener.close()
+    assert not listener.reject_new_handshakes()
+
+
+# -- Unix sockets ----------------------------------------------------------------------------------------
+
+
+def test_a_unix_socket_comes_and_goes_with_its_listener(listen: Any, tmp_path: Path) -> None:
+    (listener,) = listen(f"unix:{tmp_path}/x", unix_mode=0o640)
+    mode = (tmp_path / "x").stat().st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o640
+    assert greets(listener)
+    listener.close()
+    listener.close()  # closing twice is nothing
+    assert not os.listdir(tmp_path)
+
+
+def test_a_stale_socket_file_is_replaced(listen: Any, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(f"{tmp_path}/x")
+        dead.listen()
+    (listener,) = listen(f"unix:{tmp_path}/x")
+    assert greets(listener)
+
+
+def test_a_live_socket_is_never_replaced(listen: Any, tmp_path: Path) -> None:
+    (live,) = listen(f"unix:{tmp_path}/x")
+    error = refusal(f"unix:{tmp_path}/x")
+    assert str(error) == f"cannot listen on unix:{tmp_path}/x: address already in use"
+    accepted = accept(live)  # the question whether it is alive
+    assert accepted is not None
+    accepted[0].close()
+    assert greets(live)
+
+
+def test_nor_is_a_live_one_whose_queue_is_full(listen: Any, tmp_path: Path) -> None:
+    (live,) = listen(f"unix:{tmp_path}/x", backlog=1)
+    with connect(live), connect(live):
+        assert refusal(f"unix:{tmp_path}/x").errno == errno.EADDRINUSE
+    assert (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_what_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere")
+    assert str(refusal(f"unix:{path}")) == f"cannot listen on unix:{path}: a file is there that is no socket"
+    assert path.is_symlink() or path.exists()
+
+
+def test_a_socket_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(f"{tmp_path}/x")
+        assert refusal(f"unix:{tmp_path}/x").errno == errno.EPROTOTYPE
+    assert (tmp_path / "x").exists()
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    assert str(refusal(f"unix:{tmp_path}/no/x")).endswith("/no/x: no such file or directory")
+
+
+def test_a_file_that_cannot_be_removed_is_said(
+    listen: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "d").mkdir()
+    (listener,) = listen(f"unix:{tmp_path}/d/x")
+    (tmp_path / "d").rename(tmp_path / "moved")
+    (tmp_path / "d").touch()  # no directory any more
+    listener.close()
+    assert caplog.messages == [f"cannot remove {tmp_path}/d/x: not a directory"]
+
+
+def test_somebody_elses_file_is_not_removed(listen: Any, tmp_path: Path) -> None:
+    (listener,) = listen(f"unix:{tmp_path}/x")
+    os.rename(tmp_path / "x", tmp_path / "kept")  # so that its inode is not used again
+    (tmp_path / "x").write_text("somebody else's")
+    listener.close()
+    assert sorted(os.listdir(tmp_path)) == ["kept", "x"]
+
+
+def test_a_file_that_is_gone_already_is_no_error(listen: Any, tmp_path: Path) -> None:
+    (listener,) = listen(f"unix:{tmp_path}/x")
+    (tmp_path / "x").unlink()
+    listener.close()
+
+
+def test_a_mode_that_cannot_be_set_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chmod(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    error = refusal(f"unix:{tmp_path}/x", unix_mode=0o600)
+    assert str(error) == f"cannot listen on unix:{tmp_path}/x: operation not permitted"
+    assert not os.listdir(tmp_path)
+
+
+def test_a_stale_file_that_goes_or_comes_to_life_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{tmp_path}/x"
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(path)
+    stale.close()
+    identity = listeners._identity
+    seen: list[object] = []
+
+    def changing(path: str) -> Any:
+        seen.append(path)
+        return identity(path) if len(seen) == 1 else (0, len(seen))
+
+    monkeypatch.setattr(listeners, "_identity", changing)
+    assert refusal(f"unix:{path}").errno == errno.EADDRINUSE  # bind() finds what was left alone
+    assert os.path.exists(path)
+
+
+@pytest.mark.parametrize("mode", [None, 0o600])
+def test_an_abstract_name_has_no_file(listen: Any, mode: int | None) -> None:
+    name = f"greeter-test-{os.getpid()}"
+    (listener,) = listen(f"unix:@{name}", unix_mode=mode)
+    assert listener.address == f"unix:@{name}"
+    assert greets(listener)
+    assert refusal(f"unix:@{name}").errno == errno.EADDRINUSE
+    assert not listener.reject_new_handshakes()
+    listener.close()
+    listen(f"unix:@{name}")
+
+
+# -- inherited sockets -----------------------------------------------------------------------------------
+
+
+def test_an_inherited_socket_is_served_and_left_as_it_was(listen: Any, tmp_path: Path) -> None:
+    for text in ("127.0.0.1:0", f"unix:{tmp_path}/x", f"unix:@greeter-test-{os.getpid()}"):
+        (original,) = listen(text)
+        (inherited,) = listen(f"fd:{original.sock.fileno()}", backlog=1)
+        assert inherited.inherited
+        assert inherited.address == original.address
+        assert repr(inherited) == f"<Listener {original.address} inherited>"
+        assert greets(inherited)
+        inherited.close()
+        assert greets(original)  # the socket is open and its file is there
+
+
+def test_an_inherited_socket_keeps_its_queue(listen: Any, tmp_path: Path) -> None:
+    (original,) = listen(f"unix:{tmp_path}/x", backlog=3)
+    listen(f"fd:{original.sock.fileno()}", backlog=9)
+    assert queue_length(original) == 4
+
+
+def test_an_inherited_socket_that_is_bound_begins_to_listen(listen: Any) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        (listener,) = listen(f"fd:{bound.fileno()}")
+        assert greets(listener)
+
+
+def test_descriptors_that_cannot_be_listened_on() -> None:
+    reading, writing = os.pipe()
+    udp, unbound, bare_unix = (
+        socket.socket(type=socket.SOCK_DGRAM),
+        socket.socket(),
+        socket.socket(socket.AF_UNIX),
+    )
+    connected, other = socket.socketpair()
+    try:
+        for fd, why in (
+            (reading, "socket operation on non-socket"),
+            (udp.fileno(), "not a stream socket"),
+            (unbound.fileno(), "not bound to a port"),
+            (bare_unix.fileno(), "invalid argument"),
+            (connected.fileno(), "invalid argument"),
+        ):
+            before = open_fds()
+            assert str(refusal(f"fd:{fd}")) == f"cannot listen on fd:{fd}: {why}"
+            assert open_fds() == before
+    finally:
+        for sock in (udp, unbound, bare_unix, connected, other):
+            sock.close()
+        os.close(reading)
+        os.close(writing)
+    assert str(refusal(f"fd:{reading}")) == f"cannot listen on fd:{reading}: bad file descriptor"
+
+
+def test_adopt_names_the_socket_and_leaves_it_to_the_caller() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as udp:
+        with pytest.raises(ListenFailed, match=f"cannot listen on fd:{udp.fileno()}: not a stream socket"):
+            adopt(udp)
+        assert udp.fileno() >= 0
+    with socket.socket() as closed:
+        pass
+    with pytest.raises(ListenFailed, match="cannot listen on fd:-1: bad file descriptor"):
+        adopt(closed)

@@ -1,0 +1,70 @@
+"""The choice of the event loop, with and without uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+
+from greeter import GreeterError, MissingExtra
+from greeter.system.loops import DESCRIPTORS, LoopName, choose_loop, run
+from tests.conftest import loop_factories
+from tests.support.service_peers import started_by_init
+
+
+async def running() -> str:
+    return type(asyncio.get_running_loop()).__module__.partition(".")[0]
+
+
+@pytest.mark.parametrize("name", ["auto", "uvloop"])
+def test_auto_is_uvloop_where_it_is_installed(name: LoopName) -> None:
+    pytest.importorskip("uvloop", reason="uvloop is not installed")
+    assert choose_loop(name)[0] == "uvloop"
+    assert run(running(), name) == "uvloop"
+
+
+def test_asyncio_can_be_asked_for() -> None:
+    assert choose_loop("asyncio")[0] == "asyncio"
+    assert run(running(), "asyncio") == "asyncio"
+
+
+def test_without_uvloop_auto_is_asyncio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert choose_loop()[0] == "asyncio"
+    assert run(running()) == "asyncio"
+
+
+def test_uvloop_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    with pytest.raises(
+        MissingExtra, match=r"^--loop uvloop needs .*: pip install '\.\[uvloop\]' in greeter's source tree$"
+    ) as caught:
+        run(running(), "uvloop")  # the coroutine is closed, or the test run would warn
+    assert caught.value.extra == "uvloop"
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # uvloop's children may have one descriptor more
+@pytest.mark.parametrize("loop", loop_factories())
+async def test_too_few_descriptors_are_one_line_and_enough_are_enough(loop: str) -> None:
+    """stdin, stdout and stderr are three, and with fewer than five Python itself does not start."""
+    args = ("serve", "--listen", "127.0.0.1:0", "--loop", loop)
+
+    async def refused(files: int) -> None:
+        async with started_by_init(*args, files=files, ready="") as service:
+            assert await service.ended() == 1
+        (line,) = service.lines
+        assert line.startswith(f"greeter: cannot run on {loop}: too many open files; it needs ")
+
+    async def serves() -> None:
+        async with started_by_init(*args, files=3 + DESCRIPTORS[loop]) as service:
+            assert await service.stop() == 0
+        assert service.lines[-1] == "Stopped: 0 greeted of 0 accepted, 0 failed"
+
+    await asyncio.gather(serves(), *map(refused, {5, 6, 7, 2 + DESCRIPTORS[loop]}))
+
+
+def test_what_it_cannot_run_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DESCRIPTORS, "asyncio", 1 << 20)
+    with pytest.raises(GreeterError, match="^cannot run on asyncio: too many open files; "):
+        run(running(), "asyncio")  # or the test run would warn

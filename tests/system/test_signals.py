@@ -1,0 +1,109 @@
+"""Signals to a service: in order, none lost, none at the wrong time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from greeter.system.signals import Signals
+from tests.conftest import PATIENCE, greeter_process
+from tests.support.peers import Outcome, read_to_end, until
+from tests.support.service_peers import HELLO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# The parent imports it first, each worker after it; and those do not come up before they may.
+APP = """
+import pathlib, time
+here = pathlib.Path(__file__).parent
+if (here / "parent").exists():
+    (here / "worker").touch()
+    while not (here / "go").exists():
+        time.sleep(0.01)
+(here / "parent").touch()
+greeting = "Thank you for connecting"
+"""
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture(autouse=True)
+def _handlers_as_before() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def listen(told: list[str]) -> Signals:
+    return Signals(lambda: told.append("reload"), lambda name: told.append(f"leave {name}"))
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+async def test_the_second_stop_leaves_at_once(told: list[str]) -> None:
+    signals = listen(told)
+    signals.serving()
+    send(signal.SIGINT)
+    async with asyncio.timeout(PATIENCE):
+        assert await signals.stop == "SIGINT"
+    assert told == []
+    send(signal.SIGTERM)
+    await until(lambda: told == ["leave SIGTERM"], "the second one")
+
+
+async def test_an_early_reload_is_not_forgotten(told: list[str]) -> None:
+    signals = listen(told)
+    send(signal.SIGHUP)
+    send(signal.SIGTERM)  # by when this one is here, so was that
+    async with asyncio.timeout(PATIENCE):
+        await signals.stop
+    assert told == []
+    early = listen(told)
+    send(signal.SIGHUP)
+    await until(lambda: early._early, "it has come")
+    early.serving()
+    assert told == ["reload"]
+    send(signal.SIGHUP)
+    await until(lambda: told == ["reload"] * 2, "a later one")
+
+
+async def test_whoever_stops_does_not_reload_any_more() -> None:
+    async with greeter_process("serve", "--listen", "127.0.0.1:0", "--stop-delay", "0.3") as service:
+        service.process.send_signal(signal.SIGTERM)
+        await service.line_with("serving for another 0.3 s")
+        service.process.send_signal(signal.SIGHUP)
+        assert await service.ended() == 0
+    assert not [line for line in service.lines if "eload" in line]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_stop_while_workers_start_loses_nobody(number: signal.Signals, tmp_path: Path) -> None:
+    """Whoever is in the queue by then is greeted, and the exit code is that of any stop."""
+    (tmp_path / "slow.py").write_text(APP)
+    door = tmp_path / "door"
+    args = ("serve", "--workers", "2", "--app", "slow:greeting", "--listen", f"unix:{door}")
+    async with greeter_process(*args, ready="", env={"PYTHONPATH": str(tmp_path)}) as service:
+        await until((tmp_path / "worker").exists, "a worker starts")
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(door))
+        client.setblocking(False)
+        service.process.send_signal(signal.SIGHUP)
+        service.process.send_signal(number)
+        (tmp_path / "go").touch()
+        assert await read_to_end(client) == Outcome(HELLO, reset=False)
+        assert await service.ended() == 0
+    assert service.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
+    assert os.listdir(tmp_path).count("door") == 0
