@@ -8,19 +8,17 @@
 They run in your event loop. Importing greeter loads nothing but the standard library; each name loads its
 module when it is first used.
 
-The package is layered, and imports go down only::
+The package consists of rooms, and imports go down this list only::
 
-    __main__, cli, startup        prints and exits; which kind of process to be
-    parent, service, workers,     the life of a process
-    demo, loadcommand
-    commandline, options, values  what it was asked for
-    loadtest                      many clients, and what became of them
-    server/, client,              asyncio: two halves that never import each other
-    streamclient
-    listeners, loops, signals,    the system: sockets, event loops, signals, files
-    interrupt, tls, ...
-    errors, endpoint, greeting,   pure: no socket, no loop, no clock
-    limits, deadlines, stats, ...
+    cli        parse a command, run it, print, exit
+    service    a process that serves: signals, reload, workers, logging, metrics, systemd
+    config     every option once, its sources and checks
+    loadtest   schedule connections, measure them, report
+    server     accept connections, and take each from its preamble to the lingering close
+    client     connect, receive the greeting, close
+    system     listening sockets, event loops, TLS contexts, signals, descriptors
+    core       values and rules without I/O
+    errors     the exceptions
 """
 
 TYPE_CHECKING = False  # what checkers take for typing's; loading that would take longer than all of this

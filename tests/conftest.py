@@ -26,14 +26,7 @@ ROOT = Path(__file__).parent.parent
 # A hung test fails. Alone, no test takes a tenth of this; beside other work, it may be several times that.
 PATIENCE = 90.0
 # Files that start many processes, each of which takes a moment.
-LONG = (
-    "test_parent",
-    "test_workers",
-    "test_stop",
-    "test_service",
-    "test_loadcommand",
-    "test_loadtest_examples",
-)
+LONG = ("test_parent", "test_workers", "test_stop", "test_service", "test_loadcommand", "test_examples")
 
 raise_fd_limit()
 
@@ -206,13 +199,13 @@ def accept(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/faults.c, compiled."""
+    """tests/support/faults.c, compiled."""
     compiler = shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("faults.c needs Linux and a C compiler (cc)")
     library = tmp_path_factory.mktemp("faults") / "faults.so"
     options = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    command = [compiler, *options, "-o", str(library), str(ROOT / "tests" / "faults.c"), "-ldl"]
+    command = [compiler, *options, "-o", str(library), str(ROOT / "tests" / "support" / "faults.c"), "-ldl"]
     subprocess.run(command, check=True)
     return library
 

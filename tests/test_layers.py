@@ -18,50 +18,25 @@ if TYPE_CHECKING:
 
 PACKAGE = ROOT / "greeter"
 
-# From the ground up. A module imports from the lines below its own, and from nowhere else; a name stands
-# for the modules of a subpackage too.
-LAYERS = [
+# From the ground up. A room imports from the lines below its own, and from nowhere else.
+ROOMS = [
     {"errors"},
-    {
-        "address",
-        "endpoint",
-        "greeting",
-        "deadlines",
-        "stats",
-        "proxy_protocol",
-        "limits",
-        "replies",
-    },  # the pure layer ends here
-    {"interrupt"},
-    {
-        "fdlimit",
-        "loops",
-        "signals",
-        "sources",
-        "systemd",
-        "tls",
-        "tls_session",
-        "snapshot",
-        "channel",
-        "connecting",
-    },
-    {"child", "listeners"},
-    {"httpd"},
-    {"logs", "metrics"},
-    {"server", "client", "streamclient"},
+    {"core"},
+    {"system"},
+    {"server", "client"},
+    {"loadtest.plan"},
+    {"loadtest.metrics"},
+    {"loadtest.generator"},
+    {"loadtest.report"},
+    {"loadtest.distributed"},
     {"loadtest"},
-    {"values"},
-    {"options"},
-    {"commandline", "prepare"},
-    {"service", "workers", "demo", "loadcommand"},
-    {"parent"},
-    {"startup"},
+    {"config"},
+    {"service"},
     {"cli"},
     {"__init__", "__main__"},
 ]
-PURE = LAYERS[0] | LAYERS[1]
 # What waits, asks the system or knows the time. ``socket`` is for its constants only: see below.
-IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "signal", "ssl", "subprocess"}
+IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "signal", "subprocess"}
 IMPURE |= {"threading", "time", "click", "uvloop"}
 # Within the server, from the ground up.
 SERVER = [
@@ -76,8 +51,8 @@ SERVER = [
     {"__init__"},
 ]
 # The two ends of a connection: neither may know the other.
-SERVING = {"listeners", "server", "service", "workers", "parent", "startup"}
-STRANGERS = [({"client", "streamclient", "connecting", "replies"}, SERVING), ({"loadtest"}, SERVING)]
+SERVING = {"server", "service"}
+STRANGERS = [({"client"}, SERVING), ({room for room in set().union(*ROOMS) if "loadtest" in room}, SERVING)]
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -90,9 +65,13 @@ MODULES = dict(modules())
 each_module = pytest.mark.parametrize("name", MODULES)
 
 
-def part(name: str) -> str:
-    """The name in LAYERS that a module of greeter goes by."""
-    return name.partition(".")[0]
+def room(name: str) -> str:
+    """The room of a module of greeter, which is named without ``greeter.``."""
+    first, _, rest = name.partition(".")
+    second = rest.partition(".")[0]
+    if first == "loadtest" and (PACKAGE / "loadtest" / second).is_dir() and second:
+        return f"loadtest.{second}"
+    return first
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
@@ -108,30 +87,39 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def greeter_imports(name: str) -> set[str]:
-    """The parts of greeter that a module imports; "__init__" for the package itself."""
+    """The rooms that a module imports from; "__init__" for the package itself."""
     found = set()
     for module, attribute in imports(MODULES[name]):
         package, _, inner = module.partition(".")
-        if package == "greeter" and attribute != "__version__":  # a constant, which anybody may know
-            if not inner and attribute in {part(known) for known in MODULES}:
-                inner = attribute  # from greeter import client
-            found.add(part(inner) if inner else "__init__")
-    return found - {part(name)}
+        if package == "greeter" and attribute != "__version__":  # a constant, which every module may know
+            if f"{inner}.{attribute}" in MODULES or (not inner and attribute in rooms()):
+                inner = f"{inner}.{attribute}".removeprefix(".")  # from greeter.loadtest.plan import units
+            found.add(room(inner) if inner else "__init__")
+    return found - {room(name)}
 
 
-def height(name: str) -> int:
-    return next(height for height, layer in enumerate(LAYERS) if name in layer)
+def rooms() -> set[str]:
+    return {room(name.removesuffix(".__init__")) for name in MODULES}
 
 
-@each_module
-def test_every_module_has_its_place(name: str) -> None:
-    assert sum(part(name) in layer for layer in LAYERS) == 1, "give it a place in LAYERS"
+def floor(name: str) -> int:
+    return next(number for number, names in enumerate(ROOMS) if name in names)
+
+
+def test_every_module_is_in_a_room() -> None:
+    assert rooms() == set().union(*ROOMS)
 
 
 @each_module
 def test_imports_go_down_only(name: str) -> None:
     for other in greeter_imports(name):
-        assert height(other) < height(part(name)), f"{name} imports {other}"
+        assert floor(other) < floor(room(name.removesuffix(".__init__"))), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.endswith(".__init__")])
+def test_a_room_tells_its_story_and_its_bounds(name: str) -> None:
+    doc = ast.get_docstring(ast.parse(MODULES[name].read_text())) or ""
+    assert "Must not import: " in doc, name
 
 
 def test_imports_within_the_server_go_down_only() -> None:
@@ -160,14 +148,14 @@ def typing_imports(path: Path) -> set[str]:
 @pytest.mark.parametrize(("some", "others"), STRANGERS)
 def test_they_do_not_know_each_other(some: set[str], others: set[str]) -> None:
     for name in MODULES:
-        if part(name) in some:
+        if room(name) in some:
             assert not greeter_imports(name) & others
-        if part(name) in others:
+        if room(name) in others:
             assert not greeter_imports(name) & some
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if part(name) in PURE])
-def test_the_pure_layer_is_pure(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in MODULES if room(name) in ("core", "errors")])
+def test_core_is_pure(name: str) -> None:
     for module, attribute in imports(MODULES[name]):
         assert module.partition(".")[0] not in IMPURE, f"{name} imports {module}"
         if module == "socket" and attribute:
@@ -210,7 +198,7 @@ def test_what_is_imported_later_is_there_and_nothing_else() -> None:
     from greeter import loadtest
 
     assert greeter.load is loadtest.load
-    for module in ("client", "errors", "limits", "server"):
+    for module in ("client", "errors", "loadtest", "server"):
         assert loaded_by(f"import greeter; greeter.{module}") >= {f"greeter.{module}"}
     with pytest.raises(AttributeError, match="module 'greeter' has no attribute 'unload'"):
         greeter.unload  # noqa: B018  # that it is missing is the test
@@ -257,9 +245,14 @@ def test_importing_greeter_loads_the_standard_library_only() -> None:
     foreign = {name.partition(".")[0] for name in loaded - ours} - sys.stdlib_module_names
     assert not foreign
     # ... and of greeter itself only what a library user can need.
-    assert {part(name.removeprefix("greeter").removeprefix(".") or "__init__") for name in ours} <= (
-        set().union(*LAYERS[: height("server") + 1]) | {"__init__"}
-    ) - {"sources", "logs", "loops", "systemd", "metrics", "httpd", "snapshot"}
+    assert {room(name.removeprefix("greeter").removeprefix(".") or "__init__") for name in ours} <= {
+        "__init__",
+        "client",
+        "core",
+        "errors",
+        "server",
+        "system",
+    }
 
 
 def test_a_name_loads_its_module_when_it_is_first_used() -> None:

@@ -1,12 +1,15 @@
-"""The load tester: how many new connections per second, and what the slowest client saw.
+"""The load tester: how many new connections a second, and what the slowest client saw.
 
-It is four small parts, each to be used and tested without the others. A *pacer* (``pacer.py``, from a
-``plan.py``) says when the next connection is due. One *engine* (``engine.py``; ``connection.py`` is a
-single client, ``poller.py`` and ``alarm.py`` its eyes and its clock) makes the connections.
-*Metrics* (``metrics.py``: ``histogram.py``, ``timeline.py``, ``outcome.py``) count, and add up over
-worker processes. A *report* (``report.py``, ``verdict.py``, ``baseline.py``) is what the figures say, and
-``render.py``, ``html.py`` and ``progress.py`` show it, ``outputs.py`` writes it. ``run.py`` puts them in
-order.
+The story, from the top: ``load()`` (run.py) takes a LoadPlan and puts the parts in order. ``plan`` says
+what is to be measured and when each connection is due, ``generator`` makes the connections, ``metrics``
+counts them and adds up over processes, ``report`` says what the figures mean and shows them.
+``distributed`` is one run made by many machines, with Locust (locust.py).
+
+Entry points: ``load``, ``LoadPlan``, ``LoadReport``, ``Threshold``; ``greeter.loadtest.locust``.
+
+Must not import: the server, the client, and all that runs a process.
+
+Example::
 
     report = await load(LoadPlan("127.0.0.1:9999", rate=1000, duration=10))
 """

@@ -111,8 +111,8 @@ class Server:
 
     def _limit(self, limits: Limits) -> None:
         from greeter.core.limits import (
-            Admission,  # slow to load, as it needs ipaddress: only where it is used
-        )
+            Admission,
+        )  # slow to load, as it needs ipaddress: only where it is used
 
         tracker = self._tracker
         tracker.set_capacity(min(self._fd_capacity, limits.max_connections or self._fd_capacity))

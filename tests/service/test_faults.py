@@ -1,9 +1,10 @@
 """System calls that fail in a running service, one kind at a time: all other clients are greeted.
 
-A real ``greeter serve`` runs under tests/faults.c for each stage, which is an event loop and an accept
-path. Every fault falls into the middle of a stream of clients. After it the service must have greeted
-every client that it did not hit, have as many descriptors open as before, have logged next to nothing, and
-not have spun; at the end its counters must add up. A fault that was never delivered fails its test.
+A real ``greeter serve`` runs under tests/support/faults.c for each stage, which is an event loop and an
+accept path. Every fault falls into the middle of a stream of clients. After it the service must have
+greeted every client that it did not hit, have as many descriptors open as before, have logged next to
+nothing, and not have spun; at the end its counters must add up. A fault that was never delivered fails its
+test.
 
 To add to the matrix, add to FAULTS: a row is a name, a function that plays it, and the stages it is for.
 """
@@ -68,7 +69,7 @@ class Fault:
 
 
 class Plan:
-    """The side of the test of the file that tests/faults.c shares with it."""
+    """The side of the test of the file that tests/support/faults.c shares with it."""
 
     ENTRY = struct.Struct("12s5i")  # struct plan
     SKIP, LEFT, ERROR, PART, DELIVERED = range(5)
