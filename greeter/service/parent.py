@@ -89,7 +89,7 @@ class Parent(Process):
     def __init__(self, argv: Sequence[str], count: int, **process: Any) -> None:
         super().__init__(**process)
         # -P, and not -m: a greeter that lies in the current directory is another one.
-        self._command = [sys.executable, "-P", str(Path(__file__).with_name("__main__.py")), *argv]
+        self._command = [sys.executable, "-P", str(Path(__file__).parents[1] / "__main__.py"), *argv]
         self._count = count
         self._listeners: list[Listener] = []
         self._totals = Totals()

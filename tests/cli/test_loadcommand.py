@@ -100,7 +100,7 @@ async def test_a_second_interrupt_does_not_wait() -> None:
     """As when a resolver takes its time: there is nothing yet that could be stopped."""
     code = (
         "import asyncio\n"
-        "from greeter import cli, loadcommand\n"
+        "from greeter.cli import cli, loadcommand\n"
         "async def load(*_, stop, **__):\n"
         "    print('looking up', flush=True)\n"
         "    await stop.wait()\n"

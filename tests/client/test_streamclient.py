@@ -23,8 +23,8 @@ from greeter import (
     Reply,
     ReplyTooLarge,
     open_connection,
-    streamclient,
 )
+from greeter.client import streamclient
 from tests.client.test_client import Door, full_door, heard
 from tests.conftest import PATIENCE, open_fds
 from tests.support.peers import reset, until

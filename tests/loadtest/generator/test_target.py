@@ -8,7 +8,7 @@ import pytest
 
 from greeter.errors import ConfigError, ConnectFailed
 from greeter.loadtest import LoadPlan
-from greeter.loadtest import target as target_module
+from greeter.loadtest.generator import target as target_module
 from greeter.loadtest.generator.target import Target, dress, resolve
 from tests.support.loadtest_peers import unattended
 

@@ -54,7 +54,7 @@ def test_what_is_no_regular_file_is_written_to() -> None:
 
 def in_a_child(code: str, stdout: int) -> None:
     """Run ``code``, which knows ``outfile``, in a process with this standard output."""
-    code = f"from greeter.loadtest import outfile; {code}"
+    code = f"from greeter.loadtest.report import outfile; {code}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=stdout, check=True)
 
 
