@@ -23,11 +23,11 @@ The package consists of rooms, and imports go down this list only::
 
 TYPE_CHECKING = False  # what checkers take for typing's; loading that would take longer than all of this
 if TYPE_CHECKING:
-    from greeter.client.client import greet, greet_within
+    from greeter.client.oneshot import greet, greet_within
     from greeter.client.streamclient import open_connection
+    from greeter.core.admission import Limits
     from greeter.core.endpoint import Endpoint
     from greeter.core.greeting import Greeting, Peer
-    from greeter.core.limits import Limits
     from greeter.core.replies import Reply
     from greeter.core.stats import ServerStats
     from greeter.errors import (
@@ -83,10 +83,10 @@ __all__ = [
 
 # Where they are. A program loads what it uses, when it first does so.
 _HOMES = {
-    "greeter.client.client": ("greet", "greet_within"),
+    "greeter.client.oneshot": ("greet", "greet_within"),
     "greeter.core.endpoint": ("Endpoint",),
     "greeter.core.greeting": ("Greeting", "Peer"),
-    "greeter.core.limits": ("Limits",),
+    "greeter.core.admission": ("Limits",),
     "greeter.loadtest": ("LoadPlan", "LoadReport", "Threshold", "load"),
     "greeter.core.replies": ("Reply",),
     "greeter.server": ("Server", "handler", "serve"),

@@ -111,7 +111,7 @@ def connect_errors(target: Endpoint, limit: float) -> Iterator[None]:
             raise ConnectFailed(str(target), error) from error
         raise GreetTimeout(str(target), "connect", limit) from None
     except OSError as error:  # the resolver's and TLS's errors are OSErrors too
-        raise ConnectFailed(str(target), _last(error)) from error
+        raise ConnectFailed(str(target), _last_error(error)) from error
     except UnicodeError as error:
         raise ConnectFailed(str(target), "not a host name") from error
 
@@ -120,7 +120,7 @@ def tcp_arguments(loop: asyncio.AbstractEventLoop, target: Endpoint) -> dict[str
     """The arguments with which asyncio connects to a TCP endpoint."""
     host = target.host or "localhost"
     arguments: dict[str, Any] = {"host": host, "port": target.port}  # a service name is the resolver's
-    if isinstance(loop, asyncio.BaseEventLoop) and not _literal(host):  # uvloop has no happy eyeballs
+    if isinstance(loop, asyncio.BaseEventLoop) and not _is_ip_address(host):  # uvloop has no happy eyeballs
         arguments["happy_eyeballs_delay"] = EYEBALLS_DELAY
     return arguments
 
@@ -157,12 +157,12 @@ def connected_socket(target: Endpoint, sock: socket.socket | None) -> socket.soc
     return sock
 
 
-def _last(error: OSError) -> OSError:
+def _last_error(error: OSError) -> OSError:
     """asyncio puts the errors of several addresses into one text: the last of them, which is IPv4's."""
     codes = re.findall(r"\[Errno (\d+)\]", str(error)) if error.errno is None else ()
     return OSError(int(codes[-1]), os.strerror(int(codes[-1]))) if codes else error
 
 
-def _literal(host: str) -> bool:
+def _is_ip_address(host: str) -> bool:
     """True for an IP address, which has nothing to race against."""
     return ":" in host or host.replace(".", "").isdigit()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import socket
 
 DEFAULT_GREETING = "Thank you for connecting"
-NAMES = ("host", "port", "hostname", "time", "count")
+VARIABLES = ("host", "port", "hostname", "time", "count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Greeting:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit(), say, is not for one client to call
-            raise failed(error) from error
+            raise callable_error(error) from error
         if inspect.isawaitable(value):
             if inspect.iscoroutine(value):
                 value.close()
@@ -144,7 +144,7 @@ class Greeting:
         try:
             value = await self._call(peer)  # type: ignore[misc]  # kind is "async": it gave an awaitable
         except (Exception, SystemExit) as error:
-            raise failed(error) from error
+            raise callable_error(error) from error
         return _encode(value)
 
 
@@ -153,8 +153,8 @@ def _check_template(template: Template) -> None:
         at = next(m for m in template.pattern.finditer(template.template) if m["invalid"] is not None).start()
         raise ConfigError(f"greeting has a lone $ in {template.template[at:][:20]!r}; write $$ for a dollar")
     for name in template.get_identifiers():
-        if name not in NAMES:
-            known = " ".join("$" + name for name in NAMES)
+        if name not in VARIABLES:
+            known = " ".join("$" + name for name in VARIABLES)
             raise ConfigError(
                 f"greeting has the unknown name ${name}; known are {known}, and $$ for a dollar"
             )
@@ -187,7 +187,7 @@ def _encode(value: object) -> bytes:
     raise GreetingError(f"the greeting callable returned {type(value).__name__}, not str or bytes")
 
 
-def failed(error: BaseException) -> GreetingError:
+def callable_error(error: BaseException) -> GreetingError:
     """The GreetingError for what a callable raised, which may be one already."""
     if isinstance(error, GreetingError):
         return error

@@ -34,7 +34,7 @@ BOUNDS = (
 
 
 @dataclass(slots=True)
-class TimeBuckets:
+class LatencyHistogram:
     """Times counted by length: each costs a search among sixteen numbers and two additions of integers.
 
     ``counts`` has one number for each of BOUNDS, of times up to that bound and above the one before it,
@@ -49,9 +49,9 @@ class TimeBuckets:
         self.counts[bisect_left(BOUNDS, seconds)] += clients
         self.micros += int(seconds * 1_000_000) * clients
 
-    def __add__(self, other: TimeBuckets) -> TimeBuckets:
+    def __add__(self, other: LatencyHistogram) -> LatencyHistogram:
         counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
-        return TimeBuckets(counts, self.micros + other.micros)
+        return LatencyHistogram(counts, self.micros + other.micros)
 
 
 @dataclass(slots=True)
@@ -76,4 +76,4 @@ class ServerStats:
     lingering: int = 0
     failed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURES, 0))
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))
-    greeting_time: TimeBuckets = field(default_factory=TimeBuckets)
+    greeting_time: LatencyHistogram = field(default_factory=LatencyHistogram)

@@ -21,7 +21,7 @@ import contextvars
 import types
 from typing import TYPE_CHECKING, Any, cast
 
-from greeter.core.greeting import failed
+from greeter.core.greeting import callable_error
 from greeter.errors import GreetingError
 
 if TYPE_CHECKING:
@@ -71,13 +71,12 @@ class GreetingBatches:
             try:
                 first = context.run(making.send, None)
             except StopIteration as done:
-                made.append(
-                    (connection, failed(asyncio.CancelledError()) if task.cancelling() else done.value)
-                )
+                result = callable_error(asyncio.CancelledError()) if task.cancelling() else done.value
+                made.append((connection, result))
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                made.append((connection, failed(error)))
+                made.append((connection, callable_error(error)))
             else:
                 if connections:
                     self.start(greeting, connections)
@@ -138,4 +137,4 @@ def _rest(
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise failed(error) from error
+            raise callable_error(error) from error

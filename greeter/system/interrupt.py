@@ -15,14 +15,14 @@ except KeyboardInterrupt:  # it loads enum, which is most of what is loaded here
     os._exit(INTERRUPTED)
 
 
-def leave_at_once() -> None:
+def exit_on_interrupt() -> None:
     """Let Ctrl-C end the process, unless whoever started it had Ctrl-C ignored."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
 
 
-def raise_again() -> None:
-    """Let it be KeyboardInterrupt again, if it is ``leave_at_once`` that is in force."""
+def restore_keyboard_interrupt() -> None:
+    """Let it be KeyboardInterrupt again, if it is ``exit_on_interrupt`` that is in force."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -61,7 +61,7 @@ class Listener:
         self.accept_fd: Callable[[], tuple[int, Any]] = getattr(sock, "_accept", self._accept_documented)
         self._file: tuple[int, int] | None = None
         if not inherited and endpoint.kind == "unix" and not endpoint.abstract:
-            self._file = _identity(endpoint.path)
+            self._file = _file_id(endpoint.path)
         sock.setblocking(False)
 
     def __repr__(self) -> str:
@@ -112,7 +112,7 @@ class Listener:
         """Remove the socket's file, if it is still the one that we made."""
         file, self._file = self._file, None
         try:
-            if file is not None and _identity(self.endpoint.path) == file:
+            if file is not None and _file_id(self.endpoint.path) == file:
                 os.unlink(self.endpoint.path)
         except FileNotFoundError:
             pass
@@ -286,7 +286,7 @@ def _open_unix(endpoint: Endpoint, mode: int | None) -> Listener:
 
 def _remove_stale(path: str) -> None:
     """Remove a socket file that nobody listens on. A live one, or another kind of file, is an OSError."""
-    before = _identity(path)
+    before = _file_id(path)
     if before is None:
         return
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -296,7 +296,7 @@ def _remove_stale(path: str) -> None:
         try:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
-            if _identity(path) == before:  # and not one that came to life meanwhile
+            if _file_id(path) == before:  # and not one that came to life meanwhile
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             return
@@ -305,7 +305,7 @@ def _remove_stale(path: str) -> None:
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def _file_id(path: str) -> tuple[int, int] | None:
     """Which file is at ``path``: device and inode, or None if there is none."""
     try:
         found = os.lstat(path)

@@ -20,7 +20,7 @@ LoopName = Literal["auto", "asyncio", "uvloop"]
 T = TypeVar("T")
 
 # With one listening socket, and what it takes to close that in order.
-DESCRIPTORS = {"asyncio": 6, "uvloop": 12}
+REQUIRED_DESCRIPTORS = {"asyncio": 6, "uvloop": 12}
 
 
 def choose_loop(name: LoopName = "auto") -> tuple[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -46,22 +46,24 @@ def run(main: Coroutine[Any, Any, T], loop: LoopName = "auto") -> T:
     """
     try:
         name, factory = choose_loop(loop)
-        _see_to_descriptors(name)
-        interrupt.raise_again()
+        _check_descriptors(name)
+        interrupt.restore_keyboard_interrupt()
         with asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(main)
     finally:
         main.close()  # or Python would warn of one that never began
 
 
-def _see_to_descriptors(name: str) -> None:
+def _check_descriptors(name: str) -> None:
     """A loop that runs out of them while it is made ends in a way of its own, be it by SIGABRT."""
     taken: list[int] = []
     try:
-        while len(taken) < DESCRIPTORS[name]:
+        while len(taken) < REQUIRED_DESCRIPTORS[name]:
             taken += os.pipe()
     except OSError as error:
-        line = f"cannot run on {name}: {reason(error)}; it needs {DESCRIPTORS[name]} more (ulimit -n)"
+        line = (
+            f"cannot run on {name}: {reason(error)}; it needs {REQUIRED_DESCRIPTORS[name]} more (ulimit -n)"
+        )
         raise GreeterError(line) from error
     finally:
         for fd in taken:

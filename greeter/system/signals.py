@@ -23,31 +23,31 @@ class Signals:
     stop.
     """
 
-    def __init__(self, reload: Callable[[], None], leave: Callable[[str], None]) -> None:
+    def __init__(self, reload: Callable[[], None], force_exit: Callable[[str], None]) -> None:
         loop = asyncio.get_running_loop()
         self.stop: asyncio.Future[str] = loop.create_future()
-        self._reload, self._leave = reload, leave
-        self._serving = self._early = False
+        self._reload, self._force_exit = reload, force_exit
+        self._started = self._reload_pending = False
         # Elsewhere there are no such handlers, and Ctrl-C is KeyboardInterrupt.
         with contextlib.suppress(NotImplementedError, AttributeError):
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self._on_stop, number.name)
             loop.add_signal_handler(signal.SIGHUP, self._on_reload)
 
-    def serving(self) -> None:
+    def service_started(self) -> None:
         """The service has started: what was asked of it meanwhile is due."""
-        self._serving = True
-        if self._early:
+        self._started = True
+        if self._reload_pending:
             self._on_reload()
 
     def _on_stop(self, name: str) -> None:
         if self.stop.done():
-            self._leave(name)
+            self._force_exit(name)
         else:
             self.stop.set_result(name)
 
     def _on_reload(self) -> None:
-        if not self._serving:
-            self._early = True
+        if not self._started:
+            self._reload_pending = True
         elif not self.stop.done():  # else there is nobody to whom it would matter
             self._reload()

@@ -28,7 +28,9 @@ def server_context(cert: Path, key: Path | None = None, client_ca: Path | None =
     return _server(cert, key, client_ca)[0]
 
 
-def load(cert: Path, key: Path | None = None, client_ca: Path | None = None) -> tuple[ssl.SSLContext, float]:
+def load_server_context(
+    cert: Path, key: Path | None = None, client_ca: Path | None = None
+) -> tuple[ssl.SSLContext, float]:
     """``server_context``, and ``expiry`` of its certificate; each file is read once, so it may be a pipe."""
     context, pem = _server(cert, key, client_ca)
     return context, _expiry(pem, cert)
@@ -45,20 +47,20 @@ def client_context(
     context = ssl.create_default_context()
     if ca is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        _trust(context, ca)
+        _load_authorities(context, ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if cert is not None:
-        _show(context, cert, key)
+        _load_certificate(context, cert, key)
     return context
 
 
-def expiry(cert: Path) -> float:
+def certificate_expiry(cert: Path) -> float:
     """When the first certificate in a PEM file expires, in seconds since the epoch. Raises ConfigError."""
     try:
         with open(cert, "rb") as file:
             pem = file.read()
     except OSError as error:
-        raise ConfigError(f"cannot read the certificate {str(cert)!r}: {_why(error)}") from error
+        raise ConfigError(f"cannot read the certificate {str(cert)!r}: {_error_text(error)}") from error
     return _expiry(pem, cert)
 
 
@@ -66,14 +68,14 @@ def _server(cert: Path, key: Path | None, client_ca: Path | None) -> tuple[ssl.S
     """The context of a server, and the contents of its certificate's file."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    pem = _show(context, cert, key)
+    pem = _load_certificate(context, cert, key)
     if client_ca is not None:
-        _trust(context, client_ca)
+        _load_authorities(context, client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     return context, pem
 
 
-def _show(context: ssl.SSLContext, cert: Path, key: Path | None) -> bytes:
+def _load_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> bytes:
     """Make a certificate the context's own; returns the contents of its file."""
     try:
         with open(cert, "rb") as file:
@@ -90,22 +92,24 @@ def _show(context: ssl.SSLContext, cert: Path, key: Path | None) -> bytes:
             context.load_cert_chain(path, key, password=lambda: _no_password(key or cert))
     except OSError as error:
         what = f"certificate {str(cert)!r}" + (f" with key {str(key)!r}" if key else "")
-        raise ConfigError(f"cannot use the {what}: {_why(error)}") from error
+        raise ConfigError(f"cannot use the {what}: {_error_text(error)}") from error
     return pem
 
 
-def _trust(context: ssl.SSLContext, ca: Path) -> None:
+def _load_authorities(context: ssl.SSLContext, ca: Path) -> None:
     try:
         context.load_verify_locations(ca)
     except OSError as error:
-        raise ConfigError(f"cannot use the certificate authority {str(ca)!r}: {_why(error)}") from error
+        raise ConfigError(
+            f"cannot use the certificate authority {str(ca)!r}: {_error_text(error)}"
+        ) from error
 
 
 def _no_password(path: Path) -> str:
     raise ConfigError(f"the key in {str(path)!r} has a password, and nobody is there to type it")
 
 
-def _why(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return f"not valid PEM, or not a pair ({error.reason or error})"
     if isinstance(error, OSError) and error.strerror:
@@ -121,7 +125,7 @@ def _expiry(pem: bytes, cert: Path) -> float:
         end = text.index("-----END CERTIFICATE-----", begin) + len("-----END CERTIFICATE-----")
         return _not_after(ssl.PEM_cert_to_DER_cert(text[begin:end]))
     except (ValueError, IndexError) as error:
-        raise ConfigError(f"cannot read the certificate {str(cert)!r}: {_why(error)}") from error
+        raise ConfigError(f"cannot read the certificate {str(cert)!r}: {_error_text(error)}") from error
 
 
 def _not_after(der: bytes) -> float:

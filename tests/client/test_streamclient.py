@@ -25,7 +25,7 @@ from greeter import (
     open_connection,
 )
 from greeter.client import streamclient
-from tests.client.test_client import Door, full_door, heard
+from tests.client.test_oneshot import Door, full_door, heard
 from tests.conftest import PATIENCE, open_fds
 from tests.support.peers import reset, until
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greeter import ConfigError, Greeting, GreetingError, Peer
-from greeter.core.greeting import DEFAULT_GREETING, NAMES
+from greeter.core.greeting import DEFAULT_GREETING, VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -114,7 +114,7 @@ def test_bad_text_is_refused_before_any_client_comes(text: str, why: str) -> Non
 
 
 TEXTS = st.lists(
-    st.sampled_from(["$", "$$", "${", "}", "$host", "$nobody", *("$" + name for name in NAMES)])
+    st.sampled_from(["$", "$$", "${", "}", "$host", "$nobody", *("$" + name for name in VARIABLES)])
     | st.text(st.characters(), max_size=10),
     max_size=8,
 ).map("".join)

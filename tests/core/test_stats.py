@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from greeter import ServerStats
-from greeter.core.stats import BOUNDS, FAILURES, REJECTIONS, TimeBuckets
+from greeter.core.stats import BOUNDS, FAILURES, REJECTIONS, LatencyHistogram
 
 
 def test_everything_starts_at_zero() -> None:
@@ -41,14 +41,14 @@ def test_every_class_and_every_counter_says_what_it_counts() -> None:
     [(0.0, 0), (0.0001, 0), (0.000101, 1), (0.001, 3), (10.0, len(BOUNDS) - 1), (10.01, len(BOUNDS))],
 )
 def test_a_bucket_has_its_upper_bound_in_it(seconds: float, bucket: int) -> None:
-    times = TimeBuckets()
+    times = LatencyHistogram()
     times.add(seconds, clients=3)
     assert times.counts[bucket] == sum(times.counts) == 3
     assert times.micros == int(seconds * 1_000_000) * 3
 
 
 def test_buckets_of_several_servers_add_up() -> None:
-    one, two = TimeBuckets(), TimeBuckets()
+    one, two = LatencyHistogram(), LatencyHistogram()
     one.add(0.0002)
     two.add(0.0002)
     two.add(99)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import Greeting, serve
-from greeter.core.limits import Limits
+from greeter.core.admission import Limits
 from greeter.server.acceptor import ACCEPT_BATCH, COALESCE_THRESHOLD, supports_direct
 from greeter.server.direct import DirectPath
 from greeter.server.streams import ACCEPT_BATCH as STREAMS_BATCH

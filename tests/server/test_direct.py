@@ -11,8 +11,8 @@ import pytest
 
 import greeter
 from greeter import Greeting, Peer, serve
+from greeter.core.admission import Limits
 from greeter.core.greeting import DEFAULT_GREETING
-from greeter.core.limits import Limits
 from tests.support.peers import Outcome, connect, read_to_end, speak_first, until
 
 if TYPE_CHECKING:

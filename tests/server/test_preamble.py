@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import ConfigError, Greeting, Peer, serve
-from greeter.core.limits import Limits
+from greeter.core.admission import Limits
 from tests.conftest import greeter_process
 from tests.core.test_proxy_protocol import BAD, BU, GOOD, LOCAL, PROXY, tcp4, tcp6, v1, v2
 from tests.support.peers import Outcome, connect, read_to_end, reset, until

@@ -15,8 +15,8 @@ import pytest
 
 import greeter
 from greeter import ConfigError, Greeting, ListenFailed, Peer, serve
+from greeter.core.admission import Limits
 from greeter.core.greeting import DEFAULT_GREETING
-from greeter.core.limits import Limits
 from greeter.server.server import MAX_FINAL_ACCEPTS
 from greeter.system.fdlimit import OVERSHOOT
 from tests.conftest import PATIENCE

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import serve
-from greeter.core.limits import Limits
+from greeter.core.admission import Limits
 from greeter.server.streams import StreamsPath
 from tests.conftest import PATIENCE
 from tests.support.peers import Outcome, connect, read_to_end, speak_first, until

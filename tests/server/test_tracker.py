@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 )
 
 from greeter.core.address import describe
+from greeter.core.admission import Admission, Limits
 from greeter.core.greeting import Greeting
-from greeter.core.limits import Admission, Limits
 from greeter.errors import GreetingError
 from greeter.server.accept_pause import LOG_INTERVAL, RETRY_SECONDS
 from greeter.server.connection import Connection

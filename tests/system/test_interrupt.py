@@ -93,12 +93,12 @@ def test_a_handler_that_is_not_ours_stays() -> None:
     def theirs(*_: object) -> None: ...
 
     signal.signal(signal.SIGINT, theirs)
-    interrupt.leave_at_once()
+    interrupt.exit_on_interrupt()
     assert signal.getsignal(signal.SIGINT) is theirs
-    interrupt.raise_again()
+    interrupt.restore_keyboard_interrupt()
     assert signal.getsignal(signal.SIGINT) is theirs
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    interrupt.leave_at_once()
+    interrupt.exit_on_interrupt()
     assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    interrupt.raise_again()
+    interrupt.restore_keyboard_interrupt()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -286,7 +286,7 @@ def queue_length(listener: Listener) -> int:
 # -- closing the door ------------------------------------------------------------------------------------
 
 
-def test_refuse_new_lets_nobody_in_and_keeps_who_is_there(listen: Any) -> None:
+def test_reject_new_handshakes_lets_nobody_in_and_keeps_who_is_there(listen: Any) -> None:
     (listener,) = listen("127.0.0.1:0")
     with connect(listener) as early, socket.socket() as late:
         if not listener.reject_new_handshakes():
@@ -306,7 +306,7 @@ def test_refuse_new_lets_nobody_in_and_keeps_who_is_there(listen: Any) -> None:
         assert early.recv(9) == b"hi"
 
 
-def test_refuse_new_takes_the_path_of_a_unix_socket_away(listen: Any, tmp_path: Path) -> None:
+def test_reject_new_handshakes_takes_the_path_of_a_unix_socket_away(listen: Any, tmp_path: Path) -> None:
     (listener,) = listen(f"unix:{tmp_path}/x")
     with connect(listener):
         assert listener.reject_new_handshakes()
@@ -316,14 +316,14 @@ def test_refuse_new_takes_the_path_of_a_unix_socket_away(listen: Any, tmp_path: 
         accepted[0].close()
 
 
-def test_refuse_new_leaves_a_shared_socket_alone(listen: Any) -> None:
+def test_reject_new_handshakes_leaves_a_shared_socket_alone(listen: Any) -> None:
     (original,) = listen("127.0.0.1:0")
     (inherited,) = listen(f"fd:{original.sock.fileno()}")
     assert not inherited.reject_new_handshakes()
     assert greets(original)
 
 
-def test_refuse_new_says_when_it_cannot(listen: Any) -> None:
+def test_reject_new_handshakes_says_when_it_cannot(listen: Any) -> None:
     (listener,) = listen("127.0.0.1:0")
     listener.close()
     assert not listener.reject_new_handshakes()
@@ -434,14 +434,14 @@ def test_a_stale_file_that_goes_or_comes_to_life_meanwhile(
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(path)
     stale.close()
-    identity = listeners._identity
+    identity = listeners._file_id
     seen: list[object] = []
 
     def changing(path: str) -> Any:
         seen.append(path)
         return identity(path) if len(seen) == 1 else (0, len(seen))
 
-    monkeypatch.setattr(listeners, "_identity", changing)
+    monkeypatch.setattr(listeners, "_file_id", changing)
     assert refusal(f"unix:{path}").errno == errno.EADDRINUSE  # bind() finds what was left alone
     assert os.path.exists(path)
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from greeter import GreeterError, MissingExtra
-from greeter.system.loops import DESCRIPTORS, LoopName, choose_loop, run
+from greeter.system.loops import REQUIRED_DESCRIPTORS, LoopName, choose_loop, run
 from tests.conftest import loop_factories
 from tests.support.service_peers import started_by_init
 
@@ -57,14 +57,14 @@ async def test_too_few_descriptors_are_one_line_and_enough_are_enough(loop: str)
         assert line.startswith(f"greeter: cannot run on {loop}: too many open files; it needs ")
 
     async def serves() -> None:
-        async with started_by_init(*args, files=3 + DESCRIPTORS[loop]) as service:
+        async with started_by_init(*args, files=3 + REQUIRED_DESCRIPTORS[loop]) as service:
             assert await service.stop() == 0
         assert service.lines[-1] == "Stopped: 0 greeted of 0 accepted, 0 failed"
 
-    await asyncio.gather(serves(), *map(refused, {5, 6, 7, 2 + DESCRIPTORS[loop]}))
+    await asyncio.gather(serves(), *map(refused, {5, 6, 7, 2 + REQUIRED_DESCRIPTORS[loop]}))
 
 
 def test_what_it_cannot_run_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DESCRIPTORS, "asyncio", 1 << 20)
+    monkeypatch.setitem(REQUIRED_DESCRIPTORS, "asyncio", 1 << 20)
     with pytest.raises(GreeterError, match="^cannot run on asyncio: too many open files; "):
         run(running(), "asyncio")  # or the test run would warn

@@ -55,7 +55,7 @@ def send(number: int) -> None:
 
 async def test_the_second_stop_leaves_at_once(told: list[str]) -> None:
     signals = listen(told)
-    signals.serving()
+    signals.service_started()
     send(signal.SIGINT)
     async with asyncio.timeout(PATIENCE):
         assert await signals.stop == "SIGINT"
@@ -73,8 +73,8 @@ async def test_an_early_reload_is_not_forgotten(told: list[str]) -> None:
     assert told == []
     early = listen(told)
     send(signal.SIGHUP)
-    await until(lambda: early._early, "it has come")
-    early.serving()
+    await until(lambda: early._reload_pending, "it has come")
+    early.service_started()
     assert told == ["reload"]
     send(signal.SIGHUP)
     await until(lambda: told == ["reload"] * 2, "a later one")

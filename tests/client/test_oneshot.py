@@ -28,8 +28,8 @@ from greeter import (
     ReplyTooLarge,
     greet,
 )
-from greeter.client import client
-from greeter.client.client import greet_within, printable
+from greeter.client import oneshot
+from greeter.client.oneshot import greet_within, printable
 from tests.conftest import PATIENCE, greeter_process, open_fds
 from tests.support.peers import reset, until
 
@@ -289,7 +289,7 @@ async def test_a_timeout_of_the_system_is_not_ours(monkeypatch: pytest.MonkeyPat
     async def unreachable(*_: object) -> None:
         raise TimeoutError(errno.ETIMEDOUT, "Connect call failed")
 
-    monkeypatch.setattr(client, "_connect", unreachable)
+    monkeypatch.setattr(oneshot, "_connect", unreachable)
     with pytest.raises(ConnectFailed, match="cannot connect to 192.0.2.1:1: connection timed out") as caught:
         await greet("192.0.2.1", 1)
     assert caught.value.errno == errno.ETIMEDOUT
@@ -340,10 +340,10 @@ async def test_a_greeting_that_does_not_end(door: Door) -> None:
 
 
 async def test_a_deadline_in_the_turn_in_which_it_ended_is_none() -> None:
-    collector = client._Collector(asyncio.get_running_loop(), 10, "eof")
-    collector.connection_lost(None)
-    collector.expire()
-    assert not collector.late
+    protocol = oneshot._ReplyProtocol(asyncio.get_running_loop(), 10, "eof")
+    protocol.connection_lost(None)
+    protocol.expire()
+    assert not protocol.timed_out
 
 
 async def test_the_longest_reply(door: Door) -> None:
@@ -538,12 +538,12 @@ async def test_cancelling_while_connecting_leaks_nothing() -> None:
 async def test_cancelling_while_waiting_leaks_nothing(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived = asyncio.Event()
 
-    class Watched(client._Collector):
+    class Watched(oneshot._ReplyProtocol):
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             arrived.set()
 
-    monkeypatch.setattr(client, "_Collector", Watched)
+    monkeypatch.setattr(oneshot, "_ReplyProtocol", Watched)
     task, server = await door.greet()
     server.sendall(b"half a greet")
     async with asyncio.timeout(PATIENCE):
@@ -651,7 +651,7 @@ async def test_tls_to_a_server_that_has_none(door: Door, trusting: ssl.SSLContex
 
 async def test_waiting_for_a_service_that_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = asyncio.Event()
-    real = client.greet
+    real = oneshot.greet
 
     async def watched(*args: Any, **options: Any) -> Reply:
         try:
@@ -660,7 +660,7 @@ async def test_waiting_for_a_service_that_comes_up(monkeypatch: pytest.MonkeyPat
             failed.set()
             raise
 
-    monkeypatch.setattr(client, "greet", watched)
+    monkeypatch.setattr(oneshot, "greet", watched)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))  # bound and not listening: refused
         target = Endpoint.tcp("127.0.0.1", sock.getsockname()[1])
@@ -703,9 +703,9 @@ async def test_the_last_try_is_at_the_end_of_the_time(wait: float, monkeypatch: 
             return Reply(HELLO, "x:1", 0.0, 0.0, 0.0)
         raise ConnectFailed("x:1", "connection refused")
 
-    monkeypatch.setattr(client, "perf_counter", lambda: now)
+    monkeypatch.setattr(oneshot, "perf_counter", lambda: now)
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    monkeypatch.setattr(client, "greet", refused)
+    monkeypatch.setattr(oneshot, "greet", refused)
     target, up = Endpoint.tcp("x", 1), 100.0 + wait
     assert (await greet_within(wait, target)).data == HELLO  # it comes up at the last moment
     up, now, tries[:] = math.inf, 100.0, []
@@ -740,4 +740,4 @@ def test_nothing_printable_controls_a_terminal(text: str) -> None:
 
 
 def test_the_public_greet_is_this_one() -> None:
-    assert greeter.greet is client.greet
+    assert greeter.greet is oneshot.greet

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from greeter.core.replies import Until
 
 
-class _Collector(asyncio.Protocol):
+class _ReplyProtocol(asyncio.Protocol):
     """Collects until the greeting or the stream ends, or the size bound or the deadline is passed.
 
     ``done`` resolves then, after the transport was told to close: when the waiting coroutine goes on,
@@ -55,7 +55,7 @@ class _Collector(asyncio.Protocol):
         "end",
         "error",
         "first_byte",
-        "late",
+        "timed_out",
         "transport",
     )
 
@@ -69,7 +69,7 @@ class _Collector(asyncio.Protocol):
         self.error: Exception | None = None
         self.connected = 0.0
         self.first_byte: float | None = None
-        self.late = False
+        self.timed_out = False
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -98,7 +98,7 @@ class _Collector(asyncio.Protocol):
 
     def expire(self) -> None:
         if not self.done.done():  # it may have ended in this very turn of the loop
-            self.late = True
+            self.timed_out = True
             self.abort()
 
     def abort(self) -> None:
@@ -114,7 +114,7 @@ class _Collector(asyncio.Protocol):
         return bytes(self._data[: self.end])
 
     @property
-    def cut(self) -> bool:
+    def incomplete(self) -> bool:
         """True for a reply of several lines that lacks its last one."""
         return self.end is None and bool(self._data) and not ended_by_eof(self._data, self._until)
 
@@ -178,37 +178,37 @@ async def greet(
     server_hostname = name_to_verify(where, ssl, server_hostname)
     check_bounds(until, UNTIL, max_bytes, timeout, connect_timeout)
     loop = asyncio.get_running_loop()
-    collector = _Collector(loop, max_bytes, until)
+    protocol = _ReplyProtocol(loop, max_bytes, until)
     deadline = loop.time() + timeout
     limit = min(connect_timeout, timeout)
     start = perf_counter()
     with connect_errors(where, limit):
         async with asyncio.timeout(limit):
-            await _connect(loop, collector, where, sock, ssl, server_hostname)
-    timer = loop.call_at(deadline, collector.expire)
+            await _connect(loop, protocol, where, sock, ssl, server_hostname)
+    timer = loop.call_at(deadline, protocol.expire)
     try:
-        await collector.done
+        await protocol.done
     except asyncio.CancelledError:
-        collector.abort()
+        protocol.abort()
         raise
     finally:
         timer.cancel()
-    data, first_byte = collector.reply(), collector.first_byte
-    if collector.late:
+    data, first_byte = protocol.reply(), protocol.first_byte
+    if protocol.timed_out:
         raise GreetTimeout(str(where), "end" if data else "first byte", timeout, data)
     if len(data) > max_bytes:
         raise ReplyTooLarge(str(where), max_bytes, data[:max_bytes])
-    if collector.error is not None and (not data or collector.cut):
-        raise GreetReset(str(where), data) from collector.error
-    if collector.cut:
+    if protocol.error is not None and (not data or protocol.incomplete):
+        raise GreetReset(str(where), data) from protocol.error
+    if protocol.incomplete:
         raise NoGreeting(str(where), data)
     return Reply(
         data,
         str(where),
-        connect_time=collector.connected - start,
+        connect_time=protocol.connected - start,
         first_byte_time=None if first_byte is None else first_byte - start,
         total_time=perf_counter() - start,
-        reset=collector.error is not None,
+        reset=protocol.error is not None,
     )
 
 
@@ -241,14 +241,14 @@ def printable(text: str) -> str:
 
 async def _connect(
     loop: asyncio.AbstractEventLoop,
-    collector: _Collector,
+    protocol: _ReplyProtocol,
     target: Endpoint,
     sock: socket.socket | None,
     ssl: TLS,
     server_hostname: str | None,
 ) -> None:
-    def factory() -> _Collector:
-        return collector
+    def factory() -> _ReplyProtocol:
+        return protocol
 
     if target.kind == "unix":
         sock = await unix_socket(loop, target)

@@ -6,9 +6,9 @@ and what is remembered has a bound however many addresses come.
 
 The rate is a bucket of tokens for each address: ``rate_per_ip`` tokens come in a second, the bucket holds
 that many (rounded up), and a connection takes one. A full bucket says no more than none at all, so those
-are dropped as new addresses come. In a flood there may be ``RATE_TABLE`` buckets that are not full yet.
+are dropped as new addresses come. In a flood there may be ``MAX_BUCKETS`` buckets that are not full yet.
 Then the address goes that has been quiet longest, where being refused is not being quiet: one who keeps
-trying stays limited, and one who waits to be forgotten gains a full bucket at the price of ``RATE_TABLE``
+trying stays limited, and one who waits to be forgotten gains a full bucket at the price of ``MAX_BUCKETS``
 connections from other addresses. Nobody is refused for want of memory. Whoever has more addresses than
 the table is not stopped by any limit per address; ``deny`` and ``max_connections`` are for that.
 """
@@ -28,8 +28,8 @@ from greeter.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-RATE_TABLE = 65_536  # addresses that have a bucket; with all of them about 14 MB
-HOSTS = 8_192  # texts of hosts whose address is remembered
+MAX_BUCKETS = 65_536  # addresses that have a bucket; with all of them about 14 MB
+HOST_CACHE_SIZE = 8_192  # texts of hosts whose address is remembered
 
 Network: TypeAlias = IPv4Network | IPv6Network
 Reason: TypeAlias = Literal["denied", "per_ip", "rate"]
@@ -68,7 +68,7 @@ class Networks:
     def __contains__(self, host: str) -> bool:
         found = self._known.get(host)
         if found is None:
-            if len(self._known) >= HOSTS:
+            if len(self._known) >= HOST_CACHE_SIZE:
                 self._known.clear()
             found = self._known[host] = self._look_up(host)
         return found
@@ -81,7 +81,7 @@ class Networks:
         return any(number >> host_bits in known for host_bits, known in prefixes.items())
 
 
-def trusted(networks: Iterable[str]) -> Networks:
+def trusted_proxies(networks: Iterable[str]) -> Networks:
     """The networks of the proxies to believe. Raises ConfigError when there are none: nobody could come."""
     proxies = Networks(networks, "proxy_from")
     if not proxies.networks:
@@ -123,7 +123,7 @@ class Limits:
         put(self, "deny", Networks(deny, "deny").networks)
 
     @property
-    def idle(self) -> bool:
+    def admits_all(self) -> bool:
         """True when every client is admitted, so that nobody need ask."""
         return self.max_per_ip is None and self.rate_per_ip is None and not self.allow and not self.deny
 
@@ -142,24 +142,24 @@ class Admission:
         "_max_per_ip",
         "_open",
         "_rate",
-        "_table",
+        "_max_buckets",
         "limits",
         "rejected",
     )
 
-    def __init__(self, limits: Limits, *, table: int = RATE_TABLE) -> None:
+    def __init__(self, limits: Limits, *, max_buckets: int = MAX_BUCKETS) -> None:
         self.rejected: dict[str, int] = {DENIED: 0, PER_IP: 0, RATE: 0}
         self._open: dict[int, int] = {}  # by address; has no zeros, so it is no larger than what is open
         # By address, the one quiet longest first: when its bucket is full, on the clock of ``_take``.
         self._buckets: OrderedDict[int, float] = OrderedDict()
-        self._table = table
+        self._max_buckets = max_buckets
         self._rate: float | None = None
         self.replace(limits)
 
     @classmethod
     def of(cls, limits: Limits) -> Admission | None:
         """One for these limits, or None when they limit nothing: then ``admit`` need not be called."""
-        return None if limits.idle else cls(limits)
+        return None if limits.admits_all else cls(limits)
 
     def replace(self, limits: Limits) -> None:
         """Go on with other limits. Counts stay; buckets do too unless the rate is another one."""
@@ -211,7 +211,7 @@ class Admission:
 
     @property
     def buckets(self) -> int:
-        """How many addresses are remembered for their rate, at most ``RATE_TABLE``."""
+        """How many addresses are remembered for their rate, at most ``MAX_BUCKETS``."""
         return len(self._buckets)
 
     def _take(self, key: int, clock: float) -> bool:
@@ -219,7 +219,7 @@ class Admission:
         buckets = self._buckets
         full = buckets.get(key)
         if full is None:
-            self._make_room(clock)
+            self._evict(clock)
             buckets[key] = clock + 1
             return True
         buckets.move_to_end(key)
@@ -229,12 +229,12 @@ class Admission:
         buckets[key] = clock + missing + 1
         return True
 
-    def _make_room(self, clock: float) -> None:
+    def _evict(self, clock: float) -> None:
         """Forget up to two: full buckets, and at the bound the quietest whatever is in it."""
         buckets = self._buckets
         for _ in range(min(2, len(buckets))):
             quietest = next(iter(buckets))
-            if len(buckets) < self._table and buckets[quietest] > clock:
+            if len(buckets) < self._max_buckets and buckets[quietest] > clock:
                 return
             del buckets[quietest]
 
@@ -251,7 +251,7 @@ def _denied(limits: Limits) -> Callable[[str], bool] | None:
     return denied
 
 
-@lru_cache(maxsize=HOSTS)
+@lru_cache(maxsize=HOST_CACHE_SIZE)
 def _key(host: str) -> int | None:
     """What ``host`` counts as: its IPv4 address, or its /64 above all of those."""
     address = _address(host)

@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from greeter.core.limits import DENIED, HOSTS, PER_IP, RATE, RATE_TABLE, Admission, Limits, Networks, _key
+from greeter.core.admission import (
+    DENIED,
+    HOST_CACHE_SIZE,
+    MAX_BUCKETS,
+    PER_IP,
+    RATE,
+    Admission,
+    Limits,
+    Networks,
+    _key,
+)
 from greeter.errors import ConfigError
 
 # -- limits ----------------------------------------------------------------------------------------------
@@ -44,8 +54,8 @@ def test_limits_read_text_and_values_alike() -> None:
 
 def test_nothing_is_limited_unless_asked_for() -> None:
     assert Limits() == Limits(max_connections=None, max_per_ip=None, rate_per_ip=None, allow=(), deny=())
-    assert Limits().idle
-    assert Limits(max_connections=5).idle  # the server's own affair
+    assert Limits().admits_all
+    assert Limits(max_connections=5).admits_all  # the server's own affair
     assert Admission.of(Limits(max_connections=5)) is None
 
 
@@ -53,7 +63,7 @@ def test_nothing_is_limited_unless_asked_for() -> None:
     "limits", [Limits(max_per_ip=1), Limits(rate_per_ip=1), Limits(allow=["::/0"]), Limits(deny=["::1"])]
 )
 def test_any_limit_needs_an_admission(limits: Limits) -> None:
-    assert not limits.idle
+    assert not limits.admits_all
     admission = Admission.of(limits)
     assert admission is not None
     assert admission.limits is limits
@@ -280,23 +290,23 @@ def test_the_table_has_its_bound_in_a_flood_and_nobody_is_refused_for_it() -> No
     admission = Admission(Limits(rate_per_ip=0.001))
     flooder, refused = "203.0.113.7", Counter[str | None]()
     assert admission.admit(flooder, 0.0) is None
-    for n in range(RATE_TABLE + 5000):
+    for n in range(MAX_BUCKETS + 5000):
         host = f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}"
         refused[admission.admit(host, n * 1e-4)] += 1
         admission.release(host)
         if n % 1000 == 0:  # now and then is enough to stay limited
             assert admission.admit(flooder, n * 1e-4) == RATE
-    assert admission.buckets == RATE_TABLE
-    assert refused == {None: RATE_TABLE + 5000}
+    assert admission.buckets == MAX_BUCKETS
+    assert refused == {None: MAX_BUCKETS + 5000}
     assert admission.addresses == 1
     # Those who stopped are forgotten as new ones come: two full buckets go for one that is made.
     for n in range(2000):
         admission.admit("2001:db8:" + f"{n:x}::", 1e5)
-    assert admission.buckets == RATE_TABLE - 2000
+    assert admission.buckets == MAX_BUCKETS - 2000
 
 
 def test_a_full_bucket_is_dropped_before_one_that_limits() -> None:
-    admission = Admission(Limits(rate_per_ip=1), table=3)
+    admission = Admission(Limits(rate_per_ip=1), max_buckets=3)
     for at, host in enumerate(["192.0.2.1", "192.0.2.2", "192.0.2.3"]):
         assert admission.admit(host, at / 4) is None
     assert admission.admit("192.0.2.4", 0.9) is None  # none is full: .1, the quietest, is forgotten
@@ -309,19 +319,22 @@ def test_a_full_bucket_is_dropped_before_one_that_limits() -> None:
 @given(st.lists(st.tuples(st.integers(0, 12), st.floats(0, 0.4)), max_size=120), st.integers(1, 6), rates)
 @settings(deadline=None)
 def test_the_bound_holds_and_a_forgotten_address_gains_a_bucket_at_most(
-    steps: list[tuple[int, float]], table: int, rate: float
+    steps: list[tuple[int, float]], max_buckets: int, rate: float
 ) -> None:
-    bounded, unbounded = Admission(Limits(rate_per_ip=rate), table=table), Admission(Limits(rate_per_ip=rate))
+    bounded, unbounded = (
+        Admission(Limits(rate_per_ip=rate), max_buckets=max_buckets),
+        Admission(Limits(rate_per_ip=rate)),
+    )
     others: dict[int, set[int]] = {}  # who else has come since one came last
     now, forgotten = 0.0, False
     for who, gap in steps:
         now += gap
         verdict, unbounded_verdict = (each.admit(f"192.0.2.{who}", now) for each in (bounded, unbounded))
-        assert bounded.buckets <= table
-        forgotten = forgotten or any(len(seen) >= table for seen in others.values())
+        assert bounded.buckets <= max_buckets
+        forgotten = forgotten or any(len(seen) >= max_buckets for seen in others.values())
         if not forgotten:
             assert verdict == unbounded_verdict
-        if who not in others or len(others[who]) >= table:
+        if who not in others or len(others[who]) >= max_buckets:
             assert verdict is None
         for seen in others.values():
             seen.add(who)
@@ -330,9 +343,9 @@ def test_the_bound_holds_and_a_forgotten_address_gains_a_bucket_at_most(
 
 def test_what_is_cached_has_a_bound() -> None:
     admission = Admission(Limits(deny=["192.0.2.0/24"]))
-    for n in range(HOSTS + 100):
+    for n in range(HOST_CACHE_SIZE + 100):
         admission.admit(f"10.0.{n >> 8}.{n & 255}", 0.0)
-    assert _key.cache_info().currsize == HOSTS == _key.cache_info().maxsize
+    assert _key.cache_info().currsize == HOST_CACHE_SIZE == _key.cache_info().maxsize
     assert admission.admit("10.0.0.0", 0.0) is None
     assert admission.admit("192.0.2.1", 0.0) == DENIED
 
