@@ -1,16 +1,21 @@
-"""Who is let in: networks, connections per address, new connections per second, decided in one call.
+"""Admission control: networks, connections per address, and new connections per second.
 
-The law: one who can take another address at will is one address all the same. So an IPv6 address counts
-as its /64, and ``::ffff:192.0.2.1`` is ``192.0.2.1``. A decision takes a few look-ups in dictionaries,
-and what is remembered has a bound however many addresses come.
+Invariants:
 
-The rate is a bucket of tokens for each address: ``rate_per_ip`` tokens come in a second, the bucket holds
-that many (rounded up), and a connection takes one. A full bucket says no more than none at all, so those
-are dropped as new addresses come. In a flood there may be ``MAX_BUCKETS`` buckets that are not full yet.
-Then the address goes that has been quiet longest, where being refused is not being quiet: one who keeps
-trying stays limited, and one who waits to be forgotten gains a full bucket at the price of ``MAX_BUCKETS``
-connections from other addresses. Nobody is refused for want of memory. Whoever has more addresses than
-the table is not stopped by any limit per address; ``deny`` and ``max_connections`` are for that.
+- Addresses that one client can choose between count as one: an IPv6 address counts as its /64, and
+  ``::ffff:192.0.2.1`` as ``192.0.2.1``.
+- A decision takes a few dictionary look-ups.
+- Memory is bounded, however many addresses connect, and no connection is rejected because a table is full.
+
+The rate limit is a token bucket per address. A bucket gains ``rate_per_ip`` tokens per second and holds that
+many (rounded up); a connection takes one. A full bucket carries no information, so full buckets are evicted
+as new addresses arrive. A flood may fill the table with ``MAX_BUCKETS`` buckets that are not full. Then the
+address that was inactive longest is evicted; a rejected attempt counts as activity. So an address that keeps
+trying stays limited, and to get a full bucket by eviction takes ``MAX_BUCKETS`` connections from other
+addresses.
+
+A client with more addresses than the table has buckets is not stopped by any limit per address. ``deny`` and
+``max_connections`` are for that.
 """
 
 from __future__ import annotations
@@ -28,8 +33,8 @@ from greeter.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-MAX_BUCKETS = 65_536  # addresses that have a bucket; with all of them about 14 MB
-HOST_CACHE_SIZE = 8_192  # texts of hosts whose address is remembered
+MAX_BUCKETS = 65_536  # about 14 MB when all are in use
+HOST_CACHE_SIZE = 8_192  # host texts whose parsed address is cached
 
 Network: TypeAlias = IPv4Network | IPv6Network
 Reason: TypeAlias = Literal["denied", "per_ip", "rate"]
@@ -39,26 +44,31 @@ RATE: Reason = "rate"
 
 _CIDR = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]+)?", re.ASCII)
 _MAPPED = IPv6Network("::ffff:0:0/96")
-_SLACK = 0.001  # of a token: what floats round away is nobody's fault
+_ROUNDING_TOLERANCE = 0.001  # tokens: an arrival exactly at the rate must not fail for a rounding error
 
 
 class Networks:
-    """A set of networks that answers ``host in networks``.
+    """A set of networks; ``host in networks`` tests membership.
 
-    ``networks`` are texts such as ``192.0.2.0/24`` and ``2001:db8::/32``, where a bare address is a
-    network of one, or objects of ``ipaddress``; ``name`` is what errors call them. Raises ConfigError
-    for anything else, and for host bits that are set: who writes 192.0.2.7/24 may mean either. A look-up
-    takes as long as there are different lengths of prefix, not networks. What is no address, the name of
-    a Unix socket say, is in none of them.
+    A look-up takes time proportional to the number of distinct prefix lengths, not of networks. Text that is
+    not an address, such as the name of a Unix socket, is in no network.
+
+    Args:
+        networks: Texts such as ``192.0.2.0/24`` and ``2001:db8::/32``, or objects of ``ipaddress``. A bare
+            address is a network of one address.
+        name: The name of the setting, for error messages.
+
+    Raises:
+        ConfigError: A text is not a network, or has host bits set (192.0.2.7/24 is ambiguous).
     """
 
-    __slots__ = ("_known", "_prefixes", "networks")
+    __slots__ = ("_cache", "_prefixes", "networks")
 
     def __init__(self, networks: Iterable[str | Network] = (), name: str = "network") -> None:
         if isinstance(networks, str):
             networks = (networks,)
-        self.networks: tuple[Network, ...] = tuple(_network(str(network), name) for network in networks)
-        self._known: dict[str, bool] = {}  # of the hosts that were looked up last
+        self.networks: tuple[Network, ...] = tuple(_parse_network(str(network), name) for network in networks)
+        self._cache: dict[str, bool] = {}  # results of recent look-ups
         self._prefixes: dict[int, dict[int, set[int]]] = {32: {}, 128: {}}
         for network in self.networks:
             host_bits = network.max_prefixlen - network.prefixlen
@@ -66,15 +76,15 @@ class Networks:
             prefixes.add(int(network.network_address) >> host_bits)
 
     def __contains__(self, host: str) -> bool:
-        found = self._known.get(host)
+        found = self._cache.get(host)
         if found is None:
-            if len(self._known) >= HOST_CACHE_SIZE:
-                self._known.clear()
-            found = self._known[host] = self._look_up(host)
+            if len(self._cache) >= HOST_CACHE_SIZE:
+                self._cache.clear()
+            found = self._cache[host] = self._look_up(host)
         return found
 
     def _look_up(self, host: str) -> bool:
-        address = _address(host)
+        address = _parse_address(host)
         if address is None:
             return False
         prefixes, number = self._prefixes[address.max_prefixlen], int(address)
@@ -82,22 +92,32 @@ class Networks:
 
 
 def trusted_proxies(networks: Iterable[str]) -> Networks:
-    """The networks of the proxies to believe. Raises ConfigError when there are none: nobody could come."""
+    """Return the networks of trusted proxies.
+
+    Raises:
+        ConfigError: A text is not a network, or there are none, so that every connection would be rejected.
+    """
     proxies = Networks(networks, "proxy_from")
     if not proxies.networks:
-        raise ConfigError("proxy_from names no network, so that nobody could be served")
+        raise ConfigError("proxy_from names no network, so every connection would be rejected")
     return proxies
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Limits:
-    """What a server lets in. None means without limit, and so do no networks.
+    """Which connections a server admits. None, or no networks, means no limit.
 
-    ``max_connections``: open at once; the server itself holds to that. ``max_per_ip``: open at once from
-    one address. ``rate_per_ip``: new ones a second from one address; that many (rounded up, at least
-    one) may come at once. ``allow``: if there are any, nobody else is let in. ``deny``: never let in,
-    whatever ``allow`` says. Numbers may be given as text, networks as ``Networks`` takes them. Raises
-    ConfigError with the name and the value.
+    Args:
+        max_connections: Open connections. The server enforces this one by pausing accept().
+        max_per_ip: Open connections per address.
+        rate_per_ip: New connections per second and address. A burst of that many, rounded up, is admitted.
+        allow: If given, addresses in no other network are rejected.
+        deny: Addresses in these networks are rejected, even if they are in ``allow``.
+
+    Numbers may be given as text, networks as texts such as ``192.0.2.0/24`` or as objects of ``ipaddress``.
+
+    Raises:
+        ConfigError: A value is not valid. The message has its name and the value.
     """
 
     max_connections: int | None
@@ -116,23 +136,31 @@ class Limits:
         deny: Iterable[str | Network] = (),
     ) -> None:
         put = object.__setattr__  # frozen
-        put(self, "max_connections", _count(max_connections, "max_connections"))
-        put(self, "max_per_ip", _count(max_per_ip, "max_per_ip"))
-        put(self, "rate_per_ip", _rate(rate_per_ip, "rate_per_ip"))
+        put(self, "max_connections", _parse_count(max_connections, "max_connections"))
+        put(self, "max_per_ip", _parse_count(max_per_ip, "max_per_ip"))
+        put(self, "rate_per_ip", _parse_rate(rate_per_ip, "rate_per_ip"))
         put(self, "allow", Networks(allow, "allow").networks)
         put(self, "deny", Networks(deny, "deny").networks)
 
     @property
     def admits_all(self) -> bool:
-        """True when every client is admitted, so that nobody need ask."""
+        """True if every client is admitted, so that no Admission is needed."""
         return self.max_per_ip is None and self.rate_per_ip is None and not self.allow and not self.deny
 
 
 class Admission:
-    """Decides about each connection, and counts the open ones and, in ``rejected``, the refused ones.
+    """Admits or rejects connections, and counts the open ones per address.
 
-    ``host`` is always the text of an address, with or without a scope id. Any other text is the name of a
-    Unix socket; those, and the empty one, are always admitted, and not counted.
+    A ``host`` is the text of an address, with or without a scope id. Any other text is the name of a Unix
+    socket, or empty; those are always admitted and never counted.
+
+    Args:
+        limits: The limits to apply.
+        max_buckets: The largest number of addresses to keep a token bucket for.
+
+    Attributes:
+        limits: The limits in force.
+        rejected: Rejected connections, by reason.
     """
 
     __slots__ = (
@@ -149,8 +177,8 @@ class Admission:
 
     def __init__(self, limits: Limits, *, max_buckets: int = MAX_BUCKETS) -> None:
         self.rejected: dict[str, int] = {DENIED: 0, PER_IP: 0, RATE: 0}
-        self._open: dict[int, int] = {}  # by address; has no zeros, so it is no larger than what is open
-        # By address, the one quiet longest first: when its bucket is full, on the clock of ``_take``.
+        self._open: dict[int, int] = {}  # by address, without zeros: never larger than what is open
+        # By address, the longest inactive first: when its bucket is full, on the clock of ``_take_token``.
         self._buckets: OrderedDict[int, float] = OrderedDict()
         self._max_buckets = max_buckets
         self._rate: float | None = None
@@ -158,11 +186,11 @@ class Admission:
 
     @classmethod
     def of(cls, limits: Limits) -> Admission | None:
-        """One for these limits, or None when they limit nothing: then ``admit`` need not be called."""
+        """Return an Admission for ``limits``, or None if they admit every client."""
         return None if limits.admits_all else cls(limits)
 
     def replace(self, limits: Limits) -> None:
-        """Go on with other limits. Counts stay; buckets do too unless the rate is another one."""
+        """Replace the limits. Counts are kept, and so are buckets unless the rate changes."""
         if limits.rate_per_ip != self._rate:
             self._buckets.clear()
         self.limits = limits
@@ -172,10 +200,15 @@ class Admission:
         self._denied = _denied(limits)
 
     def admit(self, host: str, now: float) -> Reason | None:
-        """Why the client may not come in, or None if it may.
+        """Decide whether to admit a connection.
 
-        ``now`` is in seconds, on any clock that does not go back. After None, and only then, call
-        ``release`` when the connection is over.
+        Args:
+            host: The text of the client's address.
+            now: The current time in seconds, on a monotonic clock.
+
+        Returns:
+            None if the connection is admitted; ``release`` must be called when it is closed. Otherwise the
+            reason, and ``release`` must not be called.
         """
         key = _key(host)
         if key is None:
@@ -187,14 +220,21 @@ class Admission:
         if count >= self._max_per_ip:
             self.rejected[PER_IP] += 1
             return PER_IP
-        if self._rate is not None and not self._take(key, now * self._rate):
+        if self._rate is not None and not self._take_token(key, now * self._rate):
             self.rejected[RATE] += 1
             return RATE
         self._open[key] = count + 1
         return None
 
     def release(self, host: str) -> None:
-        """A connection that was admitted is over. Raises KeyError when none from ``host`` is open."""
+        """Stop counting an admitted connection, which was closed.
+
+        Args:
+            host: The text of the client's address.
+
+        Raises:
+            KeyError: No connection from ``host`` is open.
+        """
         key = _key(host)
         if key is None:
             return
@@ -206,16 +246,19 @@ class Admission:
 
     @property
     def addresses(self) -> int:
-        """How many addresses have open connections."""
+        """The number of addresses that have open connections."""
         return len(self._open)
 
     @property
     def buckets(self) -> int:
-        """How many addresses are remembered for their rate, at most ``MAX_BUCKETS``."""
+        """The number of token buckets, at most ``max_buckets``."""
         return len(self._buckets)
 
-    def _take(self, key: int, clock: float) -> bool:
-        """Take a token. The clock counts tokens: each tick puts one into every bucket that has room."""
+    def _take_token(self, key: int, clock: float) -> bool:
+        """Take a token from a bucket. Return False if it is empty.
+
+        ``clock`` is the time in tokens: each tick adds one token to every bucket that is not full.
+        """
         buckets = self._buckets
         full = buckets.get(key)
         if full is None:
@@ -224,23 +267,23 @@ class Admission:
             return True
         buckets.move_to_end(key)
         missing = full - clock if full > clock else 0.0
-        if missing > self._burst - 1 + _SLACK:
+        if missing > self._burst - 1 + _ROUNDING_TOLERANCE:
             return False
         buckets[key] = clock + missing + 1
         return True
 
     def _evict(self, clock: float) -> None:
-        """Forget up to two: full buckets, and at the bound the quietest whatever is in it."""
+        """Evict up to two full buckets; at ``max_buckets``, the longest inactive even if it is not full."""
         buckets = self._buckets
         for _ in range(min(2, len(buckets))):
-            quietest = next(iter(buckets))
-            if len(buckets) < self._max_buckets and buckets[quietest] > clock:
+            oldest = next(iter(buckets))
+            if len(buckets) < self._max_buckets and buckets[oldest] > clock:
                 return
-            del buckets[quietest]
+            del buckets[oldest]
 
 
 def _denied(limits: Limits) -> Callable[[str], bool] | None:
-    """Whether the networks shut a host out, or None if there are no networks to ask."""
+    """Return a function that tests whether the networks exclude a host; None if there are no networks."""
     if not limits.allow and not limits.deny:
         return None
     allow, deny = Networks(limits.allow), Networks(limits.deny)
@@ -253,30 +296,30 @@ def _denied(limits: Limits) -> Callable[[str], bool] | None:
 
 @lru_cache(maxsize=HOST_CACHE_SIZE)
 def _key(host: str) -> int | None:
-    """What ``host`` counts as: its IPv4 address, or its /64 above all of those."""
-    address = _address(host)
+    """Return the number under which ``host`` is counted: its IPv4 address, or its IPv6 /64 plus 2**64."""
+    address = _parse_address(host)
     if isinstance(address, IPv6Address):
         return 1 << 64 | int(address) >> 64
     return None if address is None else int(address)
 
 
-def _address(host: str) -> IPv4Address | IPv6Address | None:
+def _parse_address(host: str) -> IPv4Address | IPv6Address | None:
     try:
         if ":" not in host:
             return IPv4Address(host)
-        address = IPv6Address(host)  # with or without a scope id, which is no part of the number
+        address = IPv6Address(host)  # int() of it leaves out the scope id
     except ValueError:
         return None
     return address.ipv4_mapped or address
 
 
-def _network(text: str, name: str) -> Network:
+def _parse_network(text: str, name: str) -> Network:
     try:
-        if _CIDR.fullmatch(text) is None:  # ip_network() also takes netmasks, inverted ones and scope ids
+        if _CIDR.fullmatch(text) is None:  # ip_network() also accepts netmasks, host masks and scope ids
             raise ValueError
         network = ip_network(text, strict=False)
     except ValueError:
-        raise ConfigError(f"{name} {text!r} is no network, as in 192.0.2.0/24 or 2001:db8::/32") from None
+        raise ConfigError(f"{name} {text!r} is not a network, as in 192.0.2.0/24 or 2001:db8::/32") from None
     address = (IPv6Address if ":" in text else IPv4Address)(text.partition("/")[0])
     if address != network.network_address:
         raise ConfigError(f"{name} {text!r} has host bits set; the network is {network}, the host {address}")
@@ -285,7 +328,7 @@ def _network(text: str, name: str) -> Network:
     return network
 
 
-def _count(value: int | str | None, name: str) -> int | None:
+def _parse_count(value: int | str | None, name: str) -> int | None:
     if value is None:
         return None
     text = str(value)
@@ -294,7 +337,7 @@ def _count(value: int | str | None, name: str) -> int | None:
     return int(text)
 
 
-def _rate(value: float | str | None, name: str) -> float | None:
+def _parse_rate(value: float | str | None, name: str) -> float | None:
     if value is None:
         return None
     try:

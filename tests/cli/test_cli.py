@@ -282,7 +282,7 @@ def complaint(result: tuple[int, str, str]) -> tuple[int, str]:
         (["greet", ":1", "--tls", "--server-name", ".x"], "'.x' is not a host name"),
         (["greet", ":1", ":2"], "Got unexpected extra argument (:2)"),
         (["demo", "--clients", "some"], "'some' is not a whole number"),
-        (["greet", "a\x1b[2J\nb:1"], "has no host name in 'a\\x1b[2J\\nb'"),
+        (["greet", "a\x1b[2J\nb:1"], "has invalid characters in host name 'a\\x1b[2J\\nb'"),
         (["no\x1b[2J\nsuch"], "No such command "),
     ],
     ids=lambda value: ascii(value)[:40],

@@ -517,7 +517,7 @@ async def test_one_place_to_connect_to(tmp_path: Path) -> None:
         await greet("h", [1])  # type: ignore[arg-type]  # as above
     with pytest.raises(ConfigError, match="endpoint 'fd:-1' has no descriptor number"):
         await greet(sock=sock)
-    with pytest.raises(ConfigError, match="endpoint 'a b:9999' has no host name in 'a b'"):
+    with pytest.raises(ConfigError, match="endpoint 'a b:9999' has invalid characters in host name 'a b'"):
         await greet("a b")
 
 

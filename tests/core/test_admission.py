@@ -113,7 +113,7 @@ def test_a_rate_is_a_number_above_zero(value: float | str) -> None:
 def test_what_is_no_network_is_named(name: str, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Limits(**{name: [text]})  # type: ignore[arg-type]  # the name is a parameter here
-    assert str(caught.value) == f"{name} {text!r} is no network, as in 192.0.2.0/24 or 2001:db8::/32"
+    assert str(caught.value) == f"{name} {text!r} is not a network, as in 192.0.2.0/24 or 2001:db8::/32"
 
 
 @pytest.mark.parametrize(
