@@ -439,7 +439,7 @@ def test_greet_prints_the_greeting_and_a_newline(run: Any) -> None:
         assert run("greet", address) == (0, "220 here\\x0d\n", "")
     with says(b"220-here\r\n220 ready\r\n250 more\r\n", b"220-here\r\n22") as address:
         assert run("greet", address, "--until", "reply") == (0, "220-here\\x0d\n220 ready\\x0d\n", "")
-        cut = f"greeter: {address}: closed before the greeting ended (12 bytes came)\n"
+        cut = f"greeter: {address}: closed before the greeting ended (12 bytes received)\n"
         assert run("greet", address, "--until", "reply") == (1, "", cut)
 
 

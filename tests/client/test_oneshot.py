@@ -335,7 +335,7 @@ async def test_a_greeting_that_does_not_end(door: Door) -> None:
     server.sendall(b"220 wait")
     with pytest.raises(GreetTimeout) as caught:
         await task
-    assert "the greeting did not end (8 bytes came) within 0.1 s" in str(caught.value)
+    assert "the greeting did not end (8 bytes received) within 0.1 s" in str(caught.value)
     assert (caught.value.phase, caught.value.received) == ("end", b"220 wait")
 
 
@@ -445,7 +445,7 @@ async def test_a_reply_without_its_last_line(door: Door, data: bytes) -> None:
     server.sendall(data)
     server.close()
     with pytest.raises(
-        NoGreeting, match=rf"closed before the greeting ended \({len(data)} bytes came\)$"
+        NoGreeting, match=rf"closed before the greeting ended \({len(data)} bytes received\)$"
     ) as e:
         await task
     assert e.value.received == data
@@ -601,7 +601,7 @@ async def test_a_greeting_over_tls(tls_port: int, trusting: ssl.SSLContext) -> N
 
 
 async def test_tls_over_a_socket_of_ours(tls_port: int, trusting: ssl.SSLContext) -> None:
-    with pytest.raises(ConfigError, match=r"^server_hostname 'localhost' goes with ssl$"):
+    with pytest.raises(ConfigError, match=r"^server_hostname 'localhost' requires ssl$"):
         await greet(port=tls_port, server_hostname="localhost")
     with socket.socket() as sock, pytest.raises(ConfigError, match=r"^TLS to fd:\d+ needs server_hostname,"):
         await greet(sock=sock, ssl=trusting)

@@ -228,7 +228,7 @@ async def test_the_end_of_the_stream_in_the_middle_of_a_reply(door: Door, data: 
     server.sendall(data)
     server.close()
     with pytest.raises(
-        NoGreeting, match=rf"closed before the greeting ended \({len(data)} bytes came\)$"
+        NoGreeting, match=rf"closed before the greeting ended \({len(data)} bytes received\)$"
     ) as e:
         await task
     assert e.value.received == data
@@ -533,7 +533,7 @@ async def test_a_refused_connection(door: Door) -> None:
         ({"send": "EHLO"}, "send is bytes, not str"),
         ({"send": 1}, "send is bytes, not int"),
         ({"ssl": 1.5}, "ssl is True or an SSLContext, not float"),
-        ({"server_hostname": "x"}, "server_hostname 'x' goes with ssl"),
+        ({"server_hostname": "x"}, "server_hostname 'x' requires ssl"),
         ({"target": "unix:/x", "ssl": True}, "TLS to unix:/x needs server_hostname, the name to verify"),
         ({"target": "h:1", "port": 1}, "port 1 goes with a host, and 'h:1' is not one"),
         ({"target": b"h"}, "a target is a string, an integer or an Endpoint, not bytes"),

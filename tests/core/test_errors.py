@@ -54,12 +54,12 @@ ONE_OF_EACH: list[tuple[GreeterError, str]] = [
     (GreetTimeout("x:1", "first byte", 0.5), "x:1: connected, but no greeting within 0.5 s"),
     (
         GreetTimeout("x:1", "end", 10, b"220"),
-        "x:1: the greeting did not end (3 bytes came) within 10 s",
+        "x:1: the greeting did not end (3 bytes received) within 10 s",
     ),
     (GreetReset("x:1"), "x:1: connection reset before the greeting"),
     (GreetReset("x:1", b"220-a\n"), "x:1: connection reset before the greeting ended"),
     (NoGreeting("x:1"), "x:1: closed without a greeting"),
-    (NoGreeting("x:1", b"220-a\n"), "x:1: closed before the greeting ended (6 bytes came)"),
+    (NoGreeting("x:1", b"220-a\n"), "x:1: closed before the greeting ended (6 bytes received)"),
     (ReplyTooLarge("x:1", 4, b"abcd"), "x:1: the greeting is longer than 4 bytes"),
 ]
 BUILT_INS = {
