@@ -415,7 +415,7 @@ def test_what_fails_at_run_time_is_1(run: Any, taken: str, refused: str, tmp_pat
         (["serve", "--listen", "127.0.0.1:0", "--listen", taken], f"cannot listen on {taken}: address alr"),
         (["serve", "--listen", "nosuch.invalid:0"], "cannot listen on nosuch.invalid:0: "),
         (["serve", "--listen", "192.0.2.1:0"], "192.0.2.1:0: cannot assign requested address"),
-        (["serve", "--listen", f"unix:{tmp_path}/x"], "a file is there that is no socket"),
+        (["serve", "--listen", f"unix:{tmp_path}/x"], "the file exists and is not a socket"),
         (["serve", "--listen", "fd:999"], "cannot listen on fd:999: bad file descriptor"),
         (["greet", refused], f"cannot connect to {refused}: connection refused"),
         (["greet", "nosuch.invalid:1"], "cannot connect to nosuch.invalid:1: "),

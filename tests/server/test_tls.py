@@ -139,9 +139,9 @@ def test_what_is_wrong_with_a_file_is_said_with_its_name(files: Files, tmp_path:
     for cert, key in ((text, None), (files.cert, None), (files.cert, other), (files.key, files.key)):
         shown = message(lambda cert=cert, key=key: server_context(cert, key))  # type: ignore[misc]  # mypy #15459
         assert str(key or cert) in shown
-        assert "not valid PEM, or not a pair" in shown
+        assert "not valid PEM, or the key does not match" in shown
     assert message(lambda: server_context(files.cert, locked)) == (
-        f"the key in '{locked}' has a password, and nobody is there to type it"
+        f"the key in '{locked}' is encrypted, which is not supported"
     )
     for ca, why in ((none, "no such file or directory"), (text, "not valid PEM")):
         start = f"cannot use the certificate authority '{ca}': {why}"

@@ -377,7 +377,9 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     else:
         path.symlink_to("nowhere")
-    assert str(refusal(f"unix:{path}")) == f"cannot listen on unix:{path}: a file is there that is no socket"
+    assert (
+        str(refusal(f"unix:{path}")) == f"cannot listen on unix:{path}: the file exists and is not a socket"
+    )
     assert path.is_symlink() or path.exists()
 
 
