@@ -1,4 +1,4 @@
-"""greet() against peers that behave, misbehave or do nothing, on raw sockets that the test itself holds."""
+"""greet() against peers that behave, misbehave or do nothing, on raw sockets of the test."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HELLO = b"Thank you for connecting"
-once = pytest.mark.asyncio(loop_factories=["asyncio"])  # what it tests does not depend on the loop
+once = pytest.mark.asyncio(loop_factories=["asyncio"])  # does not depend on the loop
 
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
 class RawServer:
-    """A listening socket, and whoever the test lets in through it."""
+    """A listening socket, and the connections that the test accepted from it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -56,7 +56,7 @@ class RawServer:
         return int(self.sock.getsockname()[1])
 
     async def accept(self) -> socket.socket:
-        """The next client's connection, blocking, which is closed at the end of the test."""
+        """Accept a connection. The socket is blocking, and is closed at the end of the test."""
         async with asyncio.timeout(PATIENCE):
             connection, _ = await asyncio.get_running_loop().sock_accept(self.sock)
         self.connections.append(connection)
@@ -64,7 +64,7 @@ class RawServer:
         return connection
 
     async def greet(self, **options: Any) -> tuple[asyncio.Task[Reply], socket.socket]:
-        """A greet() under way, and the server's side of it."""
+        """Start a greet(). Return its task and the server side of its connection."""
         task = asyncio.create_task(greet(port=self.port, **options))
         return task, await self.accept()
 
@@ -133,7 +133,7 @@ async def test_a_greeting_in_pieces_of_any_bytes(raw_server: RawServer) -> None:
     assert (await task).data == data
 
 
-def test_a_reply_is_text_whatever_the_bytes() -> None:
+def test_str_of_a_reply_escapes_undecodable_bytes() -> None:
     reply = Reply("grüße ".encode() + b"\xff\x00", "x:1", 0.0, None, 0.0)
     assert str(reply) == "grüße \\xff\0"
 
@@ -145,7 +145,7 @@ async def test_closing_without_a_byte_is_an_empty_reply(raw_server: RawServer) -
     assert (reply.data, reply.reset, reply.first_byte_time) == (b"", False, None)
 
 
-async def test_a_reset_after_the_greeting_still_yields_it(raw_server: RawServer) -> None:
+async def test_a_reset_after_the_greeting_returns_it(raw_server: RawServer) -> None:
     task, server = await raw_server.greet()
     server.sendall(HELLO)
     reset(server)
@@ -163,11 +163,11 @@ async def test_a_reset_before_the_greeting(raw_server: RawServer) -> None:
     assert isinstance(caught.value.__cause__, ConnectionResetError)
 
 
-# -- where to ---------------------------------------------------------------------------------------------
+# -- targets ----------------------------------------------------------------------------------------------
 
 
 async def received_byte(connection: socket.socket) -> bytes:
-    """The next byte that the client sends."""
+    """Return the next byte that the client sends; empty at the end of the stream."""
     connection.setblocking(False)
     async with asyncio.timeout(PATIENCE):
         return await asyncio.get_running_loop().sock_recv(connection, 1)
@@ -191,13 +191,13 @@ async def test_hosts(raw_server: RawServer, host: str | int | None) -> None:
 
 async def test_targets_as_text(raw_server: RawServer) -> None:
     text = f"127.0.0.1:{raw_server.port}"
-    for way in (
+    for call in (
         greet(text),
         greet(target=text),
         greet(host="127.0.0.1", port=raw_server.port),
         greet(host=text),
     ):
-        task = asyncio.create_task(way)
+        task = asyncio.create_task(call)
         assert await greeted(task, await raw_server.accept(), text)
 
 
@@ -207,29 +207,29 @@ async def test_unix_sockets(tmp_path: Path, name: str) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path.replace("@", "\0", 1) if name == "@" else path)
         sock.listen()
-        for way in (greet(path=path), greet(Endpoint.unix(path)), greet(f"unix:{path}")):
-            task = asyncio.create_task(way)
+        for call in (greet(path=path), greet(Endpoint.unix(path)), greet(f"unix:{path}")):
+            task = asyncio.create_task(call)
             assert await greeted(task, await RawServer(sock).accept(), f"unix:{path}")
 
 
-async def test_a_socket_that_is_connected_becomes_ours(raw_server: RawServer) -> None:
-    ours = socket.create_connection(("127.0.0.1", raw_server.port))
-    task = asyncio.create_task(greet(sock=ours))
-    assert await greeted(task, await raw_server.accept(), f"fd:{ours.fileno()}")
-    assert ours.fileno() == -1
+async def test_a_connected_socket_is_closed_by_greet(raw_server: RawServer) -> None:
+    client = socket.create_connection(("127.0.0.1", raw_server.port))
+    task = asyncio.create_task(greet(sock=client))
+    assert await greeted(task, await raw_server.accept(), f"fd:{client.fileno()}")
+    assert client.fileno() == -1
 
 
-async def test_a_descriptor_stays_with_who_opened_it() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.sendall(HELLO)
-        theirs.shutdown(socket.SHUT_WR)
-        target = Endpoint.inherited(ours.fileno())
+async def test_a_descriptor_is_not_closed_by_greet() -> None:
+    client, peer = socket.socketpair()
+    with client, peer:
+        peer.sendall(HELLO)
+        peer.shutdown(socket.SHUT_WR)
+        target = Endpoint.inherited(client.fileno())
         assert (await greet(target)).data == HELLO
-        assert ours.fileno() >= 0
+        assert client.fileno() >= 0
 
 
-# -- what does not connect --------------------------------------------------------------------------------
+# -- errors of connecting ---------------------------------------------------------------------------------
 
 
 async def test_a_refused_connection(raw_server: RawServer) -> None:
@@ -249,7 +249,7 @@ async def test_every_address_refused_is_one_short_line(
 
     port = raw_server.port
     raw_server.sock.close()
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)  # uvloop asks the C library: localhost is one
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)  # uvloop does not call it
     with pytest.raises(ConnectFailed) as caught:
         await greet("localhost", port)
     assert str(caught.value) == f"cannot connect to localhost:{port}: connection refused"
@@ -264,17 +264,17 @@ async def test_every_address_refused_is_one_short_line(
         ("xn--é", 1, "not a host name"),
     ],
 )
-async def test_what_cannot_be_resolved(host: str, port: int | str, why: str) -> None:
+async def test_a_name_that_cannot_be_resolved(host: str, port: int | str, why: str) -> None:
     with pytest.raises(ConnectFailed, match=f"^cannot connect to {host}:{port}: ({why})"):
         await greet(host, port)
 
 
-async def test_unix_sockets_that_are_not_there(tmp_path: Path) -> None:
+async def test_a_missing_unix_socket(tmp_path: Path) -> None:
     with pytest.raises(ConnectFailed, match=f"^cannot connect to unix:{tmp_path}/x: no such file or dir"):
         await greet(path=f"{tmp_path}/x")
 
 
-async def test_descriptors_that_are_no_connection() -> None:
+async def test_descriptors_that_are_not_stream_sockets() -> None:
     reading, writing = os.pipe()
     udp = socket.socket(type=socket.SOCK_DGRAM)
     before = open_fds()
@@ -294,7 +294,7 @@ async def test_descriptors_that_are_no_connection() -> None:
         await greet(Endpoint.inherited(reading))
 
 
-async def test_a_timeout_of_the_system_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_etimedout_is_connect_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def unreachable(*_: object) -> None:
         raise TimeoutError(errno.ETIMEDOUT, "Connect call failed")
 
@@ -309,11 +309,11 @@ async def test_a_timeout_of_the_system_is_not_ours(monkeypatch: pytest.MonkeyPat
 
 @contextlib.contextmanager
 def full_accept_queue() -> Iterator[int]:
-    """A port that answers no handshake: its queue is full and nobody accepts."""
+    """A port that completes no handshake: its accept queue is full and stays full."""
     with socket.socket() as sock, contextlib.ExitStack() as stack:
         sock.bind(("127.0.0.1", 0))
         sock.listen(0)
-        while True:  # ends when one is left hanging
+        while True:  # until a handshake does not complete
             connection = stack.enter_context(socket.socket())
             connection.settimeout(0.1)
             try:
@@ -348,7 +348,7 @@ async def test_a_greeting_that_does_not_end(raw_server: RawServer) -> None:
     assert (caught.value.phase, caught.value.received) == ("end", b"220 wait")
 
 
-async def test_a_deadline_in_the_turn_in_which_it_ended_is_none() -> None:
+async def test_a_deadline_after_the_end_is_ignored() -> None:
     protocol = oneshot._ReplyProtocol(asyncio.get_running_loop(), 10, "eof")
     protocol.connection_lost(None)
     protocol.expire()
@@ -364,17 +364,17 @@ async def test_the_longest_reply(raw_server: RawServer) -> None:
 
 async def test_a_reply_that_is_too_long(raw_server: RawServer) -> None:
     task, server = await raw_server.greet(max_bytes=5)
-    server.sendall(HELLO)  # and no end: the bound does not wait for it
+    server.sendall(HELLO)  # without an end: the limit applies before it
     with pytest.raises(ReplyTooLarge) as caught:
         await task
     assert str(caught.value) == f"127.0.0.1:{raw_server.port}: the greeting is longer than 5 bytes"
     assert (caught.value.limit, caught.value.received) == (5, b"Thank")
 
 
-async def test_a_server_that_never_stops_talking(raw_server: RawServer) -> None:
+async def test_a_server_that_never_stops_sending(raw_server: RawServer) -> None:
     task, server = await raw_server.greet()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        while True:  # until the client hangs up
+        while True:  # until the client closes
             server.sendall(b"x" * 4096)
             await asyncio.sleep(0)
     with pytest.raises(ReplyTooLarge, match="longer than 65536 bytes"):
@@ -505,12 +505,12 @@ async def test_the_bound_is_on_the_reply_only(raw_server: RawServer) -> None:
         {"server_hostname": b"x"},
     ],
 )
-async def test_arguments_that_cannot_be_right(options: dict[str, Any]) -> None:
+async def test_invalid_arguments(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"^{next(iter(options))} is "):
         await greet(port=1, **options)
 
 
-async def test_one_place_to_connect_to(tmp_path: Path) -> None:
+async def test_contradictory_targets(tmp_path: Path) -> None:
     with socket.socket() as sock, pytest.raises(ConfigError, match="give one of path and sock"):
         await greet(path=f"{tmp_path}/x", sock=sock)
     with pytest.raises(ConfigError, match="give one of target and host"):
@@ -521,7 +521,7 @@ async def test_one_place_to_connect_to(tmp_path: Path) -> None:
         await greet(Endpoint.tcp("h", 1), 1)
     for target in (["h"], b"h", True, 1.5):
         with pytest.raises(ConfigError, match="a target is a string, an integer or an Endpoint, not "):
-            await greet(target)  # type: ignore[arg-type]  # which is what is tested
+            await greet(target)  # type: ignore[arg-type]  # the test is that it is rejected
     with pytest.raises(ConfigError, match="a port is an integer or a string, not list"):
         await greet("h", [1])  # type: ignore[arg-type]  # as above
     with pytest.raises(ConfigError, match="endpoint 'fd:-1' has no descriptor number"):
@@ -562,7 +562,7 @@ async def test_cancelling_while_waiting_leaks_nothing(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await received_byte(server) == b""  # the server sees us go
+    assert await received_byte(server) == b""  # the client has closed
 
 
 async def test_cancelling_a_unix_connect_leaks_nothing(tmp_path: Path) -> None:
@@ -583,18 +583,18 @@ async def test_cancelling_a_unix_connect_leaks_nothing(tmp_path: Path) -> None:
 
 async def test_cancelling_a_handshake_leaks_nothing(raw_server: RawServer) -> None:
     task, server = await raw_server.greet(ssl=True)
-    assert await received_byte(server) == b"\x16"  # the ClientHello, which nobody will answer
+    assert await received_byte(server) == b"\x16"  # the ClientHello, which gets no reply
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-# -- the descriptor is gone when greet() returns ----------------------------------------------------------
+# -- the descriptor is closed when greet() returns --------------------------------------------------------
 
 
-async def test_the_descriptor_is_gone_when_it_returns() -> None:
+async def test_the_descriptor_is_closed_when_greet_returns() -> None:
     async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as server:
-        await greet(port=server.port)  # once, for what the loop itself keeps open
+        await greet(port=server.port)  # the loop itself opens descriptors on first use
         for until in ("eof", "line"):
             before = open_fds()
             assert (await greet(port=server.port, until=until)).data == HELLO
@@ -611,7 +611,7 @@ async def test_a_greeting_over_tls(tls_port: int, client_tls: ssl.SSLContext) ->
     assert (await greet(port=tls_port, ssl=client_tls, server_hostname="localhost")).data == HELLO
 
 
-async def test_tls_over_a_socket_of_ours(tls_port: int, client_tls: ssl.SSLContext) -> None:
+async def test_tls_over_a_connected_socket(tls_port: int, client_tls: ssl.SSLContext) -> None:
     with pytest.raises(ConfigError, match=r"^server_hostname 'localhost' requires ssl$"):
         await greet(port=tls_port, server_hostname="localhost")
     with socket.socket() as sock, pytest.raises(ConfigError, match=r"^TLS to fd:\d+ needs server_hostname,"):
@@ -625,7 +625,7 @@ async def test_tls_over_a_socket_of_ours(tls_port: int, client_tls: ssl.SSLConte
     assert (await greet(sock=sock, ssl=client_tls)).data == HELLO
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio's server, of the handshake that we break
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio's server, for the failed handshake
 async def test_a_certificate_that_is_not_trusted(tls_port: int) -> None:
     with pytest.raises(ConnectFailed) as caught:
         await greet("localhost", tls_port, ssl=True)
@@ -642,13 +642,13 @@ async def test_a_certificate_for_another_name(tls_port: int, client_tls: ssl.SSL
         await greet(port=tls_port, ssl=client_tls, server_hostname="example.org")
 
 
-async def test_tls_to_a_server_that_has_none(raw_server: RawServer, client_tls: ssl.SSLContext) -> None:
+async def test_tls_to_a_server_without_tls(raw_server: RawServer, client_tls: ssl.SSLContext) -> None:
     task, server = await raw_server.greet(ssl=client_tls)
     server.sendall(HELLO)
     with pytest.raises(ConnectFailed, match="wrong version number|record layer failure"):
         await task
     task, server = await raw_server.greet(ssl=client_tls, connect_timeout=0.05)
-    with pytest.raises(GreetTimeout) as caught:  # it waits for us to speak: the handshake is in the limit
+    with pytest.raises(GreetTimeout) as caught:  # the limit includes the handshake
         await task
     assert caught.value.phase == "connect"
     task, server = await raw_server.greet(ssl=client_tls)
@@ -657,10 +657,10 @@ async def test_tls_to_a_server_that_has_none(raw_server: RawServer, client_tls: 
         await task
 
 
-# -- waiting until it is up -------------------------------------------------------------------------------
+# -- waiting for a service --------------------------------------------------------------------------------
 
 
-async def test_waiting_for_a_service_that_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_greet_within_retries_until_the_service_greets(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = asyncio.Event()
     real = oneshot.greet
 
@@ -680,7 +680,7 @@ async def test_waiting_for_a_service_that_comes_up(monkeypatch: pytest.MonkeyPat
             await failed.wait()
         sock.listen()
         raw_server = RawServer(sock)
-        (await raw_server.accept()).close()  # up, yet it says nothing: not up
+        (await raw_server.accept()).close()  # closed without a greeting: not ready
         connection = await raw_server.accept()
         connection.sendall(HELLO)
         for connection in raw_server.connections:
@@ -688,7 +688,7 @@ async def test_waiting_for_a_service_that_comes_up(monkeypatch: pytest.MonkeyPat
         assert (await task).data == HELLO
 
 
-async def test_waiting_ends(raw_server: RawServer) -> None:
+async def test_greet_within_ends_with_the_last_result(raw_server: RawServer) -> None:
     task = asyncio.create_task(greet_within(0, Endpoint.tcp("127.0.0.1", raw_server.port)))
     (await raw_server.accept()).close()
     assert (await task).data == b""
@@ -700,7 +700,9 @@ async def test_waiting_ends(raw_server: RawServer) -> None:
 
 
 @pytest.mark.parametrize("wait", [0.005, 0.85, 1.0, 4.6])
-async def test_the_last_try_is_at_the_end_of_the_time(wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_last_attempt_is_at_the_end_of_the_time(
+    wait: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 100.0
     tries: list[float] = []
 
@@ -718,15 +720,15 @@ async def test_the_last_try_is_at_the_end_of_the_time(wait: float, monkeypatch: 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(oneshot, "greet", refused)
     target, up = Endpoint.tcp("x", 1), 100.0 + wait
-    assert (await greet_within(wait, target)).data == HELLO  # it comes up at the last moment
+    assert (await greet_within(wait, target)).data == HELLO  # ready at the last moment
     up, now, tries[:] = math.inf, 100.0, []
     with pytest.raises(ConnectFailed):
         await greet_within(wait, target)
     assert tries[-1] == 100.0 + wait
-    assert len(set(tries)) == len(tries), "and there is one last try"
+    assert len(set(tries)) == len(tries), "the last attempt is made once"
 
 
-# -- what a terminal sees ---------------------------------------------------------------------------------
+# -- printable() ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -744,11 +746,11 @@ def test_printable(text: str, shown: str) -> None:
 
 @settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=0xFF)))
-def test_nothing_printable_controls_a_terminal(text: str) -> None:
+def test_printable_text_has_no_control_characters(text: str) -> None:
     shown = printable(text)
     assert not any(ord(c) < 0x20 and c not in "\n\t" or 0x7F <= ord(c) < 0xA0 for c in shown)
     assert "".join(c for c in text if c.isprintable() or c in "\n\t\xa0\xad") == text or shown != text
 
 
-def test_the_public_greet_is_this_one() -> None:
+def test_greet_is_public() -> None:
     assert greeter.greet is oneshot.greet

@@ -1,4 +1,4 @@
-"""open_connection() against peers that behave, misbehave or do nothing, on raw sockets of the test's own."""
+"""open_connection() against peers that behave, misbehave or do nothing, on raw sockets of the test."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def raw_server() -> AsyncIterator[RawServer]:
 
 
 async def begin(raw_server: RawServer, **options: Any) -> tuple[asyncio.Task[Opened], socket.socket]:
-    """An open_connection() under way, and the server's side of it."""
+    """Start an open_connection(). Return its task and the server side of its connection."""
     task = asyncio.create_task(open_connection(port=raw_server.port, **options))
     server = await raw_server.accept()
     server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -64,7 +64,7 @@ async def close(writer: asyncio.StreamWriter) -> None:
 
 
 async def wait_closed(server: socket.socket) -> None:
-    """Wait until the client has closed its side, in order or with a reset."""
+    """Wait until the client has closed or reset its connection."""
     server.setblocking(False)
     loop = asyncio.get_running_loop()
     with contextlib.suppress(ConnectionResetError):
@@ -73,10 +73,10 @@ async def wait_closed(server: socket.socket) -> None:
                 pass
 
 
-# -- a greeting, and what is behind it --------------------------------------------------------------------
+# -- a greeting, and what follows it ----------------------------------------------------------------------
 
 
-async def test_the_conversation_goes_on_behind_the_greeting(raw_server: RawServer) -> None:
+async def test_the_conversation_continues_after_the_greeting(raw_server: RawServer) -> None:
     task, server = await begin(raw_server)
     server.sendall(b"220 here\r\n250 more\r\nand")
     reply, reader, writer = await task
@@ -160,11 +160,11 @@ async def test_the_deadlines_end_with_the_greeting(raw_server: RawServer) -> Non
     await close(writer)
 
 
-# -- what is sent first -----------------------------------------------------------------------------------
+# -- sending first ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-async def test_sending_comes_before_the_greeting(raw_server: RawServer, kind: type) -> None:
+async def test_data_is_sent_before_the_greeting_is_read(raw_server: RawServer, kind: type) -> None:
     task, server = await begin(raw_server, send=kind(b"EHLO x\r\n"), until="reply")
     assert await received_byte(server) == b"E"
     server.sendall(EHLO_REPLY)
@@ -173,7 +173,7 @@ async def test_sending_comes_before_the_greeting(raw_server: RawServer, kind: ty
     await close(writer)
 
 
-async def test_a_peer_that_does_not_read_does_not_keep_its_greeting_back(raw_server: RawServer) -> None:
+async def test_a_peer_that_does_not_read_can_send_its_greeting(raw_server: RawServer) -> None:
     task, server = await begin(raw_server, send=b"x" * 20_000_000)
     server.sendall(b"220 here\r\n")
     reply, _reader, writer = await task
@@ -217,7 +217,7 @@ async def test_the_end_of_the_stream_ends_a_line(raw_server: RawServer, until: s
     reply, reader, writer = await task
     assert reply.data == data
     assert await reader.read() == b""
-    writer.write(b"Q")  # the other direction is open
+    writer.write(b"Q")  # the other direction is still open
     assert await received_byte(server) == b"Q"
     await close(writer)
 
@@ -234,7 +234,7 @@ async def test_the_end_of_the_stream_in_the_middle_of_a_reply(raw_server: RawSer
     assert e.value.received == data
 
 
-async def test_greeters_own_greeting_has_no_line_end() -> None:
+async def test_the_greeting_of_greeter_has_no_line_end() -> None:
     async with greeter.serve("Thank you for connecting", port=0) as server:
         reply, reader, writer = await open_connection(port=server.port)
         assert str(reply) == "Thank you for connecting"
@@ -265,19 +265,19 @@ async def test_sending_to_a_peer_that_has_reset_the_connection(
 
     async def delayed(*arguments: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         opened = await real(*arguments)
-        for _ in range(turns):  # the transport sees the reset before there is something to send
+        for _ in range(turns):  # the transport sees the reset before the send
             await asyncio.sleep(0)
         return opened
 
     monkeypatch.setattr(streamclient, "_open", delayed)
-    ours = socket.create_connection(("127.0.0.1", raw_server.port))
+    client = socket.create_connection(("127.0.0.1", raw_server.port))
     reset(await raw_server.accept())
     with pytest.raises(GreetReset) as caught:
-        await open_connection(sock=ours, send=b"EHLO x\r\n")
+        await open_connection(sock=client, send=b"EHLO x\r\n")
     assert isinstance(caught.value.__cause__, ConnectionError)
 
 
-async def test_a_reset_behind_the_greeting_is_the_readers(raw_server: RawServer) -> None:
+async def test_a_reset_after_the_greeting_is_raised_by_the_reader(raw_server: RawServer) -> None:
     task, server = await begin(raw_server)
     server.sendall(b"220 here\r\n")
     reply, reader, writer = await task
@@ -310,7 +310,7 @@ async def test_no_connection_within_the_deadline(limits: dict[str, Any]) -> None
         (b"\0\xff", "end"),
     ],
 )
-async def test_a_server_that_falls_silent(raw_server: RawServer, data: bytes, phase: str) -> None:
+async def test_a_server_that_stops_sending(raw_server: RawServer, data: bytes, phase: str) -> None:
     task, server = await begin(raw_server, until="reply", timeout=0.1)
     server.sendall(data)
     with pytest.raises(GreetTimeout) as caught:
@@ -320,14 +320,14 @@ async def test_a_server_that_falls_silent(raw_server: RawServer, data: bytes, ph
 
 
 async def until_done(task: asyncio.Task[Opened], sending: Callable[[], None]) -> None:
-    """Let the server go on sending until the client hangs up."""
+    """Let the server send until the client closes."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
         while not task.done():
             sending()
             await asyncio.sleep(0.001)
 
 
-async def test_a_server_that_sends_a_byte_now_and_then(raw_server: RawServer) -> None:
+async def test_a_server_that_sends_single_bytes(raw_server: RawServer) -> None:
     task, server = await begin(raw_server, timeout=0.1)
     await until_done(task, lambda: server.sendall(b"x"))
     with pytest.raises(GreetTimeout, match="the greeting did not end") as caught:
@@ -351,7 +351,7 @@ async def test_a_server_that_sends_a_byte_now_and_then(raw_server: RawServer) ->
         ("reply", b"250-a\n250", "eof"),
     ],
 )
-async def test_the_bound_is_on_the_greeting_to_the_byte(
+async def test_the_limit_is_exact_to_the_byte(
     raw_server: RawServer, until: str, reply: bytes, end: str
 ) -> None:
     task, server = await begin(raw_server, until=until, max_bytes=len(reply))
@@ -379,14 +379,14 @@ async def test_the_bound_is_on_the_greeting_to_the_byte(
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 65536])
 async def test_a_line_without_an_end_is_too_long_at_once(raw_server: RawServer, size: int) -> None:
     task, server = await begin(raw_server, max_bytes=size)
-    server.sendall(b"x" * (size + 1))  # and nothing more: the bound does not wait for the deadline
+    server.sendall(b"x" * (size + 1))  # and nothing more: the limit applies before the deadline
     async with asyncio.timeout(5):
         with pytest.raises(ReplyTooLarge) as caught:
             await task
     assert caught.value.received == b"x" * size
 
 
-async def test_half_a_line_above_the_bound_is_too_long_at_the_deadline(raw_server: RawServer) -> None:
+async def test_an_incomplete_line_above_the_limit_is_too_long_at_the_deadline(raw_server: RawServer) -> None:
     task, server = await begin(raw_server, until="reply", max_bytes=10, timeout=0.1)
     server.sendall(b"250-abc\r\nx" + b"x" * 4)
     with pytest.raises(ReplyTooLarge) as caught:
@@ -436,7 +436,7 @@ async def test_the_descriptor_is_closed_when_an_error_is_raised(
     fd = str(client.fileno())
     with server:
         server.sendall(data)
-        if end is reset:  # which a pair of Unix sockets does not have
+        if end is reset:  # Unix sockets have no reset
             client.close()
             client = socket.create_connection(("127.0.0.1", raw_server.port))
             fd = str(client.fileno())
@@ -451,8 +451,8 @@ async def test_the_descriptor_is_closed_when_an_error_is_raised(
 # -- targets ----------------------------------------------------------------------------------------------
 
 
-async def greeted(way: Awaitable[Opened], server: Awaitable[socket.socket], target: str) -> None:
-    task = asyncio.ensure_future(way)
+async def greeted(call: Awaitable[Opened], server: Awaitable[socket.socket], target: str) -> None:
+    task = asyncio.ensure_future(call)
     sock = await server
     sock.sendall(b"220 here\n")
     reply, _reader, writer = await task
@@ -462,14 +462,14 @@ async def greeted(way: Awaitable[Opened], server: Awaitable[socket.socket], targ
 
 async def test_targets(raw_server: RawServer) -> None:
     text = f"127.0.0.1:{raw_server.port}"
-    for way in (
+    for call in (
         open_connection(text),
         open_connection("127.0.0.1", raw_server.port),
         open_connection("127.0.0.1", str(raw_server.port)),
         open_connection(target=Endpoint.parse(text)),
         open_connection(2130706433, raw_server.port),
     ):
-        await greeted(way, raw_server.accept(), text)
+        await greeted(call, raw_server.accept(), text)
     await greeted(
         open_connection("localhost", raw_server.port), raw_server.accept(), f"localhost:{raw_server.port}"
     )
@@ -484,8 +484,8 @@ async def test_ipv6() -> None:
         sock.listen()
         raw_server = RawServer(sock)
         text = f"[::1]:{raw_server.port}"
-        for way in (open_connection("::1", raw_server.port), open_connection(text)):
-            await greeted(way, raw_server.accept(), text)
+        for call in (open_connection("::1", raw_server.port), open_connection(text)):
+            await greeted(call, raw_server.accept(), text)
         for connection in raw_server.connections:
             connection.close()
 
@@ -497,19 +497,19 @@ async def test_unix_sockets(tmp_path: Path, name: str) -> None:
         sock.bind(path.replace("@", "\0", 1) if name == "@" else path)
         sock.listen()
         raw_server = RawServer(sock)
-        for way in (open_connection(path=path), open_connection(f"unix:{path}")):
-            await greeted(way, raw_server.accept(), f"unix:{path}")
+        for call in (open_connection(path=path), open_connection(f"unix:{path}")):
+            await greeted(call, raw_server.accept(), f"unix:{path}")
         for connection in raw_server.connections:
             connection.close()
 
 
 async def test_a_connected_socket_and_a_descriptor(raw_server: RawServer) -> None:
-    ours = socket.create_connection(("127.0.0.1", raw_server.port))
-    await greeted(open_connection(sock=ours), raw_server.accept(), f"fd:{ours.fileno()}")
-    assert ours.fileno() == -1
-    with socket.create_connection(("127.0.0.1", raw_server.port)) as ours:
-        await greeted(open_connection(f"fd:{ours.fileno()}"), raw_server.accept(), f"fd:{ours.fileno()}")
-        assert ours.fileno() >= 0
+    client = socket.create_connection(("127.0.0.1", raw_server.port))
+    await greeted(open_connection(sock=client), raw_server.accept(), f"fd:{client.fileno()}")
+    assert client.fileno() == -1
+    with socket.create_connection(("127.0.0.1", raw_server.port)) as client:
+        await greeted(open_connection(f"fd:{client.fileno()}"), raw_server.accept(), f"fd:{client.fileno()}")
+        assert client.fileno() >= 0
 
 
 async def test_a_refused_connection(raw_server: RawServer) -> None:
@@ -549,7 +549,7 @@ async def test_a_refused_connection(raw_server: RawServer) -> None:
         ({"path": b"/x"}, "path is a string, not bytes"),
     ],
 )
-async def test_arguments_that_cannot_be_right(arguments: dict[str, Any], why: str) -> None:
+async def test_invalid_arguments(arguments: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError) as caught:
         await open_connection(**arguments)
     assert str(caught.value) == why
@@ -595,14 +595,14 @@ async def test_cancelling_while_the_greeting_is_read(
     server.sendall(data)
     async with asyncio.timeout(PATIENCE):
         await reading.wait()
-    for _ in range(5):  # some have read what came, some have not
+    for _ in range(5):  # in some cases the data was read by then
         await asyncio.sleep(0)
     await cancel(task)
     await wait_closed(server)
 
 
 @pytest.mark.parametrize("turns", range(12))
-async def test_cancelling_in_every_turn_of_the_loop(raw_server: RawServer, turns: int) -> None:
+async def test_cancelling_in_every_iteration_of_the_loop(raw_server: RawServer, turns: int) -> None:
     task = asyncio.create_task(open_connection(port=raw_server.port, until="reply", send=b"EHLO x\r\n"))
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -628,7 +628,7 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture
 async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
-    """A service over TLS that sends a greeting and then every line again, in upper case."""
+    """A service over TLS that sends a greeting, and then echoes every line in upper case."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("mail.example", "127.0.0.1").configure_cert(context)
 
@@ -658,7 +658,7 @@ async def test_a_conversation_over_tls(tls_port: int, client_tls: ssl.SSLContext
     await close(writer)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio's server, of the handshake that we break
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio's server, for the failed handshake
 async def test_a_certificate_for_another_name(tls_port: int, client_tls: ssl.SSLContext) -> None:
     with pytest.raises(ConnectFailed, match="certificate verify failed: Hostname mismatch.*'mail.test'"):
         await open_connection(port=tls_port, ssl=client_tls, server_hostname="mail.test")
@@ -676,7 +676,7 @@ async def test_deadlines_and_bounds_over_tls(tls_port: int, client_tls: ssl.SSLC
 
 
 @pytest.mark.parametrize("data", [b"", b"250-a\r\n25"])
-async def test_silence_an_end_and_a_cancellation_over_tls(
+async def test_timeout_end_of_stream_and_cancellation_over_tls(
     authority: trustme.CA, client_tls: ssl.SSLContext, data: bytes
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -693,11 +693,11 @@ async def test_silence_an_end_and_a_cancellation_over_tls(
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
-    with pytest.raises(GreetTimeout) as late:
+    with pytest.raises(GreetTimeout) as timeout:
         await open_connection(port=port, until="reply", ssl=client_tls, timeout=1)
-    assert (late.value.phase, late.value.received) == ("end" if data else "first byte", data)
+    assert (timeout.value.phase, timeout.value.received) == ("end" if data else "first byte", data)
     reading = asyncio.create_task(open_connection(port=port, until="reply", ssl=client_tls))
-    await asyncio.sleep(0.2)  # in the handshake or behind it: both have to be clean
+    await asyncio.sleep(0.2)  # during the handshake or after it: both must be clean
     await cancel(reading)
     ending.set()
     with pytest.raises(NoGreeting) as cut:
@@ -772,7 +772,7 @@ async def test_an_ftp_conversation(raw_server: RawServer) -> None:
     await close(writer)
 
 
-async def test_an_ssh_banner_and_binary_packets_behind_it(raw_server: RawServer) -> None:
+async def test_an_ssh_banner_followed_by_binary_packets(raw_server: RawServer) -> None:
     task, server = await begin(raw_server)
     packet = bytes(range(256)) * 1000
     asyncio.get_running_loop().run_in_executor(None, server.sendall, b"SSH-2.0-x\r\n" + packet)
@@ -782,5 +782,5 @@ async def test_an_ssh_banner_and_binary_packets_behind_it(raw_server: RawServer)
     await close(writer)
 
 
-def test_it_is_public() -> None:
+def test_open_connection_is_public() -> None:
     assert greeter.open_connection is open_connection

@@ -138,7 +138,7 @@ def test_any_text_raises_when_made_or_always_renders(text: str) -> None:
 @given(st.binary(max_size=100))
 def test_bytes_are_sent_unchanged(data: bytes) -> None:
     for source in (data, bytearray(data), memoryview(data)):
-        greeting = Greeting(source)  # type: ignore[arg-type]  # the types greet_sync str | bytes, this takes all three
+        greeting = Greeting(source)  # type: ignore[arg-type]  # more types than declared
         assert (greeting.fixed, greeting.kind, greeting.quick) == (data, "fixed", True)
 
 
