@@ -55,13 +55,13 @@ def destination(
     if path is not None and sock is not None:
         raise ConfigError("give one of path and sock")
     if target != DEFAULT_HOST or port is not None:
-        raise ConfigError(f"{'path' if sock is None else 'sock'} takes the place of a target and a port")
+        raise ConfigError(f"{'path' if sock is None else 'sock'} cannot be combined with a target or a port")
     if sock is None:
         if not isinstance(path, str):
-            raise ConfigError(f"path is a string, not {type(path).__name__}")
+            raise ConfigError(f"path must be a string, not {type(path).__name__}")
         return Endpoint.unix(path)
     if not isinstance(sock, socket.socket):
-        raise ConfigError(f"sock is a socket, not {type(sock).__name__}")
+        raise ConfigError(f"sock must be a socket, not {type(sock).__name__}")
     return Endpoint.inherited(sock.fileno())
 
 
@@ -70,12 +70,12 @@ def check_bounds(
 ) -> None:
     """Raise ConfigError for a limit of the wrong type or out of range, and for an unknown ``until``."""
     if until not in allowed:
-        raise ConfigError(f"until is one of {', '.join(map(repr, allowed))}, not {until!r}")
+        raise ConfigError(f"until must be one of {', '.join(map(repr, allowed))}, not {until!r}")
     if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
-        raise ConfigError(f"max_bytes is an integer of at least 1, not {max_bytes!r}")
+        raise ConfigError(f"max_bytes must be an integer of at least 1, not {max_bytes!r}")
     for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
         if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
-            raise ConfigError(f"{name} is a positive number of seconds, not {seconds!r}")
+            raise ConfigError(f"{name} must be a positive number of seconds, not {seconds!r}")
 
 
 def name_to_verify(target: Endpoint, ssl: TLS, server_hostname: str | None) -> str | None:
@@ -89,9 +89,9 @@ def name_to_verify(target: Endpoint, ssl: TLS, server_hostname: str | None) -> s
             host name and the target has none.
     """
     if ssl is not None and not isinstance(ssl, bool | ssl_module.SSLContext):
-        raise ConfigError(f"ssl is True or an SSLContext, not {type(ssl).__name__}")
+        raise ConfigError(f"ssl must be True or an SSLContext, not {type(ssl).__name__}")
     if server_hostname is not None and not isinstance(server_hostname, str):
-        raise ConfigError(f"server_hostname is a string, not {type(server_hostname).__name__}")
+        raise ConfigError(f"server_hostname must be a string, not {type(server_hostname).__name__}")
     if server_hostname is not None and not ssl:
         raise ConfigError(f"server_hostname {server_hostname!r} requires ssl")
     if ssl and server_hostname is None and target.kind != "tcp":

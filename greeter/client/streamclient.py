@@ -100,7 +100,7 @@ async def open_connection(
     server_hostname = name_to_verify(where, ssl, server_hostname)
     check_bounds(until, ("line", "reply"), max_bytes, timeout, connect_timeout)
     if send is not None and not isinstance(send, bytes | bytearray | memoryview):
-        raise ConfigError(f"send is bytes, not {type(send).__name__}")
+        raise ConfigError(f"send must be bytes, not {type(send).__name__}")
     deadline = asyncio.get_running_loop().time() + timeout
     limit = min(connect_timeout, timeout)
     start = perf_counter()

@@ -105,16 +105,16 @@ def trusted_proxies(networks: Iterable[str]) -> Networks:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Limits:
-    """Which connections a server admits. None, or no networks, means no limit.
+    """Which connections a server admits.
+
+    None, or no networks, means no limit. Numbers may also be given as text.
 
     Args:
         max_connections: Open connections. The server enforces this one by pausing accept().
         max_per_ip: Open connections per address.
         rate_per_ip: New connections per second and address. A burst of that many, rounded up, is admitted.
-        allow: If given, addresses in no other network are rejected.
-        deny: Addresses in these networks are rejected, even if they are in ``allow``.
-
-    Numbers may be given as text, networks as texts such as ``192.0.2.0/24`` or as objects of ``ipaddress``.
+        allow: Networks, as ``Networks`` accepts them. If there are any, other addresses are rejected.
+        deny: Networks whose addresses are rejected, even if they are in ``allow``.
 
     Raises:
         ConfigError: A value is not valid. The message has its name and the value.
@@ -135,7 +135,7 @@ class Limits:
         allow: Iterable[str | Network] = (),
         deny: Iterable[str | Network] = (),
     ) -> None:
-        put = object.__setattr__  # frozen
+        put = object.__setattr__  # the dataclass is frozen
         put(self, "max_connections", _parse_count(max_connections, "max_connections"))
         put(self, "max_per_ip", _parse_count(max_per_ip, "max_per_ip"))
         put(self, "rate_per_ip", _parse_rate(rate_per_ip, "rate_per_ip"))
@@ -167,10 +167,10 @@ class Admission:
         "_buckets",
         "_burst",
         "_denied",
+        "_max_buckets",
         "_max_per_ip",
         "_open",
         "_rate",
-        "_max_buckets",
         "limits",
         "rejected",
     )

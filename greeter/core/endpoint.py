@@ -137,12 +137,14 @@ class Endpoint:
                 an endpoint.
         """
         if not isinstance(target, str | int | Endpoint | None) or isinstance(target, bool):
-            raise ConfigError(f"a target is a string, an integer or an Endpoint, not {type(target).__name__}")
+            raise ConfigError(
+                f"a target must be a string, an integer or an Endpoint, not {type(target).__name__}"
+            )
         if not isinstance(port, int | str | None) or isinstance(port, bool):
-            raise ConfigError(f"a port is an integer or a string, not {type(port).__name__}")
+            raise ConfigError(f"a port must be an integer or a string, not {type(port).__name__}")
         whole = isinstance(target, Endpoint) or (isinstance(target, str) and not _is_host(target))
         if whole and port is not None:
-            raise ConfigError(f"port {port!r} goes with a host, and {str(target)!r} is not one")
+            raise ConfigError(f"port {port!r} requires a host, and {str(target)!r} is not one")
         if isinstance(target, Endpoint):
             return target
         if whole:

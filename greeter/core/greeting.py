@@ -116,7 +116,7 @@ class Greeting:
                 raise ConfigError("an async greeting cannot be quick: it has to be awaited")
             self.quick = quick
         else:
-            raise ConfigError(f"a greeting is text, bytes or a callable, not {type(source).__name__}")
+            raise ConfigError(f"a greeting must be text, bytes or a callable, not {type(source).__name__}")
 
     def __repr__(self) -> str:
         return f"<Greeting {self.kind}{' quick' if self.quick else ''}>"

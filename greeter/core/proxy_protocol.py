@@ -6,7 +6,7 @@ Invariants:
 - The first byte after which no completion is a valid header is an error at once. Its offset does not depend
   on how the bytes were split into segments. (The part of version 2 after the first 16 bytes is parsed only
   when it is complete, as the specification requires.)
-- A reader that requests ``NeedMore.wanted`` bytes at a time never reads a byte behind the header, such as the
+- A reader that requests ``NeedMore.wanted`` bytes at a time never reads a byte after the header, such as the
   start of a TLS ClientHello, and never leaves one of the header in the kernel::
 
     while isinstance(parsed := parse(taken), NeedMore):
@@ -88,7 +88,7 @@ def parse(buffer: Buffer) -> Parsed | NeedMore:
     """Parse the header at the start of ``buffer``.
 
     Args:
-        buffer: What was received. It may end before the header does, or go on behind it.
+        buffer: What was received. It may end before the header does, or continue after it.
 
     Returns:
         The header and its length, or NeedMore if it is incomplete.

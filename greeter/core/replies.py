@@ -55,7 +55,7 @@ def line_end(data: bytes | bytearray) -> int | None:
     """Find the end of the first line.
 
     Returns:
-        The index behind its LF; ``None`` while the line is not complete.
+        The index after its LF; ``None`` while the line is incomplete.
     """
     return data.find(b"\n") + 1 or None
 
@@ -69,7 +69,7 @@ def reply_end(data: bytes | bytearray, start: int = 0) -> int | None:
             change the result.
 
     Returns:
-        The index behind the reply's last LF; ``None`` while the reply is not complete.
+        The index after the reply's last LF; ``None`` while the reply is incomplete.
     """
     first = line_end(data)
     if first is None or not _MULTILINE.match(data):
@@ -85,7 +85,7 @@ def greeting_end(data: bytes | bytearray, until: Until, start: int = 0) -> int |
     """Find the end of a greeting by the rule that ``until`` names.
 
     Returns:
-        The index behind the greeting; ``None`` while it is not complete, which with ``"eof"`` is always.
+        The index after the greeting; ``None`` while it is incomplete, and always with ``"eof"``.
     """
     if until == "eof":
         return None

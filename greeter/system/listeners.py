@@ -113,6 +113,7 @@ class Listener:
             return True
         import ctypes  # needed during shutdown only
 
+        # Load the byte of the TCP flags. Drop the segment if SYN is set, else keep all of it.
         drop_syn = ((0x30, 0, 0, 13), (0x45, 1, 0, 0x02), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
         program = b"".join(
             code.to_bytes(2, sys.byteorder) + bytes((yes, no)) + value.to_bytes(4, sys.byteorder)

@@ -262,7 +262,7 @@ def complaint(result: tuple[int, str, str]) -> tuple[int, str]:
         (["serve", "--app", "nothing"], "'nothing' is not of the form MODULE:NAME"),
         (["serve", "--app", "no_such_module:x"], "'no_such_module:x': there is no module 'no_such_module'"),
         (["serve", "--app", "json:nothing"], "'json:nothing': module 'json' has no 'nothing'"),
-        (["serve", "--app", "math:pi"], "'math:pi': a greeting is text, bytes or a callable, not float"),
+        (["serve", "--app", "math:pi"], "'math:pi': a greeting must be text, bytes or a callable, not float"),
         (["serve", "--app", "m:n", "--greeting", "x"], "give one of --greeting and --app"),
         (["serve", "--loop", "trio"], "'trio' is not one of 'auto', 'asyncio', 'uvloop'"),
         (["serve", "--config", "/no/such.toml"], "configuration '/no/such.toml': no such file or directory"),

@@ -506,7 +506,7 @@ async def test_the_bound_is_on_the_reply_only(raw_server: RawServer) -> None:
     ],
 )
 async def test_invalid_arguments(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"^{next(iter(options))} is "):
+    with pytest.raises(ConfigError, match=f"^{next(iter(options))} must be "):
         await greet(port=1, **options)
 
 
@@ -515,14 +515,14 @@ async def test_contradictory_targets(tmp_path: Path) -> None:
         await greet(path=f"{tmp_path}/x", sock=sock)
     with pytest.raises(ConfigError, match="give one of target and host"):
         await greet("x", host="x")
-    with pytest.raises(ConfigError, match="path takes the place of a target and a port"):
+    with pytest.raises(ConfigError, match="path cannot be combined with a target or a port"):
         await greet(Endpoint.tcp(), path="/x")
-    with pytest.raises(ConfigError, match="port 1 goes with a host, and 'h:1' is not one"):
+    with pytest.raises(ConfigError, match="port 1 requires a host, and 'h:1' is not one"):
         await greet(Endpoint.tcp("h", 1), 1)
     for target in (["h"], b"h", True, 1.5):
-        with pytest.raises(ConfigError, match="a target is a string, an integer or an Endpoint, not "):
+        with pytest.raises(ConfigError, match="a target must be a string, an integer or an Endpoint, not "):
             await greet(target)  # type: ignore[arg-type]  # the test is that it is rejected
-    with pytest.raises(ConfigError, match="a port is an integer or a string, not list"):
+    with pytest.raises(ConfigError, match="a port must be an integer or a string, not list"):
         await greet("h", [1])  # type: ignore[arg-type]  # as above
     with pytest.raises(ConfigError, match="endpoint 'fd:-1' has no descriptor number"):
         await greet(sock=sock)

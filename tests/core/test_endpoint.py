@@ -162,14 +162,14 @@ TARGETS: list[tuple[Any, Any, str]] = [
     (Endpoint.inherited(3), None, "fd:3"),
 ]
 INVALID_TARGETS: list[tuple[Any, Any, str]] = [
-    (Endpoint.tcp("h", 1), 1, "port 1 goes with a host, and 'h:1' is not one"),
-    (Endpoint.unix("/x"), 0, "port 0 goes with a host, and 'unix:/x' is not one"),
-    ("h:1", 1, "port 1 goes with a host, and 'h:1' is not one"),
-    ("[::1]:25", "smtp", "port 'smtp' goes with a host, and '[::1]:25' is not one"),
-    (":25", 25, "port 25 goes with a host, and ':25' is not one"),
-    ("unix:/x", 1, "port 1 goes with a host, and 'unix:/x' is not one"),
-    ("fd:3", 1, "port 1 goes with a host, and 'fd:3' is not one"),
-    ("1:2:3", 1, "port 1 goes with a host, and '1:2:3' is not one"),
+    (Endpoint.tcp("h", 1), 1, "port 1 requires a host, and 'h:1' is not one"),
+    (Endpoint.unix("/x"), 0, "port 0 requires a host, and 'unix:/x' is not one"),
+    ("h:1", 1, "port 1 requires a host, and 'h:1' is not one"),
+    ("[::1]:25", "smtp", "port 'smtp' requires a host, and '[::1]:25' is not one"),
+    (":25", 25, "port 25 requires a host, and ':25' is not one"),
+    ("unix:/x", 1, "port 1 requires a host, and 'unix:/x' is not one"),
+    ("fd:3", 1, "port 1 requires a host, and 'fd:3' is not one"),
+    ("1:2:3", 1, "port 1 requires a host, and '1:2:3' is not one"),
     ("1:2:3", None, "endpoint '1:2:3' has an IPv6 address without brackets"),
     ("::1:99999", None, "endpoint '::1:99999' has an IPv6 address without brackets"),
     ("unix:", None, "endpoint 'unix:' has no path"),
@@ -181,15 +181,15 @@ INVALID_TARGETS: list[tuple[Any, Any, str]] = [
     ("h", 65536, "endpoint 'h:65536' has port 65536, which is not in 0-65535"),
     ("h", -1, "endpoint 'h:-1' has neither a port number nor a service name in '-1'"),
     (-1, None, "endpoint '-1:9999' has the integer address -1, which is not a 32-bit number"),
-    (b"h:1", None, "a target is a string, an integer or an Endpoint, not bytes"),
-    (True, None, "a target is a string, an integer or an Endpoint, not bool"),
-    (1.5, None, "a target is a string, an integer or an Endpoint, not float"),
-    (["h"], None, "a target is a string, an integer or an Endpoint, not list"),
-    (("h", 1), None, "a target is a string, an integer or an Endpoint, not tuple"),
-    ("h", 25.0, "a port is an integer or a string, not float"),
-    ("h", True, "a port is an integer or a string, not bool"),
-    ("h", b"25", "a port is an integer or a string, not bytes"),
-    ("h", [25], "a port is an integer or a string, not list"),
+    (b"h:1", None, "a target must be a string, an integer or an Endpoint, not bytes"),
+    (True, None, "a target must be a string, an integer or an Endpoint, not bool"),
+    (1.5, None, "a target must be a string, an integer or an Endpoint, not float"),
+    (["h"], None, "a target must be a string, an integer or an Endpoint, not list"),
+    (("h", 1), None, "a target must be a string, an integer or an Endpoint, not tuple"),
+    ("h", 25.0, "a port must be an integer or a string, not float"),
+    ("h", True, "a port must be an integer or a string, not bool"),
+    ("h", b"25", "a port must be an integer or a string, not bytes"),
+    ("h", [25], "a port must be an integer or a string, not list"),
 ]
 
 
@@ -298,7 +298,7 @@ def test_the_text_of_an_endpoint_is_a_target_without_a_port(endpoint: Endpoint, 
         assert Endpoint.target(str(endpoint)) == endpoint
     else:
         for target in (endpoint, str(endpoint)):
-            with pytest.raises(ConfigError, match="^port .* goes with a host, and "):
+            with pytest.raises(ConfigError, match="^port .* requires a host, and "):
                 Endpoint.target(target, port)
 
 

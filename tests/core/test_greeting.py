@@ -191,7 +191,7 @@ def test_an_async_greeting_cannot_be_quick() -> None:
     ("source", "name"), [(5, "int"), (None, "NoneType"), (["x"], "list"), (functools, "module")]
 )
 def test_a_source_of_another_type_is_an_error(source: Any, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"a greeting is text, bytes or a callable, not {name}"):
+    with pytest.raises(ConfigError, match=f"a greeting must be text, bytes or a callable, not {name}"):
         Greeting(source)
 
 

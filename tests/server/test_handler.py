@@ -145,7 +145,7 @@ def test_one_handler_serves_one_event_loop_after_the_other() -> None:
     ("arguments", "message"),
     [
         ({"greeting": "$nobody"}, "unknown name"),
-        ({"greeting": 42}, "a greeting is text"),
+        ({"greeting": 42}, "a greeting must be text"),
         ({"greet_timeout": -1}, "greet_timeout must be a number of seconds from 0, not -1"),
         ({"linger_timeout": "1"}, "linger_timeout must be a number of seconds from 0, not '1'"),
     ],

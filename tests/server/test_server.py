@@ -77,7 +77,7 @@ def tls() -> ssl.SSLContext:
         ({"greet_timeout": "1"}, "greet_timeout must be a number of seconds from 0, not '1'"),
         ({"accept": "stream"}, "accept must be 'auto', 'direct' or 'streams', not 'stream'"),
         ({"accept": "instant"}, "accept must be 'auto', 'direct' or 'streams', not 'instant'"),
-        ({"greeting": 42}, "a greeting is text, bytes or a callable, not int"),
+        ({"greeting": 42}, "a greeting must be text, bytes or a callable, not int"),
         ({"greeting": "$nobody"}, r"unknown name \$nobody"),
         ({"port": 65536}, "65536"),
         ({"listen": ["localhost"]}, "localhost"),
@@ -255,7 +255,7 @@ async def test_update_takes_effect_with_the_next_client(accept: Accept) -> None:
 async def test_an_update_that_is_wrong_changes_nothing() -> None:
     async with here("one") as server:
         for wrong, message in (
-            ({"greeting": 42}, "a greeting is text"),
+            ({"greeting": 42}, "a greeting must be text"),
             ({"tls": tls()}, "TLS cannot be turned on while serving"),
         ):
             with pytest.raises(ConfigError, match=message):
