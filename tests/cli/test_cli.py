@@ -27,7 +27,7 @@ import pytest
 import greeter
 from greeter import GreetReset, Reply
 from greeter.cli import cli
-from greeter.client import client
+from greeter.client import oneshot
 from tests.conftest import PATIENCE, ROOT
 
 if TYPE_CHECKING:
@@ -478,9 +478,9 @@ def test_greet_says_when_it_was_reset(run: Any, monkeypatch: pytest.MonkeyPatch)
     async def broken_off_before(*_: object, **__: object) -> Reply:
         raise GreetReset("x:1")
 
-    monkeypatch.setattr(client, "greet_within", broken_off)
+    monkeypatch.setattr(oneshot, "greet_within", broken_off)
     assert run("greet") == (0, HELLO + "\n", "greeter: x:1: connection reset after the greeting\n")
-    monkeypatch.setattr(client, "greet_within", broken_off_before)
+    monkeypatch.setattr(oneshot, "greet_within", broken_off_before)
     assert complaint(run("greet")) == (1, "x:1: connection reset before the greeting")
 
 
