@@ -1,33 +1,33 @@
 """A TCP greeting server, an async client and a load tester.
 
 - ``serve`` accepts connections, sends each a greeting and closes it without losing data.
-- ``handler`` does the same in an ``asyncio.start_server`` of your own.
-- ``greet`` receives a greeting. ``open_connection`` also returns the open connection, for what follows.
+- ``handler`` returns a callback that does the same for your own ``asyncio.start_server``.
+- ``greet`` receives a greeting. ``open_connection`` also returns the open connection.
 - ``load`` measures a greeting service.
 
-They run in your event loop. Importing greeter loads nothing but the standard library; each name loads its
-module when it is first used.
+All of them run in the caller's event loop. ``import greeter`` loads the standard library only; each public
+name loads its module on first use.
 
-The package consists of rooms, and imports go down this list only::
+The package consists of rooms. A room imports only from rooms below it in this list::
 
     cli        parse a command, run it, print, exit
-    service    a process that serves: signals, reload, workers, logging, metrics, systemd
-    config     every option once, its sources and checks
+    service    the server process: signals, reload, workers, logging, metrics, systemd
+    config     the definition of every option, its sources and validation
     loadtest   schedule connections, measure them, report
-    server     accept connections, and take each from its preamble to the lingering close
+    server     accept connections and handle each from its preamble to the lingering close
     client     connect, receive the greeting, close
     system     listening sockets, event loops, TLS contexts, signals, descriptors
     core       values and rules without I/O
     errors     the exceptions
 """
 
-TYPE_CHECKING = False  # what checkers take for typing's; loading that would take longer than all of this
+TYPE_CHECKING = False  # type checkers treat it as typing.TYPE_CHECKING, whose import is slow
 if TYPE_CHECKING:
-    from greeter.client.client import greet, greet_within
+    from greeter.client.oneshot import greet, greet_within
     from greeter.client.streamclient import open_connection
+    from greeter.core.admission import Limits
     from greeter.core.endpoint import Endpoint
     from greeter.core.greeting import Greeting, Peer
-    from greeter.core.limits import Limits
     from greeter.core.replies import Reply
     from greeter.core.stats import ServerStats
     from greeter.errors import (
@@ -81,12 +81,12 @@ __all__ = [
 ]
 
 
-# Where they are. A program loads what it uses, when it first does so.
-_HOMES = {
-    "greeter.client.client": ("greet", "greet_within"),
+# The module of each public name, for imports on first use. Names that are not listed are in greeter.errors.
+_MODULES = {
+    "greeter.client.oneshot": ("greet", "greet_within"),
     "greeter.core.endpoint": ("Endpoint",),
     "greeter.core.greeting": ("Greeting", "Peer"),
-    "greeter.core.limits": ("Limits",),
+    "greeter.core.admission": ("Limits",),
     "greeter.loadtest": ("LoadPlan", "LoadReport", "Threshold", "load"),
     "greeter.core.replies": ("Reply",),
     "greeter.server": ("Server", "handler", "serve"),
@@ -99,15 +99,15 @@ _PUBLIC_MODULES = ("client", "errors", "loadtest", "server")
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name, or a module that has one, when it is first used (PEP 562)."""
+    """Import a public name or module on first use (PEP 562)."""
     import importlib
 
     if name in _PUBLIC_MODULES:
         return importlib.import_module(f"greeter.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = next((home for home, names in _HOMES.items() if name in names), "greeter.errors")
-    value = getattr(importlib.import_module(home), name)
+    module = next((module for module, names in _MODULES.items() if name in names), "greeter.errors")
+    value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
 

@@ -14,7 +14,7 @@ from greeter.system import interrupt
 
 def main() -> None:
     """The console script."""
-    interrupt.leave_at_once()  # before anything else is loaded, which takes a while
+    interrupt.exit_on_interrupt()  # before anything else is loaded, which takes a while
     from greeter.cli import cli
 
     cli.main()

@@ -1,21 +1,24 @@
-"""Every error greeter raises: one clear line for people, fields for programs.
+"""The exceptions of greeter. Each has a one-line message, and its details as attributes.
 
-Each is also the built-in that a caller already catches::
+Each is also a subclass of the built-in exception for its kind of error::
 
     GreeterError(Exception)
-    ├── ConfigError(ValueError)          a value that can be checked before anything starts
+    ├── ConfigError(ValueError)          an invalid value, found before anything starts
     │   └── MissingExtra(ImportError)    an optional package that is not installed
     ├── ListenFailed(OSError)            an endpoint that cannot be listened on
     ├── GreetingError                    a greeting callable that failed, for one client
-    ├── ProxyProtocolError(ValueError)   a PROXY header that breaks the grammar
-    └── GreetFailed                      the client was not greeted
-        ├── ConnectFailed(OSError)         … because it could not connect
+    ├── ProxyProtocolError(ValueError)   an invalid PROXY header
+    └── GreetFailed                      no greeting was received
+        ├── ConnectFailed(OSError)         … because connecting failed
         ├── GreetTimeout(TimeoutError)     … because a deadline passed
         ├── GreetReset(ConnectionResetError)  … because the peer reset the connection
         ├── NoGreeting(ConnectionError)    … because the peer closed too early
-        └── ReplyTooLarge(ValueError)      … because the reply would not end
+        └── ReplyTooLarge(ValueError)      … because the reply exceeded its size limit
 
-The message of an error is complete: the command line prints it behind ``greeter: ``.
+Invariants:
+
+- The message is complete and one line. The command line prints it after ``greeter: ``.
+- Every error can be pickled, with its attributes.
 """
 
 from __future__ import annotations
@@ -24,19 +27,19 @@ import os
 import re
 from typing import Any
 
-# The frame that OpenSSL's errors come in: "[SSL: CODE] words (_ssl.c:1006)".
+# What surrounds the text of an OpenSSL error: "[SSL: CODE] text (_ssl.c:1006)".
 _SSL_FRAME = re.compile(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$")
 
 
 class GreeterError(Exception):
-    """The root: ``except GreeterError`` catches whatever greeter raises on purpose."""
+    """The base class of every exception that greeter raises deliberately."""
 
     def __str__(self) -> str:
-        # OSError would put its "[Errno N]" in the place of our line.
+        # OSError.__str__() would return "[Errno N] ..." instead of our message.
         return str(self.args[0]) if self.args else type(self).__name__
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Errors travel between processes. Python's way would call __init__ with the finished line.
+        # Errors are sent between processes. The default would call __init__ with the finished message.
         system = {"errno": self.errno, "strerror": self.strerror} if isinstance(self, OSError) else {}
         return _restore, (type(self), self.args, system | vars(self))
 
@@ -50,13 +53,14 @@ def _restore(cls: type[GreeterError], args: tuple[object, ...], fields: dict[str
 
 
 class ConfigError(GreeterError, ValueError):
-    """A value that is wrong before anything starts; the message names it."""
+    """An argument or option is invalid. It is raised before anything starts; the message quotes the value."""
 
 
 class MissingExtra(ConfigError, ImportError):
-    """An optional package is needed and not installed.
+    """A feature needs an optional package that is not installed.
 
-    ``extra`` is the name to install, as in ``pip install '.[extra]'`` in greeter's source tree.
+    Attributes:
+        extra: The extra to install, as in ``pip install '.[extra]'`` in greeter's source tree.
     """
 
     def __init__(self, feature: str, extra: str) -> None:
@@ -66,9 +70,9 @@ class MissingExtra(ConfigError, ImportError):
 
 
 def reason(error: OSError) -> str:
-    """The operating system's words for ``error``, in the lower case of the middle of a sentence."""
+    """Return the operating system's text for ``error``, in lower case, for use within a sentence."""
     code = error.errno
-    # The resolver (module socket) and OpenSSL number their errors themselves; some errors have no number.
+    # The numbers of resolver errors (module socket) and OpenSSL errors are not errno values.
     if code is not None and code > 0 and type(error).__module__ not in ("socket", "ssl"):
         text = os.strerror(code)
     else:
@@ -79,7 +83,7 @@ def reason(error: OSError) -> str:
 
 
 class _SystemFailure(GreeterError, OSError):
-    """What the operating system refused: ``errno`` and ``strerror`` are its own, where it gave them."""
+    """A failed system call. ``errno`` and ``strerror`` are those of ``cause``, if it is an OSError."""
 
     def __init__(self, what: str, cause: OSError | str) -> None:
         super().__init__(f"{what}: {cause if isinstance(cause, str) else reason(cause)}")
@@ -88,9 +92,12 @@ class _SystemFailure(GreeterError, OSError):
 
 
 class ListenFailed(_SystemFailure):
-    """An endpoint cannot be listened on: in use, not ours, not permitted, not resolvable.
+    """An endpoint cannot be listened on: in use, not a local address, not permitted, not resolvable.
 
-    ``endpoint`` is its text; ``errno`` and ``strerror`` as the system gave them.
+    Attributes:
+        endpoint: The endpoint's text.
+        errno: The number of the system's error, or None.
+        strerror: The text of the system's error, or None.
     """
 
     def __init__(self, endpoint: str, cause: OSError | str) -> None:
@@ -99,11 +106,15 @@ class ListenFailed(_SystemFailure):
 
 
 class GreetingError(GreeterError):
-    """A greeting callable raised or returned neither ``str`` nor ``bytes``; it cost one client."""
+    """A greeting callable raised, or returned neither ``str`` nor ``bytes``. It fails one connection only."""
 
 
 class ProxyProtocolError(GreeterError, ValueError):
-    """Bytes that are no PROXY header. ``offset`` is where the grammar was left, in bytes."""
+    """A PROXY header is invalid.
+
+    Attributes:
+        offset: The offset of the first wrong byte.
+    """
 
     def __init__(self, message: str, offset: int = 0) -> None:
         super().__init__(message)
@@ -111,18 +122,22 @@ class ProxyProtocolError(GreeterError, ValueError):
 
 
 class GreetFailed(GreeterError):
-    """The root of what ``greet()`` and ``open_connection()`` raise at run time.
+    """The base class of what ``greet()`` and ``open_connection()`` raise if they receive no greeting.
 
-    ``target`` is the endpoint's text.
+    Attributes:
+        target: The endpoint's text.
     """
 
     target: str
 
 
 class ConnectFailed(GreetFailed, _SystemFailure):
-    """No connection: refused, unreachable, not resolvable, or no TLS agreed.
+    """Connecting failed: refused, unreachable, not resolvable, or the TLS handshake failed.
 
-    ``errno`` and ``strerror`` as the system gave them.
+    Attributes:
+        target: The endpoint's text.
+        errno: The number of the system's error, or None.
+        strerror: The text of the system's error, or None.
     """
 
     def __init__(self, target: str, cause: OSError | str) -> None:
@@ -133,26 +148,34 @@ class ConnectFailed(GreetFailed, _SystemFailure):
 class GreetTimeout(GreetFailed, TimeoutError):
     """A deadline passed.
 
-    ``phase`` is ``"connect"``, ``"first byte"`` (connected, yet not one byte came) or ``"end"`` (the
-    greeting began and did not end); ``seconds`` is the limit; ``received`` what had come by then.
+    Attributes:
+        target: The endpoint's text.
+        phase: ``"connect"``, ``"first byte"`` (connected, but no byte was received) or ``"end"`` (the
+            greeting began and did not end).
+        seconds: The limit, in seconds.
+        received: The bytes received before the deadline.
     """
 
     def __init__(self, target: str, phase: str, seconds: float, received: bytes = b"") -> None:
         what = {
             "connect": "no connection",
             "first byte": "connected, but no greeting",
-            "end": f"the greeting did not end ({len(received)} bytes came)",
+            "end": f"the greeting did not end ({len(received)} bytes received)",
         }[phase]
         super().__init__(f"{target}: {what} within {seconds:g} s")
         self.target, self.phase, self.seconds, self.received = target, phase, seconds, received
 
 
 class GreetReset(GreetFailed, ConnectionResetError):
-    """The peer reset the connection before its greeting was complete.
+    """The peer reset the connection before the greeting was complete.
 
-    ``received`` is what had come by then; of what ``open_connection()`` reads, asyncio may have lost some.
-    ``greet()`` raises this without a byte and for a reply of several lines that lacks its last one. Any
-    other greeting it returns, with ``reset`` set.
+    ``greet()`` raises this if it received no byte, or a multi-line reply without its last line. Any other
+    greeting it returns, with ``Reply.reset`` set.
+
+    Attributes:
+        target: The endpoint's text.
+        received: The bytes received before the reset. With ``open_connection()``, some may be missing:
+            asyncio discards unread bytes.
     """
 
     def __init__(self, target: str, received: bytes = b"") -> None:
@@ -161,19 +184,33 @@ class GreetReset(GreetFailed, ConnectionResetError):
 
 
 class NoGreeting(GreetFailed, ConnectionError):
-    """The peer closed the connection without a greeting, or in the middle of a reply of several lines.
+    """The peer closed the connection without a greeting, or in the middle of a multi-line reply.
 
-    ``received`` is what had come by then. Without a byte, ``greet()`` returns an empty Reply instead.
+    If it received no byte, ``greet()`` returns an empty Reply instead.
+
+    Attributes:
+        target: The endpoint's text.
+        received: The bytes received before the end of the stream.
     """
 
     def __init__(self, target: str, received: bytes = b"") -> None:
-        came = f"before the greeting ended ({len(received)} bytes came)" if received else "without a greeting"
-        super().__init__(f"{target}: closed {came}")
+        when = (
+            f"before the greeting ended ({len(received)} bytes received)"
+            if received
+            else "without a greeting"
+        )
+        super().__init__(f"{target}: closed {when}")
         self.target, self.received = target, received
 
 
 class ReplyTooLarge(GreetFailed, ValueError):
-    """The reply passed ``limit`` bytes; ``received`` is its beginning, exactly that long."""
+    """The greeting is longer than ``limit`` bytes.
+
+    Attributes:
+        target: The endpoint's text.
+        limit: The limit, in bytes.
+        received: The first ``limit`` bytes of the greeting.
+    """
 
     def __init__(self, target: str, limit: int, received: bytes) -> None:
         super().__init__(f"{target}: the greeting is longer than {limit} bytes")

@@ -108,7 +108,7 @@ def greet(ctx: click.Context, /, **_: object) -> int:
 
     Each option but --tls-cert and --tls-key is also an environment variable (GREETER_TIMEOUT for --timeout).
     """
-    from greeter.client import client
+    from greeter.client import oneshot
     from greeter.system import loops
     from greeter.system.tls import client_context
 
@@ -122,7 +122,7 @@ def greet(ctx: click.Context, /, **_: object) -> int:
     if options.tls:
         context = client_context(options.tls_ca, options.tls_cert, options.tls_key)
     reply = loops.run(
-        client.greet_within(
+        oneshot.greet_within(
             options.wait,
             options.target,
             timeout=options.timeout,
@@ -142,7 +142,7 @@ def greet(ctx: click.Context, /, **_: object) -> int:
     elif options.raw:
         click.echo(reply.data, nl=False)
     else:
-        click.echo(client.printable(str(reply)).removesuffix("\n"))
+        click.echo(oneshot.printable(str(reply)).removesuffix("\n"))
     if reply.reset:
         _complain(f"{reply.target}: connection reset after the greeting")
     return 0
@@ -210,7 +210,7 @@ def report(ctx: click.Context, /, **_: object) -> int:
     """
     from greeter.cli.loadcommand import run_report
 
-    interrupt.raise_again()  # a file is written whole or not at all
+    interrupt.restore_keyboard_interrupt()  # a file is written whole or not at all
     return run_report(collect(ReportOptions, ctx), click.echo, _explain)
 
 
@@ -290,5 +290,5 @@ def _one_line(error: click.ClickException) -> str:
 def main() -> NoReturn:
     """Run the command of this process, and exit."""
     code = run()
-    interrupt.leave_at_once()  # all is done, and the interpreter would show an exception on its way out
+    interrupt.exit_on_interrupt()  # all is done, and the interpreter would show an exception on its way out
     sys.exit(code)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from greeter.client.client import greet
+from greeter.client.oneshot import greet
 from greeter.core.address import describe
 from greeter.core.replies import Reply
 from greeter.errors import MissingExtra

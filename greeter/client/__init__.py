@@ -1,13 +1,13 @@
-"""Being greeted: connect, receive the greeting, close.
+"""The client: connect, receive the greeting, close.
 
-The story, from the top: ``greet()`` (client.py) takes a whole reply with a protocol of its own;
-``open_connection()`` (streamclient.py) takes the first reply of a conversation and gives asyncio's streams
-for the rest. Both check their arguments and connect by connecting.py.
+The story, from the top: ``greet()`` (oneshot.py) receives one greeting with a protocol of its own and closes.
+``open_connection()`` (streamclient.py) receives the greeting and returns it with asyncio's streams for the
+rest of the conversation. Both use connecting.py to validate their arguments and to connect.
 
 Must not import: the server, and all that is above it.
 """
 
-from greeter.client.client import greet, greet_within
+from greeter.client.oneshot import greet, greet_within
 from greeter.client.streamclient import open_connection
 from greeter.core.replies import Reply
 

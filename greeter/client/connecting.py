@@ -1,11 +1,11 @@
-"""What ``greet()`` and ``open_connection()`` share: checked arguments, and how to connect to an endpoint.
+"""Shared by ``greet()`` and ``open_connection()``: validating arguments, and connecting to an endpoint.
 
 Invariants:
 
-- A wrong argument is a ConfigError before a socket is opened.
-- Whatever the resolver, the system or TLS reports while connecting is a ConnectFailed; a deadline is a
+- An invalid argument raises ConfigError before a socket is opened.
+- An error of the resolver, the system or TLS while connecting raises ConnectFailed; a deadline raises
   GreetTimeout.
-- A socket that is made here is closed on every error and on cancellation.
+- A socket that is created here is closed on every error and on cancellation.
 """
 
 from __future__ import annotations
@@ -26,74 +26,74 @@ from greeter.errors import ConfigError, ConnectFailed, GreetTimeout
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TIMEOUT = 10.0
-CONNECT_TIMEOUT = 5.0
+TIMEOUT = 10.0  # seconds
+CONNECT_TIMEOUT = 5.0  # seconds
 MAX_BYTES = 64 * 1024
-# RFC 8305, section 5, recommends 250 ms between the attempts of happy eyeballs.
-EYEBALLS_DELAY = 0.25
+# Seconds between the connection attempts of happy eyeballs, as RFC 8305 5 recommends.
+HAPPY_EYEBALLS_DELAY = 0.25
 
 Target: TypeAlias = str | int | Endpoint | None
 TLS: TypeAlias = ssl_module.SSLContext | bool | None
 
-# Checking a target costs a tenth of greeting it, and a caller has few of them. Typed: True is not 1.
-_read_target = functools.lru_cache(maxsize=256, typed=True)(Endpoint.target)
+# Parsing a target costs a tenth of a greet(), and most callers use few targets. Typed: True must not hit 1.
+_cached_target = functools.lru_cache(maxsize=256, typed=True)(Endpoint.target)
 
 
 def destination(
     target: Target, port: int | str | None, path: str | None, sock: socket.socket | None
 ) -> Endpoint:
-    """The endpoint that the arguments name, of which ``path`` and ``sock`` take the place of a target.
+    """Return the endpoint that the arguments of ``greet()`` stand for.
 
     Raises:
-        ConfigError: They contradict each other, or one of them is malformed or of a wrong type.
+        ConfigError: They contradict each other, or one is malformed or has the wrong type.
     """
     if path is None and sock is None:
         try:
-            return _read_target(target, port)
-        except TypeError:  # what cannot be hashed is not a target either
+            return _cached_target(target, port)
+        except TypeError:  # unhashable: not a target either, and target() says so
             return Endpoint.target(target, port)
     if path is not None and sock is not None:
         raise ConfigError("give one of path and sock")
     if target != DEFAULT_HOST or port is not None:
-        raise ConfigError(f"{'path' if sock is None else 'sock'} takes the place of a target and a port")
+        raise ConfigError(f"{'path' if sock is None else 'sock'} cannot be combined with a target or a port")
     if sock is None:
         if not isinstance(path, str):
-            raise ConfigError(f"path is a string, not {type(path).__name__}")
+            raise ConfigError(f"path must be a string, not {type(path).__name__}")
         return Endpoint.unix(path)
     if not isinstance(sock, socket.socket):
-        raise ConfigError(f"sock is a socket, not {type(sock).__name__}")
+        raise ConfigError(f"sock must be a socket, not {type(sock).__name__}")
     return Endpoint.inherited(sock.fileno())
 
 
 def check_bounds(
     until: object, allowed: tuple[str, ...], max_bytes: object, timeout: object, connect_timeout: object
 ) -> None:
-    """Raise ConfigError for a bound of a wrong type or out of range, and for an unknown ``until``."""
+    """Raise ConfigError for a limit of the wrong type or out of range, and for an unknown ``until``."""
     if until not in allowed:
-        raise ConfigError(f"until is one of {', '.join(map(repr, allowed))}, not {until!r}")
+        raise ConfigError(f"until must be one of {', '.join(map(repr, allowed))}, not {until!r}")
     if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
-        raise ConfigError(f"max_bytes is an integer of at least 1, not {max_bytes!r}")
+        raise ConfigError(f"max_bytes must be an integer of at least 1, not {max_bytes!r}")
     for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
         if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
-            raise ConfigError(f"{name} is a positive number of seconds, not {seconds!r}")
+            raise ConfigError(f"{name} must be a positive number of seconds, not {seconds!r}")
 
 
 def name_to_verify(target: Endpoint, ssl: TLS, server_hostname: str | None) -> str | None:
-    """Check the arguments of TLS.
+    """Validate the TLS arguments.
 
     Returns:
-        The ``server_hostname`` to pass to asyncio; ``None`` is the target's host.
+        The ``server_hostname`` to pass to asyncio; ``None`` stands for the target's host.
 
     Raises:
-        ConfigError: One is of a wrong type, ``server_hostname`` is given without TLS, or the target has no
-            host name and TLS is to verify one.
+        ConfigError: One has the wrong type, ``server_hostname`` is given without TLS, or TLS must verify a
+            host name and the target has none.
     """
     if ssl is not None and not isinstance(ssl, bool | ssl_module.SSLContext):
-        raise ConfigError(f"ssl is True or an SSLContext, not {type(ssl).__name__}")
+        raise ConfigError(f"ssl must be True or an SSLContext, not {type(ssl).__name__}")
     if server_hostname is not None and not isinstance(server_hostname, str):
-        raise ConfigError(f"server_hostname is a string, not {type(server_hostname).__name__}")
+        raise ConfigError(f"server_hostname must be a string, not {type(server_hostname).__name__}")
     if server_hostname is not None and not ssl:
-        raise ConfigError(f"server_hostname {server_hostname!r} goes with ssl")
+        raise ConfigError(f"server_hostname {server_hostname!r} requires ssl")
     if ssl and server_hostname is None and target.kind != "tcp":
         if ssl is True or ssl.check_hostname:
             raise ConfigError(f"TLS to {target} needs server_hostname, the name to verify")
@@ -103,30 +103,30 @@ def name_to_verify(target: Endpoint, ssl: TLS, server_hostname: str | None) -> s
 
 @contextlib.contextmanager
 def connect_errors(target: Endpoint, limit: float) -> Iterator[None]:
-    """Turn what connecting within ``limit`` seconds raises into ConnectFailed or GreetTimeout."""
+    """Convert what connecting within ``limit`` seconds raises to ConnectFailed or GreetTimeout."""
     try:
         yield
     except TimeoutError as error:
         if error.errno is not None:  # the system's ETIMEDOUT, not our deadline
             raise ConnectFailed(str(target), error) from error
         raise GreetTimeout(str(target), "connect", limit) from None
-    except OSError as error:  # the resolver's and TLS's errors are OSErrors too
-        raise ConnectFailed(str(target), _last(error)) from error
+    except OSError as error:  # including the errors of the resolver and of TLS
+        raise ConnectFailed(str(target), _last_error(error)) from error
     except UnicodeError as error:
         raise ConnectFailed(str(target), "not a host name") from error
 
 
 def tcp_arguments(loop: asyncio.AbstractEventLoop, target: Endpoint) -> dict[str, Any]:
-    """The arguments with which asyncio connects to a TCP endpoint."""
+    """Return the arguments with which ``create_connection()`` connects to a TCP endpoint."""
     host = target.host or "localhost"
-    arguments: dict[str, Any] = {"host": host, "port": target.port}  # a service name is the resolver's
-    if isinstance(loop, asyncio.BaseEventLoop) and not _literal(host):  # uvloop has no happy eyeballs
-        arguments["happy_eyeballs_delay"] = EYEBALLS_DELAY
+    arguments: dict[str, Any] = {"host": host, "port": target.port}  # the resolver handles service names
+    if isinstance(loop, asyncio.BaseEventLoop) and not _is_ip_address(host):  # uvloop lacks happy eyeballs
+        arguments["happy_eyeballs_delay"] = HAPPY_EYEBALLS_DELAY
     return arguments
 
 
 async def unix_socket(loop: asyncio.AbstractEventLoop, target: Endpoint) -> socket.socket:
-    """A socket connected to a Unix endpoint. uvloop's own connect knows no abstract names."""
+    """Return a socket connected to a Unix endpoint. uvloop cannot connect to abstract names by itself."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -138,10 +138,10 @@ async def unix_socket(loop: asyncio.AbstractEventLoop, target: Endpoint) -> sock
 
 
 def connected_socket(target: Endpoint, sock: socket.socket | None) -> socket.socket:
-    """``sock``, or a socket of our own on the connection behind an ``fd`` endpoint; not blocking.
+    """Return a non-blocking socket: ``sock``, or one on a duplicate of the descriptor of ``target``.
 
     Raises:
-        OSError: It is not a stream socket. It is closed then.
+        OSError: It is not a stream socket. It was closed.
     """
     if sock is None:
         fd = os.dup(target.fd)
@@ -157,12 +157,12 @@ def connected_socket(target: Endpoint, sock: socket.socket | None) -> socket.soc
     return sock
 
 
-def _last(error: OSError) -> OSError:
-    """asyncio puts the errors of several addresses into one text: the last of them, which is IPv4's."""
+def _last_error(error: OSError) -> OSError:
+    """Return the last of several errors that asyncio put into one text: that of the last address tried."""
     codes = re.findall(r"\[Errno (\d+)\]", str(error)) if error.errno is None else ()
     return OSError(int(codes[-1]), os.strerror(int(codes[-1]))) if codes else error
 
 
-def _literal(host: str) -> bool:
-    """True for an IP address, which has nothing to race against."""
+def _is_ip_address(host: str) -> bool:
+    """Return True for an IP address, for which happy eyeballs has no alternatives to race."""
     return ":" in host or host.replace(".", "").isdigit()

@@ -1,11 +1,11 @@
-"""A client for services that send a greeting and go on (SMTP, FTP, SSH): the greeting, and asyncio's streams.
+"""The stream client, for protocols that continue after the greeting (SMTP, FTP, SSH).
 
 Invariants:
 
-- Nothing behind the greeting is taken from the stream. Only ``readuntil()`` stops at a line end without
-  taking more, so the bound on a line is the StreamReader's own ``limit``.
-- No wait is without a deadline.
-- After an error the descriptor is closed; after a cancellation it is closed in the loop's next turn.
+- Bytes after the greeting stay in the StreamReader. Only ``readuntil()`` stops at a line end without reading
+  on, so the limit on a line is the StreamReader's ``limit``.
+- Every wait has a deadline.
+- After an error the descriptor is closed. After a cancellation it is closed in the loop's next iteration.
 """
 
 from __future__ import annotations
@@ -54,40 +54,38 @@ async def open_connection(
 ) -> tuple[Reply, asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect, receive the greeting, and return it with the open connection.
 
-    What came behind the greeting is in the StreamReader. The deadlines end with the greeting: what follows
-    is the caller's, who also closes the StreamWriter.
+    Bytes after the greeting stay in the StreamReader. The deadlines apply up to the end of the greeting. The
+    caller must close the StreamWriter.
 
-    asyncio's StreamReader throws unread bytes away when the peer resets the connection (cpython #75044). A
-    greeting that a reset follows at once can be lost for that reason. ``greet()`` has a protocol of its own,
-    which keeps every byte; use it where the greeting is all that is wanted.
+    asyncio's StreamReader discards unread bytes when the peer resets the connection (cpython #75044), so a
+    greeting can be lost if a reset follows it at once. ``greet()`` never loses a byte; use it if only the
+    greeting is needed.
 
     Args:
         target: An Endpoint, the text of one (``"127.0.0.1:25"``, ``"[::1]:25"``, ``"unix:/path"``,
-            ``"unix:@name"``, ``"fd:3"``), or a host: a name or an address, with ``port`` beside it or on
-            port 9999.
-        port: A port number or the name of a service. It goes with a host only.
-        path: A Unix socket (``"@name"``: an abstract one), in the place of a target.
-        sock: A connected socket, in the place of a target. It is closed with the connection.
+            ``"unix:@name"``, ``"fd:3"``), or a host: a name or an address.
+        port: A port number or a service name, if the target is a host. The default is 9999.
+        path: The path of a Unix socket (``"@name"``: an abstract one), instead of a target.
+        sock: A connected socket, instead of a target. It is closed with the connection.
         until: What ends the greeting. ``"line"``: the end of a line. ``"reply"``: the last line of an SMTP
             or FTP reply (RFC 5321 4.2.1, RFC 959 4.2). The end of the stream ends a line too.
         send: Bytes to send before the greeting is read.
         ssl: True or an SSLContext for TLS.
-        server_hostname: The name to verify with TLS, if it is not the target's host.
-        timeout: Seconds for everything, from the call to the end of the greeting.
-        connect_timeout: Seconds of those for connecting, TLS handshake included.
-        max_bytes: The longest greeting to take. The StreamReader's ``limit``, which is the longest line that
-            its ``readline()`` takes, is one byte less.
+        server_hostname: The name to verify in the certificate, if it is not the target's host.
+        timeout: Seconds from the call to the end of the greeting.
+        connect_timeout: Seconds for connecting, including the TLS handshake; limited by ``timeout``.
+        max_bytes: The size limit of the greeting in bytes. The StreamReader's ``limit`` is one byte less.
 
     Returns:
-        The Reply, the StreamReader and the StreamWriter. ``reply.data`` has every line of the greeting with
-        its line end, which only a greeting that the end of the stream cut lacks.
+        The Reply, the StreamReader and the StreamWriter. Every line of ``reply.data`` has its line end,
+        except a last line that the end of the stream ended.
 
     Raises:
-        ConfigError: An argument is wrong, or arguments contradict each other.
-        ConnectFailed: There is no connection.
+        ConfigError: An argument is invalid, or arguments contradict each other.
+        ConnectFailed: Connecting failed.
         GreetTimeout: A deadline passed.
         GreetReset: The peer reset the connection before the greeting was complete.
-        NoGreeting: The peer closed the connection without a byte, or in the middle of a reply.
+        NoGreeting: The peer closed the connection without sending, or in the middle of a reply.
         ReplyTooLarge: The greeting is longer than ``max_bytes``.
 
     Example::
@@ -102,7 +100,7 @@ async def open_connection(
     server_hostname = name_to_verify(where, ssl, server_hostname)
     check_bounds(until, ("line", "reply"), max_bytes, timeout, connect_timeout)
     if send is not None and not isinstance(send, bytes | bytearray | memoryview):
-        raise ConfigError(f"send is bytes, not {type(send).__name__}")
+        raise ConfigError(f"send must be bytes, not {type(send).__name__}")
     deadline = asyncio.get_running_loop().time() + timeout
     limit = min(connect_timeout, timeout)
     start = perf_counter()
@@ -113,7 +111,7 @@ async def open_connection(
     data = bytearray()
     try:
         if send and not writer.transport.is_closing():  # uvloop raises RuntimeError if it is
-            writer.write(send)  # and no drain(): the peer may wait for us to read
+            writer.write(send)  # without drain(): the peer may block until we read
         async with asyncio.timeout_at(deadline):
             first_byte = await _receive(reader, data, until, max_bytes)
     except (asyncio.LimitOverrunError, asyncio.IncompleteReadError, OSError) as error:
@@ -136,7 +134,7 @@ async def _open(
     target: Endpoint, sock: socket.socket | None, ssl: TLS, server_hostname: str | None, max_bytes: int
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     loop = asyncio.get_running_loop()
-    # The first byte is read alone: a buffer above this limit is a line above max_bytes.
+    # The first byte is read separately, so a buffer above this limit means a line above max_bytes.
     limit = max(max_bytes - 1, 1)
     if target.kind == "unix":
         sock = await unix_socket(loop, target)
@@ -153,23 +151,23 @@ async def _open(
 async def _receive(
     reader: asyncio.StreamReader, data: bytearray, until: Literal["line", "reply"], max_bytes: int
 ) -> float:
-    """Read the greeting into ``data``, which has what came also when this raises.
+    """Read the greeting into ``data``, which has the bytes received even if this raises.
 
     Returns:
-        When the first byte came.
+        The time of the first byte, on ``perf_counter()``.
 
     Raises:
-        LimitOverrunError: It is longer than ``max_bytes``. The rest may still be in the reader.
-        IncompleteReadError: The stream ended before it.
+        LimitOverrunError: The greeting is longer than ``max_bytes``. The rest may still be in the reader.
+        IncompleteReadError: The stream ended before the greeting did.
     """
-    data += await reader.readexactly(1)  # alone, for its time
+    data += await reader.readexactly(1)  # separately, to take its time
     first_byte = perf_counter()
-    line = 0  # where the line begins that is not complete
+    line = 0  # the start of the incomplete line
     try:
         while greeting_end(data, until, line) is None and len(data) <= max_bytes:
             if data.endswith(b"\n"):
                 line = len(data)
-            # At the bound, one more byte tells a greeting that is too long from the end of the stream.
+            # At the limit, read one more byte: it tells a longer greeting from the end of the stream.
             data += await (reader.readuntil(b"\n") if len(data) < max_bytes else reader.readexactly(1))
     except asyncio.IncompleteReadError as error:
         data += error.partial
@@ -181,7 +179,7 @@ async def _receive(
 
 
 def _failure(error: Exception, target: str, received: bytes, max_bytes: int, timeout: float) -> GreetFailed:
-    """What ``open_connection()`` raises for an error of the streams."""
+    """Return what ``open_connection()`` raises for an error of the streams."""
     if isinstance(error, asyncio.LimitOverrunError) or len(received) > max_bytes:
         return ReplyTooLarge(target, max_bytes, received[:max_bytes])
     if isinstance(error, asyncio.IncompleteReadError):
@@ -192,7 +190,7 @@ def _failure(error: Exception, target: str, received: bytes, max_bytes: int, tim
 
 
 async def _abort(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """Close at once; returns what the reader still holds."""
+    """Abort the connection. Return the bytes that are still in the reader."""
     writer.transport.abort()
     with contextlib.suppress(OSError):
         await writer.wait_closed()

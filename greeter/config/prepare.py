@@ -10,8 +10,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from greeter.config.sources import greeting_from_app, greeting_from_file
+from greeter.core.admission import Limits
 from greeter.core.greeting import Greeting
-from greeter.core.limits import Limits
 from greeter.errors import ConfigError
 from greeter.system import tls
 
@@ -48,7 +48,7 @@ def prepare(options: ServeOptions) -> Prepared:
         raise ConfigError("--tls-key and --tls-client-ca go with --tls-cert")
     context = expiry = None
     if options.tls_cert is not None:
-        context, expiry = tls.load(options.tls_cert, options.tls_key, options.tls_client_ca)
+        context, expiry = tls.load_server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
     return Prepared(
         greeting=_greeting(options),
         limits=Limits(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from greeter.core.admission import Limits, Networks
 from greeter.core.endpoint import Endpoint, host_name
 from greeter.core.greeting import Greeting
-from greeter.core.limits import Limits, Networks
 from greeter.errors import ConfigError
 
 if TYPE_CHECKING:

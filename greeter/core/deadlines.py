@@ -1,11 +1,11 @@
-"""Deadlines in order, without a timer for each.
+"""Deadlines in order, without a timer per item.
 
 Invariants:
 
-- The deadlines of one table never decrease in the order of its items. So the first item is the first one
-  due, and a ``dict`` serves as the queue, as the table of members, and finds an item in constant time.
-- A deadline is postponed once at the most, so that no item can stay for ever.
-- Time is a number that the caller passes in, in seconds on any clock that does not go back.
+- Within one table, deadlines never decrease from one item to the next. The first item is therefore the next
+  one due, and one ``dict`` is both the queue and the set of members, with constant-time look-up.
+- A deadline is postponed at most once, so every item expires.
+- The caller passes the time in, in seconds on a monotonic clock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Deadlines(Generic[T]):
-    """Items with a deadline each. Items must be hashable; an item has at most one deadline."""
+    """A queue of items, ordered by deadline. Items must be hashable; each has one deadline."""
 
     __slots__ = ("_due", "_postponed")
 
@@ -38,24 +38,29 @@ class Deadlines(Generic[T]):
         return item in self._due
 
     def add(self, item: T, deadline: float) -> None:
-        """Add ``item``, or move it to the end, with a deadline not before that of any other item."""
-        self._due.pop(item, None)  # a dict would keep its old place
+        """Add ``item`` at the end, or move it there.
+
+        Args:
+            item: The item.
+            deadline: Its deadline in seconds; must not be before the deadline of any other item.
+        """
+        self._due.pop(item, None)  # assigning to a key that exists would not move it
         if self._postponed:
             self._postponed.discard(item)
         self._due[item] = deadline
 
     def discard(self, item: T) -> bool:
-        """Remove ``item``. Returns True if it was in the table."""
+        """Remove ``item``. Return True if it was in the table."""
         if self._postponed:
             self._postponed.discard(item)
         return self._due.pop(item, None) is not None
 
     def first(self) -> float | None:
-        """Returns the next deadline, or None if the table is empty."""
+        """Return the next deadline in seconds, or None if the table is empty."""
         return next(iter(self._due.values()), None)
 
     def due(self, now: float) -> list[T]:
-        """Returns the items whose deadline is at or before ``now``, in order. They stay in the table."""
+        """Return the items whose deadline is at or before ``now``, in order, without removing them."""
         found = []
         for item, deadline in self._due.items():
             if deadline > now:
@@ -71,12 +76,13 @@ class Deadlines(Generic[T]):
         return found
 
     def postpone(self, now: float, seconds: float, latest: float = math.inf) -> None:
-        """Move the deadlines that are at or before ``now``, but no deadline twice.
+        """Postpone the deadlines at or before ``now``, except those that were postponed already.
 
         Args:
-            now: the current time.
-            seconds: by how much they are moved.
-            latest: no deadline is moved beyond this time, so that items can be added with this deadline.
+            now: The current time in seconds.
+            seconds: How far to postpone them, in seconds.
+            latest: The latest time to postpone them to, in seconds. Items can still be added with this
+                deadline.
         """
         moved = {
             item: min(self._due[item] + seconds, latest)

@@ -1,7 +1,10 @@
-"""Where to listen or connect, as one value that is read from text and written back to it.
+"""Endpoints: where to listen or connect, as a value that is parsed from text and formatted back to it.
 
-The law: parsing asks nobody. A host or service name stays a name here; the resolver sees it when a
-socket is opened, so ``localhost:qotd`` is a good endpoint on a machine that has never heard of qotd.
+Invariants:
+
+- Parsing resolves nothing. A host or service name stays a name until a socket is opened, so
+  ``localhost:qotd`` is valid even where the service qotd is unknown.
+- ``Endpoint.parse(str(endpoint)) == endpoint``.
 
 ===================  =====================================================================
 ``HOST:PORT``        a host name, a dotted IPv4 address, or an integer address (2130706433)
@@ -9,10 +12,10 @@ socket is opened, so ``localhost:qotd`` is a good endpoint on a machine that has
 ``:PORT``            all interfaces, IPv4 and IPv6, on one port
 ``unix:/run/x.sock`` a Unix socket
 ``unix:@name``       an abstract Unix socket (Linux)
-``fd:N``             a socket this process was started with
+``fd:N``             a socket inherited by this process, as descriptor N
 ===================  =====================================================================
 
-PORT is a number, or the name of a service. Port 0 lets the system choose when listening.
+PORT is a number or a service name. Listening on port 0 lets the kernel choose a free port.
 """
 
 from __future__ import annotations
@@ -30,19 +33,22 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 9999
 DEFAULT_ENDPOINT = f"{DEFAULT_HOST}:{DEFAULT_PORT}"
 
-# sun_path has 108 bytes; a path needs one of them for its end (unix(7)), an abstract name for its start.
+# sun_path has 108 bytes, one of which is the NUL that ends a path or starts an abstract name (unix(7)).
 UNIX_PATH_MAX = 107
-# RFC 6335, section 5.1: letters, digits and inner single hyphens, at most 15, at least one letter.
+# RFC 6335 5.1: letters, digits and inner single hyphens, at most 15, at least one letter.
 _SERVICE = re.compile(r"(?=[0-9-]*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One place to listen on or connect to.
+    """An address to listen on or connect to.
 
-    ``kind`` says which of the other fields count: ``host`` and ``port`` for ``"tcp"`` (the empty host
-    means all interfaces; a port that is a string is a service name), ``path`` for ``"unix"`` (an
-    abstract name begins with a NUL), ``fd`` for ``"fd"``.
+    Attributes:
+        kind: ``"tcp"``, ``"unix"`` or ``"fd"``. The fields of the other kinds have their default.
+        host: TCP: a host name or an address; empty for all interfaces.
+        port: TCP: a port number, or a service name if it is a string.
+        path: Unix: the path of the socket; an abstract name begins with a NUL.
+        fd: The number of an inherited descriptor.
     """
 
     kind: Literal["tcp", "unix", "fd"]
@@ -53,33 +59,66 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """Read an endpoint from ``text``; raises ConfigError with the text and what is wrong with it."""
+        """Parse the text of an endpoint.
+
+        Args:
+            text: One of the forms in the module's table, such as ``"127.0.0.1:25"`` or ``"unix:/path"``.
+
+        Returns:
+            The endpoint. Nothing is resolved.
+
+        Raises:
+            ConfigError: The text is malformed. The message quotes it.
+        """
         return _named(text, _parse, text)
 
     @classmethod
     def tcp(cls, host: str | int | None = DEFAULT_HOST, port: int | str = DEFAULT_PORT) -> Endpoint:
-        """A TCP endpoint. ``None`` and ``""`` mean all interfaces, an integer is an IPv4 address."""
+        """Return a TCP endpoint.
+
+        Args:
+            host: A host name or an address. ``None`` and ``""`` mean all interfaces; an integer is an IPv4
+                address.
+            port: A port number or a service name.
+
+        Raises:
+            ConfigError: The host or the port is malformed.
+        """
         return _named(f"{host}:{port}", _tcp, host, port)
 
     @classmethod
     def unix(cls, path: str) -> Endpoint:
-        """A Unix socket: a path, or ``@name`` (or NUL and the name) for an abstract one."""
+        """Return a Unix endpoint.
+
+        Args:
+            path: The path of a socket. ``@name``, or a NUL and the name, is an abstract one.
+
+        Raises:
+            ConfigError: The path is empty, too long, or cannot be encoded.
+        """
         return _named(f"unix:{path}", _unix, path)
 
     @classmethod
     def inherited(cls, fd: int | str) -> Endpoint:
-        """A listening socket that this process was started with, by the number of its descriptor."""
+        """Return the endpoint of a socket that this process inherited.
+
+        Args:
+            fd: The number of its descriptor.
+
+        Raises:
+            ConfigError: ``fd`` is not a descriptor number.
+        """
         return _named(f"fd:{fd}", _inherited, fd)
 
     @classmethod
     def target(
         cls, target: str | int | Endpoint | None = DEFAULT_HOST, port: int | str | None = None
     ) -> Endpoint:
-        """Read what a client may be given as its target.
+        """Return the endpoint that a client's target and port stand for.
 
         ==================================  ==========================================
         an Endpoint                         that endpoint
-        a string with a port beside it      a host name or an address
+        a string, with ``port``             a host name or an address
         a bare address, or a string         a host on port 9999
         without a colon
         any other string                    the text of an endpoint, see ``parse``
@@ -88,22 +127,24 @@ class Endpoint:
 
         Args:
             target: As in the table.
-            port: A port number or the name of a service. It goes with a host only.
+            port: A port number or a service name; only together with a host.
 
         Returns:
             The endpoint. Nothing is resolved.
 
         Raises:
-            ConfigError: The target or the port is malformed or of a wrong type, or there is a port beside
+            ConfigError: The target or the port is malformed or has the wrong type, or a port is given with
                 an endpoint.
         """
         if not isinstance(target, str | int | Endpoint | None) or isinstance(target, bool):
-            raise ConfigError(f"a target is a string, an integer or an Endpoint, not {type(target).__name__}")
+            raise ConfigError(
+                f"a target must be a string, an integer or an Endpoint, not {type(target).__name__}"
+            )
         if not isinstance(port, int | str | None) or isinstance(port, bool):
-            raise ConfigError(f"a port is an integer or a string, not {type(port).__name__}")
+            raise ConfigError(f"a port must be an integer or a string, not {type(port).__name__}")
         whole = isinstance(target, Endpoint) or (isinstance(target, str) and not _is_host(target))
         if whole and port is not None:
-            raise ConfigError(f"port {port!r} goes with a host, and {str(target)!r} is not one")
+            raise ConfigError(f"port {port!r} requires a host, and {str(target)!r} is not one")
         if isinstance(target, Endpoint):
             return target
         if whole:
@@ -112,7 +153,7 @@ class Endpoint:
 
     @property
     def abstract(self) -> bool:
-        """True for a Unix socket with a name and no file."""
+        """True for an abstract Unix socket, which has a name but no file (unix(7))."""
         return self.path.startswith("\0")
 
     def __str__(self) -> str:
@@ -124,21 +165,25 @@ class Endpoint:
 
 
 def host_name(text: str) -> str:
-    """``text``, if it can be the name of a host, as TLS asks for one; raises ConfigError if not."""
+    """Return ``text`` if it is a valid host name for TLS.
+
+    Raises:
+        ConfigError: It cannot be encoded as a host name.
+    """
     try:
-        possible = bool(text.encode("idna"))
+        valid = bool(text.encode("idna"))
     except UnicodeError:
-        possible = False
-    if not possible:
+        valid = False
+    if not valid:
         raise ConfigError(f"{text!r} is not a host name")
     return text
 
 
 def _is_host(text: str) -> bool:
-    """True for a bare address and for a name without a colon, False for the text of an endpoint."""
+    """Return True for an address or a name without a port, False for the text of an endpoint."""
     if text.count(":") < 2:
         return ":" not in text
-    from ipaddress import IPv6Address  # slow to load, and few targets need it
+    from ipaddress import IPv6Address  # slow to import, and needed for few targets
 
     try:
         IPv6Address(text)
@@ -148,7 +193,7 @@ def _is_host(text: str) -> bool:
 
 
 def _named(text: str, read: Callable[..., Endpoint], *parts: object) -> Endpoint:
-    """What ``read`` makes of ``parts``; its errors begin with the text that they are about."""
+    """Return ``read(*parts)``, with ``text`` at the start of every error message."""
     try:
         return read(*parts)
     except ConfigError as error:
@@ -173,13 +218,13 @@ def _parse(text: str) -> Endpoint:
 def _tcp(host: str | int | None, port: int | str) -> Endpoint:
     if isinstance(host, int):
         if not 0 <= host <= 0xFFFFFFFF:
-            raise ConfigError(f"has the integer address {host}, which is no 32-bit number")
+            raise ConfigError(f"has the integer address {host}, which is not a 32-bit number")
         host = ".".join(str(byte) for byte in host.to_bytes(4, "big"))
     host = host or ""
     if any(c in "[]/@" or c.isspace() or not c.isprintable() for c in host):
-        raise ConfigError(f"has no host name in {host!r}")
+        raise ConfigError(f"has invalid characters in host name {host!r}")
     if any(not label or len(label) > 63 for label in host.removesuffix(".").split(".")) and host:
-        raise ConfigError(f"has a bad host name, {host!r}")
+        raise ConfigError(f"has an invalid host name, {host!r}")
     return Endpoint("tcp", host=host, port=_port(port))
 
 
@@ -191,7 +236,7 @@ def _unix(path: str) -> Endpoint:
     if "\0" in path[1:]:
         raise ConfigError("has a NUL in its path")
     try:
-        size = len(path.encode(errors="surrogateescape"))  # as the system will see it (PEP 383)
+        size = len(path.encode(errors="surrogateescape"))  # as the kernel will see it (PEP 383)
     except UnicodeEncodeError:
         raise ConfigError("has a path that cannot be encoded") from None
     if size > UNIX_PATH_MAX:

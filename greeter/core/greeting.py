@@ -1,10 +1,16 @@
-"""What to say to a client: a Greeting turns a Peer into bytes.
+"""The greeting text: a Greeting renders the bytes to send to a Peer.
 
-The law: whatever can be wrong is found when a Greeting is made, not when the first client comes, and
-text that came from outside never reaches anything stronger than ``string.Template``.
+A greeting is one of:
 
-A greeting is text (a template: ``$host $port $hostname $time $count``, and ``$$`` for a dollar), bytes
-(sent as they are), or a callable, sync or async, that gets the Peer and returns ``str`` or ``bytes``.
+- text: a template with the variables ``$host $port $hostname $time $count``, and ``$$`` for a dollar,
+- bytes: sent unchanged,
+- a callable, sync or async, that takes the Peer and returns ``str`` or ``bytes``.
+
+Invariants:
+
+- An invalid template raises when the Greeting is made, not when the first client connects.
+- Text from configuration is substituted by ``string.Template`` only, which evaluates no expressions. Values
+  that a client supplies are never parsed as a template.
 """
 
 from __future__ import annotations
@@ -24,19 +30,23 @@ if TYPE_CHECKING:
     import socket
 
 DEFAULT_GREETING = "Thank you for connecting"
-NAMES = ("host", "port", "hostname", "time", "count")
+VARIABLES = ("host", "port", "hostname", "time", "count")
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The client, as a greeting sees it.
+    """A connected client, as a greeting sees it.
 
-    ``host`` and ``port`` are the client's (for a Unix socket: its name, mostly empty, and 0);
-    ``server`` is the address that it connected to, as in ``127.0.0.1:9999``; ``hostname`` is this
-    machine's name; ``time`` is when it was accepted, in seconds since the epoch; ``count`` is 1 for
-    the first client of this server, and each worker of a service counts its own. ``tls_version`` is as
-    in ``TLSv1.3``, and empty without TLS; ``tls_subject`` names the client's certificate, as in
-    ``CN=alice,O=Example``.
+    Attributes:
+        host: The client's address. For a Unix socket, its name, which is usually empty.
+        port: The client's port; 0 for a Unix socket.
+        family: The address family of the connection.
+        server: The address that the client connected to, as in ``127.0.0.1:9999``.
+        hostname: The host name of this machine.
+        time: When the connection was accepted, in seconds since the epoch.
+        count: The number of the connection, from 1 on. Each worker of a service counts its own.
+        tls_version: As in ``TLSv1.3``; empty without TLS.
+        tls_subject: The subject of the client's certificate, as in ``CN=alice,O=Example``; empty without one.
     """
 
     host: str
@@ -59,15 +69,21 @@ GreetingSource: TypeAlias = "Greeting | Text | GreetingCallable"
 
 
 class Greeting:
-    """A greeting, checked and ready to be rendered.
+    """A validated greeting.
 
-    ``source`` is text, bytes, a callable or another Greeting. A sync callable runs in a thread, so that
-    a slow one holds up nobody else; ``quick=True`` declares that it never waits, and lets it run in the
-    event loop at once. Raises ConfigError for text with an unknown ``$name`` and for what is none of
-    these.
+    Args:
+        source: Text, bytes, a callable or another Greeting.
+        quick: A sync callable runs in a thread, so a slow one does not block the event loop. True declares
+            that it never blocks, and runs it in the event loop. An async callable cannot be quick.
 
-    ``fixed`` is the bytes when they are the same for every client, else None. ``kind`` is ``"fixed"``,
-    ``"template"``, ``"sync"`` or ``"async"``.
+    Raises:
+        ConfigError: The text has an unknown ``$name`` or cannot be encoded, ``source`` has another type, or
+            ``quick`` is set for an async callable.
+
+    Attributes:
+        fixed: The bytes if they are the same for every client, else None.
+        kind: ``"fixed"``, ``"template"``, ``"sync"`` or ``"async"``.
+        quick: True if rendering never blocks.
     """
 
     __slots__ = ("_call", "_template", "fixed", "kind", "quick")
@@ -100,15 +116,20 @@ class Greeting:
                 raise ConfigError("an async greeting cannot be quick: it has to be awaited")
             self.quick = quick
         else:
-            raise ConfigError(f"a greeting is text, bytes or a callable, not {type(source).__name__}")
+            raise ConfigError(f"a greeting must be text, bytes or a callable, not {type(source).__name__}")
 
     def __repr__(self) -> str:
         return f"<Greeting {self.kind}{' quick' if self.quick else ''}>"
 
     def render(self, peer: Peer) -> bytes:
-        """The bytes for ``peer``, of any greeting but an async one.
+        """Render the greeting for ``peer``; for every ``kind`` except ``"async"``.
 
-        Raises GreetingError when a callable raises or returns something else; the cause is chained.
+        Returns:
+            The bytes to send.
+
+        Raises:
+            GreetingError: The callable raised, or returned neither ``str`` nor ``bytes``. The cause is
+                chained.
         """
         if self.fixed is not None:
             return self.fixed
@@ -123,12 +144,12 @@ class Greeting:
             return _encode(self._template.substitute(values))
         assert self._call is not None
         try:
-            # In a context of its own: what it sets must not reach the callable of the next client.
+            # In a context of its own: a context variable that it sets must not leak into the next call.
             value = contextvars.copy_context().run(self._call, peer)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # sys.exit(), say, is not for one client to call
-            raise failed(error) from error
+        except BaseException as error:  # including SystemExit: one greeting must not end the process
+            raise callable_error(error) from error
         if inspect.isawaitable(value):
             if inspect.iscoroutine(value):
                 value.close()
@@ -136,15 +157,20 @@ class Greeting:
         return _encode(value)
 
     async def render_async(self, peer: Peer) -> bytes:
-        """The bytes for ``peer``, of an async greeting. Raises as ``render`` does.
+        """Render the greeting for ``peer``; for ``kind`` ``"async"``.
 
-        What is neither an Exception nor SystemExit passes through: a cancellation, say.
+        Returns:
+            The bytes to send.
+
+        Raises:
+            GreetingError: The callable raised an Exception or SystemExit, or returned neither ``str`` nor
+                ``bytes``. The cause is chained. Other exceptions, such as CancelledError, propagate.
         """
         assert self._call is not None
         try:
-            value = await self._call(peer)  # type: ignore[misc]  # kind is "async": it gave an awaitable
+            value = await self._call(peer)  # type: ignore[misc]  # kind is "async": it returned an awaitable
         except (Exception, SystemExit) as error:
-            raise failed(error) from error
+            raise callable_error(error) from error
         return _encode(value)
 
 
@@ -153,8 +179,8 @@ def _check_template(template: Template) -> None:
         at = next(m for m in template.pattern.finditer(template.template) if m["invalid"] is not None).start()
         raise ConfigError(f"greeting has a lone $ in {template.template[at:][:20]!r}; write $$ for a dollar")
     for name in template.get_identifiers():
-        if name not in NAMES:
-            known = " ".join("$" + name for name in NAMES)
+        if name not in VARIABLES:
+            known = " ".join("$" + name for name in VARIABLES)
             raise ConfigError(
                 f"greeting has the unknown name ${name}; known are {known}, and $$ for a dollar"
             )
@@ -168,11 +194,11 @@ def _check_encodable(text: str) -> None:
 
 
 def _is_async(function: Callable[..., object]) -> bool:
-    """Also true for an object with an async ``__call__`` and for a functools.partial of either."""
+    """Return True for an async function, an object with an async ``__call__``, or a partial of either."""
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004  # the method itself is wanted, to look at it
+        getattr(function, "__call__", None)  # noqa: B004  # inspected, not called
     )
 
 
@@ -187,8 +213,8 @@ def _encode(value: object) -> bytes:
     raise GreetingError(f"the greeting callable returned {type(value).__name__}, not str or bytes")
 
 
-def failed(error: BaseException) -> GreetingError:
-    """The GreetingError for what a callable raised, which may be one already."""
+def callable_error(error: BaseException) -> GreetingError:
+    """Return the GreetingError for an exception that a greeting callable raised."""
     if isinstance(error, GreetingError):
         return error
     message = f": {error}" if str(error) else ""

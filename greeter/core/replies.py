@@ -1,13 +1,13 @@
-"""What a client receives: the Reply, and the rule that says where a greeting ends.
+"""The Reply that a client receives, and the rules that find the end of a greeting.
 
 Invariants:
 
-- The rule is a function of the bytes alone. It gives the same end however the bytes were cut into segments.
-- A line ends with LF; a CR before it belongs to the line. A bare CR ends nothing.
+- The end depends on the bytes alone, not on how they were split into segments.
+- A line ends with LF; a CR before it belongs to the line end. A bare CR does not end a line.
 - An SMTP or FTP reply (RFC 5321 4.2.1, RFC 959 4.2) whose first line is a three-digit code and a hyphen ends
-  with the line that begins with the same code and a space, or that consists of the code. Lines in between may
-  be anything, other codes included. Any other first line is the whole reply.
-- The end of the stream ends a line, and so can end a reply (``ended_by_eof``).
+  with the line that begins with the same code and a space, or that consists of the code. The lines in between
+  are arbitrary and may begin with other codes. Any other first line is the whole reply.
+- The end of the stream ends a line, and can thereby end a reply (``ended_by_eof``).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _MULTILINE = re.compile(rb"[0-9]{3}-")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A greeting received.
+    """A greeting that was received.
 
-    ``str(reply)`` is its text, with undecodable bytes escaped; ``bytes(reply)`` is its data.
+    ``str(reply)`` is its text, with undecodable bytes escaped. ``bytes(reply)`` is its data.
 
     Attributes:
-        data: The bytes as they came, line ends included.
+        data: The bytes received, including line ends.
         target: The endpoint's text.
         connect_time: Seconds from the call until the connection (with TLS, the handshake) was complete.
-        first_byte_time: Seconds from the call until the first byte came; ``None`` without one.
+        first_byte_time: Seconds from the call until the first byte arrived; ``None`` without one.
         total_time: Seconds from the call until the reply was complete.
-        reset: True if the peer reset the connection after what is in ``data``.
+        reset: True if the peer reset the connection after it sent ``data``.
     """
 
     data: bytes
@@ -55,7 +55,7 @@ def line_end(data: bytes | bytearray) -> int | None:
     """Find the end of the first line.
 
     Returns:
-        The index behind its LF; ``None`` while the line is not complete.
+        The index after its LF; ``None`` while the line is incomplete.
     """
     return data.find(b"\n") + 1 or None
 
@@ -64,17 +64,17 @@ def reply_end(data: bytes | bytearray, start: int = 0) -> int | None:
     """Find the end of an SMTP or FTP reply.
 
     Args:
-        data: What has come so far, from the first byte of the reply on.
-        start: Where to go on: the beginning of a line before which the reply was found not to end. It only
-            saves work, and does not change the result.
+        data: What was received so far, from the first byte of the reply on.
+        start: The index of a line start up to which the reply is known not to end. It saves work and does not
+            change the result.
 
     Returns:
-        The index behind the reply's last LF; ``None`` while the reply is not complete.
+        The index after the reply's last LF; ``None`` while the reply is incomplete.
     """
     first = line_end(data)
     if first is None or not _MULTILINE.match(data):
         return first
-    # The code is three digits, and needs no escape.
+    # The code is three digits and needs no escaping.
     last = re.compile(rb"^%b(?: [^\n]*|\r?)\n" % bytes(data[:3]), re.MULTILINE).search(
         data, max(start, first)
     )
@@ -85,7 +85,7 @@ def greeting_end(data: bytes | bytearray, until: Until, start: int = 0) -> int |
     """Find the end of a greeting by the rule that ``until`` names.
 
     Returns:
-        The index behind the greeting; ``None`` while it is not complete, which with ``"eof"`` is always.
+        The index after the greeting; ``None`` while it is incomplete, and always with ``"eof"``.
     """
     if until == "eof":
         return None
@@ -93,8 +93,8 @@ def greeting_end(data: bytes | bytearray, until: Until, start: int = 0) -> int |
 
 
 def ended_by_eof(data: bytes | bytearray, until: Until) -> bool:
-    """Return True if ``data`` is a complete greeting when the stream ends behind it.
+    """Return True if ``data`` is a complete greeting when the stream ends after it.
 
-    Only a reply of several lines that lacks its last line is incomplete.
+    Only a multi-line reply without its last line is incomplete.
     """
     return until != "reply" or reply_end(data + b"\n") is not None

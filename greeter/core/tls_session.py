@@ -1,9 +1,8 @@
-"""The server's side of one TLS connection, as bytes in and bytes out; the caller moves them.
+"""The server side of a TLS connection over memory buffers: bytes in, bytes out. The caller does the I/O.
 
-TLS changes what is sent and nothing else. asyncio's TLS transports have no half-close, and close the
-connection when a client sends data after our close_notify, which resets it and can lose the greeting. Here
-close_notify (RFC 8446, 6.1) is the last thing that is sent, and the connection is half-closed and lingers
-like any other.
+asyncio's TLS transports have no half-close. They close the connection when a client sends data after our
+close_notify, which resets the connection and can lose the greeting. Here, close_notify (RFC 8446 6.1) is the
+last record sent. The connection is then half-closed and lingers like one without TLS.
 """
 
 from __future__ import annotations
@@ -16,11 +15,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# Bytes that are encrypted at a time: sixteen records.
+# Bytes to encrypt at a time: sixteen records.
 PIECE_SIZE = 256 * 1024
 
-# What RFC 4514, section 3, has short names for.
-_SHORT = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
+# Short names of attribute types (RFC 4514 3).
+_SHORT_NAMES = {
+    "commonName": "CN",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "countryName": "C",
+}
 
 
 class TLSSession:
@@ -34,12 +38,16 @@ class TLSSession:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
 
     def do_handshake(self, received: bytes) -> bool:
-        """Go on with the handshake. Returns True when it is complete.
+        """Continue the handshake. Afterwards, even if this raises, ``data_to_send`` must be sent.
 
-        ``data_to_send`` may have something afterwards, in each case.
+        Args:
+            received: The bytes received since the last call.
+
+        Returns:
+            True if the handshake is complete.
 
         Raises:
-            ssl.SSLError: the handshake failed; ``data_to_send`` has the alert for the client.
+            ssl.SSLError: The handshake failed. ``data_to_send`` has the alert for the client.
         """
         self._incoming.write(received)
         try:
@@ -49,27 +57,28 @@ class TLSSession:
         return True
 
     def data_to_send(self) -> bytes:
-        """Returns what has to be sent now, and forgets it."""
+        """Return the bytes to send, and remove them from the buffer."""
         return self._outgoing.read()
 
     def encrypt(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
-        """Encrypt ``data``, a piece at a time as they are asked for, and close_notify behind it.
+        """Encrypt ``data`` and close_notify, lazily and piece by piece.
 
-        Returns:
-            Each piece, and whether it is the last one. The first also has what ``data_to_send`` had.
+        Yields:
+            A piece to send, and True if it is the last one. The first piece includes what ``data_to_send``
+            would have returned.
         """
         rest = memoryview(data)
         while rest:
             rest = rest[self._tls.write(rest[:PIECE_SIZE]) :]
             if rest:
                 yield self._outgoing.read(), False
-        with contextlib.suppress(ssl.SSLError):  # it wants the client's close_notify, which we do not
+        with contextlib.suppress(ssl.SSLError):  # raised as the client's close_notify is missing
             self._tls.unwrap()
         yield self._outgoing.read(), True
 
     @property
     def version(self) -> str:
-        """As in ``TLSv1.3``."""
+        """The TLS version, as in ``TLSv1.3``."""
         return self._tls.version() or ""
 
     @property
@@ -79,18 +88,26 @@ class TLSSession:
 
 
 def describe_peer(certificate: Mapping[str, object] | None) -> str:
-    """The subject of a client's certificate, as in ``CN=alice,O=Example`` (RFC 4514); empty without one."""
+    """Format the subject of a certificate, as in ``CN=alice,O=Example`` (RFC 4514).
+
+    Args:
+        certificate: What ``SSLObject.getpeercert()`` returned.
+
+    Returns:
+        The subject; empty without a certificate.
+    """
     if not certificate:
         return ""
     subject = certificate.get("subject")
     assert isinstance(subject, tuple)
     parts = (
-        "+".join(f"{_SHORT.get(name, name)}={_escape(value)}" for name, value in part) for part in subject
+        "+".join(f"{_SHORT_NAMES.get(name, name)}={_escape(value)}" for name, value in part)
+        for part in subject
     )
     return ",".join(reversed([*parts]))
 
 
 def _escape(value: str) -> str:
-    """A value in a name: what could pass for another part of it is escaped (RFC 4514, 2.4)."""
+    """Escape the special characters of an attribute value (RFC 4514 2.4)."""
     escaped = re.sub(r'[\\"+,;<>=]|^[ #]| $', r"\\\g<0>", value)
     return escaped.replace("\0", "\\00")

@@ -22,7 +22,7 @@ import functools
 import types
 from typing import TYPE_CHECKING, Any, cast
 
-from greeter.core.greeting import failed
+from greeter.core.greeting import callable_error
 
 if TYPE_CHECKING:
     from collections import deque
@@ -72,13 +72,12 @@ class GreetingBatches:
             try:
                 first = context.run(making.send, None)
             except StopIteration as done:
-                made.append(
-                    (connection, failed(asyncio.CancelledError()) if task.cancelling() else done.value)
-                )
+                result = callable_error(asyncio.CancelledError()) if task.cancelling() else done.value
+                made.append((connection, result))
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                made.append((connection, failed(error)))
+                made.append((connection, callable_error(error)))
             else:
                 for other in connections:
                     make = functools.partial(greeting.render_async, self._peer(other))
@@ -105,7 +104,7 @@ class GreetingBatches:
         except BaseException as error:
             if self._loop.is_closed():  # GeneratorExit: the task is destroyed
                 raise
-            result = failed(error)
+            result = callable_error(error)
         connection.work = None
         self._deliver([(connection, result)])
 
@@ -142,4 +141,4 @@ def _rest(
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise failed(error) from error
+            raise callable_error(error) from error

@@ -22,7 +22,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from greeter.core.address import describe, text_of
-from greeter.core.greeting import Peer, failed
+from greeter.core.greeting import Peer, callable_error
 from greeter.errors import GreetingError, ProxyProtocolError, reason
 from greeter.server.accept_pause import logger
 from greeter.server.connection import NO_TLS
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from greeter.core.address import Address
+    from greeter.core.admission import Networks
     from greeter.core.greeting import Greeting
-    from greeter.core.limits import Networks
     from greeter.core.tls_session import TLSSession
     from greeter.server.connection import Connection
     from greeter.server.tracker import ConnectionTracker
@@ -266,7 +266,7 @@ def made(work: asyncio.Future[bytes]) -> bytes:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise failed(error) from error
+        raise callable_error(error) from error
 
 
 def retrieve(work: asyncio.Future[Any]) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import ssl as ssl_module
     from collections.abc import Callable, Coroutine, Generator, Iterable
 
-    from greeter.core.limits import Limits, Networks
+    from greeter.core.admission import Limits, Networks
     from greeter.core.stats import ServerStats
 
 Accept = Literal["auto", "direct", "streams"]
@@ -110,7 +110,7 @@ class Server:
             self._limit(limits)
 
     def _limit(self, limits: Limits) -> None:
-        from greeter.core.limits import (
+        from greeter.core.admission import (
             Admission,
         )  # slow to load, as it needs ipaddress: only where it is used
 
@@ -336,9 +336,9 @@ def serve(
     checked = Greeting(greeting)
     proxies: Networks | None = None
     if proxy_from is not None:
-        from greeter.core.limits import trusted  # only a server behind a proxy needs it
+        from greeter.core.admission import trusted_proxies  # only a server behind a proxy needs it
 
-        proxies = trusted(proxy_from)
+        proxies = trusted_proxies(proxy_from)
     if sock is not None:
         endpoints = []
     elif path is not None:

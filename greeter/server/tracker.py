@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from greeter.core.address import Address
+    from greeter.core.admission import Admission
     from greeter.core.greeting import Greeting
-    from greeter.core.limits import Admission
     from greeter.server.access_log import AccessLog
     from greeter.server.connection import Connection
 

@@ -112,7 +112,7 @@ class Process(ABC):
             self.announce()
             self.notifier.ready(self.status())
             self._pet_watchdog()
-            signals.serving()
+            signals.service_started()
             name = await signals.stop
             self.notifier.stopping()
             if self.options.stop_delay:

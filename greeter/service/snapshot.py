@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from greeter.core.stats import BOUNDS, TimeBuckets
+from greeter.core.stats import BOUNDS, LatencyHistogram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +37,7 @@ class Snapshot:
     failed: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
     reloads: dict[str, int] = field(default_factory=dict)
-    greeting_time: TimeBuckets = field(default_factory=TimeBuckets)
+    greeting_time: LatencyHistogram = field(default_factory=LatencyHistogram)
     # how it is now
     open: int = 0
     lingering: int = 0
@@ -70,7 +70,7 @@ class Snapshot:
         """
         known = {each.name: found[each.name] for each in fields(cls) if each.name in found}
         if times := known.pop("greeting_time", None):
-            buckets = TimeBuckets(**times)
+            buckets = LatencyHistogram(**times)
             if len(buckets.counts) == len(BOUNDS) + 1:
                 known["greeting_time"] = buckets
         return cls(**known)
@@ -100,7 +100,7 @@ class Totals:
 def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return dict(value)
-    return value + TimeBuckets() if isinstance(value, TimeBuckets) else value
+    return value + LatencyHistogram() if isinstance(value, LatencyHistogram) else value
 
 
 def _sum(mine: Any, theirs: Any) -> Any:

@@ -3,5 +3,5 @@
 Entry points: ``open_listeners`` (listeners.py), ``run`` (loops.py), ``server_context`` and ``client_context``
 (tls.py), ``connection_capacity`` (fdlimit.py).
 
-Must not import: anything of greeter but ``core`` and ``errors``.
+Must not import: any greeter module but ``core`` and ``errors``.
 """

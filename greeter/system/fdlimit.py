@@ -1,6 +1,8 @@
-"""How many descriptors this process may have, and more of them where the system lets us.
+"""The limit on open descriptors (RLIMIT_NOFILE): raising it, and how many connections it allows.
 
-The law: a connection is a descriptor, so the limit is known and raised before the first one is opened.
+Invariants:
+
+- Every connection needs one descriptor, so the limit is raised and read before the first one is accepted.
 """
 
 from __future__ import annotations
@@ -10,11 +12,15 @@ import os
 try:
     import resource
 except ImportError:  # pragma: no cover  # not a Unix
-    resource = None  # type: ignore[assignment]  # its absence is looked for below
+    resource = None  # type: ignore[assignment]  # the functions below check for None
 
 
 def raise_fd_limit() -> int | None:
-    """Raise the soft limit to the hard one; returns what is in force, None if there is no limit."""
+    """Raise the soft limit to the hard limit.
+
+    Returns:
+        The soft limit in force, or None if there is none.
+    """
     if resource is None:  # pragma: no cover  # not a Unix
         return None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -22,19 +28,26 @@ def raise_fd_limit() -> int | None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
-        except (ValueError, OSError):  # macOS says "unlimited" and means something else
+        except (ValueError, OSError):  # macOS reports an unlimited hard limit but rejects it
             pass
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-# Descriptors that stay free for whatever else the process does: logs, names to resolve, a metrics scrape.
+# Descriptors to keep free for other uses of the process: logs, name resolution, a metrics scrape.
 RESERVE = 12
-# asyncio accepts eight at a time, and may do so twice before it hears that it is to pause.
+# Connections per listener that asyncio may accept before a pause takes effect: twice its batch of eight.
 OVERSHOOT = 16
 
 
 def connection_capacity(listeners: int) -> int:
-    """How many connections the descriptor limit allows a server with so many listeners, right now."""
+    """Return how many connections the descriptor limit allows, given what is open now.
+
+    Args:
+        listeners: The number of listening sockets of the server.
+
+    Returns:
+        The number of connections, at least 1.
+    """
     limit = fd_limit()
     if limit is None:
         return 1_000_000
@@ -46,7 +59,7 @@ def connection_capacity(listeners: int) -> int:
 
 
 def fd_limit() -> int | None:
-    """The soft limit as it is; None if there is none."""
+    """Return the soft limit, or None if there is none."""
     if resource is None:  # pragma: no cover  # not a Unix
         return None
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -1,32 +1,35 @@
-"""What Ctrl-C does to a command: it ends it with 130, at whatever moment it comes, and without a traceback.
+"""SIGINT handling of the command line: Ctrl-C exits with 130, at any time and without a traceback.
 
-The law: a command touches the signal, the library never does. Until there is something to be left in order,
-Ctrl-C ends the process then and there; from then on it is KeyboardInterrupt, as asyncio expects it. Loading
-this costs next to nothing, so that it can come first.
+Invariants:
+
+- Only commands change the SIGINT handler. The library never does.
+- Until a command has something to clean up, Ctrl-C ends the process immediately. After
+  ``restore_keyboard_interrupt()`` it raises KeyboardInterrupt, as asyncio expects.
+- This module imports next to nothing, so that it can be loaded first.
 """
 
 import os
 
-INTERRUPTED = 130  # 128 and SIGINT, as a shell counts
+INTERRUPTED = 130  # the exit status: 128 + SIGINT, as shells report it
 
 try:
     import signal
-except KeyboardInterrupt:  # it loads enum, which is most of what is loaded here
+except KeyboardInterrupt:  # importing signal imports enum, which takes most of the time here
     os._exit(INTERRUPTED)
 
 
-def leave_at_once() -> None:
-    """Let Ctrl-C end the process, unless whoever started it had Ctrl-C ignored."""
+def exit_on_interrupt() -> None:
+    """Let Ctrl-C end the process immediately, unless SIGINT is ignored or has another handler."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGINT, _exit)
 
 
-def raise_again() -> None:
-    """Let it be KeyboardInterrupt again, if it is ``leave_at_once`` that is in force."""
-    if signal.getsignal(signal.SIGINT) is _leave:
+def restore_keyboard_interrupt() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again, if ``exit_on_interrupt()`` is in force."""
+    if signal.getsignal(signal.SIGINT) is _exit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _leave(*_: object) -> None:
-    # An exception would pass through half-loaded modules, and some places print it and go on.
+def _exit(*_: object) -> None:
+    # An exception would propagate through half-loaded modules, and some code prints it and continues.
     os._exit(INTERRUPTED)

@@ -1,7 +1,10 @@
-"""From an Endpoint to bound, listening sockets, and back to nothing.
+"""Listening sockets: opening, accepting from and closing them.
 
-The law: every listening socket is made here, and what was made here is unmade here: a Unix socket's file
-is removed by the listener that made it and by nobody else. Opening is all or nothing.
+Invariants:
+
+- Opening is all or nothing: an error closes every socket that was opened.
+- The file of a Unix socket is removed by the listener that created it, and by no other.
+- Every listening socket of the server is created or adopted here.
 """
 
 from __future__ import annotations
@@ -23,30 +26,37 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("greeter")
 
-# Connections that the kernel keeps for us until they are accepted. Python's 100 overflows at 150
-# simultaneous connects; nginx asks for 511, uvicorn for 2048. net.core.somaxconn caps it (listen(2)).
+# The length of the accept queue. Python's default of 100 overflows at 150 simultaneous connects; nginx uses
+# 511, uvicorn 2048. net.core.somaxconn caps it (listen(2)).
 BACKLOG = 2048
-# Several addresses can share a port that the system chose for the first of them, if it is free for all.
+# Attempts to find a port that is free on every address of a host. The kernel chooses it for the first one.
 PORT_TRIES = 16
 
-# accept(2): errors of a connection that died in the queue, or that a firewall forbids; the next one may live.
+# accept(2): errors of one connection that failed in the queue, or that a firewall rejected. accept() can be
+# called again at once.
 TRANSIENT_ACCEPT_ERRORS = frozenset(
     (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR, errno.ENETDOWN, errno.EHOSTDOWN)
     + (errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.ENOPROTOOPT)
 )
 
-# How long handshakes that are under way when a stop begins have to complete, in seconds; a round trip on the
-# loopback or in a data centre is far shorter.
+# How long TCP handshakes have to complete after a stop begins, in seconds. A round trip on the loopback or in
+# a data centre is far shorter.
 HANDSHAKE_GRACE = 0.05
 
-_SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; the socket module has no name for it
+_SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; not in the socket module
 
 
 class Listener:
-    """One listening socket.
+    """A listening socket.
 
-    ``sock`` is non-blocking; ``endpoint`` is where it really listens (never port 0); ``inherited`` is
-    True for a socket that we did not make, and whose file, if it has one, is not ours to remove.
+    Attributes:
+        sock: The socket, non-blocking.
+        endpoint: Its actual address; the port is never 0.
+        address: The text of ``endpoint``.
+        inherited: True for a socket that was not created here. Its file, if any, is never removed.
+        family: The address family of the socket.
+        accept_fd: Accepts a connection and returns its descriptor (blocking) and address. Raises the error of
+            accept(2).
     """
 
     def __init__(self, sock: socket.socket, endpoint: Endpoint, *, inherited: bool = False) -> None:
@@ -55,20 +65,26 @@ class Listener:
         self.address = str(endpoint)
         self.inherited = inherited
         self.family = sock.family
-        # (descriptor, address) of the next connection, in blocking mode, or the error of accept(2).
-        # socket.accept() calls _accept() and wraps the result, at the price of a system call; where there
-        # is no _accept(), it has to do.
+        # socket.accept() is a wrapper of _accept() that costs one more system call. It is the fallback for a
+        # Python without _accept().
         self.accept_fd: Callable[[], tuple[int, Any]] = getattr(sock, "_accept", self._accept_documented)
         self._file: tuple[int, int] | None = None
         if not inherited and endpoint.kind == "unix" and not endpoint.abstract:
-            self._file = _identity(endpoint.path)
+            self._file = _file_id(endpoint.path)
         sock.setblocking(False)
 
     def __repr__(self) -> str:
         return f"<Listener {self.address}{' inherited' if self.inherited else ''}>"
 
     def listen(self, backlog: int) -> None:
-        """Set the length of the listen queue, on a socket that is ours; an inherited one keeps its own."""
+        """Start listening. An inherited socket already listens, and keeps its backlog.
+
+        Args:
+            backlog: The length of the accept queue.
+
+        Raises:
+            OSError: The address is in use, for example.
+        """
         if not self.inherited:
             self.sock.listen(backlog)
 
@@ -77,20 +93,27 @@ class Listener:
         return sock.detach(), address
 
     def reject_new_handshakes(self, *, last: bool = False) -> bool:
-        """Let no new handshake begin, and every one under way complete. True if the system can do it.
+        """Prevent new TCP handshakes, while those in progress complete.
 
         A classic BPF program on the listening socket drops segments with SYN set (socket(7),
-        SO_ATTACH_FILTER): the client's kernel retries, and is refused once the socket is closed. For a
-        Unix socket, the path is removed; an abstract one has none. On a socket that others may serve too
-        neither is done, unless we are the ``last``.
+        SO_ATTACH_FILTER). The client's kernel retries, and is refused once the socket is closed. For a Unix
+        socket, the path is removed. An abstract socket has no path.
+
+        Args:
+            last: An inherited socket may be in use by other processes, so it is left unchanged unless this is
+                True.
+
+        Returns:
+            True if new handshakes are prevented.
         """
         if (self.inherited and not last) or self.endpoint.abstract:
             return False
         self.remove_file()
         if self.sock.family not in (socket.AF_INET, socket.AF_INET6):
             return True
-        import ctypes  # only ever needed at the end
+        import ctypes  # needed during shutdown only
 
+        # Load the byte of the TCP flags. Drop the segment if SYN is set, else keep all of it.
         drop_syn = ((0x30, 0, 0, 13), (0x45, 1, 0, 0x02), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
         program = b"".join(
             code.to_bytes(2, sys.byteorder) + bytes((yes, no)) + value.to_bytes(4, sys.byteorder)
@@ -109,18 +132,18 @@ class Listener:
         return True
 
     def remove_file(self) -> None:
-        """Remove the socket's file, if it is still the one that we made."""
+        """Remove the socket's file, if it is still the one that this listener created."""
         file, self._file = self._file, None
         try:
-            if file is not None and _identity(self.endpoint.path) == file:
+            if file is not None and _file_id(self.endpoint.path) == file:
                 os.unlink(self.endpoint.path)
         except FileNotFoundError:
             pass
-        except OSError as error:  # its directory has become another, or is not ours any more
+        except OSError as error:  # its directory was replaced, or its permissions changed
             logger.warning("cannot remove %s: %s", self.endpoint.path, reason(error))
 
     def close(self) -> None:
-        """Close the socket and remove its file. The kernel resets whoever is still in the queue."""
+        """Close the socket and remove its file. The kernel resets the connections in the accept queue."""
         self.remove_file()
         self.sock.close()
 
@@ -128,11 +151,19 @@ class Listener:
 def open_listeners(
     endpoints: Iterable[Endpoint], *, backlog: int = BACKLOG, unix_mode: int | None = None
 ) -> list[Listener]:
-    """Listen on every endpoint, or on none.
+    """Listen on every endpoint, or on none. Resolving a name blocks.
 
-    A host with several addresses, and the empty host with its two families, gives one listener for each,
-    on one port. ``backlog`` is the length of the listen queue; ``unix_mode`` the mode of a Unix socket's
-    file. Resolving a name blocks. Raises ListenFailed; nothing stays open then.
+    Args:
+        endpoints: Where to listen. A host with several addresses, such as the empty host, gives one listener
+            for each of them, all on the same port.
+        backlog: The length of the accept queue.
+        unix_mode: The permissions of the files of Unix sockets; None for those that the umask leaves.
+
+    Returns:
+        The listeners, in the order of the endpoints.
+
+    Raises:
+        ListenFailed: An endpoint cannot be listened on. Every socket was closed.
     """
     opened: list[Listener] = []
     try:
@@ -156,9 +187,14 @@ def open_listeners(
 
 
 def adopt(sock: socket.socket, text: str = "") -> Listener:
-    """A Listener over a bound socket that the caller made. It becomes ours; a file that it has does not.
+    """Make a Listener of a bound socket. The Listener owns the socket, but not its file, if it has one.
 
-    Raises ListenFailed, which calls the socket ``text``; the socket is still the caller's then.
+    Args:
+        sock: A bound stream socket.
+        text: How errors call the socket. The default is ``fd:N``.
+
+    Raises:
+        ListenFailed: It cannot be listened on. The caller still owns the socket.
     """
     text = text or f"fd:{sock.fileno()}"
     try:
@@ -208,7 +244,7 @@ def _open_tcp(endpoint: Endpoint) -> list[Listener]:
     except (OSError, UnicodeError) as error:
         cause = error if isinstance(error, OSError) else "not a host name"
         raise ListenFailed(str(endpoint), cause) from error
-    # IPv6 first: a port that is free there is more rarely taken on IPv4 than the other way round.
+    # IPv6 first: a port that is free on IPv6 is less often in use on IPv4 than the other way round.
     addresses = sorted(
         dict.fromkeys((info[0], info[4]) for info in found), key=lambda a: a[0] != socket.AF_INET6
     )
@@ -223,9 +259,9 @@ def _open_tcp(endpoint: Endpoint) -> list[Listener]:
 
 
 def _bind_all(addresses: Sequence[tuple[int, tuple[object, ...]]]) -> list[Listener]:
-    """Bind each address, all to the port of the first; an address that this machine lacks is left out."""
+    """Bind all addresses to the port of the first. Skip those that are not addresses of this machine."""
     opened: list[Listener] = []
-    lacking: OSError | None = None
+    skipped: OSError | None = None
     try:
         for family, address in addresses:
             host, port, *scope = address
@@ -233,20 +269,20 @@ def _bind_all(addresses: Sequence[tuple[int, tuple[object, ...]]]) -> list[Liste
                 port = opened[0].endpoint.port
             try:
                 sock = socket.socket(family, socket.SOCK_STREAM)
-            except OSError as error:  # EAFNOSUPPORT: no IPv6 here
-                lacking = error
+            except OSError as error:  # EAFNOSUPPORT: no IPv6
+                skipped = error
                 continue
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
-                    # Its own socket for each family: IPv4 clients keep their IPv4 addresses (RFC 3493, 5.3).
+                    # One socket per family, so that IPv4 clients keep their IPv4 addresses (RFC 3493 5.3).
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 sock.bind((host, port, *scope))
             except OSError as error:
                 sock.close()
                 if error.errno != errno.EADDRNOTAVAIL:
                     raise
-                lacking = error
+                skipped = error
                 continue
             name = sock.getsockname()
             opened.append(Listener(sock, Endpoint("tcp", host=name[0], port=name[1])))
@@ -255,7 +291,7 @@ def _bind_all(addresses: Sequence[tuple[int, tuple[object, ...]]]) -> list[Liste
             listener.close()
         raise
     if not opened:
-        raise lacking or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        raise skipped or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     return opened
 
 
@@ -273,20 +309,25 @@ def _open_unix(endpoint: Endpoint, mode: int | None) -> Listener:
         listener = Listener(sock, endpoint)
         if mode is not None and not endpoint.abstract:
             try:
-                os.chmod(path, mode)  # before listen(): nobody can connect before the mode is right
+                os.chmod(path, mode)  # before listen(), so that no client can connect with the wrong mode
             except BaseException:
                 listener.close()
                 raise
     except FileExistsError as error:
-        raise ListenFailed(str(endpoint), "a file is there that is no socket") from error
+        raise ListenFailed(str(endpoint), "the file exists and is not a socket") from error
     except OSError as error:
         raise ListenFailed(str(endpoint), error) from error
     return listener
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket file that nobody listens on. A live one, or another kind of file, is an OSError."""
-    before = _identity(path)
+    """Remove a socket file that no process listens on.
+
+    Raises:
+        FileExistsError: The file is not a socket.
+        OSError: A process listens on it (EADDRINUSE), or it cannot be removed.
+    """
+    before = _file_id(path)
     if before is None:
         return
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -296,17 +337,17 @@ def _remove_stale(path: str) -> None:
         try:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
-            if _identity(path) == before:  # and not one that came to life meanwhile
+            if _file_id(path) == before:  # still the same file
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             return
         except BlockingIOError:
-            pass  # its queue is full: very much alive
+            pass  # its accept queue is full, so it is in use
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
-def _identity(path: str) -> tuple[int, int] | None:
-    """Which file is at ``path``: device and inode, or None if there is none."""
+def _file_id(path: str) -> tuple[int, int] | None:
+    """Return the device and inode of the file at ``path``, or None if there is none."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:

@@ -1,7 +1,9 @@
-"""Which event loop to run on: asyncio's own, or uvloop where it is installed.
+"""The choice of the event loop: asyncio's, or uvloop where it is installed.
 
-The law: a loop is chosen once, at the top, and nothing below asks which one it is. It can run, or one line
-says why not.
+Invariants:
+
+- The loop is chosen once, when a command starts. The library runs in whatever loop is running.
+- A loop that cannot run raises GreeterError with one line.
 """
 
 from __future__ import annotations
@@ -19,14 +21,21 @@ if TYPE_CHECKING:
 LoopName = Literal["auto", "asyncio", "uvloop"]
 T = TypeVar("T")
 
-# With one listening socket, and what it takes to close that in order.
-DESCRIPTORS = {"asyncio": 6, "uvloop": 12}
+# Descriptors that a loop needs to start, to serve one listening socket and to shut down.
+REQUIRED_DESCRIPTORS = {"asyncio": 6, "uvloop": 12}
 
 
 def choose_loop(name: LoopName = "auto") -> tuple[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The name and the factory of the loop that ``name`` stands for; "auto" takes uvloop if it is there.
+    """Return the name and the factory of an event loop.
 
-    Raises MissingExtra when uvloop is asked for and not installed.
+    Args:
+        name: ``"asyncio"``, ``"uvloop"``, or ``"auto"`` for uvloop if it is installed and else asyncio.
+
+    Returns:
+        ``"asyncio"`` or ``"uvloop"``, and a function that makes such a loop.
+
+    Raises:
+        MissingExtra: uvloop is required and not installed.
     """
     if name != "asyncio":
         try:
@@ -40,28 +49,39 @@ def choose_loop(name: LoopName = "auto") -> tuple[str, Callable[[], asyncio.Abst
 
 
 def run(main: Coroutine[Any, Any, T], loop: LoopName = "auto") -> T:
-    """Run ``main`` to its end on the chosen loop, as asyncio.run does.
+    """Run ``main`` to completion on a new event loop, as ``asyncio.run()`` does.
 
-    Raises GreeterError where no such loop can run: without uvloop, or with too few descriptors for it.
+    Args:
+        main: The coroutine to run. It is closed even if no loop can run.
+        loop: As for ``choose_loop()``.
+
+    Returns:
+        What ``main`` returns.
+
+    Raises:
+        MissingExtra: uvloop is required and not installed.
+        GreeterError: The process has too few descriptors for the loop.
     """
     try:
         name, factory = choose_loop(loop)
-        _see_to_descriptors(name)
-        interrupt.raise_again()
+        _check_descriptors(name)
+        interrupt.restore_keyboard_interrupt()
         with asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(main)
     finally:
-        main.close()  # or Python would warn of one that never began
+        main.close()  # or Python warns that it was never awaited
 
 
-def _see_to_descriptors(name: str) -> None:
-    """A loop that runs out of them while it is made ends in a way of its own, be it by SIGABRT."""
+def _check_descriptors(name: str) -> None:
+    """Raise GreeterError if the loop would run out of descriptors, on which uvloop calls abort()."""
     taken: list[int] = []
     try:
-        while len(taken) < DESCRIPTORS[name]:
+        while len(taken) < REQUIRED_DESCRIPTORS[name]:
             taken += os.pipe()
     except OSError as error:
-        line = f"cannot run on {name}: {reason(error)}; it needs {DESCRIPTORS[name]} more (ulimit -n)"
+        line = (
+            f"cannot run on {name}: {reason(error)}; it needs {REQUIRED_DESCRIPTORS[name]} more (ulimit -n)"
+        )
         raise GreeterError(line) from error
     finally:
         for fd in taken:

@@ -27,7 +27,7 @@ import pytest
 import greeter
 from greeter import GreetReset, Reply
 from greeter.cli import cli
-from greeter.client import client
+from greeter.client import oneshot
 from tests.conftest import PATIENCE, ROOT
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def complaint(result: tuple[int, str, str]) -> tuple[int, str]:
         (["serve", "--app", "nothing"], "'nothing' is not of the form MODULE:NAME"),
         (["serve", "--app", "no_such_module:x"], "'no_such_module:x': there is no module 'no_such_module'"),
         (["serve", "--app", "json:nothing"], "'json:nothing': module 'json' has no 'nothing'"),
-        (["serve", "--app", "math:pi"], "'math:pi': a greeting is text, bytes or a callable, not float"),
+        (["serve", "--app", "math:pi"], "'math:pi': a greeting must be text, bytes or a callable, not float"),
         (["serve", "--app", "m:n", "--greeting", "x"], "give one of --greeting and --app"),
         (["serve", "--loop", "trio"], "'trio' is not one of 'auto', 'asyncio', 'uvloop'"),
         (["serve", "--config", "/no/such.toml"], "configuration '/no/such.toml': no such file or directory"),
@@ -282,7 +282,7 @@ def complaint(result: tuple[int, str, str]) -> tuple[int, str]:
         (["greet", ":1", "--tls", "--server-name", ".x"], "'.x' is not a host name"),
         (["greet", ":1", ":2"], "Got unexpected extra argument (:2)"),
         (["demo", "--clients", "some"], "'some' is not a whole number"),
-        (["greet", "a\x1b[2J\nb:1"], "has no host name in 'a\\x1b[2J\\nb'"),
+        (["greet", "a\x1b[2J\nb:1"], "has invalid characters in host name 'a\\x1b[2J\\nb'"),
         (["no\x1b[2J\nsuch"], "No such command "),
     ],
     ids=lambda value: ascii(value)[:40],
@@ -415,7 +415,7 @@ def test_what_fails_at_run_time_is_1(run: Any, taken: str, refused: str, tmp_pat
         (["serve", "--listen", "127.0.0.1:0", "--listen", taken], f"cannot listen on {taken}: address alr"),
         (["serve", "--listen", "nosuch.invalid:0"], "cannot listen on nosuch.invalid:0: "),
         (["serve", "--listen", "192.0.2.1:0"], "192.0.2.1:0: cannot assign requested address"),
-        (["serve", "--listen", f"unix:{tmp_path}/x"], "a file is there that is no socket"),
+        (["serve", "--listen", f"unix:{tmp_path}/x"], "the file exists and is not a socket"),
         (["serve", "--listen", "fd:999"], "cannot listen on fd:999: bad file descriptor"),
         (["greet", refused], f"cannot connect to {refused}: connection refused"),
         (["greet", "nosuch.invalid:1"], "cannot connect to nosuch.invalid:1: "),
@@ -439,7 +439,7 @@ def test_greet_prints_the_greeting_and_a_newline(run: Any) -> None:
         assert run("greet", address) == (0, "220 here\\x0d\n", "")
     with says(b"220-here\r\n220 ready\r\n250 more\r\n", b"220-here\r\n22") as address:
         assert run("greet", address, "--until", "reply") == (0, "220-here\\x0d\n220 ready\\x0d\n", "")
-        cut = f"greeter: {address}: closed before the greeting ended (12 bytes came)\n"
+        cut = f"greeter: {address}: closed before the greeting ended (12 bytes received)\n"
         assert run("greet", address, "--until", "reply") == (1, "", cut)
 
 
@@ -478,9 +478,9 @@ def test_greet_says_when_it_was_reset(run: Any, monkeypatch: pytest.MonkeyPatch)
     async def broken_off_before(*_: object, **__: object) -> Reply:
         raise GreetReset("x:1")
 
-    monkeypatch.setattr(client, "greet_within", broken_off)
+    monkeypatch.setattr(oneshot, "greet_within", broken_off)
     assert run("greet") == (0, HELLO + "\n", "greeter: x:1: connection reset after the greeting\n")
-    monkeypatch.setattr(client, "greet_within", broken_off_before)
+    monkeypatch.setattr(oneshot, "greet_within", broken_off_before)
     assert complaint(run("greet")) == (1, "x:1: connection reset before the greeting")
 
 

@@ -1,4 +1,4 @@
-"""open_connection() against peers that behave, misbehave or do nothing, on raw sockets of the test's own."""
+"""open_connection() against peers that behave, misbehave or do nothing, on raw sockets of the test."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from greeter import (
     open_connection,
 )
 from greeter.client import streamclient
-from tests.client.test_client import Door, full_door, heard
+from tests.client.test_oneshot import RawServer, full_accept_queue, received_byte
 from tests.conftest import PATIENCE, open_fds
 from tests.support.peers import reset, until
 
@@ -41,18 +41,18 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
 @pytest.fixture
-async def door() -> AsyncIterator[Door]:
+async def raw_server() -> AsyncIterator[RawServer]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        it = Door(sock)
-        yield it
-        for visitor in it.visitors:
-            visitor.close()
+        server = RawServer(sock)
+        yield server
+        for connection in server.connections:
+            connection.close()
 
 
-async def begin(door: Door, **options: Any) -> tuple[asyncio.Task[Opened], socket.socket]:
-    """An open_connection() under way, and the server's side of it."""
-    task = asyncio.create_task(open_connection(port=door.port, **options))
-    server = await door.open()
+async def begin(raw_server: RawServer, **options: Any) -> tuple[asyncio.Task[Opened], socket.socket]:
+    """Start an open_connection(). Return its task and the server side of its connection."""
+    task = asyncio.create_task(open_connection(port=raw_server.port, **options))
+    server = await raw_server.accept()
     server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return task, server
 
@@ -63,8 +63,8 @@ async def close(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-async def gone(server: socket.socket) -> None:
-    """Wait until the client has closed its side, in order or with a reset."""
+async def wait_closed(server: socket.socket) -> None:
+    """Wait until the client has closed or reset its connection."""
     server.setblocking(False)
     loop = asyncio.get_running_loop()
     with contextlib.suppress(ConnectionResetError):
@@ -73,27 +73,27 @@ async def gone(server: socket.socket) -> None:
                 pass
 
 
-# -- a greeting, and what is behind it --------------------------------------------------------------------
+# -- a greeting, and what follows it ----------------------------------------------------------------------
 
 
-async def test_the_conversation_goes_on_behind_the_greeting(door: Door) -> None:
-    task, server = await begin(door)
+async def test_the_conversation_continues_after_the_greeting(raw_server: RawServer) -> None:
+    task, server = await begin(raw_server)
     server.sendall(b"220 here\r\n250 more\r\nand")
     reply, reader, writer = await task
-    assert (reply.data, reply.reset, reply.target) == (b"220 here\r\n", False, f"127.0.0.1:{door.port}")
+    assert (reply.data, reply.reset, reply.target) == (b"220 here\r\n", False, f"127.0.0.1:{raw_server.port}")
     assert reply.first_byte_time is not None
     assert 0 < reply.connect_time <= reply.first_byte_time <= reply.total_time
     assert await reader.readline() == b"250 more\r\n"
     writer.write(b"QUIT")
-    assert await heard(server) == b"Q"
+    assert await received_byte(server) == b"Q"
     server.sendall(b" end")
     server.shutdown(socket.SHUT_WR)
     assert await reader.read() == b"and end"
     await close(writer)
 
 
-async def test_a_reply_has_every_line(door: Door) -> None:
-    task, server = await begin(door, until="reply")
+async def test_a_reply_has_every_line(raw_server: RawServer) -> None:
+    task, server = await begin(raw_server, until="reply")
     server.sendall(EHLO_REPLY + b"354 ")
     reply, reader, writer = await task
     assert reply.data == EHLO_REPLY
@@ -114,10 +114,10 @@ async def test_a_reply_has_every_line(door: Door) -> None:
         ("reply", b"220-a\r\n221 b\r\n\r\n 220 c\r\n\0\n220\r\n"),
     ],
 )
-async def test_a_greeting_in_any_two_segments(door: Door, until: str, reply: bytes) -> None:
+async def test_a_greeting_in_any_two_segments(raw_server: RawServer, until: str, reply: bytes) -> None:
     data = reply + b"250 more\r\n"
     for cut in range(1, len(data)):
-        task, server = await begin(door, until=until)
+        task, server = await begin(raw_server, until=until)
         server.sendall(data[:cut])
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -128,8 +128,8 @@ async def test_a_greeting_in_any_two_segments(door: Door, until: str, reply: byt
         await close(writer)
 
 
-async def test_a_reply_one_byte_at_a_time(door: Door) -> None:
-    task, server = await begin(door, until="reply")
+async def test_a_reply_one_byte_at_a_time(raw_server: RawServer) -> None:
+    task, server = await begin(raw_server, until="reply")
     for byte in EHLO_REPLY:
         server.sendall(bytes([byte]))
         for _ in range(3):
@@ -139,9 +139,9 @@ async def test_a_reply_one_byte_at_a_time(door: Door) -> None:
     await close(writer)
 
 
-async def test_a_reply_of_ten_thousand_lines(door: Door) -> None:
+async def test_a_reply_of_ten_thousand_lines(raw_server: RawServer) -> None:
     data = b"250-\n" * 10_000 + b"250 \n"
-    task, server = await begin(door, until="reply")
+    task, server = await begin(raw_server, until="reply")
     await asyncio.get_running_loop().run_in_executor(None, server.sendall, data + b"x")
     reply, reader, writer = await task
     assert reply.data == data
@@ -149,8 +149,8 @@ async def test_a_reply_of_ten_thousand_lines(door: Door) -> None:
     await close(writer)
 
 
-async def test_the_deadlines_end_with_the_greeting(door: Door) -> None:
-    task, server = await begin(door, timeout=0.2)
+async def test_the_deadlines_end_with_the_greeting(raw_server: RawServer) -> None:
+    task, server = await begin(raw_server, timeout=0.2)
     server.sendall(b"220 here\r\n")
     _reply, reader, writer = await task
     with pytest.raises(TimeoutError):
@@ -160,21 +160,21 @@ async def test_the_deadlines_end_with_the_greeting(door: Door) -> None:
     await close(writer)
 
 
-# -- what is sent first -----------------------------------------------------------------------------------
+# -- sending first ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-async def test_sending_comes_before_the_greeting(door: Door, kind: type) -> None:
-    task, server = await begin(door, send=kind(b"EHLO x\r\n"), until="reply")
-    assert await heard(server) == b"E"
+async def test_data_is_sent_before_the_greeting_is_read(raw_server: RawServer, kind: type) -> None:
+    task, server = await begin(raw_server, send=kind(b"EHLO x\r\n"), until="reply")
+    assert await received_byte(server) == b"E"
     server.sendall(EHLO_REPLY)
     reply, _reader, writer = await task
     assert reply.data == EHLO_REPLY
     await close(writer)
 
 
-async def test_a_peer_that_does_not_read_does_not_keep_its_greeting_back(door: Door) -> None:
-    task, server = await begin(door, send=b"x" * 20_000_000)
+async def test_a_peer_that_does_not_read_can_send_its_greeting(raw_server: RawServer) -> None:
+    task, server = await begin(raw_server, send=b"x" * 20_000_000)
     server.sendall(b"220 here\r\n")
     reply, _reader, writer = await task
     assert reply.data == b"220 here\r\n"
@@ -182,8 +182,8 @@ async def test_a_peer_that_does_not_read_does_not_keep_its_greeting_back(door: D
     writer.transport.abort()
 
 
-async def test_a_peer_that_neither_reads_nor_sends(door: Door) -> None:
-    task, _server = await begin(door, send=b"x" * 20_000_000, timeout=0.1)
+async def test_a_peer_that_neither_reads_nor_sends(raw_server: RawServer) -> None:
+    task, _server = await begin(raw_server, send=b"x" * 20_000_000, timeout=0.1)
     with pytest.raises(GreetTimeout, match=r"connected, but no greeting within 0\.1 s"):
         await task
 
@@ -191,12 +191,12 @@ async def test_a_peer_that_neither_reads_nor_sends(door: Door) -> None:
 # -- the end of the stream --------------------------------------------------------------------------------
 
 
-async def test_closing_without_a_byte(door: Door) -> None:
-    task, server = await begin(door)
+async def test_closing_without_a_byte(raw_server: RawServer) -> None:
+    task, server = await begin(raw_server)
     server.close()
     with pytest.raises(NoGreeting) as caught:
         await task
-    assert str(caught.value) == f"127.0.0.1:{door.port}: closed without a greeting"
+    assert str(caught.value) == f"127.0.0.1:{raw_server.port}: closed without a greeting"
     assert caught.value.received == b""
 
 
@@ -210,31 +210,31 @@ async def test_closing_without_a_byte(door: Door) -> None:
         ("reply", b"250-a\n250"),
     ],
 )
-async def test_the_end_of_the_stream_ends_a_line(door: Door, until: str, data: bytes) -> None:
-    task, server = await begin(door, until=until)
+async def test_the_end_of_the_stream_ends_a_line(raw_server: RawServer, until: str, data: bytes) -> None:
+    task, server = await begin(raw_server, until=until)
     server.sendall(data)
     server.shutdown(socket.SHUT_WR)
     reply, reader, writer = await task
     assert reply.data == data
     assert await reader.read() == b""
-    writer.write(b"Q")  # the other direction is open
-    assert await heard(server) == b"Q"
+    writer.write(b"Q")  # the other direction is still open
+    assert await received_byte(server) == b"Q"
     await close(writer)
 
 
 @pytest.mark.parametrize("data", [b"250-a", b"250-a\r\n", b"250-a\r\n25", b"250-a\r\n251 b\r\n"])
-async def test_the_end_of_the_stream_in_the_middle_of_a_reply(door: Door, data: bytes) -> None:
-    task, server = await begin(door, until="reply")
+async def test_the_end_of_the_stream_in_the_middle_of_a_reply(raw_server: RawServer, data: bytes) -> None:
+    task, server = await begin(raw_server, until="reply")
     server.sendall(data)
     server.close()
     with pytest.raises(
-        NoGreeting, match=rf"closed before the greeting ended \({len(data)} bytes came\)$"
+        NoGreeting, match=rf"closed before the greeting ended \({len(data)} bytes received\)$"
     ) as e:
         await task
     assert e.value.received == data
 
 
-async def test_greeters_own_greeting_has_no_line_end() -> None:
+async def test_the_greeting_of_greeter_has_no_line_end() -> None:
     async with greeter.serve("Thank you for connecting", port=0) as server:
         reply, reader, writer = await open_connection(port=server.port)
         assert str(reply) == "Thank you for connecting"
@@ -246,8 +246,8 @@ async def test_greeters_own_greeting_has_no_line_end() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"220 her", b"250-a\r\n", b"250-a\r\n25"])
-async def test_a_reset_before_the_greeting_is_complete(door: Door, data: bytes) -> None:
-    task, server = await begin(door, until="reply")
+async def test_a_reset_before_the_greeting_is_complete(raw_server: RawServer, data: bytes) -> None:
+    task, server = await begin(raw_server, until="reply")
     if data:
         server.sendall(data)
     reset(server)
@@ -259,26 +259,26 @@ async def test_a_reset_before_the_greeting_is_complete(door: Door, data: bytes) 
 
 @pytest.mark.parametrize("turns", [0, 3])
 async def test_sending_to_a_peer_that_has_reset_the_connection(
-    door: Door, turns: int, monkeypatch: pytest.MonkeyPatch
+    raw_server: RawServer, turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = streamclient._open
 
     async def delayed(*arguments: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         opened = await real(*arguments)
-        for _ in range(turns):  # the transport sees the reset before there is something to send
+        for _ in range(turns):  # the transport sees the reset before the send
             await asyncio.sleep(0)
         return opened
 
     monkeypatch.setattr(streamclient, "_open", delayed)
-    ours = socket.create_connection(("127.0.0.1", door.port))
-    reset(await door.open())
+    client = socket.create_connection(("127.0.0.1", raw_server.port))
+    reset(await raw_server.accept())
     with pytest.raises(GreetReset) as caught:
-        await open_connection(sock=ours, send=b"EHLO x\r\n")
+        await open_connection(sock=client, send=b"EHLO x\r\n")
     assert isinstance(caught.value.__cause__, ConnectionError)
 
 
-async def test_a_reset_behind_the_greeting_is_the_readers(door: Door) -> None:
-    task, server = await begin(door)
+async def test_a_reset_after_the_greeting_is_raised_by_the_reader(raw_server: RawServer) -> None:
+    task, server = await begin(raw_server)
     server.sendall(b"220 here\r\n")
     reply, reader, writer = await task
     reset(server)
@@ -293,7 +293,7 @@ async def test_a_reset_behind_the_greeting_is_the_readers(door: Door) -> None:
 
 @pytest.mark.parametrize("limits", [{"connect_timeout": 0.05}, {"timeout": 0.05}])
 async def test_no_connection_within_the_deadline(limits: dict[str, Any]) -> None:
-    with full_door() as port, pytest.raises(GreetTimeout) as caught:
+    with full_accept_queue() as port, pytest.raises(GreetTimeout) as caught:
         await open_connection(port=port, **limits)
     assert str(caught.value) == f"127.0.0.1:{port}: no connection within 0.05 s"
     assert (caught.value.phase, caught.value.seconds) == ("connect", 0.05)
@@ -310,8 +310,8 @@ async def test_no_connection_within_the_deadline(limits: dict[str, Any]) -> None
         (b"\0\xff", "end"),
     ],
 )
-async def test_a_server_that_falls_silent(door: Door, data: bytes, phase: str) -> None:
-    task, server = await begin(door, until="reply", timeout=0.1)
+async def test_a_server_that_stops_sending(raw_server: RawServer, data: bytes, phase: str) -> None:
+    task, server = await begin(raw_server, until="reply", timeout=0.1)
     server.sendall(data)
     with pytest.raises(GreetTimeout) as caught:
         await task
@@ -320,15 +320,15 @@ async def test_a_server_that_falls_silent(door: Door, data: bytes, phase: str) -
 
 
 async def until_done(task: asyncio.Task[Opened], sending: Callable[[], None]) -> None:
-    """Let the server go on sending until the client hangs up."""
+    """Let the server send until the client closes."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
         while not task.done():
             sending()
             await asyncio.sleep(0.001)
 
 
-async def test_a_server_that_sends_a_byte_now_and_then(door: Door) -> None:
-    task, server = await begin(door, timeout=0.1)
+async def test_a_server_that_sends_single_bytes(raw_server: RawServer) -> None:
+    task, server = await begin(raw_server, timeout=0.1)
     await until_done(task, lambda: server.sendall(b"x"))
     with pytest.raises(GreetTimeout, match="the greeting did not end") as caught:
         await task
@@ -351,10 +351,10 @@ async def test_a_server_that_sends_a_byte_now_and_then(door: Door) -> None:
         ("reply", b"250-a\n250", "eof"),
     ],
 )
-async def test_the_bound_is_on_the_greeting_to_the_byte(
-    door: Door, until: str, reply: bytes, end: str
+async def test_the_limit_is_exact_to_the_byte(
+    raw_server: RawServer, until: str, reply: bytes, end: str
 ) -> None:
-    task, server = await begin(door, until=until, max_bytes=len(reply))
+    task, server = await begin(raw_server, until=until, max_bytes=len(reply))
     server.sendall(reply if end else reply + b"x" * 1000)
     if end:
         server.shutdown(socket.SHUT_WR)
@@ -364,28 +364,30 @@ async def test_the_bound_is_on_the_greeting_to_the_byte(
     await close(writer)
     if len(reply) == 1:
         return
-    task, server = await begin(door, until=until, max_bytes=len(reply) - 1)
+    task, server = await begin(raw_server, until=until, max_bytes=len(reply) - 1)
     server.sendall(reply)
     if end:
         server.shutdown(socket.SHUT_WR)
     with pytest.raises(ReplyTooLarge) as caught:
         await task
-    assert str(caught.value) == (f"127.0.0.1:{door.port}: the greeting is longer than {len(reply) - 1} bytes")
+    assert str(caught.value) == (
+        f"127.0.0.1:{raw_server.port}: the greeting is longer than {len(reply) - 1} bytes"
+    )
     assert (caught.value.limit, caught.value.received) == (len(reply) - 1, reply[:-1])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 65536])
-async def test_a_line_without_an_end_is_too_long_at_once(door: Door, size: int) -> None:
-    task, server = await begin(door, max_bytes=size)
-    server.sendall(b"x" * (size + 1))  # and nothing more: the bound does not wait for the deadline
+async def test_a_line_without_an_end_is_too_long_at_once(raw_server: RawServer, size: int) -> None:
+    task, server = await begin(raw_server, max_bytes=size)
+    server.sendall(b"x" * (size + 1))  # and nothing more: the limit applies before the deadline
     async with asyncio.timeout(5):
         with pytest.raises(ReplyTooLarge) as caught:
             await task
     assert caught.value.received == b"x" * size
 
 
-async def test_half_a_line_above_the_bound_is_too_long_at_the_deadline(door: Door) -> None:
-    task, server = await begin(door, until="reply", max_bytes=10, timeout=0.1)
+async def test_an_incomplete_line_above_the_limit_is_too_long_at_the_deadline(raw_server: RawServer) -> None:
+    task, server = await begin(raw_server, until="reply", max_bytes=10, timeout=0.1)
     server.sendall(b"250-abc\r\nx" + b"x" * 4)
     with pytest.raises(ReplyTooLarge) as caught:
         await task
@@ -395,8 +397,8 @@ async def test_half_a_line_above_the_bound_is_too_long_at_the_deadline(door: Doo
 @pytest.mark.parametrize(
     "piece", [b"x" * 4096, b"250-x\r\n" * 1000, b"\0" * 1000], ids=["line", "reply", "NUL"]
 )
-async def test_a_server_that_never_stops_sending(door: Door, piece: bytes) -> None:
-    task, server = await begin(door, until="reply")
+async def test_a_server_that_never_stops_sending(raw_server: RawServer, piece: bytes) -> None:
+    task, server = await begin(raw_server, until="reply")
     server.sendall(b"250-x" if piece.startswith(b"250") else b"2")
     server.setblocking(False)
 
@@ -424,7 +426,7 @@ async def test_a_server_that_never_stops_sending(door: Door, piece: bytes) -> No
     ],
 )
 async def test_the_descriptor_is_closed_when_an_error_is_raised(
-    door: Door,
+    raw_server: RawServer,
     options: dict[str, Any],
     data: bytes,
     end: Callable[[socket.socket], None] | None,
@@ -434,11 +436,11 @@ async def test_the_descriptor_is_closed_when_an_error_is_raised(
     fd = str(client.fileno())
     with server:
         server.sendall(data)
-        if end is reset:  # which a pair of Unix sockets does not have
+        if end is reset:  # Unix sockets have no reset
             client.close()
-            client = socket.create_connection(("127.0.0.1", door.port))
+            client = socket.create_connection(("127.0.0.1", raw_server.port))
             fd = str(client.fileno())
-            reset(await door.open())
+            reset(await raw_server.accept())
         elif end is not None:
             end(server)
         with pytest.raises(error):
@@ -449,8 +451,8 @@ async def test_the_descriptor_is_closed_when_an_error_is_raised(
 # -- targets ----------------------------------------------------------------------------------------------
 
 
-async def greeted(way: Awaitable[Opened], server: Awaitable[socket.socket], target: str) -> None:
-    task = asyncio.ensure_future(way)
+async def greeted(call: Awaitable[Opened], server: Awaitable[socket.socket], target: str) -> None:
+    task = asyncio.ensure_future(call)
     sock = await server
     sock.sendall(b"220 here\n")
     reply, _reader, writer = await task
@@ -458,17 +460,19 @@ async def greeted(way: Awaitable[Opened], server: Awaitable[socket.socket], targ
     await close(writer)
 
 
-async def test_targets(door: Door) -> None:
-    text = f"127.0.0.1:{door.port}"
-    for way in (
+async def test_targets(raw_server: RawServer) -> None:
+    text = f"127.0.0.1:{raw_server.port}"
+    for call in (
         open_connection(text),
-        open_connection("127.0.0.1", door.port),
-        open_connection("127.0.0.1", str(door.port)),
+        open_connection("127.0.0.1", raw_server.port),
+        open_connection("127.0.0.1", str(raw_server.port)),
         open_connection(target=Endpoint.parse(text)),
-        open_connection(2130706433, door.port),
+        open_connection(2130706433, raw_server.port),
     ):
-        await greeted(way, door.open(), text)
-    await greeted(open_connection("localhost", door.port), door.open(), f"localhost:{door.port}")
+        await greeted(call, raw_server.accept(), text)
+    await greeted(
+        open_connection("localhost", raw_server.port), raw_server.accept(), f"localhost:{raw_server.port}"
+    )
 
 
 async def test_ipv6() -> None:
@@ -478,12 +482,12 @@ async def test_ipv6() -> None:
         except OSError:
             pytest.skip("no IPv6 here")
         sock.listen()
-        door = Door(sock)
-        text = f"[::1]:{door.port}"
-        for way in (open_connection("::1", door.port), open_connection(text)):
-            await greeted(way, door.open(), text)
-        for visitor in door.visitors:
-            visitor.close()
+        raw_server = RawServer(sock)
+        text = f"[::1]:{raw_server.port}"
+        for call in (open_connection("::1", raw_server.port), open_connection(text)):
+            await greeted(call, raw_server.accept(), text)
+        for connection in raw_server.connections:
+            connection.close()
 
 
 @pytest.mark.parametrize("name", ["file", "@"])
@@ -492,25 +496,25 @@ async def test_unix_sockets(tmp_path: Path, name: str) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path.replace("@", "\0", 1) if name == "@" else path)
         sock.listen()
-        door = Door(sock)
-        for way in (open_connection(path=path), open_connection(f"unix:{path}")):
-            await greeted(way, door.open(), f"unix:{path}")
-        for visitor in door.visitors:
-            visitor.close()
+        raw_server = RawServer(sock)
+        for call in (open_connection(path=path), open_connection(f"unix:{path}")):
+            await greeted(call, raw_server.accept(), f"unix:{path}")
+        for connection in raw_server.connections:
+            connection.close()
 
 
-async def test_a_connected_socket_and_a_descriptor(door: Door) -> None:
-    ours = socket.create_connection(("127.0.0.1", door.port))
-    await greeted(open_connection(sock=ours), door.open(), f"fd:{ours.fileno()}")
-    assert ours.fileno() == -1
-    with socket.create_connection(("127.0.0.1", door.port)) as ours:
-        await greeted(open_connection(f"fd:{ours.fileno()}"), door.open(), f"fd:{ours.fileno()}")
-        assert ours.fileno() >= 0
+async def test_a_connected_socket_and_a_descriptor(raw_server: RawServer) -> None:
+    client = socket.create_connection(("127.0.0.1", raw_server.port))
+    await greeted(open_connection(sock=client), raw_server.accept(), f"fd:{client.fileno()}")
+    assert client.fileno() == -1
+    with socket.create_connection(("127.0.0.1", raw_server.port)) as client:
+        await greeted(open_connection(f"fd:{client.fileno()}"), raw_server.accept(), f"fd:{client.fileno()}")
+        assert client.fileno() >= 0
 
 
-async def test_a_refused_connection(door: Door) -> None:
-    port = door.port
-    door.sock.close()
+async def test_a_refused_connection(raw_server: RawServer) -> None:
+    port = raw_server.port
+    raw_server.sock.close()
     with pytest.raises(ConnectFailed, match=f"^cannot connect to 127.0.0.1:{port}: connection refused$"):
         await open_connection(port=port)
     with pytest.raises(ConnectFailed, match="bad file descriptor"):
@@ -526,26 +530,26 @@ async def test_a_refused_connection(door: Door) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ({"until": "eof"}, "until is one of 'line', 'reply', not 'eof'"),
-        ({"max_bytes": 0}, "max_bytes is an integer of at least 1, not 0"),
-        ({"timeout": 0}, "timeout is a positive number of seconds, not 0"),
-        ({"connect_timeout": "5"}, "connect_timeout is a positive number of seconds, not '5'"),
-        ({"send": "EHLO"}, "send is bytes, not str"),
-        ({"send": 1}, "send is bytes, not int"),
-        ({"ssl": 1.5}, "ssl is True or an SSLContext, not float"),
-        ({"server_hostname": "x"}, "server_hostname 'x' goes with ssl"),
+        ({"until": "eof"}, "until must be one of 'line', 'reply', not 'eof'"),
+        ({"max_bytes": 0}, "max_bytes must be an integer of at least 1, not 0"),
+        ({"timeout": 0}, "timeout must be a positive number of seconds, not 0"),
+        ({"connect_timeout": "5"}, "connect_timeout must be a positive number of seconds, not '5'"),
+        ({"send": "EHLO"}, "send must be bytes, not str"),
+        ({"send": 1}, "send must be bytes, not int"),
+        ({"ssl": 1.5}, "ssl must be True or an SSLContext, not float"),
+        ({"server_hostname": "x"}, "server_hostname 'x' requires ssl"),
         ({"target": "unix:/x", "ssl": True}, "TLS to unix:/x needs server_hostname, the name to verify"),
-        ({"target": "h:1", "port": 1}, "port 1 goes with a host, and 'h:1' is not one"),
-        ({"target": b"h"}, "a target is a string, an integer or an Endpoint, not bytes"),
-        ({"target": ["h"]}, "a target is a string, an integer or an Endpoint, not list"),
-        ({"port": {}}, "a port is an integer or a string, not dict"),
-        ({"path": "/x", "port": 1}, "path takes the place of a target and a port"),
-        ({"path": "/x", "target": "h"}, "path takes the place of a target and a port"),
-        ({"sock": 3}, "sock is a socket, not int"),
-        ({"path": b"/x"}, "path is a string, not bytes"),
+        ({"target": "h:1", "port": 1}, "port 1 requires a host, and 'h:1' is not one"),
+        ({"target": b"h"}, "a target must be a string, an integer or an Endpoint, not bytes"),
+        ({"target": ["h"]}, "a target must be a string, an integer or an Endpoint, not list"),
+        ({"port": {}}, "a port must be an integer or a string, not dict"),
+        ({"path": "/x", "port": 1}, "path cannot be combined with a target or a port"),
+        ({"path": "/x", "target": "h"}, "path cannot be combined with a target or a port"),
+        ({"sock": 3}, "sock must be a socket, not int"),
+        ({"path": b"/x"}, "path must be a string, not bytes"),
     ],
 )
-async def test_arguments_that_cannot_be_right(arguments: dict[str, Any], why: str) -> None:
+async def test_invalid_arguments(arguments: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError) as caught:
         await open_connection(**arguments)
     assert str(caught.value) == why
@@ -562,22 +566,22 @@ async def cancel(task: asyncio.Task[Opened]) -> None:
 
 async def test_cancelling_while_connecting() -> None:
     for host in ("127.0.0.1", "localhost"):
-        with full_door() as port:
+        with full_accept_queue() as port:
             before = open_fds()
             task = asyncio.create_task(open_connection(host, port))
             await until(lambda: open_fds() != before, "a socket to leak")  # noqa: B023  # called at once
             await cancel(task)
 
 
-async def test_cancelling_a_handshake(door: Door) -> None:
-    task, server = await begin(door, ssl=True)
-    assert await heard(server) == b"\x16"  # the ClientHello, which is not answered
+async def test_cancelling_a_handshake(raw_server: RawServer) -> None:
+    task, server = await begin(raw_server, ssl=True)
+    assert await received_byte(server) == b"\x16"  # the ClientHello, which is not answered
     await cancel(task)
 
 
 @pytest.mark.parametrize("data", [b"", b"2", b"250-a\r\n", b"250-a\r\n25"])
 async def test_cancelling_while_the_greeting_is_read(
-    door: Door, data: bytes, monkeypatch: pytest.MonkeyPatch
+    raw_server: RawServer, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading = asyncio.Event()
     real = streamclient._receive
@@ -587,19 +591,19 @@ async def test_cancelling_while_the_greeting_is_read(
         return await real(reader, held, *rest)
 
     monkeypatch.setattr(streamclient, "_receive", watched)
-    task, server = await begin(door, until="reply")
+    task, server = await begin(raw_server, until="reply")
     server.sendall(data)
     async with asyncio.timeout(PATIENCE):
         await reading.wait()
-    for _ in range(5):  # some have read what came, some have not
+    for _ in range(5):  # in some cases the data was read by then
         await asyncio.sleep(0)
     await cancel(task)
-    await gone(server)
+    await wait_closed(server)
 
 
 @pytest.mark.parametrize("turns", range(12))
-async def test_cancelling_in_every_turn_of_the_loop(door: Door, turns: int) -> None:
-    task = asyncio.create_task(open_connection(port=door.port, until="reply", send=b"EHLO x\r\n"))
+async def test_cancelling_in_every_iteration_of_the_loop(raw_server: RawServer, turns: int) -> None:
+    task = asyncio.create_task(open_connection(port=raw_server.port, until="reply", send=b"EHLO x\r\n"))
     for _ in range(turns):
         await asyncio.sleep(0)
     task.cancel()
@@ -616,7 +620,7 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture
-def trusting(authority: trustme.CA) -> ssl.SSLContext:
+def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
@@ -624,7 +628,7 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture
 async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
-    """A service over TLS that sends a greeting and then every line again, in upper case."""
+    """A service over TLS that sends a greeting, and then echoes every line in upper case."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("mail.example", "127.0.0.1").configure_cert(context)
 
@@ -643,9 +647,9 @@ async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
     await server.wait_closed()
 
 
-async def test_a_conversation_over_tls(tls_port: int, trusting: ssl.SSLContext) -> None:
+async def test_a_conversation_over_tls(tls_port: int, client_tls: ssl.SSLContext) -> None:
     reply, reader, writer = await open_connection(
-        f"127.0.0.1:{tls_port}", until="reply", ssl=trusting, server_hostname="mail.example"
+        f"127.0.0.1:{tls_port}", until="reply", ssl=client_tls, server_hostname="mail.example"
     )
     assert reply.data == b"220-mail.example\r\n220 here\r\n"
     assert await reader.readline() == b"250 more\r\n"
@@ -654,26 +658,26 @@ async def test_a_conversation_over_tls(tls_port: int, trusting: ssl.SSLContext) 
     await close(writer)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio's server, of the handshake that we break
-async def test_a_certificate_for_another_name(tls_port: int, trusting: ssl.SSLContext) -> None:
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio's server, for the failed handshake
+async def test_a_certificate_for_another_name(tls_port: int, client_tls: ssl.SSLContext) -> None:
     with pytest.raises(ConnectFailed, match="certificate verify failed: Hostname mismatch.*'mail.test'"):
-        await open_connection(port=tls_port, ssl=trusting, server_hostname="mail.test")
+        await open_connection(port=tls_port, ssl=client_tls, server_hostname="mail.test")
     with pytest.raises(ConnectFailed, match="certificate verify failed"):
         await open_connection(port=tls_port, ssl=True)
 
 
-async def test_deadlines_and_bounds_over_tls(tls_port: int, trusting: ssl.SSLContext) -> None:
+async def test_deadlines_and_bounds_over_tls(tls_port: int, client_tls: ssl.SSLContext) -> None:
     with pytest.raises(ReplyTooLarge) as large:
-        await open_connection(port=tls_port, until="reply", ssl=trusting, max_bytes=20)
+        await open_connection(port=tls_port, until="reply", ssl=client_tls, max_bytes=20)
     assert large.value.received == b"220-mail.example\r\n22"
-    reply, reader, writer = await open_connection(port=tls_port, ssl=trusting, timeout=5)
+    reply, reader, writer = await open_connection(port=tls_port, ssl=client_tls, timeout=5)
     assert reply.data == b"220-mail.example\r\n"
     await close(writer)
 
 
 @pytest.mark.parametrize("data", [b"", b"250-a\r\n25"])
-async def test_silence_an_end_and_a_cancellation_over_tls(
-    authority: trustme.CA, trusting: ssl.SSLContext, data: bytes
+async def test_timeout_end_of_stream_and_cancellation_over_tls(
+    authority: trustme.CA, client_tls: ssl.SSLContext, data: bytes
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -689,30 +693,32 @@ async def test_silence_an_end_and_a_cancellation_over_tls(
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
-    with pytest.raises(GreetTimeout) as late:
-        await open_connection(port=port, until="reply", ssl=trusting, timeout=1)
-    assert (late.value.phase, late.value.received) == ("end" if data else "first byte", data)
-    reading = asyncio.create_task(open_connection(port=port, until="reply", ssl=trusting))
-    await asyncio.sleep(0.2)  # in the handshake or behind it: both have to be clean
+    with pytest.raises(GreetTimeout) as timeout:
+        await open_connection(port=port, until="reply", ssl=client_tls, timeout=1)
+    assert (timeout.value.phase, timeout.value.received) == ("end" if data else "first byte", data)
+    reading = asyncio.create_task(open_connection(port=port, until="reply", ssl=client_tls))
+    await asyncio.sleep(0.2)  # during the handshake or after it: both must be clean
     await cancel(reading)
     ending.set()
     with pytest.raises(NoGreeting) as cut:
-        await open_connection(port=port, until="reply", ssl=trusting)
+        await open_connection(port=port, until="reply", ssl=client_tls)
     assert cut.value.received == data
     server.close()
     await server.wait_closed()
 
 
-async def test_a_handshake_has_the_deadline_of_connecting(door: Door, trusting: ssl.SSLContext) -> None:
-    task, _server = await begin(door, ssl=trusting, connect_timeout=0.05)
+async def test_a_handshake_has_the_deadline_of_connecting(
+    raw_server: RawServer, client_tls: ssl.SSLContext
+) -> None:
+    task, _server = await begin(raw_server, ssl=client_tls, connect_timeout=0.05)
     with pytest.raises(GreetTimeout) as caught:
         await task
     assert caught.value.phase == "connect"
-    task, server = await begin(door, ssl=trusting)
+    task, server = await begin(raw_server, ssl=client_tls)
     server.sendall(b"220 here\r\n")
     with pytest.raises(ConnectFailed, match="wrong version number|record layer failure"):
         await task
-    task, server = await begin(door, ssl=trusting)
+    task, server = await begin(raw_server, ssl=client_tls)
     reset(server)
     with pytest.raises(ConnectFailed, match="connection reset by peer"):
         await task
@@ -753,21 +759,21 @@ async def test_an_smtp_conversation_with_a_real_server() -> None:
         await close(writer)
 
 
-async def test_an_ftp_conversation(door: Door) -> None:
+async def test_an_ftp_conversation(raw_server: RawServer) -> None:
     welcome = b"220-Welcome\r\n  to the archive\r\n221 files\r\n220-\r\n220 Ready.\r\n"
-    task, server = await begin(door, until="reply")
+    task, server = await begin(raw_server, until="reply")
     server.sendall(welcome)
     reply, reader, writer = await task
     assert reply.data == welcome
     writer.write(b"USER anonymous\r\n")
-    assert await heard(server) == b"U"
+    assert await received_byte(server) == b"U"
     server.sendall(b"331 Send your address.\r\n")
     assert await reader.readline() == b"331 Send your address.\r\n"
     await close(writer)
 
 
-async def test_an_ssh_banner_and_binary_packets_behind_it(door: Door) -> None:
-    task, server = await begin(door)
+async def test_an_ssh_banner_followed_by_binary_packets(raw_server: RawServer) -> None:
+    task, server = await begin(raw_server)
     packet = bytes(range(256)) * 1000
     asyncio.get_running_loop().run_in_executor(None, server.sendall, b"SSH-2.0-x\r\n" + packet)
     reply, reader, writer = await task
@@ -776,5 +782,5 @@ async def test_an_ssh_banner_and_binary_packets_behind_it(door: Door) -> None:
     await close(writer)
 
 
-def test_it_is_public() -> None:
+def test_open_connection_is_public() -> None:
     assert greeter.open_connection is open_connection

@@ -204,6 +204,6 @@ def test_an_attribute_that_is_missing(write: Callable[[str, str], Path]) -> None
 def test_an_attribute_that_is_no_greeting(write: Callable[[str, str], Path]) -> None:
     write("apps_wrong.py", "number = 5\ntext = 'cost: $5'")
     assert refusal("apps_wrong:number") == (
-        "'apps_wrong:number': a greeting is text, bytes or a callable, not int"
+        "'apps_wrong:number': a greeting must be text, bytes or a callable, not int"
     )
     assert refusal("apps_wrong:text").startswith("'apps_wrong:text': greeting has a lone $ in '$5'")

@@ -1,4 +1,4 @@
-"""Deadlines against the plainest model there is: a list, sorted by the time of its entries."""
+"""Deadlines: tables, and a comparison with a sorted list."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_due_leaves_the_items_in_the_table() -> None:
     assert table.due(11) == []
 
 
-def test_discard_tells_whether_the_item_was_there() -> None:
+def test_discard_returns_whether_the_item_was_there() -> None:
     table: Deadlines[str] = Deadlines()
     table.add("a", 0.0)
     assert table.discard("a")
@@ -68,7 +68,7 @@ def test_postpone_moves_passed_deadlines_and_keeps_the_order() -> None:
 
 
 def test_postpone_moves_no_deadline_beyond_the_latest() -> None:
-    """So that items can still be added at the end."""
+    """Items can then still be added at the end."""
     table: Deadlines[str] = Deadlines()
     for deadline, name in enumerate("abc", 10):
         table.add(name, deadline)
@@ -87,7 +87,7 @@ def test_postpone_moves_a_deadline_once() -> None:
     assert table.first() == 11
 
 
-def test_an_item_that_was_removed_or_added_again_can_be_postponed_anew() -> None:
+def test_an_item_that_was_removed_or_added_again_can_be_postponed_again() -> None:
     table: Deadlines[str] = Deadlines()
     table.add("a", 10)
     table.add("b", 10)
@@ -127,8 +127,8 @@ def test_postpone_against_a_dict(deadlines: list[float], pauses: list[tuple[floa
     assert not expected
 
 
-class AgainstAList(RuleBasedStateMachine):
-    """Any sequence of calls, with a clock that only goes forward."""
+class DeadlinesMachine(RuleBasedStateMachine):
+    """Any sequence of calls, with a monotonic clock."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class AgainstAList(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.5, 2.5, 8.0]))
     def postpone(self, seconds: float) -> None:
         self.now += seconds
-        latest = self.now + 2  # that of an item which is added now
+        latest = self.now + 2  # the deadline of an item added now
         self.table.postpone(self.now, seconds, latest)
         for index, (deadline, item) in enumerate(self.model):
             if deadline <= self.now and item not in self.postponed:
@@ -173,14 +173,14 @@ class AgainstAList(RuleBasedStateMachine):
         self.model.sort(key=lambda entry: entry[0])
 
     @invariant()
-    def they_agree(self) -> None:
+    def agrees_with_the_model(self) -> None:
         items = [item for _, item in self.model]
         assert list(self.table) == items
         assert len(self.table) == len(items)
         assert self.table.first() == (self.model[0][0] if items else None)
         assert all((item in self.table) == (item in items) for item in range(10))
-        assert self.table._postponed <= set(items)  # it does not grow for ever
+        assert self.table._postponed <= set(items)  # bounded by the items
 
 
-TestAgainstAList = AgainstAList.TestCase
-TestAgainstAList.settings = settings(deadline=None, max_examples=50, stateful_step_count=30)
+TestDeadlinesMachine = DeadlinesMachine.TestCase
+TestDeadlinesMachine.settings = settings(deadline=None, max_examples=50, stateful_step_count=30)

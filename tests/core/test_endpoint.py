@@ -1,4 +1,4 @@
-"""Endpoints: tables of what is read and refused, and the round trip as a property."""
+"""Endpoints: tables of valid and invalid text, and the round trip through text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from greeter import ConfigError, Endpoint
 from greeter.core.endpoint import DEFAULT_ENDPOINT, UNIX_PATH_MAX, host_name
 
-READ = [
+VALID = [
     ("127.0.0.1:9999", Endpoint("tcp", "127.0.0.1", 9999)),
     ("localhost:qotd", Endpoint("tcp", "localhost", "qotd")),
     ("LOCALHOST:0", Endpoint("tcp", "LOCALHOST", 0)),
@@ -38,7 +38,7 @@ READ = [
     ("fd:0", Endpoint("fd", fd=0)),
     ("fd:2147483647", Endpoint("fd", fd=2147483647)),
 ]
-REFUSED = [
+INVALID = [
     ("", "no port"),
     ("localhost", "no port"),
     ("unix", "no port"),
@@ -46,22 +46,22 @@ REFUSED = [
     ("a:b:1", "without brackets"),
     ("[::1]", "without brackets"),
     ("[::1:9999", "without brackets"),
-    ("x]:1", "no host name in 'x]'"),
-    ("a b:1", "no host name in 'a b'"),
-    ("a/b:1", "no host name"),
-    ("user@host:1", "no host name"),
-    ("a\nb:1", "no host name"),
-    ("a\x1b[2Jb:1", "no host name"),
-    ("\udcff:1", "no host name"),
-    ("a..b:1", "bad host name, 'a..b'"),
-    (".:1", "bad host name"),
-    ("x" * 64 + ".org:1", "bad host name"),
+    ("x]:1", "invalid characters in host name 'x]'"),
+    ("a b:1", "invalid characters in host name 'a b'"),
+    ("a/b:1", "invalid characters in host name"),
+    ("user@host:1", "invalid characters in host name"),
+    ("a\nb:1", "invalid characters in host name"),
+    ("a\x1b[2Jb:1", "invalid characters in host name"),
+    ("\udcff:1", "invalid characters in host name"),
+    ("a..b:1", "invalid host name, 'a..b'"),
+    (".:1", "invalid host name"),
+    ("x" * 64 + ".org:1", "invalid host name"),
     ("h:", "neither a port number nor a service name in ''"),
     ("h:-1", "neither a port number"),
     ("h:1.5", "neither a port number"),
     ("h:+1", "neither a port number"),
     ("h: 1", "neither a port number"),
-    ("h:٣", "neither a port number"),  # a digit to Python, not to the resolver
+    ("h:٣", "neither a port number"),  # a digit for Python, but not for the resolver
     ("h:a--b", "neither a port number"),
     ("h:a-", "neither a port number"),
     ("h:sixteen-letters-", "neither a port number"),
@@ -89,21 +89,21 @@ def shown(value: object) -> str:
     return ascii(value)[:40]
 
 
-@pytest.mark.parametrize(("text", "endpoint"), READ, ids=shown)
-def test_parse_reads(text: str, endpoint: Endpoint) -> None:
+@pytest.mark.parametrize(("text", "endpoint"), VALID, ids=shown)
+def test_parse_valid_text(text: str, endpoint: Endpoint) -> None:
     assert Endpoint.parse(text) == endpoint
     assert Endpoint.parse(str(endpoint)) == endpoint
 
 
-@pytest.mark.parametrize(("text", "why"), REFUSED, ids=shown)
-def test_parse_refuses_and_says_what_and_why(text: str, why: str) -> None:
+@pytest.mark.parametrize(("text", "why"), INVALID, ids=shown)
+def test_parse_invalid_text_names_the_text_and_the_error(text: str, why: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Endpoint.parse(text)
     assert str(caught.value).startswith(f"endpoint {text!r} has ")
     assert why in str(caught.value)
 
 
-def test_the_default_is_the_primers_port() -> None:
+def test_the_default_endpoint() -> None:
     assert Endpoint.parse(DEFAULT_ENDPOINT) == Endpoint.tcp() == Endpoint("tcp", "127.0.0.1", 9999)
 
 
@@ -118,12 +118,14 @@ def test_the_default_is_the_primers_port() -> None:
         (0xFFFFFFFF, 1, "255.255.255.255:1"),
     ],
 )
-def test_tcp_takes_what_the_socket_module_takes(host: str | int | None, port: int | str, text: str) -> None:
+def test_tcp_accepts_hosts_and_ports_of_the_socket_module(
+    host: str | int | None, port: int | str, text: str
+) -> None:
     assert str(Endpoint.tcp(host, port)) == text
 
 
 TARGETS: list[tuple[Any, Any, str]] = [
-    # a host with its port beside it
+    # a host with a port argument
     ("localhost", 25, "localhost:25"),
     ("127.0.0.1", "25", "127.0.0.1:25"),
     ("::1", "smtp", "[::1]:smtp"),
@@ -139,7 +141,7 @@ TARGETS: list[tuple[Any, Any, str]] = [
     ("127.0.0.1", None, "127.0.0.1:9999"),
     ("::1", None, "[::1]:9999"),
     ("::", None, "[::]:9999"),
-    ("fd::1", None, "[fd::1]:9999"),  # an address, and not a descriptor
+    ("fd::1", None, "[fd::1]:9999"),  # an address, not a descriptor
     ("fe80::1%eth0", None, "[fe80::1%eth0]:9999"),
     ("unix-host", None, "unix-host:9999"),
     ("", None, ":9999"),
@@ -159,35 +161,35 @@ TARGETS: list[tuple[Any, Any, str]] = [
     (Endpoint.unix("@name"), None, "unix:@name"),
     (Endpoint.inherited(3), None, "fd:3"),
 ]
-NO_TARGETS: list[tuple[Any, Any, str]] = [
-    (Endpoint.tcp("h", 1), 1, "port 1 goes with a host, and 'h:1' is not one"),
-    (Endpoint.unix("/x"), 0, "port 0 goes with a host, and 'unix:/x' is not one"),
-    ("h:1", 1, "port 1 goes with a host, and 'h:1' is not one"),
-    ("[::1]:25", "smtp", "port 'smtp' goes with a host, and '[::1]:25' is not one"),
-    (":25", 25, "port 25 goes with a host, and ':25' is not one"),
-    ("unix:/x", 1, "port 1 goes with a host, and 'unix:/x' is not one"),
-    ("fd:3", 1, "port 1 goes with a host, and 'fd:3' is not one"),
-    ("1:2:3", 1, "port 1 goes with a host, and '1:2:3' is not one"),
+INVALID_TARGETS: list[tuple[Any, Any, str]] = [
+    (Endpoint.tcp("h", 1), 1, "port 1 requires a host, and 'h:1' is not one"),
+    (Endpoint.unix("/x"), 0, "port 0 requires a host, and 'unix:/x' is not one"),
+    ("h:1", 1, "port 1 requires a host, and 'h:1' is not one"),
+    ("[::1]:25", "smtp", "port 'smtp' requires a host, and '[::1]:25' is not one"),
+    (":25", 25, "port 25 requires a host, and ':25' is not one"),
+    ("unix:/x", 1, "port 1 requires a host, and 'unix:/x' is not one"),
+    ("fd:3", 1, "port 1 requires a host, and 'fd:3' is not one"),
+    ("1:2:3", 1, "port 1 requires a host, and '1:2:3' is not one"),
     ("1:2:3", None, "endpoint '1:2:3' has an IPv6 address without brackets"),
     ("::1:99999", None, "endpoint '::1:99999' has an IPv6 address without brackets"),
     ("unix:", None, "endpoint 'unix:' has no path"),
     ("fd:x", None, "endpoint 'fd:x' has no descriptor number"),
     ("h:", None, "endpoint 'h:' has neither a port number nor a service name in ''"),
-    ("a b", None, "endpoint 'a b:9999' has no host name in 'a b'"),
-    ("a/b", None, "endpoint 'a/b:9999' has no host name in 'a/b'"),
+    ("a b", None, "endpoint 'a b:9999' has invalid characters in host name 'a b'"),
+    ("a/b", None, "endpoint 'a/b:9999' has invalid characters in host name 'a/b'"),
     ("h", "", "endpoint 'h:' has neither a port number nor a service name in ''"),
     ("h", 65536, "endpoint 'h:65536' has port 65536, which is not in 0-65535"),
     ("h", -1, "endpoint 'h:-1' has neither a port number nor a service name in '-1'"),
-    (-1, None, "endpoint '-1:9999' has the integer address -1, which is no 32-bit number"),
-    (b"h:1", None, "a target is a string, an integer or an Endpoint, not bytes"),
-    (True, None, "a target is a string, an integer or an Endpoint, not bool"),
-    (1.5, None, "a target is a string, an integer or an Endpoint, not float"),
-    (["h"], None, "a target is a string, an integer or an Endpoint, not list"),
-    (("h", 1), None, "a target is a string, an integer or an Endpoint, not tuple"),
-    ("h", 25.0, "a port is an integer or a string, not float"),
-    ("h", True, "a port is an integer or a string, not bool"),
-    ("h", b"25", "a port is an integer or a string, not bytes"),
-    ("h", [25], "a port is an integer or a string, not list"),
+    (-1, None, "endpoint '-1:9999' has the integer address -1, which is not a 32-bit number"),
+    (b"h:1", None, "a target must be a string, an integer or an Endpoint, not bytes"),
+    (True, None, "a target must be a string, an integer or an Endpoint, not bool"),
+    (1.5, None, "a target must be a string, an integer or an Endpoint, not float"),
+    (["h"], None, "a target must be a string, an integer or an Endpoint, not list"),
+    (("h", 1), None, "a target must be a string, an integer or an Endpoint, not tuple"),
+    ("h", 25.0, "a port must be an integer or a string, not float"),
+    ("h", True, "a port must be an integer or a string, not bool"),
+    ("h", b"25", "a port must be an integer or a string, not bytes"),
+    ("h", [25], "a port must be an integer or a string, not list"),
 ]
 
 
@@ -198,8 +200,8 @@ def test_a_target_is_an_endpoint_its_text_or_a_host(target: Any, port: Any, text
     assert Endpoint.parse(text) == endpoint == Endpoint.target(endpoint)
 
 
-@pytest.mark.parametrize(("target", "port", "why"), NO_TARGETS, ids=shown)
-def test_other_targets_are_refused_in_one_line(target: Any, port: Any, why: str) -> None:
+@pytest.mark.parametrize(("target", "port", "why"), INVALID_TARGETS, ids=shown)
+def test_an_invalid_target_is_an_error_of_one_line(target: Any, port: Any, why: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Endpoint.target(target, port)
     assert str(caught.value).startswith(why)
@@ -212,12 +214,14 @@ def test_the_default_target_is_the_default_endpoint() -> None:
 
 @pytest.mark.parametrize("host", [-1, 0x1_0000_0000])
 def test_an_integer_address_has_32_bits(host: int) -> None:
-    with pytest.raises(ConfigError, match=f"endpoint '{host}:1' has the integer address {host}, which is no"):
+    with pytest.raises(
+        ConfigError, match=f"endpoint '{host}:1' has the integer address {host}, which is not"
+    ):
         Endpoint.tcp(host, 1)
 
 
-def test_the_other_constructors_name_what_they_refuse() -> None:
-    with pytest.raises(ConfigError, match="endpoint 'a b:1' has no host name in 'a b'"):
+def test_errors_of_the_other_constructors_name_the_value() -> None:
+    with pytest.raises(ConfigError, match="endpoint 'a b:1' has invalid characters in host name 'a b'"):
         Endpoint.tcp("a b", 1)
     with pytest.raises(ConfigError, match="endpoint 'unix:' has no path"):
         Endpoint.unix("")
@@ -225,7 +229,7 @@ def test_the_other_constructors_name_what_they_refuse() -> None:
         Endpoint.inherited(-1)
 
 
-def test_a_resolver_reads_what_stays_text_here() -> None:
+def test_the_resolver_accepts_an_integer_address_as_text() -> None:
     endpoint = Endpoint.parse("2130706433:9999")
     found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
     assert found[0][4] == ("127.0.0.1", 9999)
@@ -241,10 +245,10 @@ def test_abstract_is_a_name_without_a_file() -> None:
 def test_endpoints_are_values() -> None:
     assert {Endpoint.tcp("h", 1), Endpoint.parse("h:1"), Endpoint.parse("h:01")} == {Endpoint("tcp", "h", 1)}
     with pytest.raises(AttributeError):
-        Endpoint.tcp().port = 1  # type: ignore[misc]  # that it cannot be set is what is tested
+        Endpoint.tcp().port = 1  # type: ignore[misc]  # the test is that it is frozen
 
 
-# Text that looks like an endpoint more often than chance would have it.
+# Text that resembles an endpoint more often than random text does.
 PIECES = st.sampled_from(
     ["unix:", "fd:", "[", "]", ":", "::1", "@", "\0", ".", "-", "0", "65536", "host", "%"]
 )
@@ -269,7 +273,7 @@ ENDPOINTS = st.one_of(
 
 @settings(deadline=None)
 @given(ENDPOINTS)
-def test_every_endpoint_is_read_back_from_its_text(endpoint: Endpoint) -> None:
+def test_every_endpoint_is_parsed_from_its_text(endpoint: Endpoint) -> None:
     assert Endpoint.parse(str(endpoint)) == endpoint
 
 
@@ -294,7 +298,7 @@ def test_the_text_of_an_endpoint_is_a_target_without_a_port(endpoint: Endpoint, 
         assert Endpoint.target(str(endpoint)) == endpoint
     else:
         for target in (endpoint, str(endpoint)):
-            with pytest.raises(ConfigError, match="^port .* goes with a host, and "):
+            with pytest.raises(ConfigError, match="^port .* requires a host, and "):
                 Endpoint.target(target, port)
 
 
@@ -313,12 +317,12 @@ def test_garbage_is_a_target_or_a_config_error(text: str, port: int | None) -> N
 
 
 @pytest.mark.parametrize("text", ["a.example", "a.example.", "münchen.example", "127.0.0.1", "::1", "x"])
-def test_names_of_hosts(text: str) -> None:
+def test_valid_host_names(text: str) -> None:
     assert host_name(text) == text
 
 
 @pytest.mark.parametrize("text", ["", ".x", "a..b", "é" * 60, "\udcff"])
-def test_what_names_no_host(text: str) -> None:
+def test_invalid_host_names(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         host_name(text)
     assert str(caught.value) == f"{text!r} is not a host name"

@@ -1,4 +1,4 @@
-"""The exception tree: what each error is, what it says, what it carries, and that it travels."""
+"""The exceptions: base classes, messages, attributes, and pickling."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ ONE_OF_EACH: list[tuple[GreeterError, str]] = [
     (GreetTimeout("x:1", "first byte", 0.5), "x:1: connected, but no greeting within 0.5 s"),
     (
         GreetTimeout("x:1", "end", 10, b"220"),
-        "x:1: the greeting did not end (3 bytes came) within 10 s",
+        "x:1: the greeting did not end (3 bytes received) within 10 s",
     ),
     (GreetReset("x:1"), "x:1: connection reset before the greeting"),
     (GreetReset("x:1", b"220-a\n"), "x:1: connection reset before the greeting ended"),
     (NoGreeting("x:1"), "x:1: closed without a greeting"),
-    (NoGreeting("x:1", b"220-a\n"), "x:1: closed before the greeting ended (6 bytes came)"),
+    (NoGreeting("x:1", b"220-a\n"), "x:1: closed before the greeting ended (6 bytes received)"),
     (ReplyTooLarge("x:1", 4, b"abcd"), "x:1: the greeting is longer than 4 bytes"),
 ]
 BUILT_INS = {
@@ -75,48 +75,46 @@ BUILT_INS = {
 }
 
 
-def each(case: tuple[GreeterError, str]) -> str:
+def case_id(case: tuple[GreeterError, str]) -> str:
     return f"{type(case[0]).__name__}: {case[1]}"
 
 
-@pytest.mark.parametrize(("error", "line"), ONE_OF_EACH, ids=map(each, ONE_OF_EACH))
+@pytest.mark.parametrize(("error", "line"), ONE_OF_EACH, ids=map(case_id, ONE_OF_EACH))
 def test_the_message_is_one_complete_line(error: GreeterError, line: str) -> None:
     assert str(error) == line
     assert isinstance(error, GreeterError)
 
 
-def test_the_table_above_has_every_public_error() -> None:
+def test_the_table_has_every_public_error() -> None:
     assert {type(error) for error, _ in ONE_OF_EACH} == set(PUBLIC.values())
 
 
 @pytest.mark.parametrize(("error", "built_in"), BUILT_INS.items())
-def test_each_is_the_built_in_that_callers_already_catch(
-    error: type[Exception], built_in: type[Exception]
-) -> None:
+def test_each_error_is_a_built_in_exception(error: type[Exception], built_in: type[Exception]) -> None:
     assert issubclass(error, built_in)
 
 
-def test_the_tree_in_the_docstring_is_the_tree() -> None:
+def test_the_tree_in_the_docstring_is_complete() -> None:
     drawn = re.findall(r"^ *[│ ]*[├└]── (\w+)(?:\((\w+)\))?", errors.__doc__ or "", re.MULTILINE)
     assert {name for name, _ in drawn} == PUBLIC.keys() - {"GreeterError"}
     for name, built_in in drawn:
         assert not built_in or built_in in {base.__name__ for base in PUBLIC[name].__mro__}
 
 
-def test_an_error_without_words_still_has_a_name() -> None:
+def test_an_error_without_a_message_shows_its_class() -> None:
     assert str(GreeterError()) == "GreeterError"
 
 
-def test_system_failures_carry_what_the_system_gave() -> None:
+def test_system_errors_have_the_errno_of_their_cause() -> None:
     for error in (ListenFailed("x:1", REFUSED), ConnectFailed("x:1", REFUSED)):
         assert (error.errno, error.strerror) == (errno.ECONNREFUSED, REFUSED.strerror)
-    assert ListenFailed("x:1", "its words").errno is None
+    assert ListenFailed("x:1", "its text").errno is None
     assert ListenFailed("x:1", REFUSED).endpoint == ConnectFailed("x:1", REFUSED).target == "x:1"
 
 
-def test_the_fields_of_the_others() -> None:
-    late = GreetTimeout("x:1", "end", 2.0, b"22")
-    assert (late.target, late.phase, late.seconds, late.received) == ("x:1", "end", 2.0, b"22")
+def test_attributes_of_the_other_errors() -> None:
+    timeout = GreetTimeout("x:1", "end", 2.0, b"22")
+    assert (timeout.target, timeout.phase, timeout.seconds, timeout.received) == ("x:1", "end", 2.0, b"22")
     large = ReplyTooLarge("x:1", 2, b"22")
     assert (large.target, large.limit, large.received) == ("x:1", 2, b"22")
     for cut in (GreetReset("x:1", b"22"), NoGreeting("x:1", b"22")):
@@ -126,8 +124,8 @@ def test_the_fields_of_the_others() -> None:
     assert (ProxyProtocolError("no", 7).offset, ProxyProtocolError("no").offset) == (7, 0)
 
 
-@pytest.mark.parametrize("error", [error for error, _ in ONE_OF_EACH], ids=map(each, ONE_OF_EACH))
-def test_errors_travel_between_processes(error: GreeterError) -> None:
+@pytest.mark.parametrize("error", [error for error, _ in ONE_OF_EACH], ids=map(case_id, ONE_OF_EACH))
+def test_errors_survive_pickling_and_copying(error: GreeterError) -> None:
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(again) is type(error)
         assert str(again) == str(error)
@@ -137,7 +135,7 @@ def test_errors_travel_between_processes(error: GreeterError) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "text"),
     [
         (OSError(errno.EADDRINUSE, "anything"), "address already in use"),
         (REFUSED, "connection refused"),
@@ -151,11 +149,11 @@ def test_errors_travel_between_processes(error: GreeterError) -> None:
         (ConnectionResetError(), "ConnectionResetError"),
     ],
 )
-def test_reason_is_the_words_of_whoever_numbered_the_error(error: OSError, words: str) -> None:
-    assert reason(error) == words
+def test_reason_is_the_text_of_the_library_that_numbered_the_error(error: OSError, text: str) -> None:
+    assert reason(error) == text
 
 
-def test_reason_knows_every_number_of_the_system() -> None:
+def test_reason_of_every_errno() -> None:
     for code in errno.errorcode:
-        words = os.strerror(code)
-        assert reason(OSError(code, "")).lower() == words.lower()
+        text = os.strerror(code)
+        assert reason(OSError(code, "")).lower() == text.lower()

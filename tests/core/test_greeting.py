@@ -1,4 +1,4 @@
-"""Greetings: every kind of source, what is refused when one is made, what is rendered for a peer."""
+"""Greetings: every kind of source, what is invalid, and what is rendered for a peer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greeter import ConfigError, Greeting, GreetingError, Peer
-from greeter.core.greeting import DEFAULT_GREETING, NAMES
+from greeter.core.greeting import DEFAULT_GREETING, VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -27,18 +27,18 @@ PEER = Peer(
     time=1_700_000_000.9,
     count=41,
 )
-once = pytest.mark.asyncio(loop_factories=["asyncio"])  # no loop is involved: one is enough
+once = pytest.mark.asyncio(loop_factories=["asyncio"])  # does not depend on the loop
 
 
-def say(peer: Peer) -> str:
+def greet_sync(peer: Peer) -> str:
     return f"hello {peer.host}"
 
 
-async def say_later(peer: Peer) -> str:
+async def greet_async(peer: Peer) -> str:
     return f"hello {peer.port}"
 
 
-class Sayer:
+class AsyncCallable:
     async def __call__(self, peer: Peer, mark: str = "") -> bytes:
         return f"{peer.count}{mark}".encode()
 
@@ -46,7 +46,7 @@ class Sayer:
 # -- text ------------------------------------------------------------------------------------------------
 
 
-def test_the_default_is_the_primers() -> None:
+def test_the_default_greeting() -> None:
     greeting = Greeting()
     assert DEFAULT_GREETING == "Thank you for connecting"
     assert greeting.fixed == b"Thank you for connecting"
@@ -88,7 +88,7 @@ def test_a_template_is_rendered_for_each_peer(text: str, rendered: str) -> None:
         ("two\nlines\0", b"two\nlines\0"),
     ],
 )
-def test_text_without_names_is_fixed(text: str, data: bytes) -> None:
+def test_text_without_variables_is_fixed(text: str, data: bytes) -> None:
     greeting = Greeting(text)
     assert greeting.fixed == greeting.render(PEER) == data
     assert greeting.kind == "fixed"
@@ -108,13 +108,13 @@ def test_text_without_names_is_fixed(text: str, data: bytes) -> None:
         ("\ud800", "greeting '\\ud800' cannot be encoded as UTF-8: surrogates not allowed"),
     ],
 )
-def test_bad_text_is_refused_before_any_client_comes(text: str, why: str) -> None:
+def test_invalid_text_raises_when_the_greeting_is_made(text: str, why: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(why)):
         Greeting(text)
 
 
 TEXTS = st.lists(
-    st.sampled_from(["$", "$$", "${", "}", "$host", "$nobody", *("$" + name for name in NAMES)])
+    st.sampled_from(["$", "$$", "${", "}", "$host", "$unknown", *("$" + name for name in VARIABLES)])
     | st.text(st.characters(), max_size=10),
     max_size=8,
 ).map("".join)
@@ -122,7 +122,7 @@ TEXTS = st.lists(
 
 @settings(deadline=None, max_examples=300)
 @given(TEXTS)
-def test_any_text_is_refused_at_once_or_renders_for_ever(text: str) -> None:
+def test_any_text_raises_when_made_or_always_renders(text: str) -> None:
     try:
         greeting = Greeting(text)
     except ConfigError:
@@ -131,20 +131,20 @@ def test_any_text_is_refused_at_once_or_renders_for_ever(text: str) -> None:
     values = {"host": PEER.host, "port": PEER.port, "hostname": PEER.hostname, "count": PEER.count}
     assert data == Template(text).substitute(values, time="2023-11-14T22:13:20Z")
     assert (greeting.fixed is None) == bool(Template(text).get_identifiers())
-    assert Greeting(data.replace("$", "$$")).fixed == data.encode()  # $$ brings any text through
+    assert Greeting(data.replace("$", "$$")).fixed == data.encode()  # $$ escapes any text
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.binary(max_size=100))
-def test_bytes_are_sent_as_they_are(data: bytes) -> None:
+def test_bytes_are_sent_unchanged(data: bytes) -> None:
     for source in (data, bytearray(data), memoryview(data)):
-        greeting = Greeting(source)  # type: ignore[arg-type]  # the types say str | bytes, this takes all three
+        greeting = Greeting(source)  # type: ignore[arg-type]  # more types than declared
         assert (greeting.fixed, greeting.kind, greeting.quick) == (data, "fixed", True)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.text(), st.text())
-def test_what_a_peer_supplies_is_never_a_template(host: str, hostname: str) -> None:
+def test_values_of_a_peer_are_never_parsed_as_a_template(host: str, hostname: str) -> None:
     peer = Peer(host=host, port=1, family=AddressFamily.AF_UNIX, hostname=hostname)
     assert Greeting("$host|$hostname").render(peer).decode() == f"{host}|{hostname}"
 
@@ -153,14 +153,14 @@ def test_what_a_peer_supplies_is_never_a_template(host: str, hostname: str) -> N
 
 
 def test_a_sync_callable() -> None:
-    greeting = Greeting(say)
+    greeting = Greeting(greet_sync)
     assert (greeting.kind, greeting.quick, greeting.fixed) == ("sync", False, None)
     assert greeting.render(PEER) == b"hello 192.0.2.7"
-    assert repr(Greeting(say, quick=True)) == "<Greeting sync quick>"
+    assert repr(Greeting(greet_sync, quick=True)) == "<Greeting sync quick>"
 
 
 @pytest.mark.parametrize("value", [b"x", bytearray(b"x"), memoryview(b"x"), "x"])
-def test_what_a_callable_may_return(value: Any) -> None:
+def test_return_types_of_a_callable(value: Any) -> None:
     assert Greeting(lambda _peer: value).render(PEER) == b"x"
 
 
@@ -168,12 +168,12 @@ def test_what_a_callable_may_return(value: Any) -> None:
 @pytest.mark.parametrize(
     ("source", "data"),
     [
-        (say_later, b"hello 3747"),
-        (Sayer(), b"41"),
-        (Sayer().__call__, b"41"),
-        (functools.partial(say_later), b"hello 3747"),
-        (functools.partial(Sayer(), mark="!"), b"41!"),
-        (functools.partial(functools.partial(Sayer()), mark="!"), b"41!"),
+        (greet_async, b"hello 3747"),
+        (AsyncCallable(), b"41"),
+        (AsyncCallable().__call__, b"41"),
+        (functools.partial(greet_async), b"hello 3747"),
+        (functools.partial(AsyncCallable(), mark="!"), b"41!"),
+        (functools.partial(functools.partial(AsyncCallable()), mark="!"), b"41!"),
     ],
 )
 async def test_async_callables(source: Any, data: bytes) -> None:
@@ -184,26 +184,26 @@ async def test_async_callables(source: Any, data: bytes) -> None:
 
 def test_an_async_greeting_cannot_be_quick() -> None:
     with pytest.raises(ConfigError, match="an async greeting cannot be quick: it has to be awaited"):
-        Greeting(say_later, quick=True)
+        Greeting(greet_async, quick=True)
 
 
 @pytest.mark.parametrize(
     ("source", "name"), [(5, "int"), (None, "NoneType"), (["x"], "list"), (functools, "module")]
 )
-def test_what_is_no_greeting(source: Any, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"a greeting is text, bytes or a callable, not {name}"):
+def test_a_source_of_another_type_is_an_error(source: Any, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"a greeting must be text, bytes or a callable, not {name}"):
         Greeting(source)
 
 
 @once
-async def test_a_callable_that_raises_costs_a_greeting_error() -> None:
+async def test_a_callable_that_raises_is_a_greeting_error() -> None:
     def broken(_peer: Peer) -> str:
-        raise LookupError("no such words")
+        raise LookupError("no such entry")
 
     async def broken_later(_peer: Peer) -> str:
         raise TimeoutError
 
-    with pytest.raises(GreetingError, match="raised LookupError: no such words") as caught:
+    with pytest.raises(GreetingError, match="raised LookupError: no such entry") as caught:
         Greeting(broken).render(PEER)
     assert isinstance(caught.value.__cause__, LookupError)
     with pytest.raises(GreetingError, match="raised TimeoutError$") as caught:
@@ -212,7 +212,7 @@ async def test_a_callable_that_raises_costs_a_greeting_error() -> None:
 
 
 @once
-async def test_a_callable_that_returns_something_else() -> None:
+async def test_a_callable_that_returns_another_type_is_a_greeting_error() -> None:
     async def nothing(_peer: Peer) -> None:
         pass
 
@@ -226,13 +226,13 @@ async def test_a_callable_that_returns_something_else() -> None:
         Greeting(lambda _peer: "\udcff").render(PEER)
 
 
-def test_a_sync_callable_that_returns_an_awaitable_is_told_so() -> None:
+def test_a_sync_callable_that_returns_an_awaitable_is_a_greeting_error() -> None:
     class Later:
         def __await__(self) -> Any:
-            raise AssertionError("nobody awaits it")
+            raise AssertionError("it must not be awaited")
 
     def undeclared(peer: Peer) -> Awaitable[str]:
-        return say_later(peer)  # a coroutine: it is closed, or the test run would warn
+        return greet_async(peer)  # the coroutine is closed, or Python would warn
 
     for source in (undeclared, lambda _peer: Later()):
         assert Greeting(source).kind == "sync"
@@ -243,8 +243,8 @@ def test_a_sync_callable_that_returns_an_awaitable_is_told_so() -> None:
 # -- greetings of greetings, peers -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", ["fixed", "$count", say, say_later, b"\0"])
-def test_a_greeting_of_a_greeting_is_the_same(source: Any) -> None:
+@pytest.mark.parametrize("source", ["fixed", "$count", greet_sync, greet_async, b"\0"])
+def test_a_greeting_of_a_greeting_is_equivalent(source: Any) -> None:
     one = Greeting(source)
     two = Greeting(one)
     assert (one.kind, one.quick, one.fixed) == (two.kind, two.quick, two.fixed)
@@ -253,10 +253,10 @@ def test_a_greeting_of_a_greeting_is_the_same(source: Any) -> None:
 
 
 def test_quick_can_be_declared_later() -> None:
-    assert Greeting(Greeting(say), quick=True).quick
-    assert Greeting(Greeting(say, quick=True)).quick
+    assert Greeting(Greeting(greet_sync), quick=True).quick
+    assert Greeting(Greeting(greet_sync, quick=True)).quick
 
 
-def test_a_peer_reads_like_the_primers_address() -> None:
+def test_str_of_a_peer_is_its_address() -> None:
     assert str(PEER) == "('192.0.2.7', 3747)"
     assert str(Peer("a\nb", 0, AddressFamily.AF_UNIX)) == "('a\\nb', 0)"

@@ -1,4 +1,4 @@
-"""The PROXY parser against tables, against its own laws byte by byte, and against two other parsers."""
+"""The PROXY parser: tables, properties checked byte by byte, and a comparison with two other parsers."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ LOCAL, PROXY = 0x20, 0x21
 # -- building headers ------------------------------------------------------------------------------------
 
 
-def v1(*words: str) -> bytes:
-    return b"PROXY " + " ".join(words).encode("latin-1") + b"\r\n"
+def v1(*fields: str) -> bytes:
+    return b"PROXY " + " ".join(fields).encode("latin-1") + b"\r\n"
 
 
 def tcp4(source: str = "1.2.3.4", destination: str = "5.6.7.8", *ports: str) -> bytes:
@@ -71,7 +71,7 @@ V4 = Header(2, "PROXY", INET, ("1.2.3.4", 9), ("5.6.7.8", 10))
 V6 = Header(2, "PROXY", INET6, ("::1", 9), ("::2", 10))
 PATHS = Header(2, "PROXY", UNIX, ("/run/a", 0), ("/run/b", 0))
 B4, B6, BU = build(V4)[16:], build(V6)[16:], build(PATHS)[16:]
-NOBODY = Header(2)
+UNSPECIFIED = Header(2)
 LOCALLY = Header(2, "LOCAL")
 ALL_ONES = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
 # A header with its CRC32C and a unique ID, as HAProxy 2.6 sent it.
@@ -80,7 +80,7 @@ SUMMED = bytes.fromhex("0d0a0d0a000d0a515549540a2111002001020304050607080009000a
 )
 
 
-GOOD: dict[str, tuple[bytes, Header]] = {
+VALID: dict[str, tuple[bytes, Header]] = {
     "v1 TCP4": (tcp4(), replace(V4, version=1)),
     "v1 TCP4, longest": (
         tcp4("255.255.255.255", "255.255.255.255", "65535", "65535"),
@@ -142,15 +142,15 @@ GOOD: dict[str, tuple[bytes, Header]] = {
     "v2 LOCAL, addresses": (v2(LOCAL, 0x11, B4), LOCALLY),
     "v2 LOCAL, any family": (v2(LOCAL, 0x71, b"abcde"), LOCALLY),
     "v2 LOCAL, wrong checksum": (v2(LOCAL, 0x00, tlv(3, b"abcd")), LOCALLY),
-    "v2 UNSPEC": (v2(PROXY, 0x00), NOBODY),
-    "v2 UNSPEC, anything": (v2(PROXY, 0x00, b"ab"), NOBODY),
-    "v2 UNSPEC family": (v2(PROXY, 0x01, B4), NOBODY),
-    "v2 UNSPEC transport": (v2(PROXY, 0x10, B4), NOBODY),
-    "v2 UNSPEC transport, short": (v2(PROXY, 0x20), NOBODY),
+    "v2 UNSPEC": (v2(PROXY, 0x00), UNSPECIFIED),
+    "v2 UNSPEC, anything": (v2(PROXY, 0x00, b"ab"), UNSPECIFIED),
+    "v2 UNSPEC family": (v2(PROXY, 0x01, B4), UNSPECIFIED),
+    "v2 UNSPEC transport": (v2(PROXY, 0x10, B4), UNSPECIFIED),
+    "v2 UNSPEC transport, short": (v2(PROXY, 0x20), UNSPECIFIED),
 }
 
-# Each with the offset at which it stops being a header.
-BAD: dict[str, tuple[bytes, int]] = {
+# Each with the offset of the first wrong byte.
+INVALID: dict[str, tuple[bytes, int]] = {
     "http": (b"GET / HTTP/1.0\r\n\r\n", 0),
     "TLS": (b"\x16\x03\x01\x02\0\x01", 0),
     "lower case": (b"proxy TCP4 1.2.3.4 5.6.7.8 9 10\r\n", 0),
@@ -235,24 +235,24 @@ BAD: dict[str, tuple[bytes, int]] = {
 # -- the tables ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", GOOD)
-def test_a_good_header(case: str) -> None:
-    data, header = GOOD[case]
-    for behind in (b"", b"\r\n", b"hello\r\n", data):
-        assert parse(data + behind) == (header, len(data))
+@pytest.mark.parametrize("case", VALID)
+def test_a_valid_header(case: str) -> None:
+    data, header = VALID[case]
+    for after in (b"", b"\r\n", b"hello\r\n", data):
+        assert parse(data + after) == (header, len(data))
     assert parse(bytearray(data)) == parse(memoryview(data)) == (header, len(data))
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_a_bad_header_is_refused_with_the_byte_that_broke_it(case: str) -> None:
-    data, offset = BAD[case]
+@pytest.mark.parametrize("case", INVALID)
+def test_an_invalid_header_is_an_error_at_its_first_wrong_byte(case: str) -> None:
+    data, offset = INVALID[case]
     with pytest.raises(ProxyProtocolError, match=rf"^bad PROXY header: .+ \(byte {offset}\)$") as caught:
         parse(data)
     assert caught.value.offset == offset
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, GreeterError)
     assert str(caught.value).isprintable()
-    # At once: with that byte, and not with the one before. Behind byte 16, when the header is complete.
+    # The error is raised for that byte, not before. After byte 16 of version 2, when the header is complete.
     known = offset + 1 if offset < 16 or not data.startswith(SIGNATURE) else len(data)
     assert isinstance(parse(data[: known - 1]), NeedMore)
     with pytest.raises(ProxyProtocolError) as early:
@@ -266,26 +266,26 @@ def test_a_bad_header_is_refused_with_the_byte_that_broke_it(case: str) -> None:
         ("port 70000", "bad PROXY header: source port '70000' (byte 31)"),
         ("octet 256", "bad PROXY header: destination '5.6.7.256' (byte 27)"),
         ("seven groups", "bad PROXY header: source '1:2:3:4:5:6:7' is incomplete (byte 24)"),
-        ("lower case", "bad PROXY header: no version of it begins with b'p' (byte 0)"),
+        ("lower case", "bad PROXY header: no version begins with b'p' (byte 0)"),
         ("no LF", "bad PROXY header: b'G' instead of the LF after CR (byte 32)"),
         ("UNKNOWN of 108", "bad PROXY header: the line is longer than 107 bytes (byte 105)"),
         ("v2 command 15", "bad PROXY header: version 2, command 15 (byte 12)"),
         ("v2 family 0x71", "bad PROXY header: family and transport 0x71 (byte 13)"),
         ("v2 of 4097", "bad PROXY header: it is longer than 4096 bytes (byte 15)"),
         ("v2 length 11 for INET", "bad PROXY header: length 11 is too short for AF_INET (byte 15)"),
-        ("v2 TLV too long", "bad PROXY header: TLV 0x04 goes on behind the end (byte 28)"),
+        ("v2 TLV too long", "bad PROXY header: TLV 0x04 exceeds the header (byte 28)"),
         ("v2 checksum wrong", "bad PROXY header: wrong checksum 61626364 (byte 31)"),
     ],
 )
 def test_the_message_names_what_is_wrong(case: str, message: str) -> None:
     with pytest.raises(ProxyProtocolError) as caught:
-        parse(BAD[case][0])
+        parse(INVALID[case][0])
     assert str(caught.value) == message
 
 
-def test_what_is_surely_the_header() -> None:
+def test_wanted_is_the_shortest_completion() -> None:
     assert parse(b"") == NeedMore(len(b"PROXY UNKNOWN\r\n"))
-    assert parse(b"\r") == NeedMore(15)  # of the 16 that version 2 has at least
+    assert parse(b"\r") == NeedMore(15)  # the shortest header of version 2 has 16
     assert parse(SIGNATURE + b"\x21\x11\x00\x0c") == NeedMore(12)
     assert parse(b"PROXY TCP4 192.0.2.") == NeedMore(len(b"0 0.0.0.0 0 0\r\n"))
     assert parse(b"PROXY TCP6 2001:db8") == NeedMore(len(b":: :: 0 0\r\n"))
@@ -293,13 +293,13 @@ def test_what_is_surely_the_header() -> None:
     assert parse(b"PROXY UNKNOWN what") == NeedMore(2)
 
 
-def test_a_socket_name_that_is_no_utf8_can_be_sent_and_logged() -> None:
+def test_a_socket_name_that_is_not_utf8_is_escaped() -> None:
     parsed = parse(v2(PROXY, 0x31, b"/run/\xff".ljust(216, b"\0")))
     assert isinstance(parsed, Parsed)
     assert parsed.header.source == ("/run/\\xff", 0)
 
 
-# -- the laws --------------------------------------------------------------------------------------------
+# -- properties ------------------------------------------------------------------------------------------
 
 ports = st.integers(0, 65535)
 ipv4 = st.ip_addresses(v=4).map(str)
@@ -369,7 +369,9 @@ def test_version_1_comes_back_as_it_was_built(host6: str, host4: str, port: int,
 
 @given(headers, payloads)
 @settings(max_examples=60, deadline=None)
-def test_every_start_of_a_header_needs_more_and_no_end_changes_it(data: bytes, payload: bytes) -> None:
+def test_every_prefix_of_a_header_needs_more_and_later_bytes_change_nothing(
+    data: bytes, payload: bytes
+) -> None:
     whole = parse(data + payload)
     assert isinstance(whole, Parsed)
     assert whole.consumed == len(data)
@@ -381,7 +383,7 @@ def test_every_start_of_a_header_needs_more_and_no_end_changes_it(data: bytes, p
 
 @given(headers, payloads, st.randoms(use_true_random=False))
 @settings(max_examples=150, deadline=None)
-def test_a_reader_that_takes_what_is_wanted_never_has_a_byte_of_the_payload(
+def test_a_reader_that_reads_what_is_wanted_reads_no_payload(
     data: bytes, payload: bytes, chance: random.Random
 ) -> None:
     stream, taken, calls = data + payload, b"", 0
@@ -396,7 +398,7 @@ def test_a_reader_that_takes_what_is_wanted_never_has_a_byte_of_the_payload(
 
 @given(v1_headers | v2_headers)
 @settings(deadline=None)
-def test_a_whole_header_costs_the_reader_few_calls(data: bytes) -> None:
+def test_a_complete_header_takes_few_reads(data: bytes) -> None:
     taken, calls = b"", 0
     while isinstance(parsed := parse(taken), NeedMore):
         taken, calls = data[: len(taken) + parsed.wanted], calls + 1
@@ -412,9 +414,7 @@ ALPHABET = bytes(
 
 @given(headers, st.data())
 @settings(max_examples=80, deadline=None)
-def test_wanted_is_exact_some_byte_brings_the_end_nearer_by_one_and_none_by_more(
-    data: bytes, draw: st.DataObject
-) -> None:
+def test_wanted_decreases_by_one_for_some_byte_and_by_more_for_none(data: bytes, draw: st.DataObject) -> None:
     start = data[: draw.draw(st.integers(0, len(data) - 1))]
     if (data[:1] == b"P" or len(start) < 16) and draw.draw(st.booleans()):
         start += bytes([draw.draw(st.sampled_from(ALPHABET))])
@@ -426,13 +426,13 @@ def test_wanted_is_exact_some_byte_brings_the_end_nearer_by_one_and_none_by_more
             for way in ways
             if not isinstance(way, ProxyProtocolError)
         ]
-        # Of version 2 only the length says how long it is; until then it is no shorter than 16.
+        # The length of version 2 is known after 16 bytes; until then, 16 is the shortest.
         assert min(left) == parsed.wanted - 1 or (start.startswith(SIGNATURE) and len(start) == 15)
 
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A header with a byte or two replaced, removed or inserted; mostly no header any more."""
+    """A header with one or two bytes replaced, removed or inserted; usually invalid."""
     data = bytearray(draw(headers))
     for _ in range(draw(st.integers(1, 2))):
         at = draw(st.integers(0, len(data) - 1))
@@ -445,7 +445,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @given(damaged() | st.binary(max_size=40))
 @settings(max_examples=200, deadline=None)
-def test_any_bytes_get_one_verdict_at_the_earliest_byte_and_keep_it(data: bytes) -> None:
+def test_any_bytes_get_a_verdict_at_the_earliest_byte_and_keep_it(data: bytes) -> None:
     known: ProxyProtocolError | Parsed | None = None
     for n in range(len(data) + 1):
         now = outcome(data[:n])
@@ -476,25 +476,25 @@ def test_the_checksum_finds_every_flipped_bit(bit: int) -> None:
         28,
         29,
         30,
-    ):  # version, family, lengths and types decide what is read at all
+    ):  # version, family, lengths and types decide what is parsed
         return
     with pytest.raises(ProxyProtocolError):
         parse(data)
 
 
-def test_the_bounds_are_those_of_the_specification() -> None:
-    longest = GOOD["v1 UNKNOWN, longest"][0]
+def test_the_length_limits_of_the_specification() -> None:
+    longest = VALID["v1 UNKNOWN, longest"][0]
     assert len(longest) == MAX_V1 == 107
-    assert len(GOOD["v1 TCP4, longest"][0]) == 56
-    assert len(GOOD["v1 TCP6, longest"][0]) == 104
-    assert len(GOOD["v2 longest"][0]) == MAX_V2
+    assert len(VALID["v1 TCP4, longest"][0]) == 56
+    assert len(VALID["v1 TCP6, longest"][0]) == 104
+    assert len(VALID["v2 longest"][0]) == MAX_V2
 
 
 # -- other parsers ---------------------------------------------------------------------------------------
 #
-# Both get every header of the tables, whole and alone. Where they differ from us a list says how, and why
-# we do not follow. A difference that is not listed fails the test, and in the versions for which the list
-# was made, one that is gone does too.
+# Both parse every header of the tables. A list has the differences to our parser and the reason for each. A
+# difference that is not listed fails the test. So does a listed one that is gone, in the versions for which
+# the list was made.
 
 REJECTED, REAL_PEER = "rejected", "real peer"
 SAME = "1.2.3.4 9 5.6.7.8 10"
@@ -507,7 +507,7 @@ def verdict_of(source: tuple[str, int] | None, destination: tuple[str, int] | No
 
 
 def plain(host: str) -> str:
-    """One spelling for an address, whoever wrote it."""
+    """The canonical spelling of an address."""
     try:
         return ipaddress.ip_address(host).exploded
     except ValueError:
@@ -524,14 +524,14 @@ def our_verdict(data: bytes) -> str:
 
 
 PACKAGE_DIFFERS = {
-    # int() is more liberal than the specification's decimal digits, and leading zeros are "not permitted"
+    # int() accepts more than the specification's decimal digits, and leading zeros are "not permitted"
     "port 09": SAME,
     "port 00": "1.2.3.4 9 5.6.7.8 0",
     "port +9": SAME,
     "port 1_0": "1.2.3.4 10 5.6.7.8 10",
     "two CRs": SAME,  # int() strips it
     "scope id": f"{plain('fe80::1%1')} 9 {plain('::2')} 10",
-    # no bounds
+    # no length limits
     "UNKNOWN of 108": REAL_PEER,
     "UNKNOWN of 108, CR inside": REAL_PEER,
     "dotted end of 40": f"{plain('::ffff:111.2.3.44')} 9 {plain('::2')} 10",
@@ -545,8 +545,8 @@ PACKAGE_DIFFERS = {
     # UNSPEC transport: "should ignore address information"
     "v2 UNSPEC transport": SAME,
     "v2 UNSPEC transport, short": REJECTED,
-    "v2 UNIX, abstract and unnamed": "\0abc 0  0",  # its own way to write an abstract name
-    # TLVs that do not fit are cut off, and a checksum is taken for good
+    "v2 UNIX, abstract and unnamed": "\0abc 0  0",  # another notation for abstract names
+    # TLVs that do not fit are truncated, and checksums are not verified
     "v2 TLV of 1 byte": SAME,
     "v2 TLV of 2 bytes": SAME,
     "v2 TLV too long": SAME,
@@ -583,18 +583,20 @@ HAPROXY_DIFFERS = {
     "v2 UNSPEC family": REJECTED,
     "v2 UNSPEC transport": REJECTED,
     "v2 UNSPEC transport, short": REJECTED,
-    "v2 unique id of 129": REJECTED,  # up to 128 says the specification; we keep TLVs and do not judge them
+    "v2 unique id of 129": REJECTED,  # the limit is 128; we do not validate TLVs
     "v2 of 4097": SAME,  # the specification leaves the bound to us
     "v2 LOCAL of 8016": REAL_PEER,
 }
 
-TABLE = {case: data for case, (data, _) in GOOD.items()} | {case: data for case, (data, _) in BAD.items()}
+TABLE = {case: data for case, (data, _) in VALID.items()} | {
+    case: data for case, (data, _) in INVALID.items()
+}
 
 
 def test_the_lists_of_differences_name_cases() -> None:
     assert set(PACKAGE_DIFFERS) <= set(TABLE)
     assert set(HAPROXY_DIFFERS) <= set(TABLE)
-    assert len(TABLE) == len(GOOD) + len(BAD)
+    assert len(TABLE) == len(VALID) + len(INVALID)
 
 
 def compare(case: str, theirs: str, listed: dict[str, str], *, exact: bool) -> None:
@@ -617,7 +619,7 @@ def package() -> Any:
 def package_verdict(package: Any, data: bytes) -> str:
     try:
         result = package.unpack(data)
-    except Exception:  # it has errors of its own, and struct.error where it did not think of one
+    except Exception:  # its own errors, and struct.error
         return REJECTED
     if result.source is None:
         return REAL_PEER
@@ -634,7 +636,7 @@ def test_the_proxy_protocol_package_differs_only_where_listed(package: Any, case
 
 @given(data=v1_headers | unknowns | v2_inet.map(build))
 @settings(deadline=None)
-def test_the_proxy_protocol_package_reads_any_good_header_alike(package: Any, data: bytes) -> None:
+def test_the_proxy_protocol_package_agrees_on_any_valid_header(package: Any, data: bytes) -> None:
     assert package_verdict(package, data) == our_verdict(data)
 
 
@@ -668,7 +670,7 @@ listen dual
 
 
 class HAProxy:
-    """A running HAProxy: a receiver of our headers that answers whom it saw, and senders to ``us``."""
+    """A running HAProxy: a receiver that returns the addresses it parsed, and senders to ``us``."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         assert HAPROXY
@@ -676,7 +678,7 @@ class HAProxy:
         self.us = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.us.settimeout(5)
         self.ports: dict[str, int] = {"us": self.us.getsockname()[1]}
-        # It inherits sockets that listen already, so no port can be taken and nobody waits for the start.
+        # It inherits listening sockets, so no port can be in use and no test waits for the start.
         with ExitStack() as inherited:
             fds = {}
             for name in ("receiver", "sender1", "sender2"):
@@ -700,29 +702,29 @@ class HAProxy:
         return socket.create_connection(("127.0.0.1", self.ports[name]), timeout=5)
 
     def verdict(self, data: bytes) -> str:
-        """What HAProxy takes ``data`` for; it closes without a word when it takes it for no header."""
-        answer = b""
+        """How HAProxy parses ``data``. It closes without a response if the header is invalid."""
+        response = b""
         with self.connect("receiver") as client:
             port = client.getsockname()[1]
             try:
                 client.sendall(data + b"GET / HTTP/1.0\r\n\r\n")
                 while chunk := client.recv(4096):
-                    answer += chunk
+                    response += chunk
             except ConnectionError:
-                pass  # a reset ends the answer too
-        if not answer:
+                pass  # a reset also ends the response
+        if not response:
             return REJECTED
-        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert response.startswith(b"HTTP/1.1 200 ")
         source, source_port, destination, destination_port = (
-            answer.partition(b"\r\n\r\n")[2].decode().split(",")
+            response.partition(b"\r\n\r\n")[2].decode().split(",")
         )
         if (source, source_port) == ("127.0.0.1", str(port)):
             return REAL_PEER
-        # It says nothing where the port is 0.
+        # It omits a port of 0.
         return verdict_of((source, int(source_port or 0)), (destination, int(destination_port or 0)))
 
     def forwarded(self, name: str, data: bytes) -> bytes:
-        """What reaches us when ``data`` is sent to the sender ``name``."""
+        """The bytes that reach ``us`` when ``data`` is sent to the sender ``name``."""
         with self.connect(name) as client:
             client.sendall(data)
             client.shutdown(socket.SHUT_WR)
@@ -747,14 +749,14 @@ def test_haproxy_differs_only_where_listed(haproxy: HAProxy, case: str) -> None:
 
 @given(data=v1_headers | v2_inet.map(build))
 @settings(max_examples=60, deadline=None)
-def test_haproxy_reads_any_good_header_alike(haproxy: HAProxy, data: bytes) -> None:
+def test_haproxy_agrees_on_any_valid_header(haproxy: HAProxy, data: bytes) -> None:
     assert haproxy.verdict(data) == our_verdict(data)
 
 
 @pytest.mark.parametrize("sender", ["sender1", "sender2"])
 @pytest.mark.parametrize("case", ["v1 TCP4", "v1 TCP6", "v2 TCP4", "v2 TCP6", "v2 TCP6, mapped"])
-def test_what_haproxy_sends_is_read_to_the_byte(haproxy: HAProxy, sender: str, case: str) -> None:
-    data, header = GOOD[case]
+def test_headers_sent_by_haproxy_are_parsed_to_the_byte(haproxy: HAProxy, sender: str, case: str) -> None:
+    data, header = VALID[case]
     received = haproxy.forwarded(sender, data + b"hello")
     parsed = parse(received)
     assert isinstance(parsed, Parsed)
@@ -765,7 +767,7 @@ def test_what_haproxy_sends_is_read_to_the_byte(haproxy: HAProxy, sender: str, c
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no dual-stack sockets here")
-def test_an_ipv4_client_of_an_ipv6_socket_of_haproxy_is_read(haproxy: HAProxy) -> None:
+def test_an_ipv4_client_of_an_ipv6_socket_of_haproxy_is_parsed(haproxy: HAProxy) -> None:
     received = haproxy.forwarded("dual", b"hello")
     assert received.startswith(b"PROXY TCP6 ::ffff:127.0.0.1 ")
     parsed = parse(received)

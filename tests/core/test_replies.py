@@ -1,4 +1,4 @@
-"""Where a greeting ends: tables, and that the way in which the bytes are cut makes no difference."""
+"""Where a greeting ends: tables, and independence of how the bytes are segmented."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from greeter.core.replies import UNTIL, Until, ended_by_eof, greeting_end, line_end, reply_end
 
-# The reply, and what comes behind it.
+# The reply, and the bytes after it.
 COMPLETE = [
     (b"220 mail.example ESMTP\r\n", b""),
     (b"220 here\n", b"250 more\n"),
@@ -25,11 +25,11 @@ COMPLETE = [
     (b"250-a\r\n250\n", b""),
     (b"250-\r\n250 \r\n", b""),
     (b"250-\n250\n", b"\n"),
-    # RFC 959: inner lines need not begin with the code, and those of another code do not end the reply.
+    # RFC 959: inner lines need not begin with the code. Lines with another code do not end the reply.
     (b"123-First line\r\nSecond line\r\n  234 A line beginning with numbers\r\n123 The last line\r\n", b"x"),
     (b"220-a\r\n221 b\r\n221-c\r\n\r\n 220 d\r\n220 e\r\n", b""),
     (b"220-a\r\n2200 b\r\n220\tc\r\n220x\r\n220\r220 d\r\n220 e\r\n", b""),
-    # A code has three ASCII digits, and a hyphen directly behind them.
+    # A code has three ASCII digits, directly followed by a hyphen.
     (b"22-a\r\n", b"22 b\r\n"),
     (b"2200-a\r\n", b"2200 b\r\n"),
     (b"22a-a\r\n", b"22a b\r\n"),
@@ -60,10 +60,10 @@ INCOMPLETE = [
 ]
 
 
-@pytest.mark.parametrize(("reply", "behind"), COMPLETE)
-def test_a_reply_ends_where_its_last_line_ends(reply: bytes, behind: bytes) -> None:
-    assert reply_end(reply + behind) == len(reply)
-    assert reply_end(bytearray(reply + behind)) == len(reply)
+@pytest.mark.parametrize(("reply", "after"), COMPLETE)
+def test_a_reply_ends_where_its_last_line_ends(reply: bytes, after: bytes) -> None:
+    assert reply_end(reply + after) == len(reply)
+    assert reply_end(bytearray(reply + after)) == len(reply)
     for size in range(len(reply)):
         assert reply_end(reply[:size]) is None
 
@@ -83,7 +83,7 @@ def test_a_line_ends_with_lf(data: bytes, end: int | None) -> None:
 @pytest.mark.parametrize(
     ("until", "end"), [("eof", None), ("line", len(b"250-a\n")), ("reply", len(b"250-a\n250 b\n"))]
 )
-def test_until_names_the_rule(until: Until, end: int | None) -> None:
+def test_until_selects_the_rule(until: Until, end: int | None) -> None:
     assert until in UNTIL
     assert greeting_end(b"250-a\n250 b\nc\n", until) == end
 
@@ -109,9 +109,9 @@ def test_the_end_of_the_stream_ends_a_line(data: bytes, complete: bool) -> None:
     assert ended_by_eof(data, "eof")
 
 
-# -- however it is cut ------------------------------------------------------------------------------------
+# -- segmentation -----------------------------------------------------------------------------------------
 
-# Lines that are the last line, or nearly, more often than chance would have it.
+# Lines that resemble a last line more often than random bytes do.
 PIECES = st.sampled_from([b"250", b"25", b"0", b"-", b" ", b"\r", b"\n", b"\r\n", b"251", b"x", b"\0"])
 STREAMS = st.lists(PIECES, max_size=30).map(b"".join) | st.lists(PIECES, max_size=20).map(
     lambda pieces: b"250-" + b"".join(pieces)
@@ -119,7 +119,7 @@ STREAMS = st.lists(PIECES, max_size=30).map(b"".join) | st.lists(PIECES, max_siz
 
 
 def by_definition(data: bytes) -> int | None:
-    """The rule as the RFCs have it, line after line."""
+    """The definition of the RFCs, applied line by line."""
     *lines, _cut = data.split(b"\n")
     code = lines[0][:4] if lines and lines[0][:3].isdigit() and lines[0][3:4] == b"-" else None
     size = 0
@@ -134,13 +134,13 @@ def by_definition(data: bytes) -> int | None:
 
 @settings(deadline=None, max_examples=500)
 @given(STREAMS)
-def test_the_end_is_that_of_the_definition(data: bytes) -> None:
+def test_reply_end_agrees_with_the_definition(data: bytes) -> None:
     assert reply_end(data) == by_definition(data)
 
 
 @settings(deadline=None, max_examples=500)
 @given(STREAMS, st.data())
-def test_cutting_the_bytes_changes_nothing(data: bytes, draw: st.DataObject) -> None:
+def test_reply_end_does_not_depend_on_segmentation(data: bytes, draw: st.DataObject) -> None:
     whole = reply_end(data)
     held, start, found = bytearray(), 0, None
     while data and found is None:
@@ -155,14 +155,14 @@ def test_cutting_the_bytes_changes_nothing(data: bytes, draw: st.DataObject) -> 
 
 @settings(deadline=None, max_examples=300)
 @given(STREAMS, STREAMS)
-def test_what_comes_behind_a_reply_changes_nothing(data: bytes, behind: bytes) -> None:
+def test_reply_end_does_not_depend_on_later_bytes(data: bytes, after: bytes) -> None:
     end = reply_end(data)
     if end is not None:
-        assert reply_end(data + behind) == end
+        assert reply_end(data + after) == end
         assert reply_end(data[: end - 1]) is None
 
 
-def test_going_on_at_the_last_line_costs_the_last_line_only() -> None:
+def test_continuing_at_the_last_line_costs_that_line_only() -> None:
     def cost(lines: int) -> float:
         data = b"250-" + b"x\n" * lines
         times = []

@@ -1,4 +1,4 @@
-"""Counters of a server: every class of failure is there from the start, and none is shared."""
+"""Counters of a server: every class exists from the start, and servers share none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from greeter import ServerStats
-from greeter.core.stats import BOUNDS, FAILURES, REJECTIONS, TimeBuckets
+from greeter.core.stats import BOUNDS, FAILURES, REJECTIONS, LatencyHistogram
 
 
 def test_everything_starts_at_zero() -> None:
@@ -20,7 +20,7 @@ def test_everything_starts_at_zero() -> None:
     assert not any(stats.greeting_time.counts)
 
 
-def test_two_servers_count_for_themselves() -> None:
+def test_servers_do_not_share_counters() -> None:
     one, two = ServerStats(), ServerStats()
     one.accepted += 1
     one.failed["reset"] += 1
@@ -28,7 +28,7 @@ def test_two_servers_count_for_themselves() -> None:
     assert two == ServerStats()
 
 
-def test_every_class_and_every_counter_says_what_it_counts() -> None:
+def test_every_class_and_every_counter_is_documented() -> None:
     assert all(FAILURES.values())
     assert all(REJECTIONS.values())
     assert not FAILURES.keys() & REJECTIONS.keys()
@@ -40,15 +40,15 @@ def test_every_class_and_every_counter_says_what_it_counts() -> None:
     ("seconds", "bucket"),
     [(0.0, 0), (0.0001, 0), (0.000101, 1), (0.001, 3), (10.0, len(BOUNDS) - 1), (10.01, len(BOUNDS))],
 )
-def test_a_bucket_has_its_upper_bound_in_it(seconds: float, bucket: int) -> None:
-    times = TimeBuckets()
+def test_a_bucket_includes_its_upper_bound(seconds: float, bucket: int) -> None:
+    times = LatencyHistogram()
     times.add(seconds, clients=3)
     assert times.counts[bucket] == sum(times.counts) == 3
     assert times.micros == int(seconds * 1_000_000) * 3
 
 
-def test_buckets_of_several_servers_add_up() -> None:
-    one, two = TimeBuckets(), TimeBuckets()
+def test_histograms_add_up() -> None:
+    one, two = LatencyHistogram(), LatencyHistogram()
     one.add(0.0002)
     two.add(0.0002)
     two.add(99)
@@ -57,5 +57,5 @@ def test_buckets_of_several_servers_add_up() -> None:
     assert (sum(one.counts), sum(two.counts)) == (1, 2)
 
 
-def test_bounds_go_up() -> None:
+def test_bounds_increase() -> None:
     assert list(BOUNDS) == sorted(set(BOUNDS))

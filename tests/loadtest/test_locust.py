@@ -28,12 +28,12 @@ from greeter.loadtest.metrics.histogram import lowest
 from greeter.loadtest.metrics.metrics import HISTOGRAMS, Metrics
 from tests.conftest import PATIENCE, ROOT, greeter_process
 from tests.support.loadtest_peers import (
-    checked,
-    clients,
+    check_report,
     greet,
     refused_endpoint,
     serving,
     serving_and_counting,
+    wait_for_clients,
 )
 
 pytestmark = pytest.mark.one_interpreter
@@ -144,7 +144,7 @@ class Fleet:
         return str(path)
 
     def report(self) -> LoadReport:
-        return checked(LoadReport.from_json(self.json.read_text()))
+        return check_report(LoadReport.from_json(self.json.read_text()))
 
 
 # It keeps what every worker reported, as it came.
@@ -241,7 +241,7 @@ async def a_worker_dies(fleet: Fleet) -> None:
         options = ("-H", target, "-t", "3s", "--greeter-rate", "100")
         master = await fleet.master(*options, *(("--greeter-html", str(page)) if drawn else ()))
         workers = [await fleet.worker() for _ in range(2)]
-        await clients(came, 50)
+        await wait_for_clients(came, 50)
         workers[0].process.kill()
         code = await master.ended()
         assert await workers[1].ended() == 0
@@ -273,7 +273,7 @@ async def a_generator_dies(fleet: Fleet) -> None:
     async with serving_and_counting(greet) as (target, came):
         master = await fleet.master("-H", target, "-t", "60s", "--greeter-rate", "100", workers=1)
         worker = await fleet.worker()
-        await clients(came, 20)
+        await wait_for_clients(came, 20)
         [generator] = generators(worker.process.pid)
         os.kill(generator, signal.SIGKILL)
         assert await master.ended() == 99
@@ -286,7 +286,7 @@ async def interrupted(fleet: Fleet) -> None:
     async with serving_and_counting(greet) as (target, came):
         master = await fleet.master("-H", target, "-t", "60s", "--greeter-rate", "100", workers=1)
         worker = await fleet.worker()
-        await clients(came, 50)
+        await wait_for_clients(came, 50)
         master.process.send_signal(signal.SIGINT)
         assert await master.ended() == 130
         assert await worker.ended() == 0
@@ -302,7 +302,7 @@ async def a_script_interrupted(fleet: Fleet) -> None:
     async with serving_and_counting(greet) as (target, came):
         options = ("-H", target, "-t", "60s", "--greeter-rate", "100", "--greeter-json", str(fleet.json))
         script = await fleet.start("examples/distributed/run.py", *options)
-        await clients(came, 50)
+        await wait_for_clients(came, 50)
         os.killpg(script.process.pid, signal.SIGINT)
         assert await script.ended() == 130
     assert script.complaints() == []
@@ -342,7 +342,7 @@ async def a_generator_freezes(fleet: Fleet) -> None:
         options = ("-H", target, "-t", "2s", "--greeter-rate", "100", "--greeter-timeout", "1s")
         master = await fleet.master(*options, file=impatient, workers=1)
         worker = await fleet.worker(file=fleet.locustfile(DISTURBED.format("none", "pass"), "worker"))
-        await clients(came, 20)
+        await wait_for_clients(came, 20)
         [generator] = generators(worker.process.pid)
         os.kill(generator, signal.SIGSTOP)
         assert await master.ended() == 1
@@ -405,7 +405,7 @@ async def interrupted_in_vain(fleet: Fleet) -> None:
         options = ("-H", target, "-t", "60s", "--greeter-rate", "100")
         master = await fleet.master(*options, file=impatient, workers=1)
         worker = await fleet.worker()
-        await clients(came, 20)
+        await wait_for_clients(came, 20)
         worker.process.send_signal(signal.SIGSTOP)
         master.process.send_signal(signal.SIGINT)
         assert await master.ended() == 130

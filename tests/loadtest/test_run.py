@@ -16,12 +16,12 @@ from greeter.errors import ConfigError, ConnectFailed, MissingExtra
 from greeter.loadtest import LoadPlan, LoadReport, Snapshot, Threshold, load
 from tests.support.loadtest_peers import (
     GREETING,
-    checked,
+    check_report,
     greet,
+    never_accepting,
     refused_endpoint,
     serving,
-    unattended,
-    wait_for_client,
+    wait_for_eof,
 )
 
 
@@ -40,7 +40,7 @@ async def test_a_plan_becomes_a_report(isolate: bool) -> None:
     async with serving(greet) as target:
         limit = Threshold.parse("errors:count<1")
         plan = LoadPlan(target, rate=300, duration=0.2, expect="Thank you", thresholds=[limit])
-        report = checked(await load(plan, on_snapshot=look, isolate=isolate))
+        report = check_report(await load(plan, on_snapshot=look, isolate=isolate))
     assert report.target == target
     greeted = report.connections["greeted"]
     assert greeted + report.connections["unstarted"] == 60
@@ -56,11 +56,11 @@ async def test_a_plan_becomes_a_report(isolate: bool) -> None:
 
 @pytest.mark.usefixtures("no_fd_leak")
 async def test_stop_ends_it_with_what_was_measured(isolate: bool) -> None:
-    async with serving(wait_for_client) as target:
+    async with serving(wait_for_eof) as target:
         stop = asyncio.Event()
         running = asyncio.create_task(load(LoadPlan(target, duration=60.0), stop=stop, isolate=isolate))
         asyncio.get_running_loop().call_later(0.25, stop.set)
-        report = checked(await running)
+        report = check_report(await running)
     assert report.exit_code == 130
     assert report.connections["attempted"] == 0
     assert report.duration_s < 10
@@ -68,7 +68,7 @@ async def test_stop_ends_it_with_what_was_measured(isolate: bool) -> None:
 
 @pytest.mark.usefixtures("no_fd_leak")
 async def test_cancelled_it_leaves_nothing_behind(isolate: bool) -> None:
-    async with serving(wait_for_client) as target:
+    async with serving(wait_for_eof) as target:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.25):
                 await load(LoadPlan(target, duration=60.0), isolate=isolate)
@@ -76,7 +76,7 @@ async def test_cancelled_it_leaves_nothing_behind(isolate: bool) -> None:
 
 async def test_workers() -> None:
     async with serving(greet) as target:
-        report = checked(await load(LoadPlan(target, count=50, connections=4, workers=2)))
+        report = check_report(await load(LoadPlan(target, count=50, connections=4, workers=2)))
     assert report.connections["greeted"] == 50
     assert len(report.generator["cpu_percent"]) == 2
 
@@ -92,7 +92,7 @@ async def test_what_goes_wrong_before_it_starts(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_target_that_refuses_everything() -> None:
-    report = checked(await load(LoadPlan(refused_endpoint(), count=100)))
+    report = check_report(await load(LoadPlan(refused_endpoint(), count=100)))
     assert report.exit_code == 1
     assert report.verdict == "Nothing was greeted: 100 connect_refused (Connection refused)."
 
@@ -125,7 +125,7 @@ async def test_the_figures_are_those_of_a_server_that_is_known(monkeypatch: pyte
             writer.write(GREETING)
 
     async with serving(slow) as target:
-        known = checked(await load(LoadPlan(target, count=400, connections=1)))
+        known = check_report(await load(LoadPlan(target, count=400, connections=1)))
     assert known.connections["attempted"] == 400
     assert known.errors["empty"] == 4
     for phase in ("service", "response", "first_byte"):
@@ -162,7 +162,7 @@ async def test_a_server_that_freezes_is_held_against_it_for_as_long_as_that() ->
     try:
         target = f"127.0.0.1:{int(await server.stdout.readline())}"
         plan = LoadPlan(target, rate=200, duration=2.5, connections=50, timeout=60.0)
-        report = checked(await load(plan, on_snapshot=freeze, isolate=True))
+        report = check_report(await load(plan, on_snapshot=freeze, isolate=True))
     finally:
         server.kill()
         await server.communicate()
@@ -174,9 +174,9 @@ async def test_a_server_that_freezes_is_held_against_it_for_as_long_as_that() ->
 
 
 async def test_a_full_queue_is_never_a_greeting() -> None:
-    with unattended(backlog=5) as (_, target):
+    with never_accepting(backlog=5) as (_, target):
         plan = LoadPlan(target, count=30, connections=30, timeout=0.2, connect_timeout=0.1)
-        report = checked(await load(plan))
+        report = check_report(await load(plan))
     assert report.connections["greeted"] == 0
     assert report.errors["connected_no_greeting"] >= 6
     assert report.errors["connected_no_greeting"] + report.errors["connect_timeout"] == 30
@@ -186,7 +186,7 @@ async def test_a_full_queue_is_never_a_greeting() -> None:
 async def test_more_than_the_generator_can_make_is_said() -> None:
     async with serving(greet) as target:
         # With slots to spare, it is late by its own fault however busy the machine is.
-        report = checked(await load(LoadPlan(target, rate=200_000, duration=0.3, connections=5_000)))
+        report = check_report(await load(LoadPlan(target, rate=200_000, duration=0.3, connections=5_000)))
     assert report.exit_code == 98
     assert report.generator["saturated"]
     assert report.verdict.startswith("The generator was the limit: ")

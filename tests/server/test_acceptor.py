@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import Greeting, serve
-from greeter.core.limits import Limits
+from greeter.core.admission import Limits
 from greeter.server.acceptor import ACCEPT_BATCH, COALESCE_THRESHOLD, supports_direct
 from greeter.server.direct import DirectPath
 from greeter.server.streams import ACCEPT_BATCH as STREAMS_BATCH
 from greeter.system.listeners import HANDSHAKE_GRACE
 from tests.conftest import PATIENCE
-from tests.support.peers import Outcome, read_to_end, speak_first, until
+from tests.support.peers import Outcome, read_to_end, send_then_read, until
 
 if TYPE_CHECKING:
     from greeter.server import Server
@@ -119,7 +119,7 @@ async def test_accepting_can_be_paused_while_it_coalesces() -> None:
         watched.acceptor.resume()
         assert await outcomes(first + second) == [GREETED] * (COALESCE_THRESHOLD + 5)
         other = int(server.addresses[1].rpartition(":")[2])
-        assert await speak_first(other, 18) == GREETED
+        assert await send_then_read(other, 18) == GREETED
 
 
 @pytest.mark.parametrize("how", ["close", "drain"])

@@ -14,7 +14,7 @@ import trustme
 
 import greeter
 from greeter import Greeting, Peer, serve
-from greeter.core.limits import Limits
+from greeter.core.admission import Limits
 from greeter.system.tls import client_context, server_context
 from tests.conftest import PATIENCE, Process, greeter_process
 from tests.core.test_proxy_protocol import tcp4

@@ -17,7 +17,7 @@ from greeter.core.greeting import DEFAULT_GREETING
 from greeter.server import Serving
 from greeter.system.fdlimit import OVERSHOOT
 from tests.conftest import PATIENCE
-from tests.support.peers import Outcome, connect, read_to_end, reset, speak_first, until
+from tests.support.peers import Outcome, connect, read_to_end, reset, send_then_read, until
 
 Serve = Callable[..., Serving]
 GREETED = Outcome(b"Thank you for connecting", reset=False)
@@ -78,7 +78,7 @@ async def test_clients_that_speak_first_are_greeted(server: Serve, size: int, ki
     expected = Outcome(GREETED.data + b"$" * (kind == "template"), reset=False)
     async with server(KINDS[kind]) as s:
         for _ in range(2):
-            outcomes = await asyncio.gather(*(speak_first(s.port, size) for _ in range(40)))
+            outcomes = await asyncio.gather(*(send_then_read(s.port, size) for _ in range(40)))
             assert outcomes == [expected] * 40
         assert s.stats.greeted == 80
 
@@ -138,14 +138,14 @@ async def test_template(server: Serve) -> None:
 
 async def test_empty_greeting_is_an_orderly_end(server: Serve) -> None:
     async with server(b"") as s:
-        assert await speak_first(s.port, 18) == Outcome(b"", reset=False)
+        assert await send_then_read(s.port, 18) == Outcome(b"", reset=False)
         assert s.stats.greeted == 1
 
 
 async def test_a_large_greeting_arrives_whole(server: Serve) -> None:
     greeting = bytes(range(256)) * 15625
     async with server(greeting) as s:
-        outcomes = await asyncio.gather(*(speak_first(s.port, 18) for _ in range(8)))
+        outcomes = await asyncio.gather(*(send_then_read(s.port, 18) for _ in range(8)))
         assert outcomes == [Outcome(greeting, reset=False)] * 8
     assert s.stats.bytes_sent == 8 * len(greeting)
 
@@ -180,8 +180,8 @@ async def test_a_quick_callable_that_fails_costs_its_client_only(
 
     async with server(greeter.Greeting(greeting, quick=True)) as s:
         with caplog.at_level(logging.WARNING):
-            assert await speak_first(s.port, 18) == Outcome(b"", reset=False)
-        assert await speak_first(s.port, 18) == Outcome(b"fine", reset=False)
+            assert await send_then_read(s.port, 18) == Outcome(b"", reset=False)
+        assert await send_then_read(s.port, 18) == Outcome(b"fine", reset=False)
         assert s.stats.failed["greeting_error"] == 1
         assert s.stats.greeted == 1
         (record,) = caplog.records
@@ -195,7 +195,7 @@ async def test_a_client_that_resets_at_once_disturbs_no_other(server: Serve) -> 
     async with server() as s:
         for _ in range(20):
             reset(await connect(s.port))
-        assert await speak_first(s.port, 18) == GREETED
+        assert await send_then_read(s.port, 18) == GREETED
         await until(lambda: s.stats.open == 0, "all gone")
         stats = s.stats
         assert stats.accepted == stats.greeted + sum(stats.failed.values())
@@ -206,7 +206,7 @@ async def test_clients_that_never_read_are_cut_off_and_disturb_no_other(server: 
     async with server(greeting, greet_timeout=0.5) as s:
         stuck = [await connect(s.port, receive_buffer=4096) for _ in range(20)]
         await until(lambda: s.stats.open == 20, "stuck")
-        outcomes = await asyncio.gather(*(speak_first(s.port, 0) for _ in range(5)))
+        outcomes = await asyncio.gather(*(send_then_read(s.port, 0) for _ in range(5)))
         assert outcomes == [Outcome(greeting, reset=False)] * 5
         await until(lambda: s.stats.failed["greet_timeout"] == 20, "cut off")
         await until(lambda: s.stats.open == 0, "gone")
@@ -266,7 +266,7 @@ async def test_stopping_under_load_loses_no_client(server: Serve) -> None:
     async def client() -> None:
         while True:
             try:
-                outcomes.append(await speak_first(port, 18))
+                outcomes.append(await send_then_read(port, 18))
             except ConnectionRefusedError:
                 return
 

@@ -17,7 +17,7 @@ from greeter import Greeting, Peer, serve
 from greeter.server.conversation import THREADS
 from greeter.server.stream_connection import CHUNK_SIZE
 from tests.conftest import PATIENCE
-from tests.support.peers import Outcome, connect, read_to_end, reset, speak_first, until
+from tests.support.peers import Outcome, connect, read_to_end, reset, send_then_read, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -125,8 +125,8 @@ async def test_one_that_fails_costs_its_client_only(
 
     async with here(greeting) as server:
         with caplog.at_level(logging.WARNING):
-            assert await speak_first(server.port, 18) == NOTHING
-        assert await speak_first(server.port, 18) == Outcome(b"fine", reset=False)
+            assert await send_then_read(server.port, 18) == NOTHING
+        assert await send_then_read(server.port, 18) == Outcome(b"fine", reset=False)
         assert server.stats.failed["greeting_error"] == server.stats.greeted == 1
         (record,) = caplog.records
         why = {"raise": "raised ZeroDivisionError: a bug", "type": "returned int", "encoding": "UTF-8"}
@@ -282,7 +282,7 @@ async def test_a_callable_that_ignores_its_cancellation_outlives_its_client_alon
         await until(lambda: cancelled == 1, "it was told")
         assert server.stats.open == 0
         server.update(greeting=b"fine")
-        assert await speak_first(server.port, 18) == FINE
+        assert await send_then_read(server.port, 18) == FINE
         over.set()
         assert server.stats.failed["greet_timeout"] == server.stats.greeted == 1
 
@@ -343,7 +343,7 @@ async def test_one_that_takes_too_long_is_given_up_alone(
         late = await connect(server.port)
         name = late.getsockname()
         await until(lambda: bell.waiting == 1, "it waits")
-        assert await speak_first(server.port, 18) == Outcome(b"fine", reset=False)
+        assert await send_then_read(server.port, 18) == Outcome(b"fine", reset=False)
         assert (await read_to_end(late)).data == b""
         await until(lambda: server.stats.open == 0, "both have left")
         assert bell.cancelled == [1]
@@ -432,7 +432,7 @@ async def test_a_sync_greeting_runs_in_a_thread_and_holds_up_no_other_client(
         first = await connect(server.port)
         await until(lambda: len(threads) == 1, "it waits in its thread")
         for count in (2, 3, 4):
-            assert await speak_first(server.port, 18) == Outcome(f"Hello {count}".encode(), reset=False)
+            assert await send_then_read(server.port, 18) == Outcome(f"Hello {count}".encode(), reset=False)
         bell.set()
         assert await read_to_end(first) == Outcome(b"Hello 1", reset=False)
     assert len(threads) == 4
@@ -448,9 +448,9 @@ async def test_a_thread_that_is_stuck_costs_its_client_only(bell: threading.Even
     async with here(greeting, greet_timeout=0.2) as server:
         stuck = await connect(server.port)
         await until(lambda: server.stats.accepted == 1, "accepted")
-        assert await speak_first(server.port, 18) == Outcome(b"fine", reset=False)
+        assert await send_then_read(server.port, 18) == Outcome(b"fine", reset=False)
         assert (await read_to_end(stuck)).data == b""
-        assert await speak_first(server.port, 18) == Outcome(b"fine", reset=False)
+        assert await send_then_read(server.port, 18) == Outcome(b"fine", reset=False)
         assert (server.stats.failed["greet_timeout"], server.stats.greeted) == (1, 2)
 
 
@@ -469,8 +469,8 @@ async def test_a_thread_that_fails_costs_its_client_only(
         return 42 if answer == "type" else promise()
 
     async with here(greeting) as server:
-        assert await speak_first(server.port, 18) == NOTHING
-        assert await speak_first(server.port, 18) == Outcome(b"fine", reset=False)
+        assert await send_then_read(server.port, 18) == NOTHING
+        assert await send_then_read(server.port, 18) == Outcome(b"fine", reset=False)
         assert server.stats.failed["greeting_error"] == server.stats.greeted == 1
     why = {"raise": "raised ZeroDivisionError: a bug", "type": "returned int", "awaitable": "async def"}
     (record,) = caplog.records
@@ -508,7 +508,7 @@ async def test_without_a_thread_a_greeting_is_not_made(
 
     async with here(Greeting(lambda _: "Hello")) as server:
         monkeypatch.setattr(threading.Thread, "start", none_left)
-        assert await speak_first(server.port, 18) == NOTHING
+        assert await send_then_read(server.port, 18) == NOTHING
         monkeypatch.undo()
         assert server.stats.failed["greeting_error"] == 1
     assert "can't start new thread" in caplog.text
@@ -522,7 +522,7 @@ async def test_a_quick_greeting_runs_in_the_loop(here: Serve) -> None:
         return "Hello"
 
     async with here(Greeting(greeting, quick=True)) as server:
-        assert await speak_first(server.port, 18) == Outcome(b"Hello", reset=False)
+        assert await send_then_read(server.port, 18) == Outcome(b"Hello", reset=False)
     assert threads == [threading.current_thread()]
 
 

@@ -11,9 +11,9 @@ import pytest
 
 import greeter
 from greeter import Greeting, Peer, serve
+from greeter.core.admission import Limits
 from greeter.core.greeting import DEFAULT_GREETING
-from greeter.core.limits import Limits
-from tests.support.peers import Outcome, connect, read_to_end, speak_first, until
+from tests.support.peers import Outcome, connect, read_to_end, send_then_read, until
 
 if TYPE_CHECKING:
     from greeter.server import Server, Serving
@@ -101,7 +101,7 @@ async def test_a_client_whose_greeting_is_sent_in_parts_counts_for_its_address()
         for _ in range(3):
             clients = [await connect(server.port, receive_buffer=4096) for _ in range(2)]
             await until(lambda: server.stats.open == 2, "both are in")
-            assert await speak_first(server.port, 0) == Outcome(b"", reset=False)
+            assert await send_then_read(server.port, 0) == Outcome(b"", reset=False)
             for client in clients:
                 assert len((await read_to_end(client)).data) == 1_000_000
             await until(lambda: server.stats.open == 0, "both have left")
@@ -112,7 +112,7 @@ async def test_a_client_whose_greeting_is_sent_in_parts_counts_for_its_address()
 async def test_a_socket_that_takes_nothing_now_takes_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
     sockets = Sockets(monkeypatch, ("send", errno.EAGAIN))
     async with here() as server:
-        assert await speak_first(server.port, 18) == GREETED
+        assert await send_then_read(server.port, 18) == GREETED
         assert server.stats.greeted == len(sockets) == 1
 
 
@@ -133,7 +133,7 @@ async def test_a_client_that_is_gone_is_counted_and_closed(
     limits = Limits(max_per_ip=1)
     async with here(limits=limits) as server:
         for number in range(4):
-            outcome = await speak_first(server.port, 18)
+            outcome = await send_then_read(server.port, 18)
             await until(lambda: server.stats.open == 0, "it has left")
             if number % 2:
                 assert outcome == GREETED
@@ -151,9 +151,9 @@ async def test_the_quick_callable_fails_for_a_client_that_is_gone(monkeypatch: p
         raise ZeroDivisionError
 
     async with here(Greeting(greeting, quick=True), limits=Limits(max_per_ip=1)) as server:
-        await speak_first(server.port, 18)
+        await send_then_read(server.port, 18)
         await until(lambda: server.stats.open == 0, "it has left")
-        assert await speak_first(server.port, 18) == Outcome(b"", reset=False)
+        assert await send_then_read(server.port, 18) == Outcome(b"", reset=False)
         assert failures(server) == {"greeting_error": 2}
 
 
@@ -217,7 +217,7 @@ async def test_the_end_of_stream_comes_with_the_greeting() -> None:
 async def test_a_client_that_is_not_let_in_is_closed_and_not_counted_as_here() -> None:
     async with here(limits=Limits(allow=["192.0.2.0/24"])) as server:
         for _ in range(3):
-            assert (await speak_first(server.port, 0)).data == b""
+            assert (await send_then_read(server.port, 0)).data == b""
         assert (server.stats.accepted, server.stats.open) == (3, 0)
         assert server.stats.rejected["denied"] == 3
 

@@ -15,7 +15,7 @@ import trustme
 import greeter
 from greeter import ConfigError, Peer
 from tests.conftest import PATIENCE
-from tests.support.peers import Outcome, connect, read_to_end, reset, speak_first
+from tests.support.peers import Outcome, connect, read_to_end, reset, send_then_read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -49,7 +49,7 @@ GREETINGS: dict[str, Any] = {"fixed": "Hello", "async": later, "thread": lambda 
 @pytest.mark.parametrize("size", SIZES)
 async def test_clients_that_speak_first_are_greeted(size: int, greeting: Any) -> None:
     async with own_server(greeter.handler(greeting, access_log=False)) as port:
-        outcomes = await asyncio.gather(*(speak_first(port, size) for _ in range(50)))
+        outcomes = await asyncio.gather(*(send_then_read(port, size) for _ in range(50)))
         assert outcomes == [HELLO] * 50
 
 
@@ -124,7 +124,11 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
 async def test_one_handler_serves_several_servers() -> None:
     client_connected = greeter.handler("$count", access_log=False)
     async with own_server(client_connected) as first, own_server(client_connected) as second:
-        assert [(await speak_first(port, 18)).data for port in (first, second, first)] == [b"1", b"2", b"3"]
+        assert [(await send_then_read(port, 18)).data for port in (first, second, first)] == [
+            b"1",
+            b"2",
+            b"3",
+        ]
 
 
 def test_one_handler_serves_one_event_loop_after_the_other() -> None:
@@ -132,7 +136,7 @@ def test_one_handler_serves_one_event_loop_after_the_other() -> None:
 
     async def play() -> Outcome:
         async with own_server(client_connected) as port:
-            return await speak_first(port, 18)
+            return await send_then_read(port, 18)
 
     assert [asyncio.run(play()) for _ in range(2)] == [HELLO] * 2
 
@@ -141,7 +145,7 @@ def test_one_handler_serves_one_event_loop_after_the_other() -> None:
     ("arguments", "message"),
     [
         ({"greeting": "$nobody"}, "unknown name"),
-        ({"greeting": 42}, "a greeting is text"),
+        ({"greeting": 42}, "a greeting must be text"),
         ({"greet_timeout": -1}, "greet_timeout must be a number of seconds from 0, not -1"),
         ({"linger_timeout": "1"}, "linger_timeout must be a number of seconds from 0, not '1'"),
     ],

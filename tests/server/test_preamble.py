@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import ConfigError, Greeting, Peer, serve
-from greeter.core.limits import Limits
+from greeter.core.admission import Limits
 from tests.conftest import greeter_process
-from tests.core.test_proxy_protocol import BAD, BU, GOOD, LOCAL, PROXY, tcp4, tcp6, v1, v2
+from tests.core.test_proxy_protocol import BU, INVALID, LOCAL, PROXY, VALID, tcp4, tcp6, v1, v2
 from tests.support.peers import Outcome, connect, read_to_end, reset, until
 from tests.support.service_peers import descriptors, on_every_stage
 from tests.system.test_listeners import needs_ipv6
@@ -93,14 +93,14 @@ class Words:
 
 
 async def test_a_malformed_header_is_closed_without_a_greeting(behind_a_proxy: Serve) -> None:
-    assert len(BAD) >= 15
+    assert len(INVALID) >= 15
     words = Words()
     async with behind_a_proxy(Greeting(words, quick=True)) as server:
-        outcomes = await asyncio.gather(*(heard(server.port, data) for data, _ in BAD.values()))
-        assert [outcome.data for outcome in outcomes] == [NOTHING] * len(BAD)
+        outcomes = await asyncio.gather(*(heard(server.port, data) for data, _ in INVALID.values()))
+        assert [outcome.data for outcome in outcomes] == [NOTHING] * len(INVALID)
         await until(lambda: server.stats.open == 0, "closed")
         assert words.said_to == []
-        assert failed(server) == {"proxy": len(BAD)}
+        assert failed(server) == {"proxy": len(INVALID)}
         assert (await heard(server.port, REAL)).data == b"welcome"
         assert len(words.said_to) == 1
         await none_is_open(server)
@@ -163,7 +163,7 @@ async def test_text_in_a_header_cannot_forge_a_line_of_the_log(
 async def test_the_greeting_is_for_whom_the_header_names(pieces: str, behind_a_proxy: Serve) -> None:
     """Or for the real peer: LOCAL, UNKNOWN and AF_UNSPEC name no client."""
     # A header of 4096 bytes in as many segments takes a while and shows nothing new.
-    cases = {name: case for name, case in GOOD.items() if pieces == "whole" or len(case[0]) < 300}
+    cases = {name: case for name, case in VALID.items() if pieces == "whole" or len(case[0]) < 300}
 
     async def play(port: int, data: bytes) -> tuple[tuple[str, int], Outcome]:
         sock = await connect(port)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from greeter import Greeting, serve
-from greeter.core.limits import Limits
+from greeter.core.admission import Limits
 from tests.conftest import PATIENCE
 from tests.support.peers import Outcome, read_to_end, until
 

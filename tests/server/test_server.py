@@ -15,12 +15,12 @@ import pytest
 
 import greeter
 from greeter import ConfigError, Greeting, ListenFailed, Peer, serve
+from greeter.core.admission import Limits
 from greeter.core.greeting import DEFAULT_GREETING
-from greeter.core.limits import Limits
 from greeter.server.server import MAX_FINAL_ACCEPTS
 from greeter.system.fdlimit import OVERSHOOT
 from tests.conftest import PATIENCE
-from tests.support.peers import Outcome, connect, read_to_end, reset, speak_first, until
+from tests.support.peers import Outcome, connect, read_to_end, reset, send_then_read, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ def tls() -> ssl.SSLContext:
         ({"greet_timeout": "1"}, "greet_timeout must be a number of seconds from 0, not '1'"),
         ({"accept": "stream"}, "accept must be 'auto', 'direct' or 'streams', not 'stream'"),
         ({"accept": "instant"}, "accept must be 'auto', 'direct' or 'streams', not 'instant'"),
-        ({"greeting": 42}, "a greeting is text, bytes or a callable, not int"),
+        ({"greeting": 42}, "a greeting must be text, bytes or a callable, not int"),
         ({"greeting": "$nobody"}, r"unknown name \$nobody"),
         ({"port": 65536}, "65536"),
         ({"listen": ["localhost"]}, "localhost"),
@@ -137,7 +137,7 @@ def blind_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_loop_that_cannot_watch_serves_on_the_streams_path() -> None:
     async with here() as server:
         assert server.path == "streams"
-        assert await speak_first(server.port, 18) == GREETED
+        assert await send_then_read(server.port, 18) == GREETED
     with pytest.raises(ConfigError, match="direct accept path needs an event loop that can watch a socket"):
         await here(accept="direct")
 
@@ -159,7 +159,7 @@ async def test_a_socket_of_the_caller_becomes_ours(listening: bool, accept: Acce
     port = sock.getsockname()[1]
     async with here(sock=sock, accept=accept) as server:
         assert (server.port, server.sockets) == (port, (sock,))
-        assert await speak_first(port, 18) == GREETED
+        assert await send_then_read(port, 18) == GREETED
     assert sock.fileno() == -1
 
 
@@ -238,42 +238,42 @@ async def test_the_access_log_is_at_info(
 
 async def test_update_takes_effect_with_the_next_client(accept: Accept) -> None:
     async with here("one", accept=accept) as server:
-        assert (await speak_first(server.port, 18)).data == b"one"
+        assert (await send_then_read(server.port, 18)).data == b"one"
         server.update(greeting="two")
-        assert (await speak_first(server.port, 18)).data == b"two"
+        assert (await send_then_read(server.port, 18)).data == b"two"
         server.update(greeting=slow)  # of a kind that is not known at accept time
         client = await connect(server.port)
         port = client.getsockname()[1]
         assert await read_to_end(client) == Outcome(f"Hello {port}".encode(), reset=False)
         server.update(greeting=plain)
-        assert (await speak_first(server.port, 18)).data.startswith(b"Hello ")
+        assert (await send_then_read(server.port, 18)).data.startswith(b"Hello ")
         server.update()
-        assert (await speak_first(server.port, 18)).data.startswith(b"Hello ")
+        assert (await send_then_read(server.port, 18)).data.startswith(b"Hello ")
         assert server.stats.greeted == 5
 
 
 async def test_an_update_that_is_wrong_changes_nothing() -> None:
     async with here("one") as server:
         for wrong, message in (
-            ({"greeting": 42}, "a greeting is text"),
+            ({"greeting": 42}, "a greeting must be text"),
             ({"tls": tls()}, "TLS cannot be turned on while serving"),
         ):
             with pytest.raises(ConfigError, match=message):
                 server.update(**{"greeting": "two", "limits": Limits(deny=["127.0.0.1"]), **wrong})  # type: ignore[arg-type]  # wrong on purpose
-            assert (await speak_first(server.port, 18)).data == b"one"
+            assert (await send_then_read(server.port, 18)).data == b"one"
         assert sum(server.stats.rejected.values()) == 0
 
 
 async def test_limits_can_be_set_changed_and_lifted(accept: Accept) -> None:
     turned_away = Outcome(b"", reset=False)
     async with here(accept=accept) as server:
-        assert await speak_first(server.port, 0) == GREETED
+        assert await send_then_read(server.port, 0) == GREETED
         server.update(limits=Limits(deny=["127.0.0.0/8"]))
-        assert await speak_first(server.port, 0) == turned_away
+        assert await send_then_read(server.port, 0) == turned_away
         server.update(limits=Limits(allow=["127.0.0.0/8"]))
-        assert await speak_first(server.port, 0) == GREETED
+        assert await send_then_read(server.port, 0) == GREETED
         server.update(limits=Limits())
-        assert await speak_first(server.port, 0) == GREETED
+        assert await send_then_read(server.port, 0) == GREETED
         assert (server.stats.accepted, server.stats.greeted) == (4, 3)
         assert server.stats.rejected["denied"] == 1
         await until(lambda: server.stats.open == 0, "all gone")
@@ -284,10 +284,10 @@ async def test_one_address_has_its_share(accept: Accept) -> None:
         first = await connect(server.port)
         second = await connect(server.port)
         await until(lambda: server.stats.greeted == 2, "both are in")
-        assert await speak_first(server.port, 0) == Outcome(b"", reset=False)
+        assert await send_then_read(server.port, 0) == Outcome(b"", reset=False)
         assert await read_to_end(first) == GREETED
         await until(lambda: server.stats.open == 1, "one has left")
-        assert await speak_first(server.port, 0) == GREETED
+        assert await send_then_read(server.port, 0) == GREETED
         assert await read_to_end(second) == GREETED
         assert server.stats.rejected["per_ip"] == 1
         await until(lambda: server.stats.open == 0, "all gone")
@@ -333,7 +333,7 @@ async def test_a_system_without_descriptors_loses_no_client(
             return really()
 
         listener.accept_fd = accept_fd
-        outcomes = await asyncio.gather(*(speak_first(server.port, 18) for _ in range(10)))
+        outcomes = await asyncio.gather(*(send_then_read(server.port, 18) for _ in range(10)))
         assert outcomes == [GREETED] * 10
         assert server.stats.accept_errors == 2
     (line,) = (record.getMessage() for record in caplog.records)
@@ -455,7 +455,7 @@ async def test_an_access_log_that_fails_costs_no_client(
 
     async with here(accept=accept, access_log=full, limits=Limits(max_per_ip=1)) as server:
         for _ in range(3):
-            assert await speak_first(server.port, 18) == GREETED
+            assert await send_then_read(server.port, 18) == GREETED
             await until(lambda: server.stats.open == 0, "it has left")
         assert server.stats.accept_errors == 0
     (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
@@ -537,7 +537,7 @@ async def test_a_socket_that_others_serve_too_outlives_us(inherited: socket.sock
     """As with systemd or a parent: a client that connects after the end waits for the next server."""
     where = f"fd:{inherited.fileno()}"
     async with here(listen=[where], accept=accept) as first:
-        assert await speak_first(first.port, 18) == GREETED
+        assert await send_then_read(first.port, 18) == GREETED
     client = await connect(first.port)
     async with here(listen=[where], accept=accept) as second:
         assert second.port == first.port

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import serve
-from greeter.core.limits import Limits
+from greeter.core.admission import Limits
 from greeter.server.streams import StreamsPath
 from tests.conftest import PATIENCE
-from tests.support.peers import Outcome, connect, read_to_end, speak_first, until
+from tests.support.peers import Outcome, connect, read_to_end, send_then_read, until
 
 if TYPE_CHECKING:
     from greeter.server import Server, Serving
@@ -109,7 +109,7 @@ async def test_it_may_be_resumed_at_once(turns_before: int) -> None:
         await turns(turns_before)
         path.pause()
         path.resume()  # before anything has come of either
-        assert await speak_first(server.port, 18) == GREETED
+        assert await send_then_read(server.port, 18) == GREETED
 
 
 @pytest.mark.parametrize("turns_before", range(6))
@@ -184,7 +184,7 @@ async def test_asyncio_takes_few_at_a_time_and_the_queue_is_long() -> None:
 
 async def test_a_client_that_is_not_admitted_is_closed() -> None:
     async with here(limits=Limits(deny=["127.0.0.1"])) as server:
-        assert (await speak_first(server.port, 0)).data == b""
+        assert (await send_then_read(server.port, 0)).data == b""
         assert server.stats.rejected["denied"] == server.stats.accepted == 1
         await until(lambda: server.stats.open == 0, "it has left")
     server = await here(limits=Limits(deny=["127.0.0.1"]))

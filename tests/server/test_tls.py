@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 import greeter
 from greeter import ConfigError, Greeting, Peer, serve
 from greeter.core.tls_session import describe_peer
-from greeter.system.tls import client_context, expiry, load, server_context
+from greeter.system.tls import certificate_expiry, client_context, load_server_context, server_context
 from tests.conftest import PATIENCE, Process, greeter_process, run_greeter
 from tests.core.test_proxy_protocol import tcp4
 from tests.support.peers import connect, read_to_end, reset, until
@@ -139,9 +139,9 @@ def test_what_is_wrong_with_a_file_is_said_with_its_name(files: Files, tmp_path:
     for cert, key in ((text, None), (files.cert, None), (files.cert, other), (files.key, files.key)):
         shown = message(lambda cert=cert, key=key: server_context(cert, key))  # type: ignore[misc]  # mypy #15459
         assert str(key or cert) in shown
-        assert "not valid PEM, or not a pair" in shown
+        assert "not valid PEM, or the key does not match" in shown
     assert message(lambda: server_context(files.cert, locked)) == (
-        f"the key in '{locked}' has a password, and nobody is there to type it"
+        f"the key in '{locked}' is encrypted, which is not supported"
     )
     for ca, why in ((none, "no such file or directory"), (text, "not valid PEM")):
         start = f"cannot use the certificate authority '{ca}': {why}"
@@ -167,7 +167,7 @@ def test_what_is_wrong_with_a_file_is_said_with_its_name(files: Files, tmp_path:
 def test_expiry_on_known_dates(when: str, tmp_path: Path) -> None:
     date = datetime.datetime.fromisoformat(when)
     (tmp_path / "cert").write_bytes(certificate(date))
-    assert expiry(tmp_path / "cert") == date.replace(tzinfo=UTC).timestamp()
+    assert certificate_expiry(tmp_path / "cert") == date.replace(tzinfo=UTC).timestamp()
 
 
 @given(
@@ -187,12 +187,12 @@ def test_expiry_is_what_cryptography_says(
     pem = certificate(when.replace(microsecond=0), issuer=issuer, serial=serial, chain=chain)
     file = tmp_path_factory.getbasetemp() / "certificate"
     file.write_bytes(b"a comment, as openssl writes them\n" + pem)
-    assert expiry(file) == x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+    assert certificate_expiry(file) == x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
 
 
 def test_expiry_of_what_trustme_issues(files: Files) -> None:
     expected = x509.load_pem_x509_certificate(files.cert.read_bytes()).not_valid_after_utc
-    assert expiry(files.cert) == expiry(files.both) == expected.timestamp()
+    assert certificate_expiry(files.cert) == certificate_expiry(files.both) == expected.timestamp()
 
 
 def test_expiry_without_a_version(tmp_path: Path) -> None:
@@ -203,13 +203,13 @@ def test_expiry_without_a_version(tmp_path: Path) -> None:
     assert der.count(version) == 1
     # The signature is wrong now, and so are both lengths, which do not matter to a parser that reads forward.
     (tmp_path / "cert").write_text(ssl.DER_cert_to_PEM_cert(der.replace(version, b"")))
-    assert expiry(tmp_path / "cert") == datetime.datetime(2031, 5, 6, tzinfo=UTC).timestamp()
+    assert certificate_expiry(tmp_path / "cert") == datetime.datetime(2031, 5, 6, tzinfo=UTC).timestamp()
 
 
 def test_comments_may_be_in_any_encoding(files: Files, tmp_path: Path) -> None:
     file = tmp_path / "cert"
     file.write_bytes("Müller\n".encode() + b"\xff\n" + files.both.read_bytes())
-    assert expiry(file) == load(file)[1] == expiry(files.both)
+    assert certificate_expiry(file) == load_server_context(file)[1] == certificate_expiry(files.both)
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="a shell has no names for pipes here")
@@ -218,11 +218,11 @@ def test_a_certificate_may_come_through_a_pipe(files: Files) -> None:
     reading, writing = os.pipe()
     with open(writing, "wb") as pipe:
         pipe.write(files.both.read_bytes())
-    context, expires = load(f"/dev/fd/{reading}")
-    assert expires == expiry(files.both)
+    context, expires = load_server_context(f"/dev/fd/{reading}")
+    assert expires == certificate_expiry(files.both)
     assert context.verify_mode == ssl.CERT_NONE
     with pytest.raises(ConfigError, match=f"^cannot use the certificate '/dev/fd/{reading}': not valid PEM"):
-        load(f"/dev/fd/{reading}")  # empty by now
+        load_server_context(f"/dev/fd/{reading}")  # empty by now
     os.close(reading)
 
 
@@ -240,7 +240,7 @@ def test_a_certificate_that_cannot_be_read_is_named(case: str, tmp_path: Path) -
     if case in text:
         file.write_text(text[case], encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        expiry(file)
+        certificate_expiry(file)
     assert str(caught.value).startswith(f"cannot read the certificate '{file}': ")
 
 

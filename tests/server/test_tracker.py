@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 )
 
 from greeter.core.address import describe
+from greeter.core.admission import Admission, Limits
 from greeter.core.greeting import Greeting
-from greeter.core.limits import Admission, Limits
 from greeter.errors import GreetingError
 from greeter.server.accept_pause import LOG_INTERVAL, RETRY_SECONDS
 from greeter.server.connection import Connection
@@ -734,7 +734,7 @@ def is_ungreeted(tracker: ConnectionTracker, connection: Any) -> bool:
         ("/run/a\nforged line", socket.AF_UNIX, "/run/a\nforged line", 0, r"'unix:/run/a\nforged line'"),
         (b"\0name", socket.AF_UNIX, "@name", 0, "'unix:@name'"),
         (b"\0na\0me\xff", socket.AF_UNIX, "@na\0me\\xff", 0, r"'unix:@na\x00me\\xff'"),
-        (None, socket.AF_INET, "", 0, "a client that had left"),
+        (None, socket.AF_INET, "", 0, "a disconnected client"),
     ],
 )
 def test_how_a_peer_and_a_log_line_name_a_client(

@@ -176,7 +176,7 @@ def test_a_json_line_is_one_line_whatever_it_says(text: str) -> None:
         ("", "'unix:'", ""),
         ("/run/\nx", "'unix:/run/\\nx'", "/run/\nx"),
         (b"\0na\xffme", "'unix:@na\\\\xffme'", "@na\\xffme"),
-        (None, "a client that had left", None),
+        (None, "a disconnected client", None),
     ],
 )
 def test_the_line_of_a_client(address: Any, text: str, peer: object) -> None:

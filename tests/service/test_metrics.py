@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import greeter
 from greeter import Endpoint, MissingExtra, ServerStats, greet, serve
-from greeter.core.stats import BOUNDS, TimeBuckets
+from greeter.core.stats import BOUNDS, LatencyHistogram
 from greeter.service.metrics import render, serve_metrics
 from greeter.service.snapshot import Snapshot
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
@@ -30,7 +30,7 @@ HERE = Endpoint.parse("127.0.0.1:0")
 
 def everything() -> Snapshot:
     """A snapshot with a different number in each place."""
-    times = TimeBuckets()
+    times = LatencyHistogram()
     times.add(0.0002, 7)
     times.add(3.0, 2)
     times.add(60.0)

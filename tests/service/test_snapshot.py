@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greeter import ServerStats
-from greeter.core.stats import BOUNDS, TimeBuckets
+from greeter.core.stats import BOUNDS, LatencyHistogram
 from greeter.service.snapshot import Snapshot, Totals
 
 COUNT = st.integers(0, 10**12)
 BY_NAME = st.dictionaries(st.sampled_from(["reset", "tls", "rate"]), COUNT)
 BUCKETS = st.builds(
-    TimeBuckets, st.lists(COUNT, min_size=len(BOUNDS) + 1, max_size=len(BOUNDS) + 1), micros=COUNT
+    LatencyHistogram, st.lists(COUNT, min_size=len(BOUNDS) + 1, max_size=len(BOUNDS) + 1), micros=COUNT
 )
 SNAPSHOT = st.builds(
     Snapshot,
@@ -52,13 +52,13 @@ def counters(snapshot: Snapshot) -> dict[str, int]:
     ("seconds", "place"), [(0.0, 0), (0.0001, 0), (0.00011, 1), (1.0, 12), (10.0, 15), (10.1, 16), (1e6, 16)]
 )
 def test_a_time_belongs_to_the_first_bound_that_it_does_not_pass(seconds: float, place: int) -> None:
-    times = TimeBuckets()
+    times = LatencyHistogram()
     times.add(seconds)
     assert times.counts == [int(each == place) for each in range(len(BOUNDS) + 1)]
 
 
 def test_several_clients_at_once() -> None:
-    times = TimeBuckets()
+    times = LatencyHistogram()
     times.add(0.002, 5)
     times.add(20.0)
     assert sum(times.counts) == 6
@@ -94,11 +94,11 @@ def test_a_snapshot_of_a_server_is_a_copy() -> None:
 
 @dataclasses.dataclass
 class Timed:
-    greeting_time: TimeBuckets
+    greeting_time: LatencyHistogram
 
 
 def test_times_are_copied_too() -> None:
-    stats = Timed(TimeBuckets())
+    stats = Timed(LatencyHistogram())
     stats.greeting_time.add(0.1)
     snapshot = Snapshot.of(stats)
     stats.greeting_time.add(0.1)

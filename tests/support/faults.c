@@ -1,12 +1,12 @@
-/* System calls that fail on request, for a server that must survive it.
+/* Fault injection: system calls that fail on request.
  *
- * Loaded with LD_PRELOAD into a process that calls libc, as CPython and uvloop both do. The file named by
- * FAULTS_FILE is shared with the test: it has one `struct plan` for each call below, which the test fills
- * in while the server runs, and in which we count what was really delivered. Only stream sockets with a
- * name are hit: TCP, and Unix sockets that were accepted. Pipes, files and the event loop's own socket
- * pair work as ever. A new process is a call too: fork(2), which everything here comes down to.
+ * Loaded with LD_PRELOAD into a process that calls libc, as CPython and uvloop do. The file named by
+ * FAULTS_FILE is shared memory with the test. It has one `struct plan` for each call below. The test fills
+ * it in while the server runs, and this library counts the faults that it injected. Only stream sockets
+ * with a name are affected: TCP, and Unix sockets that were accepted. Pipes, files and the event loop's
+ * socket pair are not. Creating a process counts as a call: fork(2), through which all of them go.
  *
- * The real call is made with syscall(2), which needs nothing from libc that may not be there yet.
+ * The real call is made with syscall(2), which depends on no part of libc that may not be initialized.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,11 +25,11 @@
 
 struct plan {
     char name[12];     /* of the call; written here, so that the test need not know the order */
-    int32_t skip;      /* so many calls go through first */
-    int32_t left;      /* then so many are hit */
-    int32_t error;     /* with this errno */
-    int32_t part;      /* except that the first of them takes this many bytes, if it is not 0 */
-    int32_t delivered; /* how many were hit so far */
+    int32_t skip;      /* the number of calls to pass through first */
+    int32_t left;      /* the number of calls to fail after that */
+    int32_t error;     /* the errno to fail with */
+    int32_t part;      /* if not 0, the first of them sends this many bytes instead of failing */
+    int32_t delivered; /* the number of faults injected so far */
 };
 
 enum call { ACCEPT, SEND, RECV, SHUTDOWN, GETPEERNAME, SPAWN, CALLS };
@@ -46,7 +46,7 @@ __attribute__((constructor)) static void open_plans(void)
     void *file = MAP_FAILED;
     if (fd >= 0 && ftruncate(fd, (off_t)size) == 0)
         file = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (file == MAP_FAILED) { /* a test without its faults would prove nothing */
+    if (file == MAP_FAILED) { /* without faults, the test would pass for the wrong reason */
         perror("faults: FAULTS_FILE");
         abort();
     }
@@ -67,7 +67,7 @@ static bool can_be_hit(int fd)
     return found;
 }
 
-/* Take one from a number that the test may be changing; false if there was none. */
+/* Decrement a number that the test may change concurrently. Returns false if it is not above 0. */
 static bool take(int32_t *number)
 {
     int32_t seen = __atomic_load_n(number, __ATOMIC_SEQ_CST);
@@ -77,8 +77,8 @@ static bool take(int32_t *number)
     return false;
 }
 
-/* Does this call fail? Then errno says how; unless *part is set, by which it succeeds with so many bytes.
- * A call that is not about a descriptor has a negative one. */
+/* Returns true if this call must fail, with errno set, or if *part is set, succeed with that many bytes.
+ * fd is negative for a call without a descriptor. */
 static bool hit(enum call call, int fd, size_t *part)
 {
     struct plan *plan = plans ? &plans[call] : NULL;
@@ -93,7 +93,7 @@ static bool hit(enum call call, int fd, size_t *part)
     return true;
 }
 
-/* Every way to send comes down to this: the first piece says how much can be sent in part. */
+/* Common to all calls that send. Only the first buffer can be sent in part. */
 static bool send_hit(int fd, const void *data, size_t size, int flags, ssize_t *sent)
 {
     size_t part = 0;
@@ -183,13 +183,13 @@ pid_t fork(void)
 {
     if (hit(SPAWN, -1, NULL))
         return -1;
-    /* The real one is libc's: it has locks to see to in the child. */
+    /* libc's fork() and not the system call: it resets its locks in the child. */
     pid_t (*real)(void) = (pid_t(*)(void))dlsym(RTLD_NEXT, "fork");
     return real();
 }
 
-/* A child of vfork(2) runs on our stack, so it cannot be called from here. A system may have none, and then
- * Python's subprocess calls fork(2) instead. */
+/* A child of vfork(2) shares our stack, so vfork(2) cannot be called from here. If it fails, Python's
+ * subprocess calls fork(2) instead. */
 pid_t vfork(void)
 {
     errno = EINVAL;

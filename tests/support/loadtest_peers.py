@@ -1,4 +1,4 @@
-"""Servers for the load tester's tests: each behaves, or misbehaves, in one known way."""
+"""Servers for the tests of the load tester. Each behaves, or misbehaves, in one known way."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def serving(
     path: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[str]:
-    """A server in this loop; its endpoint's text. Connections that a handler leaves open end with it."""
+    """Run a server in this loop and yield its endpoint's text. Open connections are aborted at the end."""
     writers: set[asyncio.StreamWriter] = set()
 
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,8 +57,8 @@ async def serving(
     try:
         yield endpoint
     finally:
-        # asyncio leaks a socket that it has accepted when the server is closed before its transport is made,
-        # which takes a few turns of the loop (cpython #109564). uvloop makes both at once.
+        # asyncio leaks an accepted socket if the server is closed before the transport is created, a few
+        # iterations of the loop later (cpython #109564). uvloop creates both at once.
         loop = asyncio.get_running_loop()
         if isinstance(loop, asyncio.SelectorEventLoop):
             for sock in server.sockets:
@@ -73,22 +73,22 @@ async def serving(
 
 @contextlib.asynccontextmanager
 async def serving_and_counting(handler: Handler) -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
-    """A server, and a semaphore that is released for every client."""
-    came = asyncio.Semaphore(0)
+    """Run a server, and yield its endpoint's text and a semaphore that is released for every connection."""
+    accepted = asyncio.Semaphore(0)
 
     async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        came.release()
+        accepted.release()
         await handler(reader, writer)
 
     async with serving(counted) as target:
-        yield target, came
+        yield target, accepted
 
 
-async def clients(came: asyncio.Semaphore, count: int) -> None:
-    """Wait until so many have come."""
+async def wait_for_clients(accepted: asyncio.Semaphore, count: int) -> None:
+    """Wait until ``count`` more connections were accepted."""
     async with asyncio.timeout(PATIENCE):
         for _ in range(count):
-            await came.acquire()
+            await accepted.acquire()
 
 
 async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -96,17 +96,17 @@ async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(GREETING)
 
 
-async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Close at once."""
+async def close_without_greeting(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Close without sending anything."""
 
 
-async def wait_for_client(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-    """Say nothing until the client has gone."""
+async def wait_for_eof(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    """Send nothing, and close when the client has closed."""
     await reader.read()
 
 
-async def greet_and_stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Greet with a line, as SMTP does, and leave the end to the client."""
+async def greet_and_keep_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send a greeting line, as SMTP does, and close when the client has closed."""
     writer.write(b"220 " + GREETING + b"\r\n")
     await reader.read()
 
@@ -118,8 +118,8 @@ def abort_with_reset(writer: asyncio.StreamWriter) -> None:
 
 
 @contextlib.contextmanager
-def unattended(backlog: int = 0, path: str | None = None) -> Any:
-    """A listening socket that nobody accepts from: the socket, and its endpoint's text."""
+def never_accepting(backlog: int = 0, path: str | None = None) -> Any:
+    """Yield a listening socket from which no connection is accepted, and its endpoint's text."""
     with socket.socket(socket.AF_UNIX if path is not None else socket.AF_INET) as sock:
         sock.bind(path if path is not None else ("127.0.0.1", 0))
         sock.listen(backlog)
@@ -129,14 +129,14 @@ def unattended(backlog: int = 0, path: str | None = None) -> Any:
             yield sock, f"127.0.0.1:{sock.getsockname()[1]}"
 
 
-# Bound and not listening, for as long as the process lives: no other test can be given its port meanwhile.
+# Bound but not listening until the process exits, so that the kernel gives its port to no other test.
 _REFUSING = socket.socket()
 _REFUSING.bind(("127.0.0.1", 0))
 atexit.register(_REFUSING.close)
 
 
 def refused_endpoint() -> str:
-    """An endpoint that refuses every connection."""
+    """Return an endpoint that refuses every connection."""
     return f"127.0.0.1:{_REFUSING.getsockname()[1]}"
 
 
@@ -147,8 +147,8 @@ def _validator() -> Any:
     return jsonschema.Draft202012Validator(schema)
 
 
-def checked(report: LoadReport) -> LoadReport:
-    """Check what holds for every report: the published schema, the sums, the way to JSON and back."""
+def check_report(report: LoadReport) -> LoadReport:
+    """Check what holds for every report: the published schema, the sums, the round trip through JSON."""
     values = json.loads(report.to_json())
     _validator().validate(values)
     connections, errors = values["connections"], values["errors"]

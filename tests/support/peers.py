@@ -1,4 +1,4 @@
-"""Clients that a server has to put up with, on raw sockets: they see what the wire says."""
+"""Clients on raw sockets, which see exactly what the server sends."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one client saw: the bytes, and whether the stream ended in order."""
+    """What a client received: the bytes, and whether the connection was reset instead of closed."""
 
     data: bytes
     reset: bool
 
 
 async def connect(port: int, *, receive_buffer: int = 0) -> socket.socket:
-    """A connected non-blocking socket."""
+    """Return a connected, non-blocking socket."""
     sock = socket.socket()
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -52,7 +52,7 @@ async def read_to_end(sock: socket.socket) -> Outcome:
     return Outcome(bytes(data), reset=False)
 
 
-async def speak_first(port: int, size: int) -> Outcome:
+async def send_then_read(port: int, size: int) -> Outcome:
     """Send ``size`` bytes, only then read."""
     sock = await connect(port)
     if size:
@@ -71,14 +71,14 @@ def reset(sock: socket.socket) -> None:
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    """Let the loop run until ``condition()`` is true; it is about the state of the code under test.
+    """Let the loop run until ``condition()``, which tests the state of the code under test, is true.
 
-    What takes more than some turns of the loop is another process's doing, which gets the core meanwhile.
+    After 100 iterations it waits for another process, and sleeps to leave it the core.
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + PATIENCE
-    turns = 0
+    iterations = 0
     while not condition():
         assert loop.time() < end, what
-        turns += 1
-        await asyncio.sleep(0 if turns < 100 else 0.001)
+        iterations += 1
+        await asyncio.sleep(0 if iterations < 100 else 0.001)

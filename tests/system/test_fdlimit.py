@@ -1,4 +1,4 @@
-"""The descriptor limit, in a process of its own so that ours stays as it is."""
+"""The descriptor limit, tested in a separate process so that this one's limit does not change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def in_a_process(soft: int, hard: int, code: str) -> str:
-    """What ``code`` prints in a process with these limits."""
+    """Run ``code`` in a process with these limits. Return what it prints."""
     limits = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))"
     program = f"{limits}; from greeter.system.fdlimit import *; {code}"
     done = subprocess.run(
@@ -32,7 +32,7 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
 
 
 class Resource:
-    """A system with other ideas about limits."""
+    """A resource module with fixed limits that cannot be raised."""
 
     RLIMIT_NOFILE = resource.RLIMIT_NOFILE
     RLIM_INFINITY = resource.RLIM_INFINITY
@@ -59,8 +59,8 @@ def test_no_limit_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert connection_capacity(1) >= 100_000
 
 
-def test_the_capacity_leaves_room_for_the_process_itself() -> None:
-    # A bare interpreter has three descriptors open, and one more while it counts them.
+def test_the_capacity_reserves_descriptors_for_the_process() -> None:
+    # The interpreter has three descriptors open, and one more while it counts them.
     assert in_a_process(100, 100, "print(connection_capacity(2))") == str(100 - 4 - RESERVE - 2 * OVERSHOOT)
     assert in_a_process(20, 20, "print(connection_capacity(2))") == "1"
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of a command: 130, and never a traceback; and the library leaves the signal alone."""
+"""Ctrl-C at any time during a command exits with 130 and no traceback. The library installs no handler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import PATIENCE, ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Is greeter, with a Ctrl-C in the moment in which it begins to load a module, or at its very end.
+# Runs greeter, and sends SIGINT when it begins to import a module, or at the end of the process.
 INTERRUPTED = """
 import atexit, os, runpy, signal, sys
 when = sys.argv.pop(1)
@@ -58,19 +58,19 @@ def interrupted(when: str, *args: str, before: str = "") -> tuple[int, bytes]:
         ("the end", ["greet", "fd:999"]),
     ],
 )
-def test_it_ends_the_command_without_a_word(when: str, args: tuple[str, ...]) -> None:
-    code, said = interrupted(when, *args)
+def test_ctrl_c_exits_without_a_traceback(when: str, args: tuple[str, ...]) -> None:
+    code, stderr = interrupted(when, *args)
     assert code == interrupt.INTERRUPTED
-    assert said in (b"", b"greeter: cannot connect to fd:999: bad file descriptor\n")
+    assert stderr in (b"", b"greeter: cannot connect to fd:999: bad file descriptor\n")
 
 
-def test_it_stays_ignored_where_it_is_ignored() -> None:
-    """As for what a shell script starts in the background."""
+def test_an_ignored_sigint_stays_ignored() -> None:
+    """A shell ignores SIGINT in the commands that it starts in the background."""
     ignored = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     assert interrupted("click", "--version", before=ignored) == (0, b"")
 
 
-def test_whoever_imports_greeter_keeps_the_handler() -> None:
+def test_importing_greeter_keeps_the_handler() -> None:
     code = """
 import signal
 before = signal.getsignal(signal.SIGINT)
@@ -89,16 +89,16 @@ def handler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handler")
-def test_a_handler_that_is_not_ours_stays() -> None:
-    def theirs(*_: object) -> None: ...
+def test_another_handler_is_kept() -> None:
+    def other_handler(*_: object) -> None: ...
 
-    signal.signal(signal.SIGINT, theirs)
-    interrupt.leave_at_once()
-    assert signal.getsignal(signal.SIGINT) is theirs
-    interrupt.raise_again()
-    assert signal.getsignal(signal.SIGINT) is theirs
+    signal.signal(signal.SIGINT, other_handler)
+    interrupt.exit_on_interrupt()
+    assert signal.getsignal(signal.SIGINT) is other_handler
+    interrupt.restore_keyboard_interrupt()
+    assert signal.getsignal(signal.SIGINT) is other_handler
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    interrupt.leave_at_once()
+    interrupt.exit_on_interrupt()
     assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    interrupt.raise_again()
+    interrupt.restore_keyboard_interrupt()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

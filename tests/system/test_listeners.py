@@ -1,4 +1,4 @@
-"""Listening sockets: what is opened, what is refused and why, and that nothing is left behind."""
+"""Listening sockets: opening, errors, and that every descriptor and file is cleaned up."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _same_fds() -> Iterator[None]:
 
 @pytest.fixture
 def listen(_same_fds: None) -> Iterator[Callable[..., list[Listener]]]:
-    """open_listeners() of texts, closed at the end."""
+    """open_listeners() for texts. The listeners are closed at the end of the test."""
     with contextlib.ExitStack() as stack:
 
         def start(*texts: str, **options: Any) -> list[Listener]:
@@ -65,7 +65,7 @@ def connect(listener: Listener) -> socket.socket:
 
 
 def accept(listener: Listener) -> tuple[socket.socket, Any] | None:
-    """What is next in the queue, as a socket."""
+    """Accept a connection. Return its socket and address, or None if there is none."""
     try:
         fd, address = listener.accept_fd()
     except BlockingIOError:
@@ -74,7 +74,7 @@ def accept(listener: Listener) -> tuple[socket.socket, Any] | None:
 
 
 def greets(listener: Listener) -> bool:
-    """A client gets through, and what accept() gave writes to it."""
+    """Return True if a client can connect and receives what the accepted socket sends."""
     with connect(listener) as client:
         select.select([listener.sock], [], [], 10)
         accepted = accept(listener)
@@ -88,7 +88,7 @@ def greets(listener: Listener) -> bool:
         return client.recv(9) == b"hi"
 
 
-def refusal(*texts: str, **options: Any) -> ListenFailed:
+def open_error(*texts: str, **options: Any) -> ListenFailed:
     with pytest.raises(ListenFailed) as caught:
         open_listeners([Endpoint.parse(text) for text in texts], **options)
     assert str(caught.value).startswith("cannot listen on ")
@@ -98,7 +98,7 @@ def refusal(*texts: str, **options: Any) -> ListenFailed:
 # -- TCP -------------------------------------------------------------------------------------------------
 
 
-def test_port_0_becomes_the_real_port(listen: Any) -> None:
+def test_port_0_is_replaced_by_the_chosen_port(listen: Any) -> None:
     (listener,) = listen("127.0.0.1:0")
     port = listener.sock.getsockname()[1]
     assert port > 0
@@ -126,14 +126,14 @@ def test_the_empty_host_is_both_families_on_one_port(listen: Any) -> None:
     (port,) = {listener.endpoint.port for listener in opened}
     for listener, host in zip(opened, ("::1", "127.0.0.1"), strict=True):
         with socket.create_connection((host, port)) as client:
-            accepted = accept(listener)  # each family arrives at its own socket, with its own address
+            accepted = accept(listener)  # each family has its own socket and addresses
             assert accepted is not None
             assert accepted[1][:2] == client.getsockname()[:2]
             accepted[0].close()
 
 
 @needs_ipv6
-def test_an_ipv6_socket_takes_ipv6_only(listen: Any) -> None:
+def test_an_ipv6_socket_accepts_ipv6_only(listen: Any) -> None:
     (listener,) = listen("[::1]:0")
     assert listener.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
     assert listener.address == f"[::1]:{listener.endpoint.port}"
@@ -148,12 +148,12 @@ def test_several_endpoints_at_once(listen: Any, tmp_path: Path) -> None:
 
 def test_a_port_in_use(listen: Any) -> None:
     (listener,) = listen("127.0.0.1:0")
-    error = refusal(listener.address)
+    error = open_error(listener.address)
     assert str(error) == f"cannot listen on {listener.address}: address already in use"
     assert (error.errno, error.endpoint) == (errno.EADDRINUSE, listener.address)
-    # Two of our own: both can be bound before either listens, so it is listen() that says no.
+    # Both endpoints can be bound before either listens, so listen() fails.
     listener.close()
-    assert refusal(listener.address, listener.address).errno == errno.EADDRINUSE
+    assert open_error(listener.address, listener.address).errno == errno.EADDRINUSE
 
 
 def test_a_port_is_free_again_at_once(listen: Any) -> None:
@@ -161,7 +161,7 @@ def test_a_port_is_free_again_at_once(listen: Any) -> None:
     with connect(listener) as client:
         accepted = accept(listener)
         assert accepted is not None
-        accepted[0].close()  # closed by us first: this side is the one in TIME_WAIT
+        accepted[0].close()  # this side closes first, and is in TIME_WAIT
         assert client.recv(1) == b""
     listener.close()
     listen(listener.address)
@@ -176,14 +176,16 @@ def test_a_port_is_free_again_at_once(listen: Any) -> None:
         ("xn--é:0", "not a host name"),
     ],
 )
-def test_what_cannot_be_resolved_or_bound(text: str, why: str) -> None:
-    assert re.match(f"cannot listen on {re.escape(text)}: {why}", str(refusal(text)))
+def test_an_address_that_cannot_be_resolved_or_bound(text: str, why: str) -> None:
+    assert re.match(f"cannot listen on {re.escape(text)}: {why}", str(open_error(text)))
 
 
-def test_all_or_nothing(listen: Any, tmp_path: Path) -> None:
+def test_an_error_closes_every_socket(listen: Any, tmp_path: Path) -> None:
     (taken,) = listen("127.0.0.1:0")
     before = open_fds()
-    error = refusal("127.0.0.1:0", f"unix:{tmp_path}/x", f"unix:@greeter-test-{os.getpid()}", taken.address)
+    error = open_error(
+        "127.0.0.1:0", f"unix:{tmp_path}/x", f"unix:@greeter-test-{os.getpid()}", taken.address
+    )
     assert error.endpoint == taken.address
     assert open_fds() == before
     assert not (tmp_path / "x").exists()
@@ -191,7 +193,7 @@ def test_all_or_nothing(listen: Any, tmp_path: Path) -> None:
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str]) -> None:
-    """Let the resolver find these for every name."""
+    """Let the resolver return these addresses for every name."""
 
     def getaddrinfo(_host: object, port: int, **_: object) -> list[Any]:
         return [(family, socket.SOCK_STREAM, 0, "", (host, port)) for family, host in addresses]
@@ -208,25 +210,25 @@ def test_all_addresses_of_a_name_share_the_port(listen: Any, monkeypatch: pytest
     assert greets(two)
 
 
-def test_addresses_that_this_machine_lacks_are_left_out(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_of_other_machines_are_skipped(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     unsupported = (socket.AF_IPX, "no such family")
     elsewhere = (socket.AF_INET, "192.0.2.1")
     resolve_to(monkeypatch, unsupported, elsewhere, (socket.AF_INET, "127.0.0.1"))
     (listener,) = listen("name:0")
     assert listener.endpoint.host == "127.0.0.1"
     resolve_to(monkeypatch, unsupported)
-    assert refusal("name:0").errno == errno.EAFNOSUPPORT
+    assert open_error("name:0").errno == errno.EAFNOSUPPORT
     resolve_to(monkeypatch, unsupported, elsewhere)
-    assert refusal("name:0").errno == errno.EADDRNOTAVAIL
+    assert open_error("name:0").errno == errno.EADDRNOTAVAIL
     resolve_to(monkeypatch)
-    assert str(refusal("name:0")) == "cannot listen on name:0: cannot assign requested address"
+    assert str(open_error("name:0")) == "cannot listen on name:0: cannot assign requested address"
 
 
 def test_one_address_in_use_closes_the_others(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (taken,) = listen("127.0.0.2:0")
     resolve_to(monkeypatch, (socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2"))
     before = open_fds()
-    assert refusal(f"name:{taken.endpoint.port}").errno == errno.EADDRINUSE
+    assert open_error(f"name:{taken.endpoint.port}").errno == errno.EADDRINUSE
     assert open_fds() == before
 
 
@@ -249,16 +251,16 @@ def test_a_chosen_port_that_is_taken_for_the_next_family_is_chosen_again(
     assert len(tries) == listeners.PORT_TRIES
     tries.clear()
     lucky += 1
-    assert refusal("name:0").errno == errno.EADDRINUSE
+    assert open_error("name:0").errno == errno.EADDRINUSE
     tries.clear()
-    refusal("name:9")  # the caller chose this one: no other will do
+    open_error("name:9")  # a fixed port is not replaced
     assert len(tries) == 1
 
 
 # -- accept ----------------------------------------------------------------------------------------------
 
 
-def test_accept_as_the_socket_module_documents_it(listen: Any) -> None:
+def test_accept_without_the_private_method(listen: Any) -> None:
     (listener,) = listen("127.0.0.1:0")
     listener.accept_fd = listener._accept_documented
     assert accept(listener) is None
@@ -267,11 +269,11 @@ def test_accept_as_the_socket_module_documents_it(listen: Any) -> None:
 
 def test_the_backlog_is_the_length_of_the_queue(listen: Any, tmp_path: Path) -> None:
     (listener,) = listen(f"unix:{tmp_path}/x", backlog=3)
-    assert queue_length(listener) == 4  # it is full when it is longer than the backlog
+    assert queue_length(listener) == 4  # the kernel accepts one more than the backlog
 
 
 def queue_length(listener: Listener) -> int:
-    """How many clients a Unix socket takes before the next one has to wait."""
+    """Return how many clients can connect to a Unix socket before connect() would block."""
     with contextlib.ExitStack() as stack:
         waiting = 0
         with contextlib.suppress(BlockingIOError):
@@ -283,10 +285,10 @@ def queue_length(listener: Listener) -> int:
     return waiting
 
 
-# -- closing the door ------------------------------------------------------------------------------------
+# -- rejecting new handshakes ----------------------------------------------------------------------------
 
 
-def test_refuse_new_lets_nobody_in_and_keeps_who_is_there(listen: Any) -> None:
+def test_reject_new_handshakes_keeps_connections_in_the_queue(listen: Any) -> None:
     (listener,) = listen("127.0.0.1:0")
     with connect(listener) as early, socket.socket() as late:
         if not listener.reject_new_handshakes():
@@ -298,7 +300,7 @@ def test_refuse_new_lets_nobody_in_and_keeps_who_is_there(listen: Any) -> None:
         assert accepted[1] == early.getsockname()
         assert accept(listener) is None
         listener.close()
-        # Its kernel tries again a second later and finds the port closed: it was never let in.
+        # The client's kernel retries after a second and finds the port closed: it never connected.
         assert select.select([], [late], [], 10)[1]
         assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
         accepted[0].send(b"hi")
@@ -306,7 +308,7 @@ def test_refuse_new_lets_nobody_in_and_keeps_who_is_there(listen: Any) -> None:
         assert early.recv(9) == b"hi"
 
 
-def test_refuse_new_takes_the_path_of_a_unix_socket_away(listen: Any, tmp_path: Path) -> None:
+def test_reject_new_handshakes_removes_the_path_of_a_unix_socket(listen: Any, tmp_path: Path) -> None:
     (listener,) = listen(f"unix:{tmp_path}/x")
     with connect(listener):
         assert listener.reject_new_handshakes()
@@ -316,14 +318,14 @@ def test_refuse_new_takes_the_path_of_a_unix_socket_away(listen: Any, tmp_path: 
         accepted[0].close()
 
 
-def test_refuse_new_leaves_a_shared_socket_alone(listen: Any) -> None:
+def test_reject_new_handshakes_does_not_change_a_shared_socket(listen: Any) -> None:
     (original,) = listen("127.0.0.1:0")
     (inherited,) = listen(f"fd:{original.sock.fileno()}")
     assert not inherited.reject_new_handshakes()
     assert greets(original)
 
 
-def test_refuse_new_says_when_it_cannot(listen: Any) -> None:
+def test_reject_new_handshakes_returns_false_on_an_error(listen: Any) -> None:
     (listener,) = listen("127.0.0.1:0")
     listener.close()
     assert not listener.reject_new_handshakes()
@@ -332,14 +334,14 @@ def test_refuse_new_says_when_it_cannot(listen: Any) -> None:
 # -- Unix sockets ----------------------------------------------------------------------------------------
 
 
-def test_a_unix_socket_comes_and_goes_with_its_listener(listen: Any, tmp_path: Path) -> None:
+def test_the_file_of_a_unix_socket_exists_while_its_listener_does(listen: Any, tmp_path: Path) -> None:
     (listener,) = listen(f"unix:{tmp_path}/x", unix_mode=0o640)
     mode = (tmp_path / "x").stat().st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o640
     assert greets(listener)
     listener.close()
-    listener.close()  # closing twice is nothing
+    listener.close()  # closing twice is allowed
     assert not os.listdir(tmp_path)
 
 
@@ -353,23 +355,23 @@ def test_a_stale_socket_file_is_replaced(listen: Any, tmp_path: Path) -> None:
 
 def test_a_live_socket_is_never_replaced(listen: Any, tmp_path: Path) -> None:
     (live,) = listen(f"unix:{tmp_path}/x")
-    error = refusal(f"unix:{tmp_path}/x")
+    error = open_error(f"unix:{tmp_path}/x")
     assert str(error) == f"cannot listen on unix:{tmp_path}/x: address already in use"
-    accepted = accept(live)  # the question whether it is alive
+    accepted = accept(live)  # the probe whether it is in use
     assert accepted is not None
     accepted[0].close()
     assert greets(live)
 
 
-def test_nor_is_a_live_one_whose_queue_is_full(listen: Any, tmp_path: Path) -> None:
+def test_a_live_socket_with_a_full_queue_is_never_replaced(listen: Any, tmp_path: Path) -> None:
     (live,) = listen(f"unix:{tmp_path}/x", backlog=1)
     with connect(live), connect(live):
-        assert refusal(f"unix:{tmp_path}/x").errno == errno.EADDRINUSE
+        assert open_error(f"unix:{tmp_path}/x").errno == errno.EADDRINUSE
     assert (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])
-def test_what_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_a_socket_is_kept(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x"
     if kind == "file":
         path.write_text("precious")
@@ -377,72 +379,75 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     else:
         path.symlink_to("nowhere")
-    assert str(refusal(f"unix:{path}")) == f"cannot listen on unix:{path}: a file is there that is no socket"
+    assert (
+        str(open_error(f"unix:{path}"))
+        == f"cannot listen on unix:{path}: the file exists and is not a socket"
+    )
     assert path.is_symlink() or path.exists()
 
 
-def test_a_socket_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+def test_a_socket_of_another_type_is_kept(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind(f"{tmp_path}/x")
-        assert refusal(f"unix:{tmp_path}/x").errno == errno.EPROTOTYPE
+        assert open_error(f"unix:{tmp_path}/x").errno == errno.EPROTOTYPE
     assert (tmp_path / "x").exists()
 
 
-def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
-    assert str(refusal(f"unix:{tmp_path}/no/x")).endswith("/no/x: no such file or directory")
+def test_a_missing_directory(tmp_path: Path) -> None:
+    assert str(open_error(f"unix:{tmp_path}/no/x")).endswith("/no/x: no such file or directory")
 
 
-def test_a_file_that_cannot_be_removed_is_said(
+def test_a_file_that_cannot_be_removed_is_logged(
     listen: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "d").mkdir()
     (listener,) = listen(f"unix:{tmp_path}/d/x")
     (tmp_path / "d").rename(tmp_path / "moved")
-    (tmp_path / "d").touch()  # no directory any more
+    (tmp_path / "d").touch()  # not a directory any more
     listener.close()
     assert caplog.messages == [f"cannot remove {tmp_path}/d/x: not a directory"]
 
 
-def test_somebody_elses_file_is_not_removed(listen: Any, tmp_path: Path) -> None:
+def test_a_file_that_replaced_ours_is_not_removed(listen: Any, tmp_path: Path) -> None:
     (listener,) = listen(f"unix:{tmp_path}/x")
-    os.rename(tmp_path / "x", tmp_path / "kept")  # so that its inode is not used again
-    (tmp_path / "x").write_text("somebody else's")
+    os.rename(tmp_path / "x", tmp_path / "kept")  # so that its inode is not reused
+    (tmp_path / "x").write_text("another file")
     listener.close()
     assert sorted(os.listdir(tmp_path)) == ["kept", "x"]
 
 
-def test_a_file_that_is_gone_already_is_no_error(listen: Any, tmp_path: Path) -> None:
+def test_a_file_that_was_already_removed_is_not_an_error(listen: Any, tmp_path: Path) -> None:
     (listener,) = listen(f"unix:{tmp_path}/x")
     (tmp_path / "x").unlink()
     listener.close()
 
 
-def test_a_mode_that_cannot_be_set_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mode_that_cannot_be_set_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def chmod(*_: object) -> None:
         raise PermissionError(errno.EPERM, "no")
 
     monkeypatch.setattr(os, "chmod", chmod)
-    error = refusal(f"unix:{tmp_path}/x", unix_mode=0o600)
+    error = open_error(f"unix:{tmp_path}/x", unix_mode=0o600)
     assert str(error) == f"cannot listen on unix:{tmp_path}/x: operation not permitted"
     assert not os.listdir(tmp_path)
 
 
-def test_a_stale_file_that_goes_or_comes_to_life_meanwhile(
+def test_a_stale_file_that_was_replaced_meanwhile_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = f"{tmp_path}/x"
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(path)
     stale.close()
-    identity = listeners._identity
+    identity = listeners._file_id
     seen: list[object] = []
 
     def changing(path: str) -> Any:
         seen.append(path)
         return identity(path) if len(seen) == 1 else (0, len(seen))
 
-    monkeypatch.setattr(listeners, "_identity", changing)
-    assert refusal(f"unix:{path}").errno == errno.EADDRINUSE  # bind() finds what was left alone
+    monkeypatch.setattr(listeners, "_file_id", changing)
+    assert open_error(f"unix:{path}").errno == errno.EADDRINUSE  # the file was kept, so bind() fails
     assert os.path.exists(path)
 
 
@@ -452,7 +457,7 @@ def test_an_abstract_name_has_no_file(listen: Any, mode: int | None) -> None:
     (listener,) = listen(f"unix:@{name}", unix_mode=mode)
     assert listener.address == f"unix:@{name}"
     assert greets(listener)
-    assert refusal(f"unix:@{name}").errno == errno.EADDRINUSE
+    assert open_error(f"unix:@{name}").errno == errno.EADDRINUSE
     assert not listener.reject_new_handshakes()
     listener.close()
     listen(f"unix:@{name}")
@@ -461,7 +466,7 @@ def test_an_abstract_name_has_no_file(listen: Any, mode: int | None) -> None:
 # -- inherited sockets -----------------------------------------------------------------------------------
 
 
-def test_an_inherited_socket_is_served_and_left_as_it_was(listen: Any, tmp_path: Path) -> None:
+def test_an_inherited_socket_is_not_changed(listen: Any, tmp_path: Path) -> None:
     for text in ("127.0.0.1:0", f"unix:{tmp_path}/x", f"unix:@greeter-test-{os.getpid()}"):
         (original,) = listen(text)
         (inherited,) = listen(f"fd:{original.sock.fileno()}", backlog=1)
@@ -479,7 +484,7 @@ def test_an_inherited_socket_keeps_its_queue(listen: Any, tmp_path: Path) -> Non
     assert queue_length(original) == 4
 
 
-def test_an_inherited_socket_that_is_bound_begins_to_listen(listen: Any) -> None:
+def test_an_inherited_bound_socket_starts_listening(listen: Any) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         (listener,) = listen(f"fd:{bound.fileno()}")
@@ -503,17 +508,17 @@ def test_descriptors_that_cannot_be_listened_on() -> None:
             (connected.fileno(), "invalid argument"),
         ):
             before = open_fds()
-            assert str(refusal(f"fd:{fd}")) == f"cannot listen on fd:{fd}: {why}"
+            assert str(open_error(f"fd:{fd}")) == f"cannot listen on fd:{fd}: {why}"
             assert open_fds() == before
     finally:
         for sock in (udp, unbound, bare_unix, connected, other):
             sock.close()
         os.close(reading)
         os.close(writing)
-    assert str(refusal(f"fd:{reading}")) == f"cannot listen on fd:{reading}: bad file descriptor"
+    assert str(open_error(f"fd:{reading}")) == f"cannot listen on fd:{reading}: bad file descriptor"
 
 
-def test_adopt_names_the_socket_and_leaves_it_to_the_caller() -> None:
+def test_adopt_names_the_socket_and_does_not_close_it_on_an_error() -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as udp:
         with pytest.raises(ListenFailed, match=f"cannot listen on fd:{udp.fileno()}: not a stream socket"):
             adopt(udp)

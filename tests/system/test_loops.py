@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from greeter import GreeterError, MissingExtra
-from greeter.system.loops import DESCRIPTORS, LoopName, choose_loop, run
+from greeter.system.loops import REQUIRED_DESCRIPTORS, LoopName, choose_loop, run
 from tests.conftest import loop_factories
 from tests.support.service_peers import started_by_init
 
@@ -24,7 +24,7 @@ def test_auto_is_uvloop_where_it_is_installed(name: LoopName) -> None:
     assert run(running(), name) == "uvloop"
 
 
-def test_asyncio_can_be_asked_for() -> None:
+def test_asyncio_can_be_chosen() -> None:
     assert choose_loop("asyncio")[0] == "asyncio"
     assert run(running(), "asyncio") == "asyncio"
 
@@ -40,14 +40,14 @@ def test_uvloop_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest
     with pytest.raises(
         MissingExtra, match=r"^--loop uvloop needs .*: pip install '\.\[uvloop\]' in greeter's source tree$"
     ) as caught:
-        run(running(), "uvloop")  # the coroutine is closed, or the test run would warn
+        run(running(), "uvloop")  # the coroutine is closed, or Python would warn
     assert caught.value.extra == "uvloop"
 
 
-@pytest.mark.asyncio(loop_factories=["asyncio"])  # uvloop's children may have one descriptor more
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # a child of uvloop may inherit one more descriptor
 @pytest.mark.parametrize("loop", loop_factories())
-async def test_too_few_descriptors_are_one_line_and_enough_are_enough(loop: str) -> None:
-    """stdin, stdout and stderr are three, and with fewer than five Python itself does not start."""
+async def test_too_few_descriptors_are_an_error_of_one_line(loop: str) -> None:
+    """Three are stdin, stdout and stderr. With fewer than five, Python itself does not start."""
     args = ("serve", "--listen", "127.0.0.1:0", "--loop", loop)
 
     async def refused(files: int) -> None:
@@ -57,14 +57,14 @@ async def test_too_few_descriptors_are_one_line_and_enough_are_enough(loop: str)
         assert line.startswith(f"greeter: cannot run on {loop}: too many open files; it needs ")
 
     async def serves() -> None:
-        async with started_by_init(*args, files=3 + DESCRIPTORS[loop]) as service:
+        async with started_by_init(*args, files=3 + REQUIRED_DESCRIPTORS[loop]) as service:
             assert await service.stop() == 0
         assert service.lines[-1] == "Stopped: 0 greeted of 0 accepted, 0 failed"
 
-    await asyncio.gather(serves(), *map(refused, {5, 6, 7, 2 + DESCRIPTORS[loop]}))
+    await asyncio.gather(serves(), *map(refused, {5, 6, 7, 2 + REQUIRED_DESCRIPTORS[loop]}))
 
 
-def test_what_it_cannot_run_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DESCRIPTORS, "asyncio", 1 << 20)
+def test_a_coroutine_that_cannot_run_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REQUIRED_DESCRIPTORS, "asyncio", 1 << 20)
     with pytest.raises(GreeterError, match="^cannot run on asyncio: too many open files; "):
-        run(running(), "asyncio")  # or the test run would warn
+        run(running(), "asyncio")  # or Python would warn

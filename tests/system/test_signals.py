@@ -1,4 +1,4 @@
-"""Signals to a service: in order, none lost, none at the wrong time."""
+"""Signals to a service take effect in order, and not before it is ready."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# The parent imports it first, each worker after it; and those do not come up before they may.
+# The parent imports it first. Workers import it later, and block until the test lets them start.
 APP = """
 import pathlib, time
 here = pathlib.Path(__file__).parent
@@ -33,7 +33,7 @@ greeting = "Thank you for connecting"
 
 
 @pytest.fixture
-def told() -> list[str]:
+def calls() -> list[str]:
     return []
 
 
@@ -45,42 +45,42 @@ def _handlers_as_before() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def listen(told: list[str]) -> Signals:
-    return Signals(lambda: told.append("reload"), lambda name: told.append(f"leave {name}"))
+def install(calls: list[str]) -> Signals:
+    return Signals(lambda: calls.append("reload"), lambda name: calls.append(f"force exit {name}"))
 
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-async def test_the_second_stop_leaves_at_once(told: list[str]) -> None:
-    signals = listen(told)
-    signals.serving()
+async def test_the_second_stop_exits_at_once(calls: list[str]) -> None:
+    signals = install(calls)
+    signals.service_started()
     send(signal.SIGINT)
     async with asyncio.timeout(PATIENCE):
         assert await signals.stop == "SIGINT"
-    assert told == []
+    assert calls == []
     send(signal.SIGTERM)
-    await until(lambda: told == ["leave SIGTERM"], "the second one")
+    await until(lambda: calls == ["force exit SIGTERM"], "the second one")
 
 
-async def test_an_early_reload_is_not_forgotten(told: list[str]) -> None:
-    signals = listen(told)
+async def test_an_early_reload_takes_effect_when_ready(calls: list[str]) -> None:
+    signals = install(calls)
     send(signal.SIGHUP)
-    send(signal.SIGTERM)  # by when this one is here, so was that
+    send(signal.SIGTERM)  # when this one has arrived, so has SIGHUP
     async with asyncio.timeout(PATIENCE):
         await signals.stop
-    assert told == []
-    early = listen(told)
+    assert calls == []
+    early = install(calls)
     send(signal.SIGHUP)
-    await until(lambda: early._early, "it has come")
-    early.serving()
-    assert told == ["reload"]
+    await until(lambda: early._reload_pending, "SIGHUP has arrived")
+    early.service_started()
+    assert calls == ["reload"]
     send(signal.SIGHUP)
-    await until(lambda: told == ["reload"] * 2, "a later one")
+    await until(lambda: calls == ["reload"] * 2, "a later one")
 
 
-async def test_whoever_stops_does_not_reload_any_more() -> None:
+async def test_a_reload_after_a_stop_is_ignored() -> None:
     async with greeter_process("serve", "--listen", "127.0.0.1:0", "--stop-delay", "0.3") as service:
         service.process.send_signal(signal.SIGTERM)
         await service.line_with("serving for another 0.3 s")
@@ -90,15 +90,17 @@ async def test_whoever_stops_does_not_reload_any_more() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_stop_while_workers_start_loses_nobody(number: signal.Signals, tmp_path: Path) -> None:
-    """Whoever is in the queue by then is greeted, and the exit code is that of any stop."""
+async def test_a_stop_while_workers_start_greets_queued_connections(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """A connection in the accept queue is greeted, and the exit code is 0."""
     (tmp_path / "slow.py").write_text(APP)
-    door = tmp_path / "door"
-    args = ("serve", "--workers", "2", "--app", "slow:greeting", "--listen", f"unix:{door}")
+    path = tmp_path / "socket"
+    args = ("serve", "--workers", "2", "--app", "slow:greeting", "--listen", f"unix:{path}")
     async with greeter_process(*args, ready="", env={"PYTHONPATH": str(tmp_path)}) as service:
         await until((tmp_path / "worker").exists, "a worker starts")
         client = socket.socket(socket.AF_UNIX)
-        client.connect(str(door))
+        client.connect(str(path))
         client.setblocking(False)
         service.process.send_signal(signal.SIGHUP)
         service.process.send_signal(number)
@@ -106,4 +108,4 @@ async def test_a_stop_while_workers_start_loses_nobody(number: signal.Signals, t
         assert await read_to_end(client) == Outcome(HELLO, reset=False)
         assert await service.ended() == 0
     assert service.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
-    assert os.listdir(tmp_path).count("door") == 0
+    assert os.listdir(tmp_path).count("socket") == 0

@@ -14,7 +14,7 @@ from greeter.loadtest.metrics.metrics import Metrics
 from greeter.loadtest.metrics.timeline import Interval
 from greeter.loadtest.plan.outcome import GREETED
 from tests.loadtest.report.test_report import ENVIRONMENT
-from tests.support.loadtest_peers import checked
+from tests.support.loadtest_peers import check_report
 
 if TYPE_CHECKING:
     from greeter.loadtest import LoadReport
@@ -53,7 +53,7 @@ def part(index: int, latencies: list[float], host: str = "") -> Part:
 
 
 def whole(*parts: Part, plan: LoadPlan = PLAN) -> LoadReport:
-    return checked(assemble(plan, parts, STARTED))
+    return check_report(assemble(plan, parts, STARTED))
 
 
 def exact(latencies: list[float], percent: float) -> float:

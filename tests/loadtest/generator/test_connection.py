@@ -21,11 +21,11 @@ from greeter.loadtest.plan.outcome import GREETED
 from tests.support.loadtest_peers import (
     GREETING,
     abort_with_reset,
+    close_without_greeting,
     greet,
-    greet_and_stay,
-    say_nothing,
+    greet_and_keep_open,
     serving,
-    wait_for_client,
+    wait_for_eof,
 )
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ async def large(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     [
         (greet, {}, GREETED),
         (greet, {"expect": "Thank you", "server_name": "greeter.example"}, GREETED),
-        (greet_and_stay, {"until": "line", "hold": 0.05}, GREETED),
+        (greet_and_keep_open, {"until": "line", "hold": 0.05}, GREETED),
         (large, {}, GREETED),
         (large, {"max_bytes": 49_999}, "too_large"),
-        (say_nothing, {}, "empty"),
-        (wait_for_client, {"timeout": 0.2}, "connected_no_greeting"),
+        (close_without_greeting, {}, "empty"),
+        (wait_for_eof, {"timeout": 0.2}, "connected_no_greeting"),
         (greet, {"server_name": "else.example"}, "tls_error"),
     ],
 )
@@ -105,7 +105,7 @@ async def test_tls_that_does_not_come_about(authority: Authority) -> None:
     for handler, outcome in ((babble, "tls_error"), (hear_and_close, "tls_error"), (hang_up, "reset")):
         async with serving(handler) as target:
             assert await run(target, tls_ca=authority.ca) == {outcome: 6}
-    async with serving(wait_for_client) as target:
+    async with serving(wait_for_eof) as target:
         assert await run(target, tls_ca=authority.ca, timeout=0.1) == {"connected_no_greeting": 6}
 
 

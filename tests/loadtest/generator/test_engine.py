@@ -24,13 +24,13 @@ from tests.conftest import PATIENCE
 from tests.support.loadtest_peers import (
     GREETING,
     abort_with_reset,
+    close_without_greeting,
     greet,
-    greet_and_stay,
+    greet_and_keep_open,
+    never_accepting,
     refused_endpoint,
-    say_nothing,
     serving,
-    unattended,
-    wait_for_client,
+    wait_for_eof,
 )
 from tests.support.peers import until
 
@@ -159,18 +159,18 @@ async def megabyte(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
         (greet, {}, GREETED),
         (greet, {"expect": "you for"}, GREETED),
         (pieces, {"expect": "Thank you for connecting"}, GREETED),
-        (greet_and_stay, {"until": "line", "expect": "220 "}, GREETED),
+        (greet_and_keep_open, {"until": "line", "expect": "220 "}, GREETED),
         (talkative, {"until": "line", "max_bytes": 100}, GREETED),
         (talkative, {"until": "line", "max_bytes": 9, "expect": "hi there"}, GREETED),
         (talkative, {"until": "line", "max_bytes": 8}, "too_large"),
         (talkative, {"until": "line", "expect": "SECOND"}, "unexpected_greeting"),
         (megabyte, {"max_bytes": 1_000_000}, GREETED),
         (greet, {"until": "line"}, GREETED),  # the end of the stream ends a line too
-        (say_nothing, {}, "empty"),
+        (close_without_greeting, {}, "empty"),
         (greet, {"expect": "Hello"}, "unexpected_greeting"),
-        (greet_and_stay, {"until": "line", "expect": "Hello"}, "unexpected_greeting"),
+        (greet_and_keep_open, {"until": "line", "expect": "Hello"}, "unexpected_greeting"),
         (megabyte, {"max_bytes": 999_999}, "too_large"),
-        (wait_for_client, {"timeout": 0.05}, "connected_no_greeting"),
+        (wait_for_eof, {"timeout": 0.05}, "connected_no_greeting"),
         (stall, {"timeout": 0.05}, "greeting_timeout"),
         (stall, {"until": "line", "timeout": 0.05}, "greeting_timeout"),
         (reset_at_once, {}, "reset"),
@@ -201,7 +201,7 @@ async def test_nobody_listens() -> None:
 
 
 async def test_a_queue_that_nobody_accepts_from() -> None:
-    with unattended(backlog=3) as (_, target):
+    with never_accepting(backlog=3) as (_, target):
         metrics = await run(target, count=12, connections=12, timeout=0.3, connect_timeout=0.15)
     found = outcomes(metrics)
     assert GREETED not in found
@@ -225,7 +225,7 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("eyes")
 async def test_a_unix_queue_that_is_full_is_waited_for(tmp_path: Path) -> None:
-    with unattended(path=str(tmp_path / "s")) as (listener, target):
+    with never_accepting(path=str(tmp_path / "s")) as (listener, target):
         listener.setblocking(False)
         running = asyncio.create_task(run(target, count=5, connections=5))
         loop = asyncio.get_running_loop()
@@ -235,7 +235,7 @@ async def test_a_unix_queue_that_is_full_is_waited_for(tmp_path: Path) -> None:
             client.close()
         metrics = await running
     assert outcomes(metrics) == {GREETED: 5}
-    with unattended(path=str(tmp_path / "t")) as (_, target):
+    with never_accepting(path=str(tmp_path / "t")) as (_, target):
         metrics = await run(target, count=5, connections=5, timeout=0.1, connect_timeout=0.05)
     assert outcomes(metrics) == {"connected_no_greeting": 1, "connect_timeout": 4}
 
@@ -290,7 +290,7 @@ async def test_out_of_ports_is_this_machines_doing(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("eyes")
 async def test_hold_keeps_them_open_together() -> None:
-    async with serving(greet_and_stay) as target:
+    async with serving(greet_and_keep_open) as target:
         metrics = await run(target, count=50, connections=50, until="line", hold=0.3)
     assert outcomes(metrics) == {GREETED: 50}
     assert metrics.peak_open == 50
@@ -388,7 +388,7 @@ async def test_when_the_time_is_over_nobody_is_held_any_longer() -> None:
     ],
 )
 async def test_at_the_end_of_the_time_nobody_is_held_in_either_loop(load: dict[str, Any]) -> None:
-    async with serving(greet_and_stay) as target:
+    async with serving(greet_and_keep_open) as target:
         began = time.monotonic()
         metrics = await run(target, until="line", hold=60.0, **load)
         assert time.monotonic() - began < 60.0
@@ -401,14 +401,14 @@ async def test_at_the_end_of_the_time_nobody_is_held_in_either_loop(load: dict[s
 
 
 async def test_who_waits_for_his_greeting_at_the_end_of_the_time_has_his_timeout() -> None:
-    with unattended(backlog=100) as (_, target):
+    with never_accepting(backlog=100) as (_, target):
         metrics = await run(target, rate=100, duration=0.1, hold=60.0, timeout=0.3)
     assert outcomes(metrics) == {"connected_no_greeting": metrics.attempted}
     assert (metrics.failed.percentiles(0)[0] or 0) >= 300_000
 
 
 async def test_without_a_duration_they_are_held_for_as_long_as_was_asked_for() -> None:
-    async with serving(greet_and_stay) as target:
+    async with serving(greet_and_keep_open) as target:
         began = time.monotonic()
         metrics = await run(target, rate=1000, count=30, connections=100, until="line", hold=0.5)
     assert outcomes(metrics) == {GREETED: metrics.attempted}
@@ -427,7 +427,7 @@ async def test_a_place_that_a_held_one_leaves_is_taken_at_once(monkeypatch: pyte
             free.append(self._free)
 
     monkeypatch.setattr(Engine, "_turn", turn)
-    async with serving(greet_and_stay) as target:
+    async with serving(greet_and_keep_open) as target:
         metrics = await run(target, connections=1, count=5, until="line", hold=0.02)
     assert outcomes(metrics) == {GREETED: 5}
     assert set(free) == {0}
@@ -449,7 +449,7 @@ async def test_each_has_a_deadline_of_its_own(outcome: str, monkeypatch: pytest.
         timeouts = {"connect_timeout": 5.0, "timeout": 0.1}
     length = 0 if outcome == "connect_timeout" else 100
     with (
-        unattended(length) as (listener, target),
+        never_accepting(length) as (listener, target),
         socket.create_connection(listener.getsockname()),  # now a queue of no length is full
     ):
         metrics = await run(target, rate=50, duration=0.3, **timeouts)
@@ -471,7 +471,7 @@ async def test_a_duration_ends_it_and_whoever_has_begun_is_followed_to_the_end()
 
 
 async def test_a_closed_loop_that_waits_for_the_last_was_not_busy_meanwhile() -> None:
-    with unattended(backlog=100) as (_, target):
+    with never_accepting(backlog=100) as (_, target):
         metrics = await run(target, count=20, connections=20, timeout=1.0)
     (busy,) = metrics.cpu_percent
     assert metrics.outcomes["connected_no_greeting"] == 20
@@ -570,7 +570,7 @@ async def test_stop_gives_the_figures_so_far() -> None:
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         came.release()
-        await wait_for_client(reader, writer)
+        await wait_for_eof(reader, writer)
 
     async with serving(hold) as target:
         plan = LoadPlan(target, rate=100, duration=60.0, timeout=60.0)
@@ -602,7 +602,7 @@ async def test_a_start_is_taken_back_where_it_was_counted(monkeypatch: pytest.Mo
         return real(self)
 
     monkeypatch.setattr(Engine, "_begin_due", later)
-    with unattended(backlog=100) as (_, target):
+    with never_accepting(backlog=100) as (_, target):
         plan = LoadPlan(target, rate=2, duration=60.0, timeout=30.0)
         worker = Engine(plan, await resolve(plan))
         running = asyncio.create_task(worker.run())
@@ -615,7 +615,7 @@ async def test_a_start_is_taken_back_where_it_was_counted(monkeypatch: pytest.Mo
 
 
 async def test_cancelling_leaves_nothing_open_and_keeps_the_figures() -> None:
-    async with serving(greet_and_stay) as target:
+    async with serving(greet_and_keep_open) as target:
         plan = LoadPlan(target, connections=20, until="line", hold=30.0)
         worker = Engine(plan, await resolve(plan))
         running = asyncio.create_task(worker.run())

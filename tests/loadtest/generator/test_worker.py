@@ -19,7 +19,7 @@ from greeter.loadtest.generator.target import Target
 from greeter.loadtest.metrics.metrics import Metrics
 from greeter.loadtest.plan.outcome import GREETED
 from tests.conftest import PATIENCE
-from tests.support.loadtest_peers import clients, greet, serving, serving_and_counting, wait_for_client
+from tests.support.loadtest_peers import greet, serving, serving_and_counting, wait_for_clients, wait_for_eof
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -87,12 +87,12 @@ async def test_it_begins_when_it_is_told_and_reports() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_interrupts_are_for_the_parent_and_stop_is_a_line(number: signal.Signals) -> None:
     async with (
-        serving_and_counting(wait_for_client) as (target, came),
+        serving_and_counting(wait_for_eof) as (target, came),
         worker(target, duration=60.0, connections=3) as parent,
     ):
         os.kill(parent.process.pid, number)
         parent.say({"begin": time.monotonic()})
-        await clients(came, 3)
+        await wait_for_clients(came, 3)
         os.kill(parent.process.pid, number)
         parent.say({"stop": True})
         metrics = Metrics.from_json((await parent.hear())["metrics"])
@@ -102,7 +102,7 @@ async def test_interrupts_are_for_the_parent_and_stop_is_a_line(number: signal.S
 
 
 async def test_without_its_parent_it_ends() -> None:
-    async with serving(wait_for_client) as target:
+    async with serving(wait_for_eof) as target:
         async with worker(target, duration=60.0) as parent:
             assert parent.process.stdin is not None
             parent.say({"begin": time.monotonic()})

@@ -11,7 +11,7 @@ from greeter.loadtest import LoadPlan
 from greeter.loadtest.generator.target import resolve
 from greeter.loadtest.generator.workers import WorkerFailed, Workers
 from greeter.loadtest.plan.outcome import GREETED
-from tests.support.loadtest_peers import clients, greet, serving, serving_and_counting, wait_for_client
+from tests.support.loadtest_peers import greet, serving, serving_and_counting, wait_for_clients, wait_for_eof
 
 if TYPE_CHECKING:
     from greeter.loadtest.metrics.timeline import Interval
@@ -40,7 +40,7 @@ async def test_workers_share_the_load_and_add_up() -> None:
 
 
 async def test_a_worker_that_dies_fails_the_run_and_takes_the_others_with_it() -> None:
-    async with serving(wait_for_client) as target:
+    async with serving(wait_for_eof) as target:
         plan = LoadPlan(target, duration=60.0, connections=4, workers=2)
         async with Workers(plan, await resolve(plan)) as workers:
             running = asyncio.ensure_future(workers.run())
@@ -54,11 +54,11 @@ async def test_a_worker_that_dies_fails_the_run_and_takes_the_others_with_it() -
 
 
 async def test_stopped_they_report_what_they_have() -> None:
-    async with serving_and_counting(wait_for_client) as (target, came):
+    async with serving_and_counting(wait_for_eof) as (target, came):
         plan = LoadPlan(target, duration=60.0, connections=4, workers=2)
         async with Workers(plan, await resolve(plan)) as workers:
             running = asyncio.ensure_future(workers.run())
-            await clients(came, 4)
+            await wait_for_clients(came, 4)
             workers.stop()
             metrics = await running
     assert metrics.interrupted

@@ -9,7 +9,7 @@ from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, Stage
 from greeter.loadtest.report.baseline import compare
 from tests.loadtest.report.test_report import metrics, report
-from tests.support.loadtest_peers import checked
+from tests.support.loadtest_peers import check_report
 
 if TYPE_CHECKING:
     from greeter.loadtest.metrics.metrics import Metrics
@@ -112,8 +112,8 @@ def test_in_a_closed_loop_service_is_response() -> None:
 
 def test_the_report_holds_the_comparison() -> None:
     new, old = report(metrics(2000, ms=5)), report(metrics(2000))
-    against = checked(new.against(old, name="old.json"))
+    against = check_report(new.against(old, name="old.json"))
     assert not against.passed
     assert against.exit_code == 99
     assert against.verdict.startswith("Not passed: connect mean went from 3 ms to 5 ms (+66.7 %); ")
-    assert checked(old.against(new)).exit_code == 0
+    assert check_report(old.against(new)).exit_code == 0

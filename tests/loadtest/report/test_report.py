@@ -13,7 +13,7 @@ from greeter.loadtest.metrics.metrics import Metrics
 from greeter.loadtest.metrics.timeline import Interval
 from greeter.loadtest.plan.outcome import GREETED
 from greeter.loadtest.report.report import build, saturated
-from tests.support.loadtest_peers import checked
+from tests.support.loadtest_peers import check_report
 
 ENVIRONMENT: dict[str, Any] = {
     "greeter": "1",
@@ -47,7 +47,7 @@ def metrics(greeted: int = 98, empty: int = 1, refused: int = 1, ms: float = 3.0
 def report(m: Metrics | None = None, plan: LoadPlan | None = None, **options: Any) -> LoadReport:
     plan = plan or LoadPlan(rate=100, duration=1.0)
     options = {"started_at": "2026-11-22T20:00:00Z", "kernel": {}, "environment": ENVIRONMENT, **options}
-    return checked(build(plan, "127.0.0.1:9999", m or metrics(), **options))
+    return check_report(build(plan, "127.0.0.1:9999", m or metrics(), **options))
 
 
 def test_the_figures_are_worked_out() -> None:

@@ -1,11 +1,11 @@
-"""The client: connect, receive the greeting, close; to be awaited in any coroutine.
+"""The one-shot client: connect, receive the greeting, close.
 
 Invariants:
 
-- What the peer sent is never lost. asyncio's StreamReader throws unread bytes away when the connection ends
-  in a reset (cpython #75044), and a server that closes too early resets clients that sent something first.
-  So ``greet()`` collects the reply with a protocol of its own.
-- No wait is without a deadline.
+- Bytes that the peer sent are never lost. asyncio's StreamReader discards unread bytes when the connection is
+  reset (cpython #75044), and a server that closes with unread input resets the connection. So ``greet()``
+  receives with a protocol of its own.
+- Every wait has a deadline.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from greeter.core.replies import Until
 
 
-class _Collector(asyncio.Protocol):
-    """Collects until the greeting or the stream ends, or the size bound or the deadline is passed.
+class _ReplyProtocol(asyncio.Protocol):
+    """Receives until the greeting or the stream ends, the size limit is exceeded or the deadline passes.
 
-    ``done`` resolves then, after the transport was told to close: when the waiting coroutine goes on,
-    the descriptor is closed.
+    ``done`` resolves then, after the transport was closed or aborted. The transport closes its descriptor
+    before the waiting coroutine continues.
     """
 
     __slots__ = (
@@ -55,7 +55,7 @@ class _Collector(asyncio.Protocol):
         "end",
         "error",
         "first_byte",
-        "late",
+        "timed_out",
         "transport",
     )
 
@@ -63,17 +63,17 @@ class _Collector(asyncio.Protocol):
         self._data = bytearray()
         self._limit = limit
         self._until = until
-        self._line = 0  # where the line begins that is not complete
-        self.end: int | None = None  # of the greeting, once it is known
+        self._line = 0  # the start of the incomplete line
+        self.end: int | None = None  # of the greeting, when it is known
         self.done: asyncio.Future[None] = loop.create_future()
         self.error: Exception | None = None
         self.connected = 0.0
         self.first_byte: float | None = None
-        self.late = False
+        self.timed_out = False
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.connected = perf_counter()  # the first bytes can be here before greet() goes on
+        self.connected = perf_counter()  # the first bytes can arrive before greet() continues
         self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
@@ -97,8 +97,8 @@ class _Collector(asyncio.Protocol):
             self._finish()
 
     def expire(self) -> None:
-        if not self.done.done():  # it may have ended in this very turn of the loop
-            self.late = True
+        if not self.done.done():  # it may have finished in this iteration of the loop
+            self.timed_out = True
             self.abort()
 
     def abort(self) -> None:
@@ -110,12 +110,12 @@ class _Collector(asyncio.Protocol):
             self.done.set_result(None)
 
     def reply(self) -> bytes:
-        """What came, up to the end of the greeting."""
+        """Return the bytes received, up to the end of the greeting."""
         return bytes(self._data[: self.end])
 
     @property
-    def cut(self) -> bool:
-        """True for a reply of several lines that lacks its last one."""
+    def incomplete(self) -> bool:
+        """True for a multi-line reply without its last line."""
         return self.end is None and bool(self._data) and not ended_by_eof(self._data, self._until)
 
 
@@ -133,34 +133,33 @@ async def greet(
     max_bytes: int = MAX_BYTES,
     until: Until = "eof",
 ) -> Reply:
-    """Connect, receive the greeting, close, and return it.
+    """Connect, receive the greeting, close, and return the greeting.
 
-    The connection is closed when this returns or raises, also when it is cancelled.
+    The connection is closed when this returns or raises, and also if it is cancelled.
 
     Args:
         target: An Endpoint, the text of one (``"127.0.0.1:25"``, ``"[::1]:25"``, ``"unix:/path"``,
-            ``"unix:@name"``, ``"fd:3"``), or a host: a name or an address, with ``port`` beside it or on
-            port 9999.
-        port: A port number or the name of a service. It goes with a host only.
-        host: The same as ``target``, by keyword.
-        path: A Unix socket (``"@name"``: an abstract one), in the place of a target.
-        sock: A connected socket, in the place of a target. It is closed with the connection.
+            ``"unix:@name"``, ``"fd:3"``), or a host: a name or an address.
+        port: A port number or a service name, if the target is a host. The default is 9999.
+        host: Keyword alternative to ``target``.
+        path: The path of a Unix socket (``"@name"``: an abstract one), instead of a target.
+        sock: A connected socket, instead of a target. It is closed with the connection.
         ssl: True or an SSLContext for TLS.
-        server_hostname: The name to verify with TLS, if it is not the target's host.
-        timeout: Seconds for everything.
-        connect_timeout: Seconds of those for connecting, TLS handshake included.
-        max_bytes: The longest greeting to take.
-        until: What ends a greeting. ``"eof"``: the end of the stream. ``"line"``: the end of a line, from a
+        server_hostname: The name to verify in the certificate, if it is not the target's host.
+        timeout: Seconds for the whole call.
+        connect_timeout: Seconds for connecting, including the TLS handshake; limited by ``timeout``.
+        max_bytes: The size limit of the greeting in bytes.
+        until: What ends the greeting. ``"eof"``: the end of the stream. ``"line"``: the end of a line, from a
             service that keeps the connection open (SSH). ``"reply"``: the last line of an SMTP or FTP reply
-            (RFC 5321 4.2.1, RFC 959 4.2). The end of the stream ends these too.
+            (RFC 5321 4.2.1, RFC 959 4.2). The end of the stream always ends it.
 
     Returns:
-        The Reply. It is empty if the peer closed without a byte, and ``reset`` is set if the peer reset the
+        The Reply. It is empty if the peer closed without sending, and ``reset`` is set if the peer reset the
         connection after the greeting.
 
     Raises:
-        ConfigError: An argument is wrong, or arguments contradict each other.
-        ConnectFailed: There is no connection.
+        ConfigError: An argument is invalid, or arguments contradict each other.
+        ConnectFailed: Connecting failed.
         GreetTimeout: A deadline passed.
         GreetReset: The peer reset the connection before the first byte, or in the middle of a reply.
         NoGreeting: The peer closed in the middle of a reply (``until="reply"`` only).
@@ -178,45 +177,56 @@ async def greet(
     server_hostname = name_to_verify(where, ssl, server_hostname)
     check_bounds(until, UNTIL, max_bytes, timeout, connect_timeout)
     loop = asyncio.get_running_loop()
-    collector = _Collector(loop, max_bytes, until)
+    protocol = _ReplyProtocol(loop, max_bytes, until)
     deadline = loop.time() + timeout
     limit = min(connect_timeout, timeout)
     start = perf_counter()
     with connect_errors(where, limit):
         async with asyncio.timeout(limit):
-            await _connect(loop, collector, where, sock, ssl, server_hostname)
-    timer = loop.call_at(deadline, collector.expire)
+            await _connect(loop, protocol, where, sock, ssl, server_hostname)
+    timer = loop.call_at(deadline, protocol.expire)
     try:
-        await collector.done
+        await protocol.done
     except asyncio.CancelledError:
-        collector.abort()
+        protocol.abort()
         raise
     finally:
         timer.cancel()
-    data, first_byte = collector.reply(), collector.first_byte
-    if collector.late:
+    data, first_byte = protocol.reply(), protocol.first_byte
+    if protocol.timed_out:
         raise GreetTimeout(str(where), "end" if data else "first byte", timeout, data)
     if len(data) > max_bytes:
         raise ReplyTooLarge(str(where), max_bytes, data[:max_bytes])
-    if collector.error is not None and (not data or collector.cut):
-        raise GreetReset(str(where), data) from collector.error
-    if collector.cut:
+    if protocol.error is not None and (not data or protocol.incomplete):
+        raise GreetReset(str(where), data) from protocol.error
+    if protocol.incomplete:
         raise NoGreeting(str(where), data)
     return Reply(
         data,
         str(where),
-        connect_time=collector.connected - start,
+        connect_time=protocol.connected - start,
         first_byte_time=None if first_byte is None else first_byte - start,
         total_time=perf_counter() - start,
-        reset=collector.error is not None,
+        reset=protocol.error is not None,
     )
 
 
 async def greet_within(seconds: float, target: Target, **options: Any) -> Reply:
-    """``greet(target, **options)``, tried again for up to ``seconds`` until the service is up.
+    """Call ``greet(target, **options)`` until it receives a greeting, for up to ``seconds``.
 
-    The pause between tries doubles from 20 ms to 1 s; the last try is at the end of the time. Raises what
-    that one raised.
+    The pause between attempts doubles from 20 ms to 1 s. The last attempt is made when the time is up.
+
+    Args:
+        seconds: How long to retry, in seconds.
+        target: As for ``greet()``.
+        options: As for ``greet()``.
+
+    Returns:
+        The Reply. It is empty if the last attempt received no byte.
+
+    Raises:
+        ConfigError: An argument is invalid.
+        GreetFailed: The last attempt failed.
     """
     end = perf_counter() + seconds
     pause = 0.02
@@ -233,7 +243,7 @@ async def greet_within(seconds: float, target: Target, **options: Any) -> Reply:
 
 
 def printable(text: str) -> str:
-    """``text`` as a terminal may see it: control characters (C0 but newline and tab, DEL, C1) escaped."""
+    """Return ``text`` with control characters escaped: C0 except newline and tab, DEL, and C1."""
     return "".join(
         c if c >= " " and not "\x7f" <= c <= "\x9f" or c in "\n\t" else f"\\x{ord(c):02x}" for c in text
     )
@@ -241,14 +251,14 @@ def printable(text: str) -> str:
 
 async def _connect(
     loop: asyncio.AbstractEventLoop,
-    collector: _Collector,
+    protocol: _ReplyProtocol,
     target: Endpoint,
     sock: socket.socket | None,
     ssl: TLS,
     server_hostname: str | None,
 ) -> None:
-    def factory() -> _Collector:
-        return collector
+    def factory() -> _ReplyProtocol:
+        return protocol
 
     if target.kind == "unix":
         sock = await unix_socket(loop, target)

@@ -1,4 +1,4 @@
-"""Limits and Admission: what they read, what they let in, and that nothing grows without a bound."""
+"""Limits and Admission: parsing, decisions, and bounded memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from greeter.core.limits import DENIED, HOSTS, PER_IP, RATE, RATE_TABLE, Admission, Limits, Networks, _key
+from greeter.core.admission import (
+    DENIED,
+    HOST_CACHE_SIZE,
+    MAX_BUCKETS,
+    PER_IP,
+    RATE,
+    Admission,
+    Limits,
+    Networks,
+    _key,
+)
 from greeter.errors import ConfigError
 
 # -- limits ----------------------------------------------------------------------------------------------
@@ -42,10 +52,10 @@ def test_limits_read_text_and_values_alike() -> None:
         limits.max_per_ip = 9  # type: ignore[misc]  # that it cannot be set is the test
 
 
-def test_nothing_is_limited_unless_asked_for() -> None:
+def test_the_default_limits_admit_everything() -> None:
     assert Limits() == Limits(max_connections=None, max_per_ip=None, rate_per_ip=None, allow=(), deny=())
-    assert Limits().idle
-    assert Limits(max_connections=5).idle  # the server's own affair
+    assert Limits().admits_all
+    assert Limits(max_connections=5).admits_all  # enforced by the server, not by Admission
     assert Admission.of(Limits(max_connections=5)) is None
 
 
@@ -53,7 +63,7 @@ def test_nothing_is_limited_unless_asked_for() -> None:
     "limits", [Limits(max_per_ip=1), Limits(rate_per_ip=1), Limits(allow=["::/0"]), Limits(deny=["::1"])]
 )
 def test_any_limit_needs_an_admission(limits: Limits) -> None:
-    assert not limits.idle
+    assert not limits.admits_all
     admission = Admission.of(limits)
     assert admission is not None
     assert admission.limits is limits
@@ -100,17 +110,17 @@ def test_a_rate_is_a_number_above_zero(value: float | str) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["allow", "deny"])
-def test_what_is_no_network_is_named(name: str, text: str) -> None:
+def test_an_invalid_network_is_an_error_with_its_name(name: str, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Limits(**{name: [text]})  # type: ignore[arg-type]  # the name is a parameter here
-    assert str(caught.value) == f"{name} {text!r} is no network, as in 192.0.2.0/24 or 2001:db8::/32"
+    assert str(caught.value) == f"{name} {text!r} is not a network, as in 192.0.2.0/24 or 2001:db8::/32"
 
 
 @pytest.mark.parametrize(
     ("text", "network", "host"),
     [("192.0.2.7/24", "192.0.2.0/24", "192.0.2.7"), ("2001:db8::1/64", "2001:db8::/64", "2001:db8::1")],
 )
-def test_host_bits_are_an_error_that_says_what_could_be_meant(text: str, network: str, host: str) -> None:
+def test_host_bits_are_an_error_that_names_both_meanings(text: str, network: str, host: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Networks([text], "proxy_from")
     assert (
@@ -136,7 +146,7 @@ def test_host_bits_are_an_error_that_says_what_could_be_meant(text: str, network
         ("::ffff:0:0/96", ["1.2.3.4", "255.2.3.4"], ["::1"]),
     ],
 )
-def test_what_is_in_a_network(network: str, inside: list[str], outside: list[str]) -> None:
+def test_networks_contain_their_addresses_only(network: str, inside: list[str], outside: list[str]) -> None:
     networks = Networks([network])
     assert all(host in networks for host in inside)
     assert not any(
@@ -144,7 +154,7 @@ def test_what_is_in_a_network(network: str, inside: list[str], outside: list[str
     )
 
 
-def test_one_text_is_one_network_and_none_are_none() -> None:
+def test_networks_of_one_text_and_of_none() -> None:
     assert Networks("10.0.0.0/8").networks == Networks(["10.0.0.0/8"]).networks == (ip_network("10.0.0.0/8"),)
     assert "10.0.0.1" not in Networks()
 
@@ -162,11 +172,13 @@ network_texts = st.lists(st.builds(network_of, hosts, st.integers(0, 128)), max_
 
 @given(network_texts, network_texts, hosts)
 @settings(deadline=None)
-def test_deny_wins_and_allow_shuts_out_the_rest(allow: list[str], deny: list[str], host: str) -> None:
+def test_deny_overrides_allow_and_allow_excludes_the_rest(
+    allow: list[str], deny: list[str], host: str
+) -> None:
     denied = any(ip_address(host) in ip_network(network) for network in deny)
     allowed = not allow or any(ip_address(host) in ip_network(network) for network in allow)
     admission = Admission(Limits(allow=allow, deny=deny))
-    for count in (1, 2):  # the second time from the cache
+    for count in (1, 2):  # the second result is cached
         assert admission.admit(host, 0.0) == (None if allowed and not denied else DENIED)
         assert admission.rejected[DENIED] == (0 if allowed and not denied else count)
 
@@ -182,14 +194,14 @@ def test_deny_wins_and_allow_shuts_out_the_rest(allow: list[str], deny: list[str
         ["fe80::1", "fe80::1%eth0", "fe80::2%2"],
     ],
 )
-def test_what_counts_as_one_address(same: list[str]) -> None:
+def test_spellings_and_a_64_count_as_one_address(same: list[str]) -> None:
     admission = Admission(Limits(max_per_ip=len(same)))
     assert [admission.admit(host, 0.0) for host in same] == [None] * len(same)
     assert [admission.admit(host, 0.0) for host in same] == [PER_IP] * len(same)
     assert admission.addresses == 1
 
 
-def test_what_counts_as_another_address() -> None:
+def test_different_addresses_count_separately() -> None:
     admission = Admission(Limits(max_per_ip=1, rate_per_ip=1))
     different = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8:0:1::1", "::c000:201", "0.0.0.0"]
     assert [admission.admit(host, 0.0) for host in different] == [None] * len(different)
@@ -198,7 +210,7 @@ def test_what_counts_as_another_address() -> None:
 
 @given(st.integers(1 << 64, (1 << 128) - 1), st.integers(0, 127))
 @settings(deadline=None)
-def test_ipv6_counts_by_its_64(one: int, bit: int) -> None:
+def test_ipv6_addresses_are_counted_by_their_64(one: int, bit: int) -> None:
     admission = Admission(Limits(max_per_ip=1))
     assert admission.admit(str(IPv6Address(one)), 0.0) is None
     assert admission.admit(str(IPv6Address(one ^ 1 << bit)), 0.0) == (PER_IP if bit < 64 else None)
@@ -215,14 +227,14 @@ def test_unix_peers_are_always_admitted(name: str) -> None:
     assert admission.addresses == admission.buckets == 0
 
 
-def test_reasons_are_counted_and_the_first_one_is_given() -> None:
+def test_rejections_are_counted_and_the_first_reason_is_returned() -> None:
     admission = Admission(Limits(max_per_ip=2, rate_per_ip=3, deny=["192.0.2.9"]))
     assert admission.rejected == {"denied": 0, "per_ip": 0, "rate": 0}
     assert admission.admit("192.0.2.9", 0.0) == "denied"
-    assert admission.buckets == 0  # nothing is remembered of whom nobody wants
+    assert admission.buckets == 0  # a denied address gets no bucket
     assert [admission.admit("192.0.2.1", 0.0) for _ in range(4)] == [None, None, "per_ip", "per_ip"]
     admission.release("192.0.2.1")
-    assert admission.admit("192.0.2.1", 0.0) is None  # to be refused for the count took no token
+    assert admission.admit("192.0.2.1", 0.0) is None  # a rejection for the count takes no token
     admission.release("192.0.2.1")
     assert admission.admit("192.0.2.1", 0.0) == "rate"
     assert admission.rejected == {"denied": 1, "per_ip": 2, "rate": 1}
@@ -257,17 +269,17 @@ def test_no_window_holds_more_than_the_burst_and_the_rate(
 
 @given(rates, st.sampled_from([0.0, 12345.678, 1e6]))
 @settings(deadline=None)
-def test_a_burst_is_had_at_once_and_then_the_rate(rate: float, start: float) -> None:
+def test_a_burst_is_admitted_and_then_the_rate(rate: float, start: float) -> None:
     admission, burst = Admission(Limits(rate_per_ip=rate)), math.ceil(rate)
     assert [admission.admit("::1", start) for _ in range(burst + 2)] == [None] * burst + [RATE] * 2
-    for tick in range(1, 20):  # one who comes exactly at the rate is never refused
+    for tick in range(1, 20):  # arrivals exactly at the rate are always admitted
         assert admission.admit("::1", start + (tick - 0.1) / rate) == RATE
         assert admission.admit("::1", start + tick / rate) is None
-    later = start + 100 / rate + 100  # saved up is a burst, not more
+    later = start + 100 / rate + 100  # an idle address saves up one burst at most
     assert [admission.admit("::1", later) for _ in range(burst + 2)] == [None] * burst + [RATE] * 2
 
 
-def test_one_address_does_not_pay_for_another() -> None:
+def test_a_rate_limited_address_does_not_affect_another() -> None:
     admission = Admission(Limits(rate_per_ip=1))
     assert [admission.admit("192.0.2.1", 0.0) for _ in range(9)] == [None] + [RATE] * 8
     assert admission.admit("192.0.2.2", 0.0) is None
@@ -276,30 +288,30 @@ def test_one_address_does_not_pay_for_another() -> None:
 # -- bounds ----------------------------------------------------------------------------------------------
 
 
-def test_the_table_has_its_bound_in_a_flood_and_nobody_is_refused_for_it() -> None:
+def test_a_flood_fills_the_table_to_its_bound_and_rejects_no_new_address() -> None:
     admission = Admission(Limits(rate_per_ip=0.001))
     flooder, refused = "203.0.113.7", Counter[str | None]()
     assert admission.admit(flooder, 0.0) is None
-    for n in range(RATE_TABLE + 5000):
+    for n in range(MAX_BUCKETS + 5000):
         host = f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}"
         refused[admission.admit(host, n * 1e-4)] += 1
         admission.release(host)
-        if n % 1000 == 0:  # now and then is enough to stay limited
+        if n % 1000 == 0:  # a few attempts are enough to stay limited
             assert admission.admit(flooder, n * 1e-4) == RATE
-    assert admission.buckets == RATE_TABLE
-    assert refused == {None: RATE_TABLE + 5000}
+    assert admission.buckets == MAX_BUCKETS
+    assert refused == {None: MAX_BUCKETS + 5000}
     assert admission.addresses == 1
-    # Those who stopped are forgotten as new ones come: two full buckets go for one that is made.
+    # Inactive addresses are evicted as new ones arrive: two full buckets for each one added.
     for n in range(2000):
         admission.admit("2001:db8:" + f"{n:x}::", 1e5)
-    assert admission.buckets == RATE_TABLE - 2000
+    assert admission.buckets == MAX_BUCKETS - 2000
 
 
-def test_a_full_bucket_is_dropped_before_one_that_limits() -> None:
-    admission = Admission(Limits(rate_per_ip=1), table=3)
+def test_the_longest_inactive_bucket_is_evicted_from_a_full_table() -> None:
+    admission = Admission(Limits(rate_per_ip=1), max_buckets=3)
     for at, host in enumerate(["192.0.2.1", "192.0.2.2", "192.0.2.3"]):
         assert admission.admit(host, at / 4) is None
-    assert admission.admit("192.0.2.4", 0.9) is None  # none is full: .1, the quietest, is forgotten
+    assert admission.admit("192.0.2.4", 0.9) is None  # none is full, so .1, inactive longest, is evicted
     assert admission.admit("192.0.2.2", 1.0) == RATE
     assert admission.admit("192.0.2.3", 1.0) == RATE
     assert admission.admit("192.0.2.1", 1.0) is None
@@ -308,31 +320,34 @@ def test_a_full_bucket_is_dropped_before_one_that_limits() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.floats(0, 0.4)), max_size=120), st.integers(1, 6), rates)
 @settings(deadline=None)
-def test_the_bound_holds_and_a_forgotten_address_gains_a_bucket_at_most(
-    steps: list[tuple[int, float]], table: int, rate: float
+def test_the_table_is_bounded_and_an_evicted_address_gains_one_bucket_at_most(
+    steps: list[tuple[int, float]], max_buckets: int, rate: float
 ) -> None:
-    bounded, unbounded = Admission(Limits(rate_per_ip=rate), table=table), Admission(Limits(rate_per_ip=rate))
-    others: dict[int, set[int]] = {}  # who else has come since one came last
-    now, forgotten = 0.0, False
-    for who, gap in steps:
+    bounded, unbounded = (
+        Admission(Limits(rate_per_ip=rate), max_buckets=max_buckets),
+        Admission(Limits(rate_per_ip=rate)),
+    )
+    others: dict[int, set[int]] = {}  # by address: the others since its last attempt
+    now, evicted = 0.0, False
+    for address, gap in steps:
         now += gap
-        verdict, unbounded_verdict = (each.admit(f"192.0.2.{who}", now) for each in (bounded, unbounded))
-        assert bounded.buckets <= table
-        forgotten = forgotten or any(len(seen) >= table for seen in others.values())
-        if not forgotten:
+        verdict, unbounded_verdict = (each.admit(f"192.0.2.{address}", now) for each in (bounded, unbounded))
+        assert bounded.buckets <= max_buckets
+        evicted = evicted or any(len(seen) >= max_buckets for seen in others.values())
+        if not evicted:
             assert verdict == unbounded_verdict
-        if who not in others or len(others[who]) >= table:
+        if address not in others or len(others[address]) >= max_buckets:
             assert verdict is None
         for seen in others.values():
-            seen.add(who)
-        others[who] = set()
+            seen.add(address)
+        others[address] = set()
 
 
-def test_what_is_cached_has_a_bound() -> None:
+def test_caches_are_bounded() -> None:
     admission = Admission(Limits(deny=["192.0.2.0/24"]))
-    for n in range(HOSTS + 100):
+    for n in range(HOST_CACHE_SIZE + 100):
         admission.admit(f"10.0.{n >> 8}.{n & 255}", 0.0)
-    assert _key.cache_info().currsize == HOSTS == _key.cache_info().maxsize
+    assert _key.cache_info().currsize == HOST_CACHE_SIZE == _key.cache_info().maxsize
     assert admission.admit("10.0.0.0", 0.0) is None
     assert admission.admit("192.0.2.1", 0.0) == DENIED
 
@@ -340,27 +355,27 @@ def test_what_is_cached_has_a_bound() -> None:
 # -- reload ----------------------------------------------------------------------------------------------
 
 
-def test_other_limits_hold_at_once_and_counts_stay() -> None:
+def test_replace_applies_new_limits_at_once_and_keeps_counts() -> None:
     admission = Admission(Limits(max_per_ip=2, rate_per_ip=5))
     assert [admission.admit("192.0.2.1", 0.0) for _ in range(3)] == [None, None, PER_IP]
     admission.replace(Limits(max_per_ip=3, rate_per_ip=5))
     assert [admission.admit("192.0.2.1", 0.0) for _ in range(2)] == [None, PER_IP]
     admission.replace(Limits(rate_per_ip=5))
-    assert [admission.admit("192.0.2.1", 0.0) for _ in range(3)] == [None, None, RATE]  # five in all
+    assert [admission.admit("192.0.2.1", 0.0) for _ in range(3)] == [None, None, RATE]  # five in total
     admission.replace(Limits(rate_per_ip=1))
-    assert admission.admit("192.0.2.1", 0.0) is None  # a new rate begins with full buckets
+    assert admission.admit("192.0.2.1", 0.0) is None  # a new rate starts with full buckets
     admission.replace(Limits(deny=["192.0.2.1"]))
     assert admission.admit("192.0.2.1", 0.0) == DENIED
     for _ in range(6):
-        admission.release("192.0.2.1")  # of those who are not let in any more too
+        admission.release("192.0.2.1")  # also of addresses that are denied by now
     assert admission.addresses == 0
     assert admission.rejected == {"denied": 1, "per_ip": 2, "rate": 1}
     admission.replace(Limits())
     assert admission.admit("192.0.2.1", 0.0) is None
 
 
-class Counting(RuleBasedStateMachine):
-    """Any sequence of coming, going and reloading keeps to the counts of a plain model."""
+class AdmissionMachine(RuleBasedStateMachine):
+    """Any sequence of admit(), release() and replace() agrees with a simple model."""
 
     @initialize(limit=st.integers(1, 3))
     def start(self, limit: int) -> None:
@@ -369,7 +384,7 @@ class Counting(RuleBasedStateMachine):
         self.open: list[str] = []
 
     @rule(host=hosts)
-    def come(self, host: str) -> None:
+    def admit(self, host: str) -> None:
         at_limit = self.limit is not None and self.open.count(host) >= self.limit
         assert self.admission.admit(host, 0.0) == (PER_IP if at_limit else None)
         if not at_limit:
@@ -377,7 +392,7 @@ class Counting(RuleBasedStateMachine):
 
     @precondition(lambda self: self.open)
     @rule(choice=st.randoms(use_true_random=False))
-    def go(self, choice: object) -> None:
+    def release(self, choice: object) -> None:
         host = self.open.pop(choice.randrange(len(self.open)))  # type: ignore[attr-defined]  # a Random
         self.admission.release(host)
 
@@ -396,5 +411,5 @@ class Counting(RuleBasedStateMachine):
         assert self.admission.addresses == 0
 
 
-Counting.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
-TestCounting = Counting.TestCase
+AdmissionMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestAdmissionMachine = AdmissionMachine.TestCase

@@ -1,4 +1,4 @@
-"""greet() against peers that behave, misbehave or do nothing, on raw sockets that the test itself holds."""
+"""greet() against peers that behave, misbehave or do nothing, on raw sockets of the test."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from greeter import (
     ReplyTooLarge,
     greet,
 )
-from greeter.client import client
-from greeter.client.client import greet_within, printable
+from greeter.client import oneshot
+from greeter.client.oneshot import greet_within, printable
 from tests.conftest import PATIENCE, greeter_process, open_fds
 from tests.support.peers import reset, until
 
@@ -38,44 +38,44 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HELLO = b"Thank you for connecting"
-once = pytest.mark.asyncio(loop_factories=["asyncio"])  # what it tests does not depend on the loop
+once = pytest.mark.asyncio(loop_factories=["asyncio"])  # does not depend on the loop
 
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
-class Door:
-    """A listening socket, and whoever the test lets in through it."""
+class RawServer:
+    """A listening socket, and the connections that the test accepted from it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.sock.setblocking(False)
-        self.visitors: list[socket.socket] = []
+        self.connections: list[socket.socket] = []
 
     @property
     def port(self) -> int:
         return int(self.sock.getsockname()[1])
 
-    async def open(self) -> socket.socket:
-        """The next client's connection, blocking, which is closed at the end of the test."""
+    async def accept(self) -> socket.socket:
+        """Accept a connection. The socket is blocking, and is closed at the end of the test."""
         async with asyncio.timeout(PATIENCE):
-            visitor, _ = await asyncio.get_running_loop().sock_accept(self.sock)
-        self.visitors.append(visitor)
-        visitor.setblocking(True)
-        return visitor
+            connection, _ = await asyncio.get_running_loop().sock_accept(self.sock)
+        self.connections.append(connection)
+        connection.setblocking(True)
+        return connection
 
     async def greet(self, **options: Any) -> tuple[asyncio.Task[Reply], socket.socket]:
-        """A greet() under way, and the server's side of it."""
+        """Start a greet(). Return its task and the server side of its connection."""
         task = asyncio.create_task(greet(port=self.port, **options))
-        return task, await self.open()
+        return task, await self.accept()
 
 
 @pytest.fixture
-async def door() -> AsyncIterator[Door]:
+async def raw_server() -> AsyncIterator[RawServer]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        it = Door(sock)
-        yield it
-        for visitor in it.visitors:
-            visitor.close()
+        server = RawServer(sock)
+        yield server
+        for connection in server.connections:
+            connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture
-def trusting(authority: trustme.CA) -> ssl.SSLContext:
+def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
@@ -111,21 +111,21 @@ async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
 # -- a greeting ------------------------------------------------------------------------------------------
 
 
-async def test_a_greeting(door: Door) -> None:
-    task, server = await door.greet()
+async def test_a_greeting(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet()
     server.sendall(HELLO)
     server.close()
     reply = await task
     assert reply.data == bytes(reply) == HELLO
     assert str(reply) == "Thank you for connecting"
-    assert (reply.target, reply.reset) == (f"127.0.0.1:{door.port}", False)
+    assert (reply.target, reply.reset) == (f"127.0.0.1:{raw_server.port}", False)
     assert reply.first_byte_time is not None
     assert 0 < reply.connect_time <= reply.first_byte_time <= reply.total_time
 
 
-async def test_a_greeting_in_pieces_of_any_bytes(door: Door) -> None:
+async def test_a_greeting_in_pieces_of_any_bytes(raw_server: RawServer) -> None:
     data = os.urandom(60_000)
-    task, server = await door.greet()
+    task, server = await raw_server.greet()
     for at in range(0, len(data), 1000):
         server.sendall(data[at : at + 1000])
         await asyncio.sleep(0)
@@ -133,65 +133,72 @@ async def test_a_greeting_in_pieces_of_any_bytes(door: Door) -> None:
     assert (await task).data == data
 
 
-def test_a_reply_is_text_whatever_the_bytes() -> None:
+def test_str_of_a_reply_escapes_undecodable_bytes() -> None:
     reply = Reply("grüße ".encode() + b"\xff\x00", "x:1", 0.0, None, 0.0)
     assert str(reply) == "grüße \\xff\0"
 
 
-async def test_closing_without_a_byte_is_an_empty_reply(door: Door) -> None:
-    task, server = await door.greet()
+async def test_closing_without_a_byte_is_an_empty_reply(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet()
     server.close()
     reply = await task
     assert (reply.data, reply.reset, reply.first_byte_time) == (b"", False, None)
 
 
-async def test_a_reset_after_the_greeting_still_yields_it(door: Door) -> None:
-    task, server = await door.greet()
+async def test_a_reset_after_the_greeting_returns_it(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet()
     server.sendall(HELLO)
     reset(server)
     reply = await task
     assert (reply.data, reply.reset) == (HELLO, True)
 
 
-async def test_a_reset_before_the_greeting(door: Door) -> None:
-    task, server = await door.greet()
+async def test_a_reset_before_the_greeting(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet()
     reset(server)
-    with pytest.raises(GreetReset, match=f"127.0.0.1:{door.port}: connection reset before the") as caught:
+    with pytest.raises(
+        GreetReset, match=f"127.0.0.1:{raw_server.port}: connection reset before the"
+    ) as caught:
         await task
     assert isinstance(caught.value.__cause__, ConnectionResetError)
 
 
-# -- where to ---------------------------------------------------------------------------------------------
+# -- targets ----------------------------------------------------------------------------------------------
 
 
-async def heard(visitor: socket.socket) -> bytes:
-    """The next byte that the client sends."""
-    visitor.setblocking(False)
+async def received_byte(connection: socket.socket) -> bytes:
+    """Return the next byte that the client sends; empty at the end of the stream."""
+    connection.setblocking(False)
     async with asyncio.timeout(PATIENCE):
-        return await asyncio.get_running_loop().sock_recv(visitor, 1)
+        return await asyncio.get_running_loop().sock_recv(connection, 1)
 
 
-async def greeted(task: asyncio.Task[Reply], visitor: socket.socket, target: str) -> bool:
-    visitor.sendall(HELLO)
-    visitor.close()
+async def greeted(task: asyncio.Task[Reply], connection: socket.socket, target: str) -> bool:
+    connection.sendall(HELLO)
+    connection.close()
     reply = await task
     assert reply.target == target
     return reply.data == HELLO
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", 2130706433, "", None])
-async def test_hosts(door: Door, host: str | int | None) -> None:
-    task = asyncio.create_task(greet(host, str(door.port)))
-    visitor = await door.open()
+async def test_hosts(raw_server: RawServer, host: str | int | None) -> None:
+    task = asyncio.create_task(greet(host, str(raw_server.port)))
+    connection = await raw_server.accept()
     target = "127.0.0.1" if isinstance(host, int) else host or ""
-    assert await greeted(task, visitor, f"{target}:{door.port}")
+    assert await greeted(task, connection, f"{target}:{raw_server.port}")
 
 
-async def test_targets_as_text(door: Door) -> None:
-    text = f"127.0.0.1:{door.port}"
-    for way in (greet(text), greet(target=text), greet(host="127.0.0.1", port=door.port), greet(host=text)):
-        task = asyncio.create_task(way)
-        assert await greeted(task, await door.open(), text)
+async def test_targets_as_text(raw_server: RawServer) -> None:
+    text = f"127.0.0.1:{raw_server.port}"
+    for call in (
+        greet(text),
+        greet(target=text),
+        greet(host="127.0.0.1", port=raw_server.port),
+        greet(host=text),
+    ):
+        task = asyncio.create_task(call)
+        assert await greeted(task, await raw_server.accept(), text)
 
 
 @pytest.mark.parametrize("name", ["file", "@"])
@@ -200,47 +207,49 @@ async def test_unix_sockets(tmp_path: Path, name: str) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path.replace("@", "\0", 1) if name == "@" else path)
         sock.listen()
-        for way in (greet(path=path), greet(Endpoint.unix(path)), greet(f"unix:{path}")):
-            task = asyncio.create_task(way)
-            assert await greeted(task, await Door(sock).open(), f"unix:{path}")
+        for call in (greet(path=path), greet(Endpoint.unix(path)), greet(f"unix:{path}")):
+            task = asyncio.create_task(call)
+            assert await greeted(task, await RawServer(sock).accept(), f"unix:{path}")
 
 
-async def test_a_socket_that_is_connected_becomes_ours(door: Door) -> None:
-    ours = socket.create_connection(("127.0.0.1", door.port))
-    task = asyncio.create_task(greet(sock=ours))
-    assert await greeted(task, await door.open(), f"fd:{ours.fileno()}")
-    assert ours.fileno() == -1
+async def test_a_connected_socket_is_closed_by_greet(raw_server: RawServer) -> None:
+    client = socket.create_connection(("127.0.0.1", raw_server.port))
+    task = asyncio.create_task(greet(sock=client))
+    assert await greeted(task, await raw_server.accept(), f"fd:{client.fileno()}")
+    assert client.fileno() == -1
 
 
-async def test_a_descriptor_stays_with_who_opened_it() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.sendall(HELLO)
-        theirs.shutdown(socket.SHUT_WR)
-        target = Endpoint.inherited(ours.fileno())
+async def test_a_descriptor_is_not_closed_by_greet() -> None:
+    client, peer = socket.socketpair()
+    with client, peer:
+        peer.sendall(HELLO)
+        peer.shutdown(socket.SHUT_WR)
+        target = Endpoint.inherited(client.fileno())
         assert (await greet(target)).data == HELLO
-        assert ours.fileno() >= 0
+        assert client.fileno() >= 0
 
 
-# -- what does not connect --------------------------------------------------------------------------------
+# -- errors of connecting ---------------------------------------------------------------------------------
 
 
-async def test_a_refused_connection(door: Door) -> None:
-    port = door.port
-    door.sock.close()
+async def test_a_refused_connection(raw_server: RawServer) -> None:
+    port = raw_server.port
+    raw_server.sock.close()
     with pytest.raises(ConnectFailed) as caught:
         await greet(port=port)
     assert str(caught.value) == f"cannot connect to 127.0.0.1:{port}: connection refused"
     assert (caught.value.errno, caught.value.target) == (errno.ECONNREFUSED, f"127.0.0.1:{port}")
 
 
-async def test_every_address_refused_is_one_short_line(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_address_refused_is_one_short_line(
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def getaddrinfo(_host: object, port: int, *_: object, **__: object) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (f"127.0.0.{n}", port)) for n in (2, 1)]
 
-    port = door.port
-    door.sock.close()
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)  # uvloop asks the C library: localhost is one
+    port = raw_server.port
+    raw_server.sock.close()
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)  # uvloop does not call it
     with pytest.raises(ConnectFailed) as caught:
         await greet("localhost", port)
     assert str(caught.value) == f"cannot connect to localhost:{port}: connection refused"
@@ -255,17 +264,17 @@ async def test_every_address_refused_is_one_short_line(door: Door, monkeypatch: 
         ("xn--é", 1, "not a host name"),
     ],
 )
-async def test_what_cannot_be_resolved(host: str, port: int | str, why: str) -> None:
+async def test_a_name_that_cannot_be_resolved(host: str, port: int | str, why: str) -> None:
     with pytest.raises(ConnectFailed, match=f"^cannot connect to {host}:{port}: ({why})"):
         await greet(host, port)
 
 
-async def test_unix_sockets_that_are_not_there(tmp_path: Path) -> None:
+async def test_a_missing_unix_socket(tmp_path: Path) -> None:
     with pytest.raises(ConnectFailed, match=f"^cannot connect to unix:{tmp_path}/x: no such file or dir"):
         await greet(path=f"{tmp_path}/x")
 
 
-async def test_descriptors_that_are_no_connection() -> None:
+async def test_descriptors_that_are_not_stream_sockets() -> None:
     reading, writing = os.pipe()
     udp = socket.socket(type=socket.SOCK_DGRAM)
     before = open_fds()
@@ -285,11 +294,11 @@ async def test_descriptors_that_are_no_connection() -> None:
         await greet(Endpoint.inherited(reading))
 
 
-async def test_a_timeout_of_the_system_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_etimedout_is_connect_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def unreachable(*_: object) -> None:
         raise TimeoutError(errno.ETIMEDOUT, "Connect call failed")
 
-    monkeypatch.setattr(client, "_connect", unreachable)
+    monkeypatch.setattr(oneshot, "_connect", unreachable)
     with pytest.raises(ConnectFailed, match="cannot connect to 192.0.2.1:1: connection timed out") as caught:
         await greet("192.0.2.1", 1)
     assert caught.value.errno == errno.ETIMEDOUT
@@ -299,16 +308,16 @@ async def test_a_timeout_of_the_system_is_not_ours(monkeypatch: pytest.MonkeyPat
 
 
 @contextlib.contextmanager
-def full_door() -> Iterator[int]:
-    """A port that answers no handshake: its queue is full and nobody accepts."""
+def full_accept_queue() -> Iterator[int]:
+    """A port that completes no handshake: its accept queue is full and stays full."""
     with socket.socket() as sock, contextlib.ExitStack() as stack:
         sock.bind(("127.0.0.1", 0))
         sock.listen(0)
-        while True:  # ends when one is left hanging
-            visitor = stack.enter_context(socket.socket())
-            visitor.settimeout(0.1)
+        while True:  # until a handshake does not complete
+            connection = stack.enter_context(socket.socket())
+            connection.settimeout(0.1)
             try:
-                visitor.connect(sock.getsockname())
+                connection.connect(sock.getsockname())
             except TimeoutError:
                 break
         yield sock.getsockname()[1]
@@ -316,56 +325,56 @@ def full_door() -> Iterator[int]:
 
 @pytest.mark.parametrize("limits", [{"connect_timeout": 0.05}, {"timeout": 0.05}])
 async def test_no_connection_within_the_deadline(limits: dict[str, Any]) -> None:
-    with full_door() as port, pytest.raises(GreetTimeout) as caught:
+    with full_accept_queue() as port, pytest.raises(GreetTimeout) as caught:
         await greet(port=port, **limits)
     assert str(caught.value) == f"127.0.0.1:{port}: no connection within 0.05 s"
     assert (caught.value.phase, caught.value.seconds, caught.value.received) == ("connect", 0.05, b"")
 
 
-async def test_a_silent_server(door: Door) -> None:
-    task, _server = await door.greet(timeout=0.05)
+async def test_a_silent_server(raw_server: RawServer) -> None:
+    task, _server = await raw_server.greet(timeout=0.05)
     with pytest.raises(GreetTimeout) as caught:
         await task
-    assert str(caught.value) == f"127.0.0.1:{door.port}: connected, but no greeting within 0.05 s"
+    assert str(caught.value) == f"127.0.0.1:{raw_server.port}: connected, but no greeting within 0.05 s"
     assert (caught.value.phase, caught.value.received) == ("first byte", b"")
 
 
-async def test_a_greeting_that_does_not_end(door: Door) -> None:
-    task, server = await door.greet(timeout=0.1)
+async def test_a_greeting_that_does_not_end(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(timeout=0.1)
     server.sendall(b"220 wait")
     with pytest.raises(GreetTimeout) as caught:
         await task
-    assert "the greeting did not end (8 bytes came) within 0.1 s" in str(caught.value)
+    assert "the greeting did not end (8 bytes received) within 0.1 s" in str(caught.value)
     assert (caught.value.phase, caught.value.received) == ("end", b"220 wait")
 
 
-async def test_a_deadline_in_the_turn_in_which_it_ended_is_none() -> None:
-    collector = client._Collector(asyncio.get_running_loop(), 10, "eof")
-    collector.connection_lost(None)
-    collector.expire()
-    assert not collector.late
+async def test_a_deadline_after_the_end_is_ignored() -> None:
+    protocol = oneshot._ReplyProtocol(asyncio.get_running_loop(), 10, "eof")
+    protocol.connection_lost(None)
+    protocol.expire()
+    assert not protocol.timed_out
 
 
-async def test_the_longest_reply(door: Door) -> None:
-    task, server = await door.greet(max_bytes=len(HELLO))
+async def test_the_longest_reply(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(max_bytes=len(HELLO))
     server.sendall(HELLO)
     server.close()
     assert (await task).data == HELLO
 
 
-async def test_a_reply_that_is_too_long(door: Door) -> None:
-    task, server = await door.greet(max_bytes=5)
-    server.sendall(HELLO)  # and no end: the bound does not wait for it
+async def test_a_reply_that_is_too_long(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(max_bytes=5)
+    server.sendall(HELLO)  # without an end: the limit applies before it
     with pytest.raises(ReplyTooLarge) as caught:
         await task
-    assert str(caught.value) == f"127.0.0.1:{door.port}: the greeting is longer than 5 bytes"
+    assert str(caught.value) == f"127.0.0.1:{raw_server.port}: the greeting is longer than 5 bytes"
     assert (caught.value.limit, caught.value.received) == (5, b"Thank")
 
 
-async def test_a_server_that_never_stops_talking(door: Door) -> None:
-    task, server = await door.greet()
+async def test_a_server_that_never_stops_sending(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        while True:  # until the client hangs up
+        while True:  # until the client closes
             server.sendall(b"x" * 4096)
             await asyncio.sleep(0)
     with pytest.raises(ReplyTooLarge, match="longer than 65536 bytes"):
@@ -375,8 +384,8 @@ async def test_a_server_that_never_stops_talking(door: Door) -> None:
 # -- one line ---------------------------------------------------------------------------------------------
 
 
-async def test_a_line_from_a_service_that_stays_connected(door: Door) -> None:
-    task, server = await door.greet(until="line")
+async def test_a_line_from_a_service_that_stays_connected(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(until="line")
     server.sendall(b"220 here")
     await asyncio.sleep(0)
     server.sendall(b"\r\n250 more")
@@ -384,18 +393,18 @@ async def test_a_line_from_a_service_that_stays_connected(door: Door) -> None:
     assert (reply.data, reply.reset) == (b"220 here\r\n", False)
 
 
-async def test_a_line_that_ends_with_the_stream(door: Door) -> None:
-    task, server = await door.greet(until="line")
+async def test_a_line_that_ends_with_the_stream(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(until="line")
     server.sendall(b"220 here")
     server.close()
     assert (await task).data == b"220 here"
 
 
-async def test_the_bound_is_on_the_line_only(door: Door) -> None:
-    task, server = await door.greet(until="line", max_bytes=9)
+async def test_the_bound_is_on_the_line_only(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(until="line", max_bytes=9)
     server.sendall(b"220 here\n" + b"x" * 1000)
     assert (await task).data == b"220 here\n"
-    task, server = await door.greet(until="line", max_bytes=8)
+    task, server = await raw_server.greet(until="line", max_bytes=8)
     server.sendall(b"220 here\n")
     with pytest.raises(ReplyTooLarge) as caught:
         await task
@@ -407,9 +416,9 @@ async def test_the_bound_is_on_the_line_only(door: Door) -> None:
 EHLO_REPLY = b"250-mail.example\r\n250-SIZE 1000\r\n250 HELP\r\n"
 
 
-async def test_a_reply_from_a_service_that_stays_connected(door: Door) -> None:
+async def test_a_reply_from_a_service_that_stays_connected(raw_server: RawServer) -> None:
     for cut in range(1, len(EHLO_REPLY)):
-        task, server = await door.greet(until="reply")
+        task, server = await raw_server.greet(until="reply")
         server.sendall(EHLO_REPLY[:cut])
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -418,55 +427,55 @@ async def test_a_reply_from_a_service_that_stays_connected(door: Door) -> None:
         assert (reply.data, reply.reset) == (EHLO_REPLY, False)
 
 
-async def test_a_reply_of_one_line(door: Door) -> None:
-    task, server = await door.greet(until="reply")
+async def test_a_reply_of_one_line(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(until="reply")
     server.sendall(b"220 here\r\n220 there\r\n")
     assert (await task).data == b"220 here\r\n"
 
 
-async def test_a_reply_of_ten_thousand_lines(door: Door) -> None:
+async def test_a_reply_of_ten_thousand_lines(raw_server: RawServer) -> None:
     data = b"250-\n" * 10_000 + b"250\n"
-    task, server = await door.greet(until="reply")
+    task, server = await raw_server.greet(until="reply")
     await asyncio.to_thread(server.sendall, data + b"x")
     assert (await task).data == data
 
 
 @pytest.mark.parametrize("data", [b"220 her", b"25", b"250-a\r\n250 b", b"250-a\r\n250"])
-async def test_the_end_of_the_stream_ends_a_line_of_a_reply(door: Door, data: bytes) -> None:
-    task, server = await door.greet(until="reply")
+async def test_the_end_of_the_stream_ends_a_line_of_a_reply(raw_server: RawServer, data: bytes) -> None:
+    task, server = await raw_server.greet(until="reply")
     server.sendall(data)
     server.close()
     assert (await task).data == data
 
 
 @pytest.mark.parametrize("data", [b"250-a", b"250-a\r\n", b"250-a\r\n25", b"250-a\r\n251 b\r\n"])
-async def test_a_reply_without_its_last_line(door: Door, data: bytes) -> None:
-    task, server = await door.greet(until="reply")
+async def test_a_reply_without_its_last_line(raw_server: RawServer, data: bytes) -> None:
+    task, server = await raw_server.greet(until="reply")
     server.sendall(data)
     server.close()
     with pytest.raises(
-        NoGreeting, match=rf"closed before the greeting ended \({len(data)} bytes came\)$"
+        NoGreeting, match=rf"closed before the greeting ended \({len(data)} bytes received\)$"
     ) as e:
         await task
     assert e.value.received == data
-    task, server = await door.greet(until="reply")
+    task, server = await raw_server.greet(until="reply")
     server.sendall(data)
     reset(server)
     with pytest.raises(GreetReset, match="connection reset before the greeting ended$") as r:
         await task
     assert r.value.received == data
-    task, server = await door.greet(until="reply", timeout=0.05)
+    task, server = await raw_server.greet(until="reply", timeout=0.05)
     server.sendall(data)
     with pytest.raises(GreetTimeout) as t:
         await task
     assert (t.value.phase, t.value.received) == ("end", data)
 
 
-async def test_the_bound_is_on_the_reply_only(door: Door) -> None:
-    task, server = await door.greet(until="reply", max_bytes=len(EHLO_REPLY))
+async def test_the_bound_is_on_the_reply_only(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(until="reply", max_bytes=len(EHLO_REPLY))
     server.sendall(EHLO_REPLY + b"x" * 1000)
     assert (await task).data == EHLO_REPLY
-    task, server = await door.greet(until="reply", max_bytes=len(EHLO_REPLY) - 1)
+    task, server = await raw_server.greet(until="reply", max_bytes=len(EHLO_REPLY) - 1)
     server.sendall(EHLO_REPLY)
     with pytest.raises(ReplyTooLarge) as caught:
         await task
@@ -496,28 +505,28 @@ async def test_the_bound_is_on_the_reply_only(door: Door) -> None:
         {"server_hostname": b"x"},
     ],
 )
-async def test_arguments_that_cannot_be_right(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"^{next(iter(options))} is "):
+async def test_invalid_arguments(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"^{next(iter(options))} must be "):
         await greet(port=1, **options)
 
 
-async def test_one_place_to_connect_to(tmp_path: Path) -> None:
+async def test_contradictory_targets(tmp_path: Path) -> None:
     with socket.socket() as sock, pytest.raises(ConfigError, match="give one of path and sock"):
         await greet(path=f"{tmp_path}/x", sock=sock)
     with pytest.raises(ConfigError, match="give one of target and host"):
         await greet("x", host="x")
-    with pytest.raises(ConfigError, match="path takes the place of a target and a port"):
+    with pytest.raises(ConfigError, match="path cannot be combined with a target or a port"):
         await greet(Endpoint.tcp(), path="/x")
-    with pytest.raises(ConfigError, match="port 1 goes with a host, and 'h:1' is not one"):
+    with pytest.raises(ConfigError, match="port 1 requires a host, and 'h:1' is not one"):
         await greet(Endpoint.tcp("h", 1), 1)
     for target in (["h"], b"h", True, 1.5):
-        with pytest.raises(ConfigError, match="a target is a string, an integer or an Endpoint, not "):
-            await greet(target)  # type: ignore[arg-type]  # which is what is tested
-    with pytest.raises(ConfigError, match="a port is an integer or a string, not list"):
+        with pytest.raises(ConfigError, match="a target must be a string, an integer or an Endpoint, not "):
+            await greet(target)  # type: ignore[arg-type]  # the test is that it is rejected
+    with pytest.raises(ConfigError, match="a port must be an integer or a string, not list"):
         await greet("h", [1])  # type: ignore[arg-type]  # as above
     with pytest.raises(ConfigError, match="endpoint 'fd:-1' has no descriptor number"):
         await greet(sock=sock)
-    with pytest.raises(ConfigError, match="endpoint 'a b:9999' has no host name in 'a b'"):
+    with pytest.raises(ConfigError, match="endpoint 'a b:9999' has invalid characters in host name 'a b'"):
         await greet("a b")
 
 
@@ -526,7 +535,7 @@ async def test_one_place_to_connect_to(tmp_path: Path) -> None:
 
 async def test_cancelling_while_connecting_leaks_nothing() -> None:
     for host in ("127.0.0.1", "localhost"):
-        with full_door() as port:
+        with full_accept_queue() as port:
             before = open_fds()
             task = asyncio.create_task(greet(host, port))
             await until(lambda: open_fds() != before, "a socket to leak")  # noqa: B023  # called at once
@@ -535,23 +544,25 @@ async def test_cancelling_while_connecting_leaks_nothing() -> None:
                 await task
 
 
-async def test_cancelling_while_waiting_leaks_nothing(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelling_while_waiting_leaks_nothing(
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arrived = asyncio.Event()
 
-    class Watched(client._Collector):
+    class Watched(oneshot._ReplyProtocol):
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             arrived.set()
 
-    monkeypatch.setattr(client, "_Collector", Watched)
-    task, server = await door.greet()
+    monkeypatch.setattr(oneshot, "_ReplyProtocol", Watched)
+    task, server = await raw_server.greet()
     server.sendall(b"half a greet")
     async with asyncio.timeout(PATIENCE):
         await arrived.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await heard(server) == b""  # the server sees us go
+    assert await received_byte(server) == b""  # the client has closed
 
 
 async def test_cancelling_a_unix_connect_leaks_nothing(tmp_path: Path) -> None:
@@ -560,9 +571,9 @@ async def test_cancelling_a_unix_connect_leaks_nothing(tmp_path: Path) -> None:
         sock.listen(0)
         with contextlib.ExitStack() as stack, contextlib.suppress(BlockingIOError):
             while True:
-                visitor = stack.enter_context(socket.socket(socket.AF_UNIX))
-                visitor.setblocking(False)
-                visitor.connect(sock.getsockname())
+                connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+                connection.setblocking(False)
+                connection.connect(sock.getsockname())
         task = asyncio.create_task(greet(path=f"{tmp_path}/x", timeout=5))
         await asyncio.sleep(0)
         task.cancel()
@@ -570,20 +581,20 @@ async def test_cancelling_a_unix_connect_leaks_nothing(tmp_path: Path) -> None:
             await task
 
 
-async def test_cancelling_a_handshake_leaks_nothing(door: Door) -> None:
-    task, server = await door.greet(ssl=True)
-    assert await heard(server) == b"\x16"  # the ClientHello, which nobody will answer
+async def test_cancelling_a_handshake_leaks_nothing(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(ssl=True)
+    assert await received_byte(server) == b"\x16"  # the ClientHello, which gets no reply
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-# -- the descriptor is gone when greet() returns ----------------------------------------------------------
+# -- the descriptor is closed when greet() returns --------------------------------------------------------
 
 
-async def test_the_descriptor_is_gone_when_it_returns() -> None:
+async def test_the_descriptor_is_closed_when_greet_returns() -> None:
     async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as server:
-        await greet(port=server.port)  # once, for what the loop itself keeps open
+        await greet(port=server.port)  # the loop itself opens descriptors on first use
         for until in ("eof", "line"):
             before = open_fds()
             assert (await greet(port=server.port, until=until)).data == HELLO
@@ -594,27 +605,27 @@ async def test_the_descriptor_is_gone_when_it_returns() -> None:
 # -- TLS --------------------------------------------------------------------------------------------------
 
 
-async def test_a_greeting_over_tls(tls_port: int, trusting: ssl.SSLContext) -> None:
-    assert (await greet("localhost", tls_port, ssl=trusting)).data == HELLO
-    assert (await greet(port=tls_port, ssl=trusting)).data == HELLO
-    assert (await greet(port=tls_port, ssl=trusting, server_hostname="localhost")).data == HELLO
+async def test_a_greeting_over_tls(tls_port: int, client_tls: ssl.SSLContext) -> None:
+    assert (await greet("localhost", tls_port, ssl=client_tls)).data == HELLO
+    assert (await greet(port=tls_port, ssl=client_tls)).data == HELLO
+    assert (await greet(port=tls_port, ssl=client_tls, server_hostname="localhost")).data == HELLO
 
 
-async def test_tls_over_a_socket_of_ours(tls_port: int, trusting: ssl.SSLContext) -> None:
-    with pytest.raises(ConfigError, match=r"^server_hostname 'localhost' goes with ssl$"):
+async def test_tls_over_a_connected_socket(tls_port: int, client_tls: ssl.SSLContext) -> None:
+    with pytest.raises(ConfigError, match=r"^server_hostname 'localhost' requires ssl$"):
         await greet(port=tls_port, server_hostname="localhost")
     with socket.socket() as sock, pytest.raises(ConfigError, match=r"^TLS to fd:\d+ needs server_hostname,"):
-        await greet(sock=sock, ssl=trusting)
+        await greet(sock=sock, ssl=client_tls)
     with pytest.raises(ConfigError, match="^TLS to unix:/x needs server_hostname, the name to verify$"):
         await greet(path="/x", ssl=True)
     sock = socket.create_connection(("127.0.0.1", tls_port))
-    assert (await greet(sock=sock, ssl=trusting, server_hostname="localhost")).data == HELLO
-    trusting.check_hostname = False
+    assert (await greet(sock=sock, ssl=client_tls, server_hostname="localhost")).data == HELLO
+    client_tls.check_hostname = False
     sock = socket.create_connection(("127.0.0.1", tls_port))
-    assert (await greet(sock=sock, ssl=trusting)).data == HELLO
+    assert (await greet(sock=sock, ssl=client_tls)).data == HELLO
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio's server, of the handshake that we break
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio's server, for the failed handshake
 async def test_a_certificate_that_is_not_trusted(tls_port: int) -> None:
     with pytest.raises(ConnectFailed) as caught:
         await greet("localhost", tls_port, ssl=True)
@@ -626,32 +637,32 @@ async def test_a_certificate_that_is_not_trusted(tls_port: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above
-async def test_a_certificate_for_another_name(tls_port: int, trusting: ssl.SSLContext) -> None:
+async def test_a_certificate_for_another_name(tls_port: int, client_tls: ssl.SSLContext) -> None:
     with pytest.raises(ConnectFailed, match="certificate verify failed: Hostname mismatch.*'example.org'"):
-        await greet(port=tls_port, ssl=trusting, server_hostname="example.org")
+        await greet(port=tls_port, ssl=client_tls, server_hostname="example.org")
 
 
-async def test_tls_to_a_server_that_has_none(door: Door, trusting: ssl.SSLContext) -> None:
-    task, server = await door.greet(ssl=trusting)
+async def test_tls_to_a_server_without_tls(raw_server: RawServer, client_tls: ssl.SSLContext) -> None:
+    task, server = await raw_server.greet(ssl=client_tls)
     server.sendall(HELLO)
     with pytest.raises(ConnectFailed, match="wrong version number|record layer failure"):
         await task
-    task, server = await door.greet(ssl=trusting, connect_timeout=0.05)
-    with pytest.raises(GreetTimeout) as caught:  # it waits for us to speak: the handshake is in the limit
+    task, server = await raw_server.greet(ssl=client_tls, connect_timeout=0.05)
+    with pytest.raises(GreetTimeout) as caught:  # the limit includes the handshake
         await task
     assert caught.value.phase == "connect"
-    task, server = await door.greet(ssl=trusting)
+    task, server = await raw_server.greet(ssl=client_tls)
     reset(server)
     with pytest.raises(ConnectFailed, match="connection reset by peer"):
         await task
 
 
-# -- waiting until it is up -------------------------------------------------------------------------------
+# -- waiting for a service --------------------------------------------------------------------------------
 
 
-async def test_waiting_for_a_service_that_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_greet_within_retries_until_the_service_greets(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = asyncio.Event()
-    real = client.greet
+    real = oneshot.greet
 
     async def watched(*args: Any, **options: Any) -> Reply:
         try:
@@ -660,7 +671,7 @@ async def test_waiting_for_a_service_that_comes_up(monkeypatch: pytest.MonkeyPat
             failed.set()
             raise
 
-    monkeypatch.setattr(client, "greet", watched)
+    monkeypatch.setattr(oneshot, "greet", watched)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))  # bound and not listening: refused
         target = Endpoint.tcp("127.0.0.1", sock.getsockname()[1])
@@ -668,28 +679,30 @@ async def test_waiting_for_a_service_that_comes_up(monkeypatch: pytest.MonkeyPat
         async with asyncio.timeout(PATIENCE):
             await failed.wait()
         sock.listen()
-        door = Door(sock)
-        (await door.open()).close()  # up, yet it says nothing: not up
-        visitor = await door.open()
-        visitor.sendall(HELLO)
-        for visitor in door.visitors:
-            visitor.close()
+        raw_server = RawServer(sock)
+        (await raw_server.accept()).close()  # closed without a greeting: not ready
+        connection = await raw_server.accept()
+        connection.sendall(HELLO)
+        for connection in raw_server.connections:
+            connection.close()
         assert (await task).data == HELLO
 
 
-async def test_waiting_ends(door: Door) -> None:
-    task = asyncio.create_task(greet_within(0, Endpoint.tcp("127.0.0.1", door.port)))
-    (await door.open()).close()
+async def test_greet_within_ends_with_the_last_result(raw_server: RawServer) -> None:
+    task = asyncio.create_task(greet_within(0, Endpoint.tcp("127.0.0.1", raw_server.port)))
+    (await raw_server.accept()).close()
     assert (await task).data == b""
-    port = door.port
-    door.sock.close()
+    port = raw_server.port
+    raw_server.sock.close()
     for seconds in (0, 0.05):
         with pytest.raises(ConnectFailed, match="connection refused"):
             await greet_within(seconds, Endpoint.tcp("127.0.0.1", port))
 
 
 @pytest.mark.parametrize("wait", [0.005, 0.85, 1.0, 4.6])
-async def test_the_last_try_is_at_the_end_of_the_time(wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_last_attempt_is_at_the_end_of_the_time(
+    wait: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 100.0
     tries: list[float] = []
 
@@ -703,19 +716,19 @@ async def test_the_last_try_is_at_the_end_of_the_time(wait: float, monkeypatch: 
             return Reply(HELLO, "x:1", 0.0, 0.0, 0.0)
         raise ConnectFailed("x:1", "connection refused")
 
-    monkeypatch.setattr(client, "perf_counter", lambda: now)
+    monkeypatch.setattr(oneshot, "perf_counter", lambda: now)
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    monkeypatch.setattr(client, "greet", refused)
+    monkeypatch.setattr(oneshot, "greet", refused)
     target, up = Endpoint.tcp("x", 1), 100.0 + wait
-    assert (await greet_within(wait, target)).data == HELLO  # it comes up at the last moment
+    assert (await greet_within(wait, target)).data == HELLO  # ready at the last moment
     up, now, tries[:] = math.inf, 100.0, []
     with pytest.raises(ConnectFailed):
         await greet_within(wait, target)
     assert tries[-1] == 100.0 + wait
-    assert len(set(tries)) == len(tries), "and there is one last try"
+    assert len(set(tries)) == len(tries), "the last attempt is made once"
 
 
-# -- what a terminal sees ---------------------------------------------------------------------------------
+# -- printable() ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -733,11 +746,11 @@ def test_printable(text: str, shown: str) -> None:
 
 @settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=0xFF)))
-def test_nothing_printable_controls_a_terminal(text: str) -> None:
+def test_printable_text_has_no_control_characters(text: str) -> None:
     shown = printable(text)
     assert not any(ord(c) < 0x20 and c not in "\n\t" or 0x7F <= ord(c) < 0xA0 for c in shown)
     assert "".join(c for c in text if c.isprintable() or c in "\n\t\xa0\xad") == text or shown != text
 
 
-def test_the_public_greet_is_this_one() -> None:
-    assert greeter.greet is client.greet
+def test_greet_is_public() -> None:
+    assert greeter.greet is oneshot.greet
