@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from greeter import errors
 from greeter.cli.cli import cli
 from greeter.config.options import ServeOptions
-from greeter.config.prepare import RELOADED, REPLACED, need_restart
+from greeter.config.server_config import RELOADED, REPLACED, need_restart
 from greeter.core.stats import FAILURES, REJECTIONS
 from greeter.loadtest.plan.outcome import FAILURES as LOAD_FAILURES
 from greeter.loadtest.plan.threshold import PHASES, STATS, Threshold

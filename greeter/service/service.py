@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from greeter.config.options import ServeOptions
-from greeter.config.prepare import Prepared, need_restart, prepare
+from greeter.config.server_config import Prepared, need_restart, prepare
 from greeter.errors import GreeterError
 from greeter.server import Server, serve
 from greeter.service.channel import STOPPED

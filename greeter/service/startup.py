@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from greeter.config.prepare import prepare
+from greeter.config.server_config import prepare
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
 from greeter.service.channel import WorkerChannel
 from greeter.service.logs import LogStream
@@ -40,7 +40,7 @@ def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ())
     channel = WorkerChannel.from_environment()
     files = contextlib.ExitStack()
     if channel is not None:
-        from greeter.service.parent import unpacked
+        from greeter.service.multi_process import unpacked
 
         options = files.enter_context(unpacked(channel.task))
     with _logging(options) as log:
@@ -68,7 +68,7 @@ def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ())
 def _kind(argv: Sequence[str], workers: int) -> Callable[..., Process]:
     if workers == 1:
         return Single
-    from greeter.service.parent import Parent  # not in every worker
+    from greeter.service.multi_process import Parent  # not in every worker
 
     return functools.partial(Parent, argv, workers)
 

@@ -19,7 +19,7 @@ import trustme
 
 from greeter import Endpoint, greet
 from greeter.config.options import ServeOptions
-from greeter.config.prepare import prepare
+from greeter.config.server_config import prepare
 from greeter.service.logs import FLUSH_SECONDS
 from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, run_greeter

@@ -19,7 +19,7 @@ import greeter
 from greeter.config.options import ServeOptions
 from greeter.config.sources import greeting_from_file
 from greeter.errors import ConfigError
-from greeter.service.parent import pack, share, unpacked
+from greeter.service.multi_process import pack, share, unpacked
 from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process
 from tests.support.peers import connect, until

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greeter.config.options import ServeOptions
-from greeter.config.prepare import in_force
+from greeter.config.server_config import in_force
 from greeter.errors import ConfigError, GreeterError, reason
 from greeter.server import choose_path
 from greeter.service.service import Process, announce, warn_of_restart
 from greeter.service.snapshot import Snapshot, Totals
-from greeter.service.workers import Supervisor
+from greeter.service.supervisor import Supervisor
 from greeter.system.listeners import open_listeners
 from greeter.system.loops import choose_loop
 

@@ -33,7 +33,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import reason
-from greeter.service.child import Child, WorkerFailed
+from greeter.service.worker_process import Child, WorkerFailed
 from greeter.system.listeners import HANDSHAKE_GRACE
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ import pytest
 
 from greeter import Endpoint, GreeterError, greet
 from greeter.service.channel import PARENT_GONE
-from greeter.service.child import WorkerFailed
 from greeter.service.snapshot import Snapshot, Totals
-from greeter.service.workers import Backoff, Supervisor
+from greeter.service.supervisor import Backoff, Supervisor
+from greeter.service.worker_process import WorkerFailed
 from greeter.system.listeners import Listener, open_listeners
 from tests.conftest import PATIENCE, ROOT, loop_factories
 from tests.support.peers import connect, read_to_end, until
@@ -258,7 +258,7 @@ async def test_the_back_off_doubles_to_a_bound() -> None:
 async def test_a_long_and_healthy_life_begins_a_new_series(
     door: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("greeter.service.workers.HEALTHY_SECONDS", 0.0)
+    monkeypatch.setattr("greeter.service.supervisor.HEALTHY_SECONDS", 0.0)
     async with working(door, 1, task={"mode": "crash"}) as supervisor:
         await until(lambda: supervisor.restarts == 2, "it crashes again")
     assert all(line.endswith("starting another in 0.1 s") for line in errors(caplog))
@@ -268,7 +268,7 @@ PARENT = """
 import asyncio, sys
 from greeter import Endpoint
 from greeter.system.listeners import open_listeners
-from greeter.service.workers import Supervisor
+from greeter.service.supervisor import Supervisor
 
 async def main():
     (door,) = open_listeners([Endpoint.parse("127.0.0.1:0")])
@@ -340,7 +340,7 @@ async def test_a_stop_finishes_with_everybody_inside(door: Listener) -> None:
 
 
 async def test_the_door_is_closed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greeter.service.workers.HANDSHAKE_GRACE", 0.2)
+    monkeypatch.setattr("greeter.service.supervisor.HANDSHAKE_GRACE", 0.2)
     loop = asyncio.get_running_loop()
     path = f"{tmp_path}/x"
     (door,) = open_listeners([Endpoint.unix(path)])
@@ -365,7 +365,7 @@ async def test_a_door_that_others_serve_too_is_left_open(
     door: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "greeter.service.workers.HANDSHAKE_GRACE", 10 * PATIENCE
+        "greeter.service.supervisor.HANDSHAKE_GRACE", 10 * PATIENCE
     )  # for handshakes that nobody resets
     door.inherited = True
     async with working(door, 1) as supervisor:

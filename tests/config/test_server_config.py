@@ -10,7 +10,7 @@ import pytest
 
 from greeter import Endpoint
 from greeter.config.options import ServeOptions
-from greeter.config.prepare import in_force, need_restart
+from greeter.config.server_config import in_force, need_restart
 
 OLD = ServeOptions(tls_cert=Path("old.pem"), tls_key=Path("old.key"))
 NEW = ServeOptions(
