@@ -4,7 +4,7 @@ An option is a field of a dataclass in options.py. Its flag, environment variabl
 the field. values.py parses texts, sources.py loads greetings from files and modules, and server_config.py
 turns the options of ``greeter serve`` into the configuration of a server, at the start and at every reload.
 
-Entry points: ``ServeOptions`` and its siblings (options.py), ``prepare`` (server_config.py).
+Entry points: ``ServeOptions`` and its siblings (options.py), ``load_server_config`` (server_config.py).
 
 Must not import: ``service`` and ``cli``.
 """

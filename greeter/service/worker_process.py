@@ -1,8 +1,10 @@
-"""A worker process, as its parent sees it: started, heard, told to leave, and seen to its end.
+"""A worker process as its parent sees it, from its start to its exit.
 
-The law: a worker is a direct child, started with the descriptors that it is given and no others, and it
-is gone when the kernel says so: its death is a pidfd that becomes readable, so there is no SIGCHLD handler
-to share and nothing to poll. What it said before it died is heard first.
+Invariants:
+
+- A worker is a direct child and inherits only the descriptors that it is given.
+- Its exit is a readable pidfd (pidfd_open(2)): there is no SIGCHLD handler and no polling.
+- Messages that it sent before its exit are processed before the exit.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import GreeterError
-from greeter.service.channel import VARIABLE, Channel
+from greeter.service.channel import WORKER_VARIABLE, Channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,16 +29,29 @@ logger = logging.getLogger("greeter")
 
 
 class WorkerFailed(GreeterError):
-    """A worker did not become ready. The message says why, in its own words if it had any."""
+    """A worker did not become ready. The message has the reason, from the worker itself if it sent one."""
 
 
-class Child:
-    """A worker process that runs ``command`` with the descriptors ``fds`` and has ``task`` to do.
+class WorkerProcess:
+    """A running worker process.
 
-    ``ready`` is a future that ends when the worker serves, or in WorkerFailed; ``gone`` one of its exit
-    status. ``serves`` is True in between. ``stats`` is what it reported last, ``overdue`` is True when it
-    was killed because it did not leave in time. ``on_stats`` is called for each report, ``on_left`` when
-    the worker is gone. Raises OSError when the system cannot start it.
+    Args:
+        command: The command to run.
+        fds: The descriptors that it inherits, besides its channel.
+        task: The task to send to it: a value that JSON can represent.
+        on_stats: Called after each report.
+        on_exit: Called after its exit.
+
+    Raises:
+        OSError: The system cannot start it.
+
+    - ``pid``: its process ID.
+    - ``ready``: a future that is done when the worker serves; WorkerFailed if it exits before.
+    - ``ready_at``: the loop's time of that, in seconds.
+    - ``serving``: True from then on until its exit.
+    - ``exited``: a future of its exit status; negative is the number of a signal.
+    - ``stats``: its last report, or None.
+    - ``retire_timed_out``: True if it was killed because it did not exit in time after ``retire``.
     """
 
     def __init__(
@@ -44,155 +59,161 @@ class Child:
         command: Sequence[str],
         fds: Sequence[int],
         task: object,
-        on_stats: Callable[[Child], None],
-        on_left: Callable[[Child], None],
+        on_stats: Callable[[WorkerProcess], None],
+        on_exit: Callable[[WorkerProcess], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.stats: dict[str, Any] | None = None
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self.ready_at = self._loop.time()
-        self.serves = self.overdue = self._killed = False
-        self.gone: asyncio.Future[int] = self._loop.create_future()
+        self.serving = self.retire_timed_out = self._killed = False
+        self.exited: asyncio.Future[int] = self._loop.create_future()
         self._on_stats = on_stats
-        self._on_left = on_left
-        self._last_words = ""
-        self._answer: asyncio.Future[None] | None = None
-        self._asked: asyncio.Future[None] | None = None  # when its silence was last looked into
+        self._on_exit = on_exit
+        self._failure = ""
+        self._pending_report: asyncio.Future[None] | None = None
+        self._liveness_report: asyncio.Future[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        ours, theirs = socket.socketpair()
-        with theirs:
+        parent_sock, worker_sock = socket.socketpair()
+        with worker_sock:
             try:
-                passed = [theirs.fileno(), *fds]
+                passed = [worker_sock.fileno(), *fds]
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     pass_fds=passed,
-                    env={**os.environ, VARIABLE: ",".join(map(str, passed))},
-                    process_group=0,  # a Ctrl-C is for the parent, which then retires its workers
+                    env={**os.environ, WORKER_VARIABLE: ",".join(map(str, passed))},
+                    process_group=0,  # Ctrl-C reaches the parent only, which retires its workers
                 )
             except BaseException:
-                ours.close()
+                parent_sock.close()
                 raise
         self.pid = self._process.pid
-        self._channel = Channel(ours, self._on_message, self._on_end)
+        self._channel = Channel(parent_sock, self._on_message, self._on_end)
         self._channel.open()
         self._channel.send("task", task)
-        self._watch()
+        self._watch_exit()
 
     def report(self) -> asyncio.Future[None]:
-        """Ask for the worker's stats; the future ends when they have come, or the worker is gone."""
-        if self._answer is None:
-            self._answer = self._loop.create_future()
+        """Request a report. Returns a future that is done when it has arrived or the worker has exited."""
+        if self._pending_report is None:
+            self._pending_report = self._loop.create_future()
             self._channel.send("report")
-        return self._answer
+        return self._pending_report
 
-    def end_silence(self) -> None:
-        """Kill the worker if it has not reported since the last call, else ask for the next report.
+    def kill_unresponsive(self) -> None:
+        """Kill the worker if it has not reported since the last call, else request a report.
 
-        One that does not serve yet, or was told to leave, has a deadline already and is let be.
+        A worker that does not serve yet, or was told to retire, is not killed: it has a deadline already.
         """
-        if not self.serves or self._killed or self._deadline is not None:
+        if not self.serving or self._killed or self._deadline is not None:
             return
-        self._channel.read()  # perhaps it is we who were away
-        if self._asked is None or self._asked.done():
-            self._asked = self.report()
+        self._channel.read()  # the report may have arrived while this process was stalled
+        if self._liveness_report is None or self._liveness_report.done():
+            self._liveness_report = self.report()
         else:
-            logger.error("worker %d does not answer: killed", self.pid, extra={"event": "worker"})
+            logger.error("worker %d does not respond: killed", self.pid, extra={"event": "worker"})
             self.kill()
 
     def retire(self, seconds: float, *, last: bool = False) -> None:
-        """Tell the worker to finish and leave, and kill it if it is not gone after ``seconds``.
+        """Tell the worker to drain and exit, and kill it if it does not exit in time.
 
-        ``last``: no other serves on, and nobody new can come. The seconds of the last call count.
+        Args:
+            seconds: The time to exit. A further call replaces it.
+            last: True if no other process accepts from the listening sockets.
         """
-        if self.gone.done():
+        if self.exited.done():
             return
         if self._deadline is None:
             self._channel.send("stop" if last else "retire")
         else:
             self._deadline.cancel()
-        self._deadline = self._loop.call_later(seconds, self._late, seconds)
+        self._deadline = self._loop.call_later(seconds, self._on_retire_timeout, seconds)
 
     def kill(self) -> None:
-        """End the worker at once."""
-        if not self.gone.done():
+        """Kill the worker with SIGKILL."""
+        if not self.exited.done():
             self._killed = True
             self._process.kill()
 
-    def _late(self, seconds: float) -> None:
+    def _on_retire_timeout(self, seconds: float) -> None:
         logger.warning(
-            "worker %d was not gone within %g s: killed", self.pid, seconds, extra={"event": "worker"}
+            "worker %d did not exit within %g s: killed", self.pid, seconds, extra={"event": "worker"}
         )
-        self.overdue = True
+        self.retire_timed_out = True
         self.kill()
 
-    def _watch(self) -> None:
+    def _watch_exit(self) -> None:
         try:
             self._pidfd = os.pidfd_open(self.pid)
-        except (AttributeError, OSError):  # not Linux, or one before 5.3
-            threading.Thread(target=self._wait, name=f"greeter-worker-{self.pid}", daemon=True).start()
+        except (AttributeError, OSError):  # not Linux, or Linux before 5.3
+            threading.Thread(
+                target=self._wait_in_thread, name=f"greeter-worker-{self.pid}", daemon=True
+            ).start()
         else:
             self._loop.add_reader(self._pidfd, self._on_pidfd)
 
     def _on_pidfd(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        self._died()
+        self._handle_exit()
 
-    def _wait(self) -> None:
+    def _wait_in_thread(self) -> None:
         self._process.wait()
-        with contextlib.suppress(RuntimeError):  # the loop was closed before the worker was gone
-            self._loop.call_soon_threadsafe(self._died)
+        with contextlib.suppress(RuntimeError):  # the loop was closed before the worker exited
+            self._loop.call_soon_threadsafe(self._handle_exit)
 
-    def _died(self) -> None:
+    def _handle_exit(self) -> None:
         status = self._process.wait()
-        self._channel.read()  # what it said last may still be there
+        self._channel.read()  # the last messages may still be in the socket
         self._channel.close()
         if self._deadline is not None:
             self._deadline.cancel()
             if status and not self._killed:
-                logger.error("%s while it was leaving", self.obituary(status), extra={"event": "worker"})
-        self.serves = False
-        self._answered()
+                logger.error(
+                    "%s while it was retiring", self.describe_exit(status), extra={"event": "worker"}
+                )
+        self.serving = False
+        self._resolve_report()
         if not self.ready.done():
-            self.ready.set_exception(WorkerFailed(f"{self.obituary(status)} before it was ready"))
-            self.ready.exception()  # whether anybody waits for it or not
-        self.gone.set_result(status)
-        self._on_left(self)
+            self.ready.set_exception(WorkerFailed(f"{self.describe_exit(status)} before it was ready"))
+            self.ready.exception()  # mark it as retrieved: a future without a waiter would be logged
+        self.exited.set_result(status)
+        self._on_exit(self)
 
-    def obituary(self, status: int) -> str:
-        """How the worker ended, and what it said about it."""
+    def describe_exit(self, status: int) -> str:
+        """Return how the worker exited, and the reason that it sent, as text.
+
+        Args:
+            status: The exit status, as in ``exited``.
+        """
         if status < 0:
             with contextlib.suppress(ValueError):  # a signal without a name
                 return f"worker {self.pid} was killed by {signal.Signals(-status).name}"
             return f"worker {self.pid} was killed by signal {-status}"
-        return f"worker {self.pid} exited with code {status}" + (
-            self._last_words and f" ({self._last_words})"
-        )
+        return f"worker {self.pid} exited with code {status}" + (self._failure and f" ({self._failure})")
 
-    def _answered(self) -> None:
-        answer, self._answer = self._answer, None
-        if answer is not None and not answer.done():
-            answer.set_result(None)
+    def _resolve_report(self) -> None:
+        report, self._pending_report = self._pending_report, None
+        if report is not None and not report.done():
+            report.set_result(None)
 
     def _on_message(self, name: str, value: Any) -> None:
         if name == "stats":
             self.stats = value
-            self._answered()
+            self._resolve_report()
             try:
                 self._on_stats(self)
-            except Exception as error:  # it came from another process, perhaps of another version
-                logger.error(
-                    "worker %d: its stats are of no use: %r", self.pid, error, extra={"event": "worker"}
-                )
+            except Exception as error:  # the worker may run another version
+                logger.error("worker %d sent invalid stats: %r", self.pid, error, extra={"event": "worker"})
         elif name == "ready" and not self.ready.done():
             self.ready_at = self._loop.time()
-            self.serves = True
+            self.serving = True
             self.ready.set_result(None)
         elif name == "failed":
-            self._last_words = str(value)
+            self._failure = str(value)
 
-    def _on_end(self, why: str) -> None:
-        if why:
-            logger.error("worker %d %s: killed", self.pid, why, extra={"event": "worker"})
+    def _on_end(self, problem: str) -> None:
+        if problem:
+            logger.error("worker %d %s: killed", self.pid, problem, extra={"event": "worker"})
             self.kill()

@@ -1,4 +1,4 @@
-"""A small worker for test_supervisor.py: it greets on what it inherited, unless its task is to misbehave."""
+"""A small worker for test_supervisor.py: it greets on inherited sockets, or misbehaves as its task says."""
 
 from __future__ import annotations
 
