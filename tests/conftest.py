@@ -26,7 +26,14 @@ ROOT = Path(__file__).parent.parent
 # A hung test fails. Alone, no test takes a tenth of this; beside other work, it may be several times that.
 PATIENCE = 90.0
 # Files that start many processes, each of which takes a moment.
-LONG = ("test_parent", "test_workers", "test_stop", "test_service", "test_loadcommand", "test_examples")
+LONG = (
+    "test_multi_process",
+    "test_supervisor",
+    "test_stop",
+    "test_service",
+    "test_loadcommand",
+    "test_examples",
+)
 
 raise_fd_limit()
 

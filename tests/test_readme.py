@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from greeter import errors
 from greeter.cli.cli import cli
 from greeter.config.options import ServeOptions
-from greeter.config.prepare import RELOADED, REPLACED, need_restart
+from greeter.config.server_config import RELOADABLE, RELOADABLE_BY_WORKERS, restart_required
 from greeter.core.stats import FAILURES, REJECTIONS
 from greeter.loadtest.plan.outcome import FAILURES as LOAD_FAILURES
 from greeter.loadtest.plan.threshold import PHASES, STATS, Threshold
@@ -301,15 +301,15 @@ def test_defaults_are_the_real_ones(command: str) -> None:
 def test_the_column_reload_is_what_a_reload_does() -> None:
     for row in rows_of(REFERENCE, "option of `greeter serve`"):
         name = codes(row[0])[0].removeprefix("--").replace("-", "_")
-        expected = "yes" if name in RELOADED else "workers" if name in REPLACED else "restart"
+        expected = "yes" if name in RELOADABLE else "workers" if name in RELOADABLE_BY_WORKERS else "restart"
         assert row[3] == ("" if name == "config" else expected), name
 
 
 def test_a_reload_without_workers_renews_tls_and_does_not_turn_it_on() -> None:
     without, one, other = ServeOptions(), ServeOptions(tls_cert=Path("1")), ServeOptions(tls_cert=Path("2"))
-    assert need_restart(one, other, workers=False) == []
-    assert need_restart(without, one, workers=False) == ["--tls-cert"]
-    assert need_restart(without, one, workers=True) == []
+    assert restart_required(one, other, workers=False) == []
+    assert restart_required(without, one, workers=False) == ["--tls-cert"]
+    assert restart_required(without, one, workers=True) == []
 
 
 async def test_help_of_every_command_works() -> None:

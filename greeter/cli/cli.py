@@ -1,10 +1,10 @@
-"""The command line: the only place that prints and exits.
+"""The commands of ``greeter``, and the exit code and error line of each.
 
 Invariants:
 
-- stdout carries results. An error is one line on stderr, never a traceback.
-- Exit codes: 0 success, 1 failure at run time, 2 usage error, 98 and 99 (load, report) see
-  greeter/loadtest/report.py, 130 interrupted.
+- Results go to stdout. An error is one line on stderr, never a traceback.
+- Exit codes: 0 success, 1 failure at run time, 2 usage error, 130 interrupted; load and report also have 98
+  (the generator was the limit) and 99 (a threshold or the baseline was missed).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from greeter import __version__
-from greeter.cli.commandline import GroupedCommand, collect, source_file, spell, with_options
+from greeter.cli.commandline import GroupedCommand, parse_options, source_file, spell, with_options
 from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, ReportOptions, ServeOptions
 from greeter.errors import ConfigError, GreeterError, reason
 from greeter.system import interrupt
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from greeter.core.replies import Reply
 
 
-SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(context_settings=SETTINGS)
+@click.group(context_settings=CONTEXT_SETTINGS)
 @click.version_option(__version__, "-V", "--version", prog_name="greeter", message="%(prog)s %(version)s")
 def cli() -> None:
     """A TCP greeting server, an async client and a load tester.
 
     An option can also be given by an environment variable: --backlog of serve is GREETER_BACKLOG. The
     variables of load begin with GREETER_LOAD_, those of report with GREETER_REPORT_. Several values are
-    separated by spaces. The command line wins over the environment.
+    separated by spaces. The command line overrides the environment.
 
     \b
     Shell completion (bash; for zsh and fish, write zsh_source or fish_source):
@@ -68,19 +68,19 @@ def serve(ctx: click.Context, /, **_: object) -> int:
 
     An ENDPOINT is HOST:PORT, [::1]:PORT, :PORT (every interface), unix:/path, unix:@name or fd:N.
 
-    Each option is also an environment variable (GREETER_BACKLOG for --backlog) and, but for --config, a
-    key in the file that --config names.
+    Each option is also an environment variable (GREETER_BACKLOG for --backlog) and, except --config, a key
+    in the file that --config names.
     """
     from greeter.service.startup import run_service
 
     def reread() -> ServeOptions:
-        args = ctx.find_root().obj[1:]  # behind the verb
+        args = ctx.find_root().obj[1:]  # without the command's name
         try:
-            return collect(ServeOptions, serve.make_context("serve", args, parent=ctx.parent))
+            return parse_options(ServeOptions, serve.make_context("serve", args, parent=ctx.parent))
         except click.ClickException as error:
             raise ConfigError(_one_line(error)) from error
 
-    return run_service(collect(ServeOptions, ctx), reread, ctx.find_root().obj)
+    return run_service(parse_options(ServeOptions, ctx), reread, ctx.find_root().obj)
 
 
 GREET_EPILOG = """
@@ -106,13 +106,14 @@ def greet(ctx: click.Context, /, **_: object) -> int:
 
     A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name.
 
-    Each option but --tls-cert and --tls-key is also an environment variable (GREETER_TIMEOUT for --timeout).
+    Each option except --tls-cert and --tls-key is also an environment variable (GREETER_TIMEOUT for
+    --timeout).
     """
     from greeter.client import oneshot
     from greeter.system import loops
     from greeter.system.tls import client_context
 
-    options = collect(GreetOptions, ctx)
+    options = parse_options(GreetOptions, ctx)
     for name in ("tls_ca", "tls_cert", "tls_key", "server_name"):
         if getattr(options, name) and not options.tls:
             raise ConfigError(f"{spell(ctx, name)} needs --tls")
@@ -132,10 +133,10 @@ def greet(ctx: click.Context, /, **_: object) -> int:
             ssl=context,
             server_hostname=options.server_name,
         ),
-        "asyncio",  # which is loaded sooner than uvloop
+        "asyncio",  # loads faster than uvloop
     )
     if not reply.data:
-        _complain(f"{reply.target}: closed without a greeting")
+        _print_error(f"{reply.target}: closed without a greeting")
         return 1
     if options.json:
         click.echo(_as_json(reply))
@@ -144,7 +145,7 @@ def greet(ctx: click.Context, /, **_: object) -> int:
     else:
         click.echo(oneshot.printable(str(reply)).removesuffix("\n"))
     if reply.reset:
-        _complain(f"{reply.target}: connection reset after the greeting")
+        _print_error(f"{reply.target}: connection reset after the greeting")
     return 0
 
 
@@ -157,9 +158,9 @@ Examples:
 \b
 Exit codes; if several apply, the first of 130, 98, 99, 1:
   0    clients were greeted, and every limit was kept
-  1    nothing was greeted, a part of the load was lost, or a file was not written
+  1    no client was greeted, a part of the load was lost, or a file was not written
   2    usage error
-  98   the generator was the limit: the figures are not the server's
+  98   the generator was the limit: the figures do not describe the server
   99   a threshold or the baseline was missed
   130  interrupted; the report covers what was measured
 """
@@ -173,19 +174,19 @@ def load(ctx: click.Context, /, **_: object) -> int:
 
     A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name.
 
-    With --rate or --stage, connections begin on time whether or not earlier ones have ended (open loop), and
-    the response time counts from when each should have begun. Without, --connections clients begin anew as
-    soon as they are done (closed loop).
+    With --rate or --stage, connections start on schedule whether or not earlier ones have ended (open loop),
+    and the response time counts from the scheduled start. Without them, --connections clients connect again
+    as soon as they are done (closed loop).
 
-    A duration reads 500ms, 10s or 2m, a number 250, 10k or 1.5M. Each option is also an environment variable
-    (GREETER_LOAD_RATE for --rate).
+    A duration is written as 500ms, 10s or 2m, a number as 250, 10k or 1.5M. Each option is also an
+    environment variable (GREETER_LOAD_RATE for --rate).
     """
     from greeter.cli.loadcommand import run_load
 
     def spelled(field: str) -> str:
         return spell(ctx, "stage" if field == "stages" else field)
 
-    return run_load(collect(LoadOptions, ctx), click.echo, _explain, spelled)
+    return run_load(parse_options(LoadOptions, ctx), click.echo, _report_exception, spelled)
 
 
 REPORT_EPILOG = """
@@ -198,7 +199,7 @@ The exit code is that of the run.
 """
 
 
-@cli.command(cls=GroupedCommand, epilog=REPORT_EPILOG, short_help="Show saved runs of greeter load again.")
+@cli.command(cls=GroupedCommand, epilog=REPORT_EPILOG, short_help="Show saved runs of greeter load.")
 @with_options(ReportOptions, prefix="GREETER_REPORT_")
 @click.pass_context
 def report(ctx: click.Context, /, **_: object) -> int:
@@ -210,18 +211,18 @@ def report(ctx: click.Context, /, **_: object) -> int:
     """
     from greeter.cli.loadcommand import run_report
 
-    interrupt.restore_keyboard_interrupt()  # a file is written whole or not at all
-    return run_report(collect(ReportOptions, ctx), click.echo, _explain)
+    interrupt.restore_keyboard_interrupt()  # so that a file is written completely or not at all
+    return run_report(parse_options(ReportOptions, ctx), click.echo, _report_exception)
 
 
-@cli.command(cls=GroupedCommand, short_help="Show server, client and load test at work.")
+@cli.command(cls=GroupedCommand, short_help="Run server, client and load test on this machine.")
 @with_options(DemoOptions)
 @click.pass_context
 def demo(ctx: click.Context, /, **_: object) -> int:
     """Serve on a free port of this machine, greet, load-test, and print what happens."""
     from greeter.cli.demo import run_demo
 
-    options = collect(DemoOptions, ctx)
+    options = parse_options(DemoOptions, ctx)
     return run_demo(click.echo, clients=options.clients, loop=options.loop)
 
 
@@ -242,44 +243,51 @@ def _as_json(reply: Reply) -> str:
     )
 
 
-def _complain(line: str) -> None:
-    # One line, and no terminal escapes, whatever was typed or raised.
+def _print_error(line: str) -> None:
+    # One line without terminal escapes, whatever the arguments or the exception contain.
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
     click.echo(f"greeter: {shown}", err=True)
 
 
-def _explain(error: GreeterError | OSError) -> None:
+def _report_exception(error: GreeterError | OSError) -> None:
     if isinstance(error, GreeterError):
-        _complain(str(error))
+        _print_error(str(error))
         return
-    # A full disk behind stdout, or no descriptor left.
-    _complain(f"{error.filename!r}: {reason(error)}" if error.filename else reason(error))
-    # Python would complain once more when it flushes stdout at exit.
+    # An operating system error: a full disk behind stdout, or no free descriptor.
+    _print_error(f"{error.filename!r}: {reason(error)}" if error.filename else reason(error))
+    # Prevent a second error when Python flushes stdout at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal need not know the letters of a greeting
+    """Run one command.
+
+    Args:
+        args: The command line without the program's name; None for that of this process.
+
+    Returns:
+        The exit code of the command.
+    """
+    if hasattr(sys.stdout, "reconfigure"):  # the encoding of stdout may lack characters of a greeting
         sys.stdout.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if args is None else list(args)
     try:
         return int(cli.main(args=argv, obj=list(argv), prog_name="greeter", standalone_mode=False) or 0)
     except click.ClickException as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # from click 8.2 on; its message is the help
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and newer; the message is the help
             click.echo(error.format_message(), err=True)
         else:
-            _complain(_one_line(error))
+            _print_error(_one_line(error))
         return error.exit_code
     except (GreeterError, OSError) as error:
-        _explain(error)
+        _report_exception(error)
         return 2 if isinstance(error, ConfigError) else 1
     except (KeyboardInterrupt, click.Abort):
         return interrupt.INTERRUPTED
 
 
 def _one_line(error: click.ClickException) -> str:
-    """click's message on one line, behind the file that the value came from, if it did."""
+    """Return click's message on one line, prefixed with the configuration file that the value came from."""
     message = " ".join(error.format_message().split())
     ctx, param = getattr(error, "ctx", None), getattr(error, "param", None)
     if ctx is not None and param is not None and (file := source_file(ctx, param.name)):
@@ -288,7 +296,7 @@ def _one_line(error: click.ClickException) -> str:
 
 
 def main() -> NoReturn:
-    """Run the command of this process, and exit."""
+    """Run the command of this process, and exit with its exit code."""
     code = run()
-    interrupt.exit_on_interrupt()  # all is done, and the interpreter would show an exception on its way out
+    interrupt.exit_on_interrupt()  # from here on, KeyboardInterrupt would print a traceback during shutdown
     sys.exit(code)

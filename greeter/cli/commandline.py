@@ -1,10 +1,10 @@
-"""From a dataclass of options to click's parameters, the environment and a TOML file; and back.
+"""Make click's parameters from a dataclass of options, and the dataclass from click's values.
 
 Invariants:
 
-- A wrong value is reported before anything starts, under the name that it has in the source that it came
-  from: the flag, the environment variable, or the key and its file.
-- The command line wins over the environment, and the environment over the file.
+- A wrong value is reported before anything starts. The error names the option as its source spells it: the
+  flag, the environment variable, or the key and its file.
+- The command line overrides the environment, and the environment overrides the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from greeter.config.options import KEY
+from greeter.config.options import METADATA_KEY
 from greeter.errors import ConfigError, reason
 
 if TYPE_CHECKING:
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 OptionsT = TypeVar("OptionsT")
 
 PREFIX = "GREETER_"
-FILE = "greeter.config"  # the key in Context.meta of the configuration file's name
+CONFIG_FILE = "greeter.config"  # the key in Context.meta under which the name of the file is
 
 
 class Option(click.Option):
-    """An option that knows its heading in the help, and under which name its value was given."""
+    """An option with a heading in the help. Errors name it as the source of its value spells it."""
 
     def __init__(self, *args: Any, group: str = "", **attributes: Any) -> None:
         super().__init__(*args, **attributes)
         self.group = group
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
-        """The option as its source spells it, for click's error messages."""
+        """Return the option as its source spells it, for click's error messages."""
         return super().get_error_hint(ctx) if ctx is None else _hint(self, ctx) or super().get_error_hint(ctx)
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its options under headings, in the order in which they first appear."""
+    """A command whose help shows options under headings, in the order in which these first appear."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -61,9 +61,15 @@ class GroupedCommand(click.Command):
 
 
 def with_options(cls: type[Any], *, config: bool = False, prefix: str = PREFIX) -> Decorator:
-    """Decorate a command with the options of ``cls``; ``config`` adds ``--config FILE.toml``.
+    """Decorate a command with options.
 
-    ``prefix`` is that of the environment variables.
+    Args:
+        cls: The dataclass whose fields are the options.
+        config: True to add ``--config FILE.toml``.
+        prefix: The prefix of the environment variables.
+
+    Returns:
+        The decorator.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,20 +92,33 @@ def with_options(cls: type[Any], *, config: bool = False, prefix: str = PREFIX) 
     return decorate
 
 
-def collect(cls: type[OptionsT], ctx: click.Context) -> OptionsT:
-    """The options of ``cls`` that the command was given. Raises ConfigError where they contradict."""
+def parse_options(cls: type[OptionsT], ctx: click.Context) -> OptionsT:
+    """Make the options of a command from what click has parsed.
+
+    Args:
+        cls: The dataclass of the options.
+        ctx: The context of the command.
+
+    Returns:
+        The options.
+
+    Raises:
+        ConfigError: One source gives several options of an exclusive group.
+    """
     values = dict(ctx.params)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # it is one
+    # Find the exclusive groups.
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass
     groups: dict[str, list[str]] = {}
     for name, field in fields.items():
-        if group := field.metadata[KEY]["exclusive_group"]:
+        if group := field.metadata[METADATA_KEY]["exclusive_group"]:
             groups.setdefault(group, []).append(name)
+    # Of each group, keep what the strongest source gives.
     for names in groups.values():
         ranks = {name: _RANK[ctx.get_parameter_source(name)] for name in names}
         best = max(ranks.values())
         chosen = [name for name in names if ranks[name] == best]
         if best and len(chosen) > 1:
-            where = f"{ctx.meta[FILE]}: " if best == _RANK[ParameterSource.DEFAULT_MAP] else ""
+            where = f"{ctx.meta[CONFIG_FILE]}: " if best == _RANK[ParameterSource.DEFAULT_MAP] else ""
             spelled = " and ".join(spell(ctx, name) for name in chosen)
             raise ConfigError(f"{where}give one of {spelled}")
         values |= {name: fields[name].default for name in names if name not in chosen}
@@ -107,7 +126,7 @@ def collect(cls: type[OptionsT], ctx: click.Context) -> OptionsT:
 
 
 def spell(ctx: click.Context, name: str) -> str:
-    """The option of the field ``name`` as the source of its value spells it: a flag, a variable or a key."""
+    """Return the option of the field ``name`` as its source spells it: a flag, a variable or a key."""
     source = ctx.get_parameter_source(name)
     if source == ParameterSource.DEFAULT_MAP:
         return _dashed(name)
@@ -117,9 +136,9 @@ def spell(ctx: click.Context, name: str) -> str:
 
 
 def source_file(ctx: click.Context, name: str) -> str | None:
-    """The configuration file that the value of the field ``name`` came from; None if from elsewhere."""
+    """Return the configuration file that the value of the field ``name`` came from, or None."""
     from_file = ctx.get_parameter_source(name) == ParameterSource.DEFAULT_MAP
-    return ctx.meta.get(FILE) if from_file else None
+    return ctx.meta.get(CONFIG_FILE) if from_file else None
 
 
 def _dashed(name: str) -> str:
@@ -131,20 +150,20 @@ def _flag(name: str) -> str:
 
 
 def _hint(param: click.Option, ctx: click.Context) -> str | None:
-    """What an error calls an option that was not given on the command line; else None."""
+    """Return how an error names an option that was not given on the command line; else None."""
     source = ctx.get_parameter_source(param.name or "")
     if source == ParameterSource.ENVIRONMENT:
         return f"the environment variable '{param.envvar}'"
     return f"'{_dashed(param.name or '')}'" if source == ParameterSource.DEFAULT_MAP else None
 
 
-# The sources of a value; the highest one wins.
+# The sources of a value. The highest rank takes precedence.
 _RANK: defaultdict[ParameterSource | None, int] = defaultdict(int)
 _RANK |= {ParameterSource.COMMANDLINE: 3, ParameterSource.ENVIRONMENT: 2, ParameterSource.DEFAULT_MAP: 1}
 
 
 def _parameter(field: dataclasses.Field[Any], prefix: str) -> Decorator:
-    meta = field.metadata[KEY]
+    meta = field.metadata[METADATA_KEY]
     if meta["argument"]:
         if meta["multiple"]:
             kind = meta["type"]
@@ -152,7 +171,7 @@ def _parameter(field: dataclasses.Field[Any], prefix: str) -> Decorator:
         return click.argument(field.name, type=meta["type"], default=str(field.default), metavar="[TARGET]")
     flag = _flag(field.name)
     if isinstance(field.default, bool):
-        # What is on by default needs a way to turn it off; what is off needs only its name.
+        # A flag that is on by default also gets --no-FLAG.
         declared, kind = (f"{flag}/--no-{_dashed(field.name)}" if field.default else flag), bool
     else:
         declared, kind = flag, meta["type"]
@@ -175,12 +194,12 @@ def _parameter(field: dataclasses.Field[Any], prefix: str) -> Decorator:
 
 
 def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
-    """Make the keys of a TOML file the defaults of the command."""
+    """Set the values of a TOML file as the defaults of the command."""
     if file is None:
         return
-    from greeter.service.channel import VARIABLE  # not for a command without a file
+    from greeter.service.channel import WORKER_VARIABLE  # not loaded without a file
 
-    if VARIABLE in os.environ:  # a worker has its options from its parent, whatever the file says by now
+    if WORKER_VARIABLE in os.environ:  # a worker receives its options from its parent, not from the file
         return
     try:
         with open(file, "rb") as stream:
@@ -194,28 +213,28 @@ def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in fields:
-            raise ConfigError(f"{file}: unknown key {key!r}{_nearest(name, fields)}")
-        many = fields[name].metadata[KEY]["multiple"]
+            raise ConfigError(f"{file}: unknown key {key!r}{_suggestion(name, fields)}")
+        many = fields[name].metadata[METADATA_KEY]["multiple"]
         if isinstance(value, list) != many and not (many and isinstance(value, str)):
             raise ConfigError(f"{file}: {key} is {'a list' if many else 'one value'}, not {value!r}")
         values = value if isinstance(value, list) else [value]
-        if any(type(item) not in _kinds(fields[name]) for item in values):
-            hint = getattr(fields[name].metadata[KEY]["type"], "hint", "")
+        if any(type(item) not in _toml_types(fields[name]) for item in values):
+            hint = getattr(fields[name].metadata[METADATA_KEY]["type"], "hint", "")
             raise ConfigError(f"{file}: {key} cannot be {value!r}{hint and ': ' + hint}")
         defaults[name] = values if many else value
     ctx.default_map = defaults
-    ctx.meta[FILE] = file
+    ctx.meta[CONFIG_FILE] = file
 
 
-def _kinds(field: dataclasses.Field[Any]) -> tuple[type, ...]:
-    """What TOML may have for ``field``; the option's own check comes after it."""
+def _toml_types(field: dataclasses.Field[Any]) -> tuple[type, ...]:
+    """Return the TOML types that ``field`` accepts. The parser of the option checks the value afterwards."""
     if isinstance(field.default, bool):
         return (bool,)
-    return (str, int, float) if getattr(field.metadata[KEY]["type"], "number", False) else (str,)
+    return (str, int, float) if getattr(field.metadata[METADATA_KEY]["type"], "number", False) else (str,)
 
 
-def _nearest(name: str, known: dict[str, Any]) -> str:
-    import difflib  # only for a misspelling
+def _suggestion(name: str, known: dict[str, Any]) -> str:
+    import difflib  # loaded for a misspelling only
 
     near = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {_dashed(near[0])!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""``greeter demo``: the whole of greeter on a free port of this machine, in a few seconds."""
+"""``greeter demo``: run server, client and load tester on a free port of this machine, for a few seconds."""
 
 from __future__ import annotations
 
@@ -22,70 +22,79 @@ if TYPE_CHECKING:
     from greeter.server import Server
     from greeter.system.loops import LoopName
 
-Say = Callable[[str], None]
+Echo = Callable[[str], None]
 
 SPARE_FDS = 50
 LOAD_SECONDS = 3.0
 
 
-def run_demo(say: Say, *, clients: int, loop: LoopName = "auto") -> int:
-    """Show it; returns the exit code, which is 0 if every client was greeted."""
+def run_demo(echo: Echo, *, clients: int, loop: LoopName = "auto") -> int:
+    """Run the demonstration.
+
+    Args:
+        echo: Prints one line.
+        clients: The number of clients to greet at once; fewer if the descriptor limit is too low.
+        loop: The event loop.
+
+    Returns:
+        The exit code: 0 if every client was greeted, else 1.
+    """
     limit = raise_fd_limit()
     if limit is not None and (most := (limit - SPARE_FDS) // 2) < clients:
-        say(f"(The descriptor limit is {limit}, which is enough for {most} clients at once.)")
+        echo(f"(The descriptor limit is {limit}, which is enough for {most} clients at once.)")
         clients = most
-    return run(_demo(say, clients, choose_loop(loop)[0]), loop)
+    return run(_demo(echo, clients, choose_loop(loop)[0]), loop)
 
 
-async def _demo(say: Say, clients: int, loop_name: str) -> int:
+async def _demo(echo: Echo, clients: int, loop_name: str) -> int:
     seen: list[Address] = []
 
-    def see(address: Address) -> None:
-        if not seen:  # the first client is shown, the tens of thousands of the load test are not
+    def record_first(address: Address) -> None:
+        if not seen:  # show the first client only, not those of the load test
             seen.append(address)
 
-    async with serve(port=0, access_log=see, linger_timeout=5.0) as server:
-        say(f"$ greeter serve --listen {server.addresses[0]}")
-        say(f"Listening on {server.addresses[0]} ({loop_name}, {server.path})")
+    async with serve(port=0, access_log=record_first, linger_timeout=5.0) as server:
+        echo(f"$ greeter serve --listen {server.addresses[0]}")
+        echo(f"Listening on {server.addresses[0]} ({loop_name}, {server.path})")
         reply = await greet(port=server.port)
-        say(f"Got a connection from {describe(seen[0])}")
-        say("")
-        say(f"$ greeter greet {server.addresses[0]}")
-        say(str(reply))
-        say("")
+        echo(f"Got a connection from {describe(seen[0])}")
+        echo("")
+        echo(f"$ greeter greet {server.addresses[0]}")
+        echo(str(reply))
+        echo("")
         start = time.perf_counter()
         results = await asyncio.gather(
             *(greet(port=server.port, timeout=30, connect_timeout=30) for _ in range(clients)),
             return_exceptions=True,
         )
         elapsed = time.perf_counter() - start
-        code = _summarise(say, results, elapsed, reply.data)
-        say("")
-        return await _load(say, server) or code
+        code = _summarize(echo, results, elapsed, reply.data)
+        echo("")
+        return await _load(echo, server) or code
 
 
-async def _load(say: Say, server: Server) -> int:
-    """A real load test of the server, from a process of its own; how busy that was is no failure here."""
-    say(f"$ greeter load {server.addresses[0]} --duration {LOAD_SECONDS:g}s")
+async def _load(echo: Echo, server: Server) -> int:
+    """Run a load test in a separate process. A generator that was the limit is not a failure here."""
+    echo(f"$ greeter load {server.addresses[0]} --duration {LOAD_SECONDS:g}s")
     try:
         report = await load(LoadPlan(server.addresses[0], duration=LOAD_SECONDS), isolate=True)
     except MissingExtra as error:
-        say(f"(Left out: {error})")
+        echo(f"(Left out: {error})")
         return 0
-    say(render.summary(report).removesuffix("\n"))
+    echo(render.summary(report).removesuffix("\n"))
     return 0 if report.connections["failed"] == 0 else 1
 
 
-def _summarise(say: Say, results: list[Reply | BaseException], elapsed: float, expected: bytes) -> int:
+def _summarize(echo: Echo, results: list[Reply | BaseException], elapsed: float, expected: bytes) -> int:
     greeted = [r for r in results if isinstance(r, Reply) and r.data == expected and not r.reset]
     times = sorted(r.total_time * 1e3 for r in greeted)
-    say(f"{len(results):,} clients at once:")
-    say(f"  greeted   {len(greeted):,} in {elapsed:.2f} s ({len(greeted) / elapsed:,.0f} a second)")
+    echo(f"{len(results):,} clients at once:")
+    echo(f"  greeted   {len(greeted):,} in {elapsed:.2f} s ({len(greeted) / elapsed:,.0f} a second)")
     if times:
         p50, p99 = times[len(times) // 2], times[min(len(times) - 1, len(times) * 99 // 100)]
-        say(f"  greeting  p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {times[-1]:.1f} ms after the start of all")
+        echo(f"  greeting  p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {times[-1]:.1f} ms after the start of all")
     failed = len(results) - len(greeted)
-    say(f"  failed    {failed}")
+    echo(f"  failed    {failed}")
     for kind in sorted({type(r).__name__ for r in results if isinstance(r, BaseException)}):
-        say(f"    {kind}: {sum(type(r).__name__ == kind for r in results)}")
+        echo(f"    {kind}: {sum(type(r).__name__ == kind for r in results)}")
     return 0 if failed == 0 else 1

@@ -1,10 +1,10 @@
-"""``greeter load`` and ``greeter report``: from options to a report, files and an exit code.
+"""Run ``greeter load`` and ``greeter report``: options in, a report, files and an exit code out.
 
 Invariants:
 
 - A usage error is reported before the run.
-- An interrupted run still has its report.
-- A file that cannot be written does not keep the others from being written.
+- An interrupted run still produces its report.
+- If one file cannot be written, the others are still written.
 """
 
 from __future__ import annotations
@@ -29,64 +29,74 @@ if TYPE_CHECKING:
 
     from greeter.config.options import LoadOptions, ReportOptions
 
-# What ends a run early, its report whole: Ctrl-C, and what a time limit or a stopped container sends.
-STOPS = (signal.SIGINT, signal.SIGTERM)
+# Signals that end a run early and keep its report: Ctrl-C, and the signal of timeout(1) and of containers.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _flag(field: str) -> str:
-    """The option that a field of the plan comes from."""
+    """Return the flag of a field of the plan."""
     return "--" + field.replace("stages", "stage").replace("_", "-")
 
 
 def run_load(
     options: LoadOptions,
-    say: Callable[[str], None],
-    complain: Callable[[OSError], None],
+    echo: Callable[[str], None],
+    report_error: Callable[[OSError], None],
     spell: Callable[[str], str] = _flag,
 ) -> int:
-    """Carry out a load test, write the outputs, print the summary.
+    """Run a load test, write the outputs, print the summary.
 
     Args:
         options: The options of the command.
-        say: Prints the summary.
-        complain: Is told what cannot be printed or written; the other outputs are written all the same.
-        spell: How an error calls a field of the plan.
+        echo: Prints the summary.
+        report_error: Called for each output that cannot be printed or written.
+        spell: Returns how an error names a field of the plan.
 
     Returns:
-        The exit code: that of the report; where that is 0 and an output failed, 1.
+        The exit code of the report; 1 if that is 0 and an output failed.
 
     Raises:
-        GreeterError: Everything else.
+        ConfigError: The options contradict each other, or the baseline cannot be read.
+        GreeterError: The load test could not run.
     """
     plan, files = plan_of(options, spell), _files(options)
-    # What may be wrong with the old run or with the files is said before the run, not after it.
+    # Check the baseline and the output files before the run.
     if options.baseline is None and options.tolerance is not None:
-        raise ConfigError("--tolerance means nothing without --baseline")
+        raise ConfigError("--tolerance needs --baseline")
     old = None if options.baseline is None else read_baseline(options.baseline)
     check(files, old)
     report = run(_load(plan, quiet=options.quiet))
     if old is not None:
         report = report.against(old, _tolerance(options), str(options.baseline))
-    return deliver(report, old, files, say, complain)
+    return deliver(report, old, files, echo, report_error)
 
 
 def run_report(
-    options: ReportOptions, say: Callable[[str], None], complain: Callable[[OSError], None]
+    options: ReportOptions, echo: Callable[[str], None], report_error: Callable[[OSError], None]
 ) -> int:
-    """Read saved runs, write what was asked for, say the summary; returns the exit code of the run.
+    """Read saved runs, write the outputs, print the summary.
 
-    ``complain`` as for ``run_load``.
+    Args:
+        options: The options of the command.
+        echo: Prints the summary.
+        report_error: Called for each output that cannot be printed or written.
+
+    Returns:
+        The exit code of the run; 1 if that is 0 and an output failed.
+
+    Raises:
+        GreeterError: A file cannot be read, is not a report, or does not go with the others.
     """
     files = _files(options)
     check(files)
     if options.tolerance is not None and (options.merge or len(options.runs) == 1):
-        raise ConfigError("--tolerance means nothing without a baseline, as in RUN.json BASELINE.json")
+        raise ConfigError("--tolerance needs a baseline, as in RUN.json BASELINE.json")
     report, old = gather(options.runs, merged=options.merge, tolerance=_tolerance(options))
-    return deliver(report, old, files, say, complain)
+    return deliver(report, old, files, echo, report_error)
 
 
 def _files(options: LoadOptions | ReportOptions) -> dict[str, Path]:
-    """The paths of the outputs that are asked for."""
+    """Return the paths of the requested outputs, by option."""
     return {name: path for name in OUTPUTS if (path := getattr(options, name, None)) is not None}
 
 
@@ -95,7 +105,18 @@ def _tolerance(options: LoadOptions | ReportOptions) -> float:
 
 
 def plan_of(options: LoadOptions, spell: Callable[[str], str] = _flag) -> LoadPlan:
-    """The plan that the options describe. Raises ConfigError, with fields as ``spell`` writes them."""
+    """Make a load plan from options.
+
+    Args:
+        options: The options of ``greeter load``.
+        spell: Returns how an error names a field of the plan.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: The plan is not valid.
+    """
     try:
         return LoadPlan(
             options.target,
@@ -129,12 +150,12 @@ async def _load(plan: LoadPlan, *, quiet: bool) -> LoadReport:
 
     def interrupted() -> None:
         stop.set()
-        for number in STOPS:
-            loop.remove_signal_handler(number)  # a second one does not wait, for a resolver say
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)  # a second signal does not wait for a resolver
 
-    with contextlib.suppress(NotImplementedError):  # elsewhere, Ctrl-C is KeyboardInterrupt
-        for number in STOPS:
+    with contextlib.suppress(NotImplementedError):  # on other systems, Ctrl-C is KeyboardInterrupt
+        for number in STOP_SIGNALS:
             loop.add_signal_handler(number, interrupted)
     with progress(plan, quiet=quiet) as watcher:
-        # A live display in the generator's own process would be seen in the figures.
+        # A live display in the process of the generator would distort the figures.
         return await load(plan, on_snapshot=watcher, stop=stop, isolate=watcher is not None)

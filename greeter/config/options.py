@@ -1,9 +1,9 @@
-"""Every option, once: its field, flag, environment variable, key in the file, check and help.
+"""Every option of every command, defined once.
 
 Invariants:
 
-- An option is a field of one of these dataclasses and nothing else. The command line, the environment and
-  the keys of a file are made from the fields.
+- An option is a field of one of these dataclasses. Its flag, its environment variable and its TOML key are
+  made from the field.
 - A help text is one line of at most 70 characters. It does not repeat what click shows beside it.
 """
 
@@ -42,7 +42,7 @@ from greeter.core.greeting import DEFAULT_GREETING
 if TYPE_CHECKING:
     from pathlib import Path
 
-KEY = "greeter"
+METADATA_KEY = "greeter"
 
 
 def option(
@@ -58,28 +58,31 @@ def option(
     short: str = "",
     env: bool = True,
 ) -> Any:
-    """A field that is an option.
+    """Return a dataclass field that is an option.
 
     Args:
-        default: Its value if no source gives one.
-        help: What it does, in a line of at most 70 characters. Default and variable are shown by click.
-        type: What turns its text into a value; None for a flag.
+        default: The value if no source gives one.
+        help: What the option does, in one line of at most 70 characters.
+        type: The click type that parses its text; None for a flag.
         group: The heading under which ``--help`` shows it.
-        default_text: The default as ``--help`` shows it, where the value does not say it.
-        many: It may be repeated.
-        argument: It is an argument, not an option.
-        exclusive_group: A group of options of which one source may give one.
-        short: Its short flag, as in ``-c``.
-        env: It may be given by an environment variable.
+        default_text: The default as ``--help`` shows it, if it differs from the value.
+        many: True if it may be repeated.
+        argument: True if it is a positional argument.
+        exclusive_group: The name of a group of options, of which one source may give only one.
+        short: The short flag, such as ``-c``.
+        env: True if it has an environment variable.
+
+    Returns:
+        The field, with these arguments in its metadata.
     """
     meta = {"help": help, "type": type, "group": group, "default_text": default_text, "multiple": many}
     meta |= {"argument": argument, "exclusive_group": exclusive_group, "short": short, "env": env}
-    return dataclasses.field(default=default, metadata={KEY: meta})
+    return dataclasses.field(default=default, metadata={METADATA_KEY: meta})
 
 
 # The groups of ``serve --help``.
-WHERE = "Where"
-SAY = "What to say"
+LISTENING = "Listening"
+GREETING = "Greeting"
 LIMITS = "Limits"
 TIMEOUTS = "Timeouts"
 TLS = "TLS"
@@ -96,33 +99,33 @@ class ServeOptions:
         (),
         "Where to listen; may be repeated.",
         ENDPOINT,
-        group=WHERE,
+        group=LISTENING,
         default_text=f"{DEFAULT_ENDPOINT}, or the sockets of systemd",
         many=True,
     )
-    backlog: int = option(2048, "Length of the accept queue (listen backlog).", COUNT, group=WHERE)
+    backlog: int = option(2048, "Length of the accept queue (listen backlog).", COUNT, group=LISTENING)
     unix_mode: int | None = option(
-        None, "Mode of the files of Unix sockets, in octal, as in 660.", MODE, group=WHERE
+        None, "Mode of the files of Unix sockets, in octal, as in 660.", MODE, group=LISTENING
     )
     greeting: str = option(
         DEFAULT_GREETING,
         "Text to send. Variables: $host $port $hostname $time $count ($$: $).",
         TEMPLATE,
-        group=SAY,
+        group=GREETING,
         exclusive_group="greeting",
     )
     greeting_file: Path | None = option(
         None,
         "Send the contents of this file, byte for byte.",
         FILE,
-        group=SAY,
+        group=GREETING,
         exclusive_group="greeting",
     )
     app: str | None = option(
         None,
-        "Send what this is: text, bytes, or a callable that gets a Peer.",
+        "Send this object: text, bytes, or a callable that takes a Peer.",
         APP,
-        group=SAY,
+        group=GREETING,
         exclusive_group="greeting",
     )
     max_connections: int | None = option(
@@ -154,7 +157,7 @@ class ServeOptions:
         10.0, "How long a stop waits for open connections.", SECONDS, group=TIMEOUTS
     )
     stop_delay: float = option(
-        0.0, "How long to serve on after a stop signal; /healthz says 503.", SECONDS, group=TIMEOUTS
+        0.0, "How long to serve on after a stop signal; /healthz returns 503.", SECONDS, group=TIMEOUTS
     )
     tls_cert: Path | None = option(
         None, "Serve TLS with the certificate chain in this PEM file.", FILE, group=TLS
@@ -166,17 +169,17 @@ class ServeOptions:
         None, "Require a client certificate signed by one of these authorities.", FILE, group=TLS
     )
     proxy_protocol: bool = option(
-        False, "Connections begin with a PROXY header, version 1 or 2.", group=PROXY
+        False, "Require a PROXY header, version 1 or 2, on every connection.", group=PROXY
     )
     proxy_from: tuple[str, ...] = option(
         (),
-        "Network of trusted proxies, which must be named; may be repeated.",
+        "Network of trusted proxies (required); may be repeated.",
         NETWORK,
         group=PROXY,
         many=True,
     )
     workers: int | Literal["auto"] = option(
-        1, "Processes that serve; auto is one for each usable core.", WORKERS, group=PROCESSES
+        1, "Number of processes that serve; auto is one per usable core.", WORKERS, group=PROCESSES
     )
     loop: Literal["auto", "asyncio", "uvloop"] = option(
         "auto", "Event loop; auto is uvloop if it is installed.", LOOP, group=PROCESSES
@@ -196,29 +199,28 @@ class ServeOptions:
     )
     log_level: Literal["debug", "info", "warning", "error"] = option(
         "info",
-        "The lowest level to log.",
+        "Lowest level to log.",
         click.Choice(["debug", "info", "warning", "error"]),
         group=LOGS,
     )
 
 
-# Options that several clients have, as arguments of option().
+# Options that greet and load share, as arguments of option().
 TIMEOUT_HELP = "Time for the whole greeting, connecting included."
 CONNECT_TIMEOUT_HELP = "Time for connecting; included in --timeout."
-MAX_BYTES_HELP = "The longest greeting to accept, in bytes."
+MAX_BYTES_HELP = "Longest greeting to accept, in bytes."
 CLIENT_TLS = (False, "Use TLS, and verify the server's certificate.")
 CLIENT_TLS_CA = (None, "Trust the authorities in this PEM file, not the system's.", FILE_NAME)
 CLIENT_TLS_CERT = (None, "Present the client certificate in this PEM file.", FILE_NAME)
 CLIENT_TLS_KEY = (None, "The certificate's key, if it is in a file of its own.", FILE_NAME)
 SERVER_NAME = (None, "Name that the certificate must have, if not the host's.", HOST_NAME)
 
-# Options that load and report have.
-TOLERANCE_HELP = "How much worse than the baseline passes, in percent."
+# Options that load and report share.
+TOLERANCE_HELP = "Allowed regression from the baseline, in percent."
 JSON_HELP = "Write the report to this JSON file."
 HTML_HELP = "Write the report to this HTML page."
 
-# The groups of ``greet --help`` and ``load --help``.
-GREETING = "Greeting"
+# Further groups of ``greet --help`` and ``load --help``.
 OUTPUT = "Output"
 LOAD = "Load"
 JUDGEMENT = "Judgement"
@@ -241,7 +243,7 @@ class GreetOptions:
     max_bytes: int = option(65536, MAX_BYTES_HELP, COUNT, group=GREETING)
     tls: bool = option(*CLIENT_TLS, group=TLS)
     tls_ca: str | None = option(*CLIENT_TLS_CA, group=TLS)
-    # In the environment, these are the server's: a health check beside it has the same.
+    # Not in the environment: a health check beside a server has the same variables as the server.
     tls_cert: str | None = option(*CLIENT_TLS_CERT, group=TLS, env=False)
     tls_key: str | None = option(*CLIENT_TLS_KEY, group=TLS, env=False)
     server_name: str | None = option(*SERVER_NAME, group=TLS)
@@ -266,7 +268,7 @@ class LoadOptions:
     target: Endpoint = option(Endpoint.parse(DEFAULT_ENDPOINT), "", ENDPOINT, argument=True)
     connections: int | None = option(
         None,
-        "Connections open at once, at most.",
+        "Maximum number of open connections.",
         QUANTITY,
         group=LOAD,
         default_text="50, with a rate 1000",
@@ -284,8 +286,8 @@ class LoadOptions:
     stage: tuple[Any, ...] = option(
         (), "Change the rate to RATE, linearly, within DUR; may be repeated.", STAGE, group=LOAD, many=True
     )
-    warmup: float = option(0.0, "How long to make the load before measuring it.", DURATION, group=LOAD)
-    workers: int = option(1, "Processes that make the load.", COUNT, group=LOAD, short="-w")
+    warmup: float = option(0.0, "How long to run the load before measuring.", DURATION, group=LOAD)
+    workers: int = option(1, "Number of processes that generate the load.", COUNT, group=LOAD, short="-w")
     source_ip: tuple[str, ...] = option(
         (),
         "Local address, for another range of ports; may be repeated.",
@@ -336,7 +338,7 @@ class ReportOptions:
     """The options of ``greeter report``."""
 
     runs: tuple[Path, ...] = option((), "", FILE, many=True, argument=True)
-    merge: bool = option(False, "Add up the files: parts of one run, by several generators.")
+    merge: bool = option(False, "Merge the files: parts of one run, by several generators.")
     tolerance: float | None = option(None, TOLERANCE_HELP, PERCENT, default_text="10")
     html: Path | None = option(None, HTML_HELP, FILE)
     json: Path | None = option(None, JSON_HELP, FILE)
@@ -346,7 +348,7 @@ class ReportOptions:
 class DemoOptions:
     """The options of ``greeter demo``."""
 
-    clients: int = option(1000, "Clients to greet at once.", COUNT)
+    clients: int = option(1000, "Number of clients to greet at once.", COUNT)
     loop: Literal["auto", "asyncio", "uvloop"] = option(
         "auto", "Event loop; auto is uvloop if it is installed.", LOOP
     )

@@ -1,8 +1,10 @@
-"""Where a greeting comes from when it is named in words: a file, or ``MODULE:NAME``.
+"""Load a greeting from a file or from ``MODULE:NAME``.
 
-The law: a module that is missing and a module that breaks while it is imported are told apart, because
-the first is a typing error and the second is a bug elsewhere. What is named again, for a reload, is read
-again.
+Invariants:
+
+- A missing module and a module that fails while it is imported are different errors: the first is a wrong
+  option, the second is a bug in the module.
+- Each call reads the file anew, and imports a changed module anew, so that a reload sees the changes.
 """
 
 from __future__ import annotations
@@ -20,13 +22,23 @@ from greeter.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The modules that an app brought in, and what their files were then; those that were here before are not
-# imported anew.
-_ours: dict[str, tuple[int, ...]] = {}
+# The modules that apps have imported, and the state of their files at that time. Modules that were loaded
+# before are not imported anew.
+_app_modules: dict[str, tuple[int, ...]] = {}
 
 
 def greeting_from_file(path: str | Path) -> Greeting:
-    """The bytes of a file, as they are. Raises ConfigError if it cannot be read."""
+    """Read a greeting from a file, byte for byte.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A greeting of these bytes.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
     try:
         return Greeting(Path(path).read_bytes())
     except OSError as error:
@@ -37,47 +49,62 @@ def greeting_from_file(path: str | Path) -> Greeting:
 
 
 def greeting_from_app(spec: str) -> Greeting:
-    """The greeting that ``MODULE:NAME`` names: a callable, text, bytes or a Greeting.
+    """Import the greeting that ``MODULE:NAME`` names.
 
-    The current directory is searched first. When a file of what an earlier call imported first has changed,
-    it is imported anew, with the rest of its package. Raises ConfigError that says which part is missing, or
-    that the module failed while it was imported, and where; what was imported before stays then.
+    The current directory is searched first. If the file of a module that an earlier call imported has
+    changed, that module is imported anew, with the rest of its package. After an error, the modules of the
+    earlier call stay loaded.
+
+    Args:
+        spec: ``MODULE:NAME``, where NAME may have dots. It names a callable, text, bytes or a Greeting.
+
+    Returns:
+        The greeting.
+
+    Raises:
+        ConfigError: A part of ``spec`` is missing, or the module failed while it was imported; the message
+            has the file and the line.
     """
     module_name, colon, attribute = spec.partition(":")
     if not (module_name and colon and attribute) or module_name.startswith("."):
         raise ConfigError(f"{spec!r} is not of the form MODULE:NAME")
     if "" not in sys.path:
         sys.path.insert(0, "")
-    with _anew(module_name.partition(".")[0]):
+    with _reimporting(module_name.partition(".")[0]):
         return _greeting(spec, module_name, attribute)
 
 
 @contextlib.contextmanager
-def _anew(package: str) -> Iterator[None]:
-    """Without the modules that are ours, if one has changed. Those of ``package`` are ours afterwards; or,
-    after an error, the old ones are here again."""
-    importlib.invalidate_caches()  # or a file that has just been written might not be found
-    ours = {name for name in sys.modules if any(f"{name}.".startswith(f"{known}.") for known in _ours)}
-    # Many a module can be imported only once, so that nothing is done for nothing.
-    changed = any(_ours.get(name) != _stamp(name) for name in ours)
-    old = {name: sys.modules.pop(name) for name in ours if changed}
+def _reimporting(package: str) -> Iterator[None]:
+    """Unload the modules of earlier apps inside the block if the file of one has changed.
+
+    Afterwards, the modules of ``package`` that the block imported are app modules too. If the block raises,
+    the state before it is restored.
+    """
+    importlib.invalidate_caches()  # else a file that has just been written might not be found
+    loaded = {
+        name for name in sys.modules if any(f"{name}.".startswith(f"{known}.") for known in _app_modules)
+    }
+    # Some modules can be imported only once, so unchanged ones stay.
+    changed = any(_app_modules.get(name) != _file_stamp(name) for name in loaded)
+    old = {name: sys.modules.pop(name) for name in loaded if changed}
     others = set(sys.modules)
 
-    def came() -> set[str]:
+    def new_modules() -> set[str]:
         return {name for name in set(sys.modules) - others if f"{name}.".startswith(f"{package}.")}
 
     try:
         yield
     except BaseException:
-        for name in came():
+        for name in new_modules():
             del sys.modules[name]
         sys.modules.update(old)
         raise
-    _ours.update({name: _stamp(name) for name in came()})
+    _app_modules.update({name: _file_stamp(name) for name in new_modules()})
 
 
-def _stamp(name: str) -> tuple[int, ...]:
-    """What the file of a module is like now; empty if it has none."""
+def _file_stamp(name: str) -> tuple[int, ...]:
+    """Return what identifies the state of a module's file; empty if it has no file."""
     try:
         found = os.stat(sys.modules[name].__file__ or "")
     except (OSError, AttributeError):
@@ -89,14 +116,14 @@ def _greeting(spec: str, module_name: str, attribute: str) -> Greeting:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # Its own name, or a package on the way to it; any other missing module is a failure inside it.
+        # The module itself or a parent package is missing. Any other missing module is a failure inside it.
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise ConfigError(f"{spec!r}: there is no module {error.name!r}") from error
-        raise _broken(spec, module_name, error) from error
+        raise _import_error(spec, module_name, error) from error
     except KeyboardInterrupt:
-        raise  # of the person at the terminal
-    except BaseException as error:  # SystemExit, and whatever else a module may think of
-        raise _broken(spec, module_name, error) from error
+        raise  # Ctrl-C is not a failure of the module
+    except BaseException as error:  # including SystemExit
+        raise _import_error(spec, module_name, error) from error
     value: object = module
     for name in attribute.split("."):
         try:
@@ -104,12 +131,12 @@ def _greeting(spec: str, module_name: str, attribute: str) -> Greeting:
         except AttributeError as error:
             raise ConfigError(f"{spec!r}: module {module_name!r} has no {attribute!r}") from error
     try:
-        return Greeting(value)  # type: ignore[arg-type]  # it says itself what it does not take
+        return Greeting(value)  # type: ignore[arg-type]  # it checks the type itself
     except ConfigError as error:
         raise ConfigError(f"{spec!r}: {error}") from error
 
 
-def _broken(spec: str, module: str, error: BaseException) -> ConfigError:
+def _import_error(spec: str, module: str, error: BaseException) -> ConfigError:
     where = ""
     trace = error.__traceback__
     while trace is not None:

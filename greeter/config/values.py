@@ -1,7 +1,9 @@
-"""How the text of an option becomes a value, or one line that says why not.
+"""Parse the text of an option into its value.
 
-The law: a reader takes text and raises ConfigError with that text in its message; where the text came from
-(the command line, the environment, a file) makes no difference.
+Invariants:
+
+- A parser takes text and raises ConfigError with that text in its message.
+- It does not depend on the source of the text: the command line, the environment or a file.
 """
 
 from __future__ import annotations
@@ -21,43 +23,46 @@ from greeter.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MOST = 2**31 - 1  # what the system's own calls take
+MAX_COUNT = 2**31 - 1  # the largest C int, which system calls take
 
 
-class Checked(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in new clicks only
-    """A type that is a function from text to a value, and says no with ConfigError.
+class ParsedType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in new clicks only
+    """A click type made from a parser.
 
-    ``number``: in a file, its value may be written as a number too. ``hint``: what is to be said where it is
-    and may not.
+    Args:
+        name: The metavar of the option.
+        parse: Returns the value of a text, or raises ConfigError.
+        number: True if a TOML file may have the value as a number.
+        hint: Advice for the error about a number in a TOML file, where ``number`` is False.
     """
 
     def __init__(
-        self, name: str, read: Callable[[str], Any], *, number: bool = False, hint: str = ""
+        self, name: str, parse: Callable[[str], Any], *, number: bool = False, hint: str = ""
     ) -> None:
         self.name = name
         self.number = number
         self.hint = hint
-        self._read = read
+        self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return self._read(str(value))
+            return self._parse(str(value))
         except ConfigError as error:
             self.fail(str(error), param, ctx)
 
 
-class FilePath(click.Path):  # type: ignore[type-arg,unused-ignore]  # as Checked
-    """A path, but for what no file can be called, as a configuration file may have it."""
+class FilePath(click.Path):  # type: ignore[type-arg,unused-ignore]  # as ParsedType
+    """A path. It rejects text that cannot be a file name, which a TOML file may contain."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
             return super().convert(value, param, ctx)
-        except ValueError:  # a zero byte, a lone surrogate
-            self.fail(f"{value!r} is no name of a file", param, ctx)
+        except ValueError:  # a null byte, a lone surrogate
+            self.fail(f"{value!r} is not a file name", param, ctx)
 
 
 def endpoint(text: str) -> Endpoint:
-    """An endpoint whose port this machine knows, if it is the name of a service."""
+    """Parse an endpoint. A port that is a service name must be known to this machine."""
     found = Endpoint.parse(text)
     if isinstance(found.port, str):
         try:
@@ -80,13 +85,13 @@ def seconds(text: str) -> float:
 def positive_seconds(text: str) -> float:
     value = seconds(text)
     if value == 0:
-        raise ConfigError("0 seconds is no time at all")
+        raise ConfigError("must be greater than 0 seconds")
     return value
 
 
 def count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 10) or not 1 <= int(text) <= MOST:
-        raise ConfigError(f"{text[:40]!r} is not a whole number from 1 to {MOST}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 10) or not 1 <= int(text) <= MAX_COUNT:
+        raise ConfigError(f"{text[:40]!r} is not a whole number from 1 to {MAX_COUNT}")
     return int(text)
 
 
@@ -112,28 +117,28 @@ def mode(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    """As in ``500ms``, ``10s`` or ``2m``; in seconds."""
-    from greeter.loadtest.plan.units import parse_duration  # only `load` has durations
+    """Parse a duration such as ``500ms``, ``10s`` or ``2m`` to seconds."""
+    from greeter.loadtest.plan.units import parse_duration  # not at import: only `load` has durations
 
     return parse_duration(text)
 
 
 def quantity(text: str) -> int:
-    """As in ``10k``."""
+    """Parse a count such as ``10k``."""
     from greeter.loadtest.plan.units import parse_count
 
     return parse_count(text)
 
 
 def per_second(text: str) -> float:
-    """As in ``1.5k``; zero and less is said by the plan."""
+    """Parse a rate such as ``1.5k``. The load plan rejects zero and less."""
     from greeter.loadtest.plan.units import parse_quantity
 
     return parse_quantity(text)
 
 
 def limit(text: str) -> str:
-    """As in ``response:p99<20ms``."""
+    """Check a threshold such as ``response:p99<20ms``."""
     from greeter.loadtest import Threshold
 
     Threshold.parse(text)
@@ -141,37 +146,37 @@ def limit(text: str) -> str:
 
 
 def percent(text: str) -> float:
-    """As in ``25`` or ``25%``."""
+    """Parse a percentage such as ``25`` or ``25%``."""
     from greeter.loadtest.plan.units import parse_percent
 
     return parse_percent(text)
 
 
 def stage(text: str) -> Any:
-    """As in ``10s:500``."""
+    """Parse a stage such as ``10s:500``."""
     from greeter.loadtest import parse_stage
 
     return parse_stage(text)
 
 
-ENDPOINT = Checked("endpoint", endpoint)
-SECONDS = Checked("seconds", seconds, number=True)
-POSITIVE_SECONDS = Checked("seconds", positive_seconds, number=True)
-COUNT = Checked("n", count, number=True)
-TEMPLATE = Checked("text", template)
-RATE = Checked("rate", rate, number=True)
-NETWORK = Checked("cidr", network)
-# As a number, 0o660 would be 432 by the time that we see it, and 660 another mode than it says.
-MODE = Checked("mode", mode, hint='put its octal digits in quotes, as in "660"')
-WORKERS = Checked("n", lambda text: text if text == "auto" else count(text), number=True)
-DURATION = Checked("duration", duration, number=True)
-QUANTITY = Checked("n", quantity, number=True)
-PER_SECOND = Checked("rate", per_second, number=True)
-STAGE = Checked("dur:rate", stage)
-LIMIT = Checked("expr", limit)
-PERCENT = Checked("pct", percent, number=True)
-APP = Checked("module:name", str)
-HOST_NAME = Checked("name", host_name)
+ENDPOINT = ParsedType("endpoint", endpoint)
+SECONDS = ParsedType("seconds", seconds, number=True)
+POSITIVE_SECONDS = ParsedType("seconds", positive_seconds, number=True)
+COUNT = ParsedType("n", count, number=True)
+TEMPLATE = ParsedType("text", template)
+RATE = ParsedType("rate", rate, number=True)
+NETWORK = ParsedType("cidr", network)
+# Not as a number: TOML parses 0o660 to 432, and the number 660 is another mode.
+MODE = ParsedType("mode", mode, hint='put its octal digits in quotes, as in "660"')
+WORKERS = ParsedType("n", lambda text: text if text == "auto" else count(text), number=True)
+DURATION = ParsedType("duration", duration, number=True)
+QUANTITY = ParsedType("n", quantity, number=True)
+PER_SECOND = ParsedType("rate", per_second, number=True)
+STAGE = ParsedType("dur:rate", stage)
+LIMIT = ParsedType("expr", limit)
+PERCENT = ParsedType("pct", percent, number=True)
+APP = ParsedType("module:name", str)
+HOST_NAME = ParsedType("name", host_name)
 FILE = FilePath(path_type=Path)
-FILE_NAME = FilePath()  # as text, for what writes it down
+FILE_NAME = FilePath()  # as text
 LOOP = click.Choice(["auto", "asyncio", "uvloop"])

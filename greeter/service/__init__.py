@@ -1,9 +1,10 @@
 """A process that serves: signals, reloads, workers, logging, metrics, systemd.
 
-The story, from the top: ``run_service`` (startup.py) decides which kind of process to be. One that serves
-by itself is in service.py; a parent of workers in parent.py, with its supervisor (workers.py), its children
-(child.py) and the channel between them (channel.py). Counters travel as snapshots (snapshot.py) to the
-metrics (metrics.py, httpd.py), lines to the log (logs.py), states to systemd (systemd.py).
+``run_service`` (startup.py) chooses the kind of process. service.py has what all kinds share, and the process
+that serves alone. multi_process.py has the parent of workers, supervisor.py keeps the workers running,
+worker_process.py is one worker as its parent sees it, and channel.py carries messages between the two.
+Counters travel as snapshots (snapshot.py) to the metrics (metrics.py, httpd.py), log lines go through
+logs.py, and systemd.py talks to systemd.
 
 Entry point: ``run_service`` (startup.py).
 

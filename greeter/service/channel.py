@@ -1,11 +1,13 @@
-"""The wire between a parent and a worker: lines of JSON over a socket pair, and the worker's end of it.
+"""Messages between a parent and a worker: JSON lines over a socket pair, and the worker's end of it.
 
-The law: nobody polls. Each side hears the other through its event loop, and the end of the stream is the
-death of the other side: a worker whose parent is gone is told to leave by the kernel, whatever the parent
-died of.
+A line is ``[name, value]``. The parent sends ``task`` (first, and once), ``report``, ``retire`` and ``stop``.
+The worker sends ``ready``, ``stats`` (for each ``report``, and before it exits) and ``failed``.
 
-A line is ``[name, value]``. The parent sends ``task`` (first, and once), ``report`` and ``retire``; the
-worker sends ``ready``, ``stats`` (for each ``report``, and before it leaves) and ``failed``.
+Invariants:
+
+- Neither side polls: the event loop reports messages and the end of the stream.
+- The end of the stream means that the other process is gone, for whatever reason. A worker whose parent is
+  gone drains and exits.
 """
 
 from __future__ import annotations
@@ -22,21 +24,24 @@ from greeter.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
 
-# Tells a worker that it is one: the descriptor of its channel, then those of the listening sockets.
-VARIABLE = "GREETER_WORKER"
-# A line longer than this is no message of ours.
-LINE_BYTES = 16 * 1024 * 1024
+# Set in the environment of a worker: the descriptor of its channel, then those of the listening sockets.
+WORKER_VARIABLE = "GREETER_WORKER"
+# A longer line is an error.
+MAX_LINE_BYTES = 16 * 1024 * 1024
 
 PARENT_GONE = "the parent process is gone"
-RETIRED = "retired"  # others serve on
-STOPPED = "stopped"  # nobody does
+RETIRED = "retired"  # other workers serve on
+STOPPED = "stopped"  # the whole service stops
 
 
 class Channel:
-    """One end of a socket pair. ``sock`` becomes the channel's.
+    """One end of a socket pair.
 
-    ``on_message`` gets each message, its name and its value. ``on_end`` is called once when no more will
-    come: with "" because the other side has closed or died, or with what was wrong with its last line.
+    Args:
+        sock: The socket, which the channel closes.
+        on_message: Called with the name and the value of each message.
+        on_end: Called once, at the end of the stream: with "" if the other side has closed it or died, or
+            with a description of its last line if that was not valid.
     """
 
     def __init__(
@@ -48,38 +53,43 @@ class Channel:
         self._on_end = on_end
         self._received = bytearray()
         self._unsent = bytearray()
-        self._loop: asyncio.AbstractEventLoop | None = None  # watches the socket
+        self._loop: asyncio.AbstractEventLoop | None = None  # the loop that watches the socket
         self._closed = False
 
     def open(self) -> None:
-        """Listen from now on, in the running loop."""
+        """Start receiving in the running event loop."""
         if not self._closed:
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._sock.fileno(), self.read)
-            self._send_on()
+            self._flush()
 
     def send(self, name: str, value: Any = None) -> None:
-        """Send at once, or as soon as the other side takes it; nobody is told if it is gone."""
+        """Send a message, now or when the socket accepts it. Does nothing if the other side is gone.
+
+        Args:
+            name: The name of the message.
+            value: A value that JSON can represent.
+        """
         if not self._closed:
             self._unsent += json.dumps([name, value]).encode() + b"\n"
-            self._send_on()
+            self._flush()
 
     def read(self) -> None:
-        """Take in whatever has come by now."""
+        """Receive what has arrived, without waiting."""
         while not self._closed:
             try:
                 data = self._sock.recv(65536)
             except BlockingIOError:
                 return
-            except OSError:  # ECONNRESET: it died without reading our last words
+            except OSError:  # ECONNRESET: the other side died with unread input
                 data = b""
             if not data:
                 self._end("")
                 return
-            self.take_in(data)
+            self.feed(data)
 
-    def take_in(self, data: bytes) -> None:
-        """Deal with ``data``, which came from the other side."""
+    def feed(self, data: bytes) -> None:
+        """Process received bytes."""
         self._received += data
         while not self._closed and (end := self._received.find(b"\n")) >= 0:
             line = bytes(self._received[:end])
@@ -87,14 +97,14 @@ class Channel:
             try:
                 name, value = json.loads(line)
             except (ValueError, TypeError, RecursionError):
-                self._end(f"sent what is no message: {line[:80]!r}")
+                self._end(f"sent an invalid message: {line[:80]!r}")
                 return
             self._on_message(name, value)
-        if len(self._received) > LINE_BYTES:
-            self._end(f"sent a line of more than {LINE_BYTES} bytes")
+        if len(self._received) > MAX_LINE_BYTES:
+            self._end(f"sent a line of more than {MAX_LINE_BYTES} bytes")
 
     def close(self) -> None:
-        """Neither hear nor say any more."""
+        """Close the socket. Later messages are neither received nor sent."""
         if not self._closed:
             self._closed = True
             if self._loop is not None:
@@ -102,39 +112,41 @@ class Channel:
                 self._loop.remove_writer(self._sock.fileno())
             self._sock.close()
 
-    def _end(self, why: str) -> None:
+    def _end(self, reason: str) -> None:
         self.close()
-        self._on_end(why)
+        self._on_end(reason)
 
-    def _send_on(self) -> None:
+    def _flush(self) -> None:
         try:
             while self._unsent:
                 del self._unsent[: self._sock.send(self._unsent)]
         except BlockingIOError:
             if self._loop is not None:
-                self._loop.add_writer(self._sock.fileno(), self._send_on)
+                self._loop.add_writer(self._sock.fileno(), self._flush)
             return
-        except OSError:  # EPIPE: it is gone, which read() will find
+        except OSError:  # EPIPE: the other side is gone, which read() reports
             self._unsent.clear()
         if self._loop is not None:
             self._loop.remove_writer(self._sock.fileno())
 
 
 class WorkerChannel:
-    """The worker's end, there before the event loop is.
+    """The worker's end of the channel. It exists before the event loop.
 
-    ``task`` is what the parent gave this worker to do, from JSON; ``endpoints`` are the listening sockets
-    that it inherited. Made by ``from_environment``; then, in the loop, ``open``, ``ready`` and at the end
-    ``close``; or ``failed``.
+    It is made by ``from_environment``. In the event loop, call ``open``, then ``ready`` and finally
+    ``close``; or ``failed`` if the worker cannot serve.
+
+    - ``task``: the task from the parent, as JSON has transmitted it.
+    - ``endpoints``: the inherited listening sockets.
     """
 
     def __init__(self, sock: socket.socket, endpoints: tuple[Endpoint, ...]) -> None:
         self.endpoints = endpoints
         self._stats: Callable[[], dict[str, Any]] | None = None
-        self._leave: asyncio.Future[str] | None = None
-        self._early = ""  # why to leave, if that is known before anybody waits for it
+        self._stop_reason: asyncio.Future[str] | None = None
+        self._early_reason = ""  # the reason, if it arrives before open()
         first = bytearray()
-        while b"\n" not in first:  # it was sent as we were started
+        while b"\n" not in first:  # the parent sends the task when it starts the worker
             data = sock.recv(65536)
             if not data:
                 sock.close()
@@ -143,16 +155,24 @@ class WorkerChannel:
         line, _, rest = first.partition(b"\n")
         self.task: Any = json.loads(line)[1]
         self._channel = Channel(sock, self._on_message, self._on_end)
-        self._channel.take_in(bytes(rest))
+        self._channel.feed(bytes(rest))
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> WorkerChannel | None:
-        """The channel of this process, or None if it is no worker.
+        """Take the channel of this process from its environment.
 
-        The variable is removed and close-on-exec is set, so that what this process starts is none either.
-        Raises ConfigError when the variable is not a parent's.
+        The variable is removed and close-on-exec is set, so that child processes are not taken for workers.
+
+        Args:
+            environ: The environment.
+
+        Returns:
+            The channel, or None if this process is not a worker.
+
+        Raises:
+            ConfigError: The variable was not set by a parent, or the parent is gone.
         """
-        text = environ.pop(VARIABLE, None)
+        text = environ.pop(WORKER_VARIABLE, None)
         if text is None:
             return None
         try:
@@ -161,31 +181,38 @@ class WorkerChannel:
                 os.set_inheritable(each, False)
             sock = socket.socket(fileno=fd)
         except (ValueError, OSError) as error:
-            raise ConfigError(f"{VARIABLE}={text[:80]!r} was not set by a parent of workers") from error
+            raise ConfigError(
+                f"{WORKER_VARIABLE}={text[:80]!r} was not set by a parent of workers"
+            ) from error
         return cls(sock, tuple(map(Endpoint.inherited, listening)))
 
     def open(self, stats: Callable[[], dict[str, Any]]) -> asyncio.Future[str]:
-        """A future of the reason to leave: RETIRED, STOPPED, or PARENT_GONE.
+        """Start receiving in the running event loop.
 
-        ``stats`` is called for each report that the parent wants.
+        Args:
+            stats: Returns the current counters; called for each report.
+
+        Returns:
+            A future of the reason to stop: RETIRED, STOPPED, PARENT_GONE, or a description of an invalid
+            message.
         """
         self._stats = stats
-        self._leave = asyncio.get_running_loop().create_future()
-        if self._early:
-            self._leave.set_result(self._early)
+        self._stop_reason = asyncio.get_running_loop().create_future()
+        if self._early_reason:
+            self._stop_reason.set_result(self._early_reason)
         self._channel.open()
-        return self._leave
+        return self._stop_reason
 
     def ready(self) -> None:
-        """This worker serves."""
+        """Tell the parent that this worker serves."""
         self._channel.send("ready", os.getpid())
 
     def failed(self, message: str) -> None:
-        """This worker cannot serve, and why; it leaves then."""
+        """Tell the parent why this worker cannot serve. The worker must exit afterwards."""
         self._channel.send("failed", message)
 
     def close(self) -> None:
-        """Report for the last time, and say no more."""
+        """Send the last report and close the channel."""
         self._report()
         self._channel.close()
 
@@ -197,15 +224,15 @@ class WorkerChannel:
         if name == "report":
             self._report()
         elif name == "retire":
-            self._go(RETIRED)
+            self._request_stop(RETIRED)
         elif name == "stop":
-            self._go(STOPPED)
+            self._request_stop(STOPPED)
 
-    def _on_end(self, why: str) -> None:
-        self._go(PARENT_GONE if not why else f"the parent process {why}")
+    def _on_end(self, reason: str) -> None:
+        self._request_stop(PARENT_GONE if not reason else f"the parent process {reason}")
 
-    def _go(self, why: str) -> None:
-        if self._leave is None:
-            self._early = self._early or why
-        elif not self._leave.done():
-            self._leave.set_result(why)
+    def _request_stop(self, reason: str) -> None:
+        if self._stop_reason is None:
+            self._early_reason = self._early_reason or reason
+        elif not self._stop_reason.done():
+            self._stop_reason.set_result(reason)

@@ -6,8 +6,8 @@ Invariants:
 
 - A connection is aborted after EXCHANGE_SECONDS, whatever state it is in.
 - A request head has at most REQUEST_BYTES. What follows it is discarded, up to EXCESS_BYTES.
-- When more than CONNECTIONS are open, the oldest is aborted: a client that never finishes cannot keep
-  others out.
+- When more than MAX_CONNECTIONS are open, the oldest is aborted: a client that never finishes cannot block
+  others.
 - The server half-closes after the response and reads to the client's end of stream: a close with unread
   input would reset the connection and could destroy the response (RFC 9112, 9.6).
 - Nothing runs while no client is connected.
@@ -41,9 +41,9 @@ logger = logging.getLogger("greeter")
 EXCHANGE_SECONDS = 5.0
 REQUEST_BYTES = 8192
 EXCESS_BYTES = 65536
-CONNECTIONS = 8
+MAX_CONNECTIONS = 8
 BACKLOG = 64  # connections that the kernel queues beyond that
-ACCEPT_BATCH = 1  # connections that asyncio accepts per wake-up, so that CONNECTIONS holds after each
+ACCEPT_BATCH = 1  # connections that asyncio accepts per wake-up, so that the limit holds after each
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -110,7 +110,7 @@ class HTTPServer:
 
     @property
     def address(self) -> str:
-        """Where it listens, with the real port."""
+        """The address that it listens on, with the actual port."""
         return self._listeners[0].address
 
     async def _start(self) -> None:
@@ -136,17 +136,17 @@ class HTTPServer:
         """Wait until the server and every connection are closed."""
         await self._idle.wait()
 
-    def opened(self, connection: _HTTPConnection) -> None:
-        """Count a connection, and abort the oldest if there are too many."""
+    def on_opened(self, connection: _HTTPConnection) -> None:
+        """Add a connection, and abort the oldest if there are too many."""
         self._connections[connection] = None
         active = [each for each in self._connections if not each.closing]
         if self._closed:  # since the connection was accepted
             connection.abort()
-        elif len(active) > CONNECTIONS:
+        elif len(active) > MAX_CONNECTIONS:
             active[0].abort()
 
-    def lost(self, connection: _HTTPConnection) -> None:
-        """Forget a connection that is closed."""
+    def on_closed(self, connection: _HTTPConnection) -> None:
+        """Remove a connection that is closed."""
         del self._connections[connection]
         self._check_idle()
 
@@ -181,7 +181,7 @@ class _HTTPConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._timer = asyncio.get_running_loop().call_later(EXCHANGE_SECONDS, self.abort)
-        self._server.opened(self)
+        self._server.on_opened(self)
 
     def data_received(self, data: bytes) -> None:
         # h11 limits an incomplete head only, so a longer one must not reach it complete. It refuses
@@ -209,7 +209,7 @@ class _HTTPConnection(asyncio.Protocol):
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
-        self._server.lost(self)
+        self._server.on_closed(self)
 
     def _handle(self, request: h11.Request) -> None:
         self._head_only = request.method == b"HEAD"
@@ -228,7 +228,7 @@ class _HTTPConnection(asyncio.Protocol):
         try:
             response = await handler()
         except Exception as error:
-            text = "cannot answer a request for %s: %s: %s"
+            text = "cannot respond to a request for %s: %s: %s"
             logger.error(text, path, type(error).__name__, error, extra={"event": "metrics"})
             self._send_status(HTTPStatus.INTERNAL_SERVER_ERROR)
         else:

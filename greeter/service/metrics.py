@@ -1,7 +1,9 @@
-"""``--metrics HOST:PORT``: a Snapshot as Prometheus text, and where scrapers get it.
+"""``--metrics ENDPOINT``: serve a Snapshot as Prometheus text over HTTP.
 
-The law: a number is made by the server or not at all. Nothing is counted, kept or measured for the metrics
-alone; a scrape reads what is there, and costs nothing until it comes.
+Invariants:
+
+- The metrics show the counters of the server. Nothing is counted, stored or measured for them alone.
+- Without a scrape, they cost nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from greeter.core.endpoint import Endpoint
 
-# The text format's own version, not ours.
+# The version is that of the text format.
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 Collect: TypeAlias = Callable[[], Awaitable[Snapshot]]
@@ -51,7 +53,7 @@ async def serve_metrics(
         MissingExtra: prometheus-client is not installed. (Importing this module raises it without h11.)
         ListenFailed: ``endpoint`` cannot be listened on.
     """
-    render(Snapshot())  # raises MissingExtra now rather than at the first scrape, and loads the library
+    render(Snapshot())  # load prometheus-client now, and raise MissingExtra now, not at the first scrape
 
     async def metrics() -> Response:
         return Response(EXPOSITION, render(await collect()))
@@ -65,19 +67,29 @@ async def serve_metrics(
 
 
 def render(snapshot: Snapshot) -> bytes:
-    """``snapshot`` in the Prometheus text format 0.0.4. Raises MissingExtra without prometheus-client."""
+    """Render a snapshot in the Prometheus text format 0.0.4.
+
+    Args:
+        snapshot: The counters.
+
+    Returns:
+        The text, encoded.
+
+    Raises:
+        MissingExtra: prometheus-client is not installed.
+    """
     try:
         from prometheus_client import CollectorRegistry, generate_latest
         from prometheus_client.registry import Collector
     except ImportError:
         raise MissingExtra("--metrics", "metrics") from None
 
-    class Counted(Collector):
+    class SnapshotCollector(Collector):
         def collect(self) -> Iterator[Metric]:
             return _metrics(snapshot)
 
     registry = CollectorRegistry()
-    registry.register(Counted())
+    registry.register(SnapshotCollector())
     return generate_latest(registry)
 
 

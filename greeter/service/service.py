@@ -1,8 +1,11 @@
-"""``greeter serve``: the life of a process that serves, from its options to its exit code.
+"""``greeter serve``: the life of a serving process, from its options to its exit code.
 
-The law: the first SIGTERM or SIGINT closes the door in order and finishes with everybody inside; the
-second one ends the process at once. SIGHUP brings a checked configuration into force or leaves the old
-one. Whatever the log was told is written before the process ends.
+Invariants:
+
+- The first SIGTERM or SIGINT starts a drain: no new clients, open connections finish. The second one ends
+  the process at once.
+- SIGHUP applies a new configuration completely, or keeps the old one and logs why.
+- Every log line is written before the process ends.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from greeter.config.options import ServeOptions
-from greeter.config.prepare import Prepared, need_restart, prepare
+from greeter.config.server_config import ServerConfig, load_server_config, restart_required
 from greeter.errors import GreeterError
 from greeter.server import Server, serve
 from greeter.service.channel import STOPPED
@@ -38,25 +41,30 @@ logger = logging.getLogger("greeter")
 Reread = Callable[[], ServeOptions]
 
 
-class Process(ABC):
-    """What the process that was started does, whether it serves itself or has workers for that.
+class ServiceProcess(ABC):
+    """The main process: what it does whether it serves itself or through workers.
 
-    ``options`` and what is ``prepared`` from them; ``endpoints`` to listen on; ``reread`` gives the options
-    anew, for a reload; ``log`` and ``notifier`` are told what happens.
+    Args:
+        options: The options of ``greeter serve``.
+        config: The configuration made from ``options``.
+        endpoints: Where to listen.
+        reread: Returns the options anew, for a reload; raises ConfigError.
+        log: The log of the process.
+        notifier: Reports the state of the service to systemd.
     """
 
     def __init__(
         self,
         *,
         options: ServeOptions,
-        prepared: Prepared,
+        config: ServerConfig,
         endpoints: tuple[Endpoint, ...],
         reread: Reread,
         log: LogStream,
         notifier: Notifier,
     ) -> None:
         self.options = options
-        self.prepared = prepared
+        self.config = config
         self.endpoints = endpoints
         self.log = log
         self.notifier = notifier
@@ -67,41 +75,50 @@ class Process(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Begin to serve. Raises GreeterError, and nothing is left then."""
+        """Start serving. Raises GreeterError, after releasing everything that was opened."""
 
     @abstractmethod
     async def stop(self) -> None:
-        """Close the door in order and finish with everybody."""
+        """Drain: accept no new clients and finish the open connections."""
 
     @abstractmethod
     def reload(self) -> None:
-        """Bring a new configuration into force, or keep the old one and say why."""
+        """Apply a new configuration, or keep the old one and log why."""
 
     @abstractmethod
     async def snapshot(self) -> Snapshot:
-        """What has been counted by now."""
+        """Return the current counters."""
 
     @abstractmethod
     def announce(self) -> None:
         """Write the start lines."""
 
     @abstractmethod
-    def look_after(self) -> None:
-        """See to whom the watchdog of systemd does not see; called each time that it is told we are alive."""
+    def check_workers(self) -> None:
+        """Kill unresponsive workers. Called at each watchdog notification, which covers this process only."""
 
     @property
     @abstractmethod
     def addresses(self) -> tuple[str, ...]:
-        """Where it listens."""
+        """The addresses that the service listens on."""
 
     @abstractmethod
-    def leave_at_once(self) -> None:
-        """The process ends now; nobody else must stay."""
+    def kill_workers(self) -> None:
+        """Kill all workers, because this process exits at once."""
 
     async def run(self) -> int:
-        """Serve until a stop signal; returns the exit code. Signals count from the beginning: one that comes
-        while workers start waits until they serve, so that whoever is in the queue by then is greeted."""
-        signals = self._listen_to_signals()
+        """Serve until a stop signal.
+
+        Signals received during startup take effect once the service is ready, so that the clients that are
+        in the accept queue by then are greeted.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            GreeterError: The service cannot start.
+        """
+        signals = self._install_signal_handlers()
         await self.start()
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             logger.warning(
@@ -111,7 +128,7 @@ class Process(ABC):
             await self._serve_metrics(signals.stop)
             self.announce()
             self.notifier.ready(self.status())
-            self._pet_watchdog()
+            self._notify_watchdog()
             signals.service_started()
             name = await signals.stop
             self.notifier.stopping()
@@ -123,10 +140,14 @@ class Process(ABC):
                     extra={"event": "stop_delay", "reason": name},
                 )
                 await asyncio.sleep(self.options.stop_delay)
-            logger.info("%s: closing the door", name, extra={"event": "stopping", "reason": name})
+            logger.info(
+                "%s: stopping: no new clients, finishing open connections",
+                name,
+                extra={"event": "stopping", "reason": name},
+            )
         finally:
             await self.stop()
-        _report(await self.snapshot())
+        _log_totals(await self.snapshot())
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._metrics is not None:
@@ -136,21 +157,21 @@ class Process(ABC):
         return 0
 
     def status(self) -> str:
-        """For ``systemctl status``."""
+        """Return the line for ``systemctl status``."""
         return f"serving on {', '.join(self.addresses)}"
 
-    def reread(self) -> tuple[ServeOptions, Prepared]:
-        """The options as they are now, checked. Raises ConfigError."""
+    def reread(self) -> tuple[ServeOptions, ServerConfig]:
+        """Return the current options and their configuration. Raises ConfigError."""
         new = self._reread()
-        return new, prepare(new)
+        return new, load_server_config(new)
 
     def reload_done(self) -> None:
-        """Count and log it."""
+        """Count and log a reload that succeeded."""
         self.reloads["ok"] += 1
         logger.info("Reloaded", extra={"event": "reload"})
 
     def reload_failed(self, error: Exception) -> None:
-        """Count and log it."""
+        """Count and log a reload that failed."""
         self.reloads["failed"] += 1
         logger.error("reload failed, the old configuration stays: %s", error, extra={"event": "reload"})
 
@@ -163,29 +184,29 @@ class Process(ABC):
             )
             logger.info("Metrics on %s", self._metrics.address, extra={"event": "metrics"})
 
-    def _pet_watchdog(self) -> None:
+    def _notify_watchdog(self) -> None:
         if (interval := self.notifier.watchdog_interval) is not None:
             self.notifier.watchdog()
-            self.look_after()
-            self._watchdog = asyncio.get_running_loop().call_later(interval, self._pet_watchdog)
+            self.check_workers()
+            self._watchdog = asyncio.get_running_loop().call_later(interval, self._notify_watchdog)
 
-    def _listen_to_signals(self) -> Signals:
-        def leave(name: str) -> None:
-            logger.warning("%s again: leaving at once", name, extra={"event": "killed", "reason": name})
+    def _install_signal_handlers(self) -> Signals:
+        def exit_now(name: str) -> None:
+            logger.warning("%s again: exiting at once", name, extra={"event": "killed", "reason": name})
             self.log.flush()
-            self.leave_at_once()
+            self.kill_workers()
             os._exit(interrupt.INTERRUPTED)
 
-        return Signals(self.reload, leave)
+        return Signals(self.reload, exit_now)
 
 
-class Single(Process):
-    """One process that serves by itself."""
+class SingleProcess(ServiceProcess):
+    """A single process that accepts and greets."""
 
     server: Server
 
     async def start(self) -> None:
-        self.server = await start_server(self.options, self.prepared, self.endpoints, self.log)
+        self.server = await start_server(self.options, self.config, self.endpoints, self.log)
 
     async def stop(self) -> None:
         await self.server.drain()
@@ -201,69 +222,92 @@ class Single(Process):
         return Snapshot.of(
             self.server.stats,
             reloads=dict(self.reloads),
-            certificate_expiry=self.prepared.certificate_expiry,
+            certificate_expiry=self.config.certificate_expiry,
         )
 
     def reload(self) -> None:
         self.notifier.reloading()
         try:
-            new, prepared = self.reread()
-            self.server.update(greeting=prepared.greeting, limits=prepared.limits, tls=prepared.tls)
+            new, config = self.reread()
+            self.server.update(greeting=config.greeting, limits=config.limits, tls=config.tls)
         except GreeterError as error:
             self.reload_failed(error)
         else:
-            warn_of_restart(self.options, new, workers=False)
-            if prepared.tls is None:  # what is served until the restart still has its certificate
-                was = self.prepared
-                prepared = replace(prepared, tls=was.tls, certificate_expiry=was.certificate_expiry)
-            self.prepared = prepared
+            warn_restart_required(self.options, new, workers=False)
+            if config.tls is None:  # TLS cannot be turned off: keep serving the old certificate
+                old = self.config
+                config = replace(config, tls=old.tls, certificate_expiry=old.certificate_expiry)
+            self.config = config
             self.reload_done()
         self.notifier.ready(self.status())
 
-    def look_after(self) -> None:
+    def check_workers(self) -> None:
         pass
 
-    def leave_at_once(self) -> None:
+    def kill_workers(self) -> None:
         pass
 
 
 async def serve_as_worker(
-    channel: WorkerChannel, options: ServeOptions, prepared: Prepared, log: LogStream
+    channel: WorkerChannel, options: ServeOptions, config: ServerConfig, log: LogStream
 ) -> int:
-    """Serve the sockets of a parent until it says that it is enough, or is gone."""
+    """Serve inherited sockets as a worker, until the parent retires it or is gone.
+
+    Args:
+        channel: The channel to the parent.
+        options: The options of this worker.
+        config: The configuration made from ``options``.
+        log: The log of this process.
+
+    Returns:
+        The exit code: 0, or 1 if the server could not start, which is also sent to the parent.
+    """
     try:
-        server = await start_server(options, prepared, channel.endpoints, log)
+        server = await start_server(options, config, channel.endpoints, log)
     except GreeterError as error:
         channel.failed(str(error))
         return 1
-    leave = channel.open(lambda: Snapshot.of(server.stats).to_json())
+    stop_reason = channel.open(lambda: Snapshot.of(server.stats).to_json())
     loop = asyncio.get_running_loop()
-    # A terminal and a process manager signal the whole group; here it is the parent that decides.
+    # Ignore what a terminal or a process manager sends to the whole group: the parent decides.
     for number in (signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, lambda: None)
-    told = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, told.set)
-    leave.add_done_callback(lambda _: told.set())
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    stop_reason.add_done_callback(lambda _: stop.set())
     channel.ready()
-    await told.wait()
-    await server.drain(last=leave.done() and leave.result() == STOPPED)
+    await stop.wait()
+    await server.drain(last=stop_reason.done() and stop_reason.result() == STOPPED)
     channel.close()
     return 0
 
 
 async def start_server(
-    options: ServeOptions, prepared: Prepared, endpoints: tuple[Endpoint, ...], log: LogStream
+    options: ServeOptions, config: ServerConfig, endpoints: tuple[Endpoint, ...], log: LogStream
 ) -> Server:
-    """The Server that the options describe."""
+    """Start the server that the options describe.
+
+    Args:
+        options: The options of this process.
+        config: The configuration made from ``options``.
+        endpoints: Where to listen.
+        log: The log, which is also the access log.
+
+    Returns:
+        The running server.
+
+    Raises:
+        GreeterError: It cannot start.
+    """
     return await serve(
-        prepared.greeting,
+        config.greeting,
         listen=endpoints,
         accept=options.accept,
         backlog=options.backlog,
         unix_mode=options.unix_mode,
-        limits=prepared.limits,
-        ssl=prepared.tls,
-        proxy_from=prepared.proxy_from,
+        limits=config.limits,
+        ssl=config.tls,
+        proxy_from=config.proxy_from,
         greet_timeout=options.greet_timeout,
         linger_timeout=options.linger_timeout,
         drain_timeout=options.drain_timeout,
@@ -272,23 +316,30 @@ async def start_server(
 
 
 def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1) -> None:
-    """The start lines, one for each endpoint."""
+    """Log the start lines, one for each address.
+
+    Args:
+        addresses: The addresses that the service listens on.
+        loop: The name of the event loop.
+        path: The name of the accept path.
+        workers: The number of processes that serve.
+    """
     processes = f", {workers} workers" if workers > 1 else ""
     for address in addresses:
         fields = {"event": "listening", "address": address, "loop": loop, "path": path, "workers": workers}
         logger.info("Listening on %s (%s, %s%s)", address, loop, path, processes, extra=fields)
 
 
-def warn_of_restart(old: ServeOptions, new: ServeOptions, *, workers: bool) -> None:
-    """Name what a reload cannot change."""
-    for flag in need_restart(old, new, workers=workers):
+def warn_restart_required(old: ServeOptions, new: ServeOptions, *, workers: bool) -> None:
+    """Log the options whose change a reload does not apply. Arguments as for ``restart_required``."""
+    for flag in restart_required(old, new, workers=workers):
         logger.warning(
             "%s has changed, which takes effect with a restart", flag, extra={"event": "restart_needed"}
         )
 
 
-def _report(total: Snapshot) -> None:
-    """The last line."""
+def _log_totals(total: Snapshot) -> None:
+    """Log the last line: the counters of the whole run."""
     rejected = sum(total.rejected.values())
     logger.info(
         "Stopped: %d greeted of %d accepted, %d failed%s",

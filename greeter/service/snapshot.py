@@ -1,8 +1,10 @@
-"""What a process has counted, as one value that adds up, travels between processes and can be shown.
+"""The counters of a process as one value: it can be added, sent between processes, and rendered.
 
-The law: a counter never goes back, whatever becomes of the process that counted. So what a process had
-counted when it ended stays in the sum; what it had open does not. What a killed process counted after its
-last report is lost.
+Invariants:
+
+- A counter in a sum never decreases. The counters of a process that has exited stay in the sum; its gauges
+  are removed.
+- What a killed process counted after its last report is lost.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The counters of one process or of several, all plain integers.
+    """The counters of one process, or the sum over several.
 
     ``accepted``, ``greeted``, ``bytes_sent``, ``linger_timeouts``, ``accept_errors``, ``failed``,
-    ``rejected``, ``open`` and ``lingering`` are those of ServerStats. ``greeting_time``: from accept until
-    the kernel had the whole greeting. ``drains``: times that a server closed its door and finished with
-    everybody inside. ``reloads``: by result. ``worker_restarts``: workers that died and were replaced.
-    ``certificate_expiry``: seconds since the epoch, None without TLS; of several, the earliest.
+    ``rejected``, ``open`` and ``lingering`` are those of ServerStats.
+
+    - ``greeting_time``: times from accept until the kernel had the whole greeting.
+    - ``drains``: completed drains.
+    - ``reloads``: reloads of the configuration, by result.
+    - ``worker_restarts``: workers that died and were replaced.
+    - ``certificate_expiry``: seconds since the epoch, None without TLS; in a sum, the earliest.
     """
 
     accepted: int = 0
@@ -38,14 +43,22 @@ class Snapshot:
     rejected: dict[str, int] = field(default_factory=dict)
     reloads: dict[str, int] = field(default_factory=dict)
     greeting_time: LatencyHistogram = field(default_factory=LatencyHistogram)
-    # how it is now
+    # Gauges.
     open: int = 0
     lingering: int = 0
     certificate_expiry: float | None = None
 
     @classmethod
     def of(cls, stats: object, **more: Any) -> Snapshot:
-        """A copy of what ``stats`` counts under the names of our fields, and ``more`` of them."""
+        """Copy counters.
+
+        Args:
+            stats: An object with attributes that are named as fields of Snapshot. Others are ignored.
+            more: Further fields, which take precedence.
+
+        Returns:
+            The snapshot, which later changes of ``stats`` do not affect.
+        """
         names = (each.name for each in fields(cls) if each.name not in more and hasattr(stats, each.name))
         return cls(**more, **{name: _copy(getattr(stats, name)) for name in names})
 
@@ -53,20 +66,26 @@ class Snapshot:
         names = {each.name for each in fields(self)} - {"certificate_expiry"}
         expiries = [e for e in (self.certificate_expiry, other.certificate_expiry) if e is not None]
         return Snapshot(
-            **{name: _sum(getattr(self, name), getattr(other, name)) for name in names},
+            **{name: _add(getattr(self, name), getattr(other, name)) for name in names},
             certificate_expiry=min(expiries, default=None),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What ``from_json`` takes: numbers, lists and dictionaries."""
+        """Return the fields as numbers, lists and dictionaries, for ``from_json``."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Snapshot:
-        """Read what another process sent.
+        """Make a snapshot from what another process has sent.
 
-        It may be of another version, after an upgrade and a reload: names that we do not know are left
-        out, and so are times in other buckets than ours.
+        After an upgrade and a reload, that process may run another version: unknown names and times in
+        other buckets are left out.
+
+        Args:
+            found: What ``to_json`` returned there.
+
+        Returns:
+            The snapshot.
         """
         known = {each.name: found[each.name] for each in fields(cls) if each.name in found}
         if times := known.pop("greeting_time", None):
@@ -76,25 +95,25 @@ class Snapshot:
         return cls(**known)
 
 
-class Totals:
-    """The sum over processes that come and go; no counter of it ever goes back."""
+class AggregateStats:
+    """The sum over processes that start and exit. No counter of it decreases."""
 
     def __init__(self) -> None:
-        self._left = Snapshot()
-        self._here: dict[object, Snapshot] = {}
+        self._retired = Snapshot()
+        self._current: dict[object, Snapshot] = {}
 
     def update(self, process: object, snapshot: Snapshot) -> None:
-        """The latest from ``process``; it takes the place of what that process said before."""
-        self._here[process] = snapshot
+        """Set the latest snapshot of a process, identified by ``process``."""
+        self._current[process] = snapshot
 
     def retire(self, process: object) -> None:
-        """``process`` has ended: its counters stay, its gauges go."""
-        if (last := self._here.pop(process, None)) is not None:
-            self._left += replace(last, open=0, lingering=0, certificate_expiry=None)
+        """Keep the counters of a process that has exited, and remove its gauges."""
+        if (last := self._current.pop(process, None)) is not None:
+            self._retired += replace(last, open=0, lingering=0, certificate_expiry=None)
 
     def total(self) -> Snapshot:
-        """Everybody who is here, and everybody who was."""
-        return sum(self._here.values(), start=self._left)
+        """Return the sum over all processes, running and exited."""
+        return sum(self._current.values(), start=self._retired)
 
 
 def _copy(value: Any) -> Any:
@@ -103,7 +122,7 @@ def _copy(value: Any) -> Any:
     return value + LatencyHistogram() if isinstance(value, LatencyHistogram) else value
 
 
-def _sum(mine: Any, theirs: Any) -> Any:
+def _add(mine: Any, theirs: Any) -> Any:
     if isinstance(mine, dict):
         return {name: mine.get(name, 0) + theirs.get(name, 0) for name in {**mine, **theirs}}
     return mine + theirs

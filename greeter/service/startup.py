@@ -1,7 +1,9 @@
-"""From the options of ``greeter serve`` to the kind of process that serves them.
+"""Start the process that ``greeter serve`` asks for: a single process, a parent of workers, or a worker.
 
-The law: what can be wrong is found before the first socket is opened, and what a parent, systemd or a
-shell has handed over is taken once, here.
+Invariants:
+
+- A wrong configuration is reported before the first socket is opened.
+- What a parent process, systemd or a shell passes to this process is read once, here.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from greeter.config.prepare import prepare
+from greeter.config.server_config import load_server_config
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
 from greeter.service.channel import WorkerChannel
 from greeter.service.logs import LogStream
-from greeter.service.service import Process, Reread, Single, serve_as_worker
+from greeter.service.service import Reread, ServiceProcess, SingleProcess, serve_as_worker
 from greeter.service.systemd import Notifier, listen_fds
 from greeter.system.fdlimit import raise_fd_limit
 from greeter.system.loops import run
@@ -32,54 +34,63 @@ logger = logging.getLogger("greeter")
 
 
 def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ()) -> int:
-    """Serve until a signal says stop; returns the exit code. Raises GreeterError when it cannot start.
+    """Serve until a stop signal.
 
-    ``reread`` gives the options anew, from the same command line and environment, for a reload; it raises
-    ConfigError. ``argv`` is that command line, for workers.
+    Args:
+        options: The options of ``greeter serve``.
+        reread: Returns the options anew, from the same command line and environment, for a reload; raises
+            ConfigError.
+        argv: That command line, with which workers are started.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        GreeterError: The service cannot start.
     """
     channel = WorkerChannel.from_environment()
     files = contextlib.ExitStack()
     if channel is not None:
-        from greeter.service.parent import unpacked
+        from greeter.service.multi_process import unpacked_options
 
-        options = files.enter_context(unpacked(channel.task))
+        options = files.enter_context(unpacked_options(channel.task))
     with _logging(options) as log:
         with files:
-            prepared = prepare(options)
+            config = load_server_config(options)
         raise_fd_limit()
         if channel is not None:
-            code = run(serve_as_worker(channel, options, prepared, log), options.loop)
+            code = run(serve_as_worker(channel, options, config, log), options.loop)
         else:
             inherited = tuple(map(Endpoint.inherited, listen_fds()))
-            count = _cores() if options.workers == "auto" else options.workers
-            process = _kind(argv, count)(
+            count = _usable_cores() if options.workers == "auto" else options.workers
+            process = _process_factory(argv, count)(
                 options=options,
-                prepared=prepared,
+                config=config,
                 endpoints=options.listen or inherited or (Endpoint.parse(DEFAULT_ENDPOINT),),
                 reread=reread,
                 log=log,
                 notifier=Notifier.from_environment(),
             )
             code = run(process.run(), options.loop)
-        _leave_no_thread_behind(log, code)
+        _exit_despite_stuck_threads(log, code)
         return code
 
 
-def _kind(argv: Sequence[str], workers: int) -> Callable[..., Process]:
+def _process_factory(argv: Sequence[str], workers: int) -> Callable[..., ServiceProcess]:
     if workers == 1:
-        return Single
-    from greeter.service.parent import Parent  # not in every worker
+        return SingleProcess
+    from greeter.service.multi_process import MultiProcess  # not loaded in every worker
 
-    return functools.partial(Parent, argv, workers)
+    return functools.partial(MultiProcess, argv, workers)
 
 
 @contextlib.contextmanager
 def _logging(options: ServeOptions) -> Iterator[LogStream]:
-    """The log of a service, on stderr."""
-    # Without a stderr (2>&-), Python has none either, and its number may belong to a socket by now.
+    """Install the log of a service on stderr, and remove it afterwards."""
+    # If stderr is closed (2>&-), descriptor 2 may belong to a socket by now.
     fd = sys.stderr.fileno() if sys.stderr is not None else os.open(os.devnull, os.O_WRONLY)
     log = LogStream(fd, options.log_format, options.log_level.upper())
-    before = logger.level
+    old_level = logger.level
     logging.getLogger().addHandler(log)
     logger.setLevel(options.log_level.upper())
     try:
@@ -87,18 +98,18 @@ def _logging(options: ServeOptions) -> Iterator[LogStream]:
     finally:
         log.flush()
         logging.getLogger().removeHandler(log)
-        logger.setLevel(before)
+        logger.setLevel(old_level)
 
 
-def _cores() -> int:
-    """How many cores we may use."""
+def _usable_cores() -> int:
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _leave_no_thread_behind(log: LogStream, code: int) -> None:
-    """A sync greeting that never returns holds a thread, and Python would wait for it for ever."""
+def _exit_despite_stuck_threads(log: LogStream, code: int) -> None:
+    """Exit now if a sync greeting callable never returns: Python would wait for its thread forever."""
     stuck = [thread for thread in threading.enumerate() if thread.name.startswith("greeter-callable")]
     for thread in stuck:
         thread.join(0.1)

@@ -1,7 +1,6 @@
-"""The command line: what it prints, where, with which exit code, and that nobody sees a traceback.
+"""The commands: their output, exit codes and error lines, and no traceback.
 
-Most of it runs ``cli.run`` in this process; what concerns descriptors, signals and the interpreter's own
-start and end runs in a process of its own.
+Most tests run ``cli.run`` in this process. Tests of descriptors, signals, startup and exit run a process.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Any]:
 
 def process(*args: str, **options: Any) -> subprocess.CompletedProcess[Any]:
     """Run a command that ends by itself, in its own process."""
-    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # the ordinary case, in which an exit flushes
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # stdout is buffered, as usual, and flushed at exit
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     options = {**pipes, "text": True, "env": buffered, **options}
     command = [sys.executable, "-m", "greeter", *args]
@@ -67,8 +66,8 @@ def process(*args: str, **options: Any) -> subprocess.CompletedProcess[Any]:
 
 
 @contextlib.contextmanager
-def says(*greetings: bytes) -> Iterator[str]:
-    """A blocking server that says each of ``greetings`` to one client; its address."""
+def serving(*greetings: bytes) -> Iterator[str]:
+    """A blocking server that sends each of ``greetings`` to one client; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
 
         def serve() -> None:
@@ -84,15 +83,15 @@ def says(*greetings: bytes) -> Iterator[str]:
 
 
 @pytest.fixture
-def taken() -> Iterator[str]:
-    """An address that somebody else listens on."""
+def in_use() -> Iterator[str]:
+    """An address that is in use."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield f"127.0.0.1:{sock.getsockname()[1]}"
 
 
 @pytest.fixture
 def refused() -> Iterator[str]:
-    """An address that nobody listens on, and nobody will while the test runs."""
+    """An address without a listener, reserved while the test runs."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{sock.getsockname()[1]}"
@@ -114,17 +113,17 @@ def test_help_goes_to_stdout(run: Any, args: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["greet", "load"])
-def test_help_says_what_a_target_looks_like(run: Any, name: str) -> None:
+def test_help_shows_the_forms_of_a_target(run: Any, name: str) -> None:
     assert "HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name" in " ".join(
         run(name, "--help")[1].split()
     )
 
 
-def test_help_says_what_an_app_looks_like(run: Any) -> None:
+def test_help_shows_the_form_of_an_app(run: Any) -> None:
     assert "--app MODULE:NAME " in run("serve", "--help")[1]
 
 
-def test_no_command_is_a_usage_error_that_helps(run: Any) -> None:
+def test_no_command_is_a_usage_error_with_help(run: Any) -> None:
     code, out, err = run()
     assert code in (2, 0)  # 0 before click 8.2
     assert "Usage: greeter " in out + err
@@ -151,8 +150,8 @@ def test_help_of_the_commands_is_whole_sentences(run: Any, monkeypatch: pytest.M
 
 
 HEADINGS = (
-    "Where",
-    "What to say",
+    "Listening",
+    "Greeting",
     "Limits",
     "Timeouts",
     "TLS",
@@ -171,7 +170,7 @@ def test_help_of_serve_is_grouped_and_ends_with_examples_and_exit_codes(run: Any
     examples, codes = shown.split("  Examples:\n")[1].split("\n\n")
     lines = [line.strip() for line in examples.splitlines()]
     assert len(lines) == 2
-    for line in lines:  # they parse, and serve what they say
+    for line in lines:  # each example must parse
         command, *args = shlex.split(line.removeprefix("greeter "))
         with cli.cli.commands[command].make_context(command, args):
             pass
@@ -200,8 +199,8 @@ def test_help_of_an_option_is_a_line() -> None:
 
 
 def test_the_shell_can_complete_commands_and_options() -> None:
-    def completed(words: str, index: int) -> list[str]:
-        env = {**os.environ, "_GREETER_COMPLETE": "bash_complete", "COMP_WORDS": words}
+    def completed(args: str, index: int) -> list[str]:
+        env = {**os.environ, "_GREETER_COMPLETE": "bash_complete", "COMP_WORDS": args}
         done = process(env={**env, "COMP_CWORD": str(index)})
         assert (done.returncode, done.stderr) == (0, "")
         return str(done.stdout).split()
@@ -212,7 +211,7 @@ def test_the_shell_can_complete_commands_and_options() -> None:
 
 
 @pytest.mark.parametrize("start", [[sys.executable, "-m", "greeter"], ["greeter"]])
-def test_both_ways_to_start_it(start: list[str]) -> None:
+def test_module_and_console_script_are_equivalent(start: list[str]) -> None:
     command = shutil.which(start[0], path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if command is None:
         pytest.skip("the console script is not installed")
@@ -220,7 +219,7 @@ def test_both_ways_to_start_it(start: list[str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"greeter {greeter.__version__}\n", "")
 
 
-def test_it_can_be_started_by_its_path_without_being_installed(tmp_path: Path) -> None:
+def test_it_starts_by_its_path_without_installation(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout" / "greeter"
     shutil.copytree(ROOT / "greeter", checkout, ignore=shutil.ignore_patterns("__pycache__"))
     with (checkout / "__init__.py").open("a") as file:
@@ -233,8 +232,8 @@ def test_it_can_be_started_by_its_path_without_being_installed(tmp_path: Path) -
 # -- bad input -------------------------------------------------------------------------------------------
 
 
-def complaint(result: tuple[int, str, str]) -> tuple[int, str]:
-    """The exit code and the one line of a command that failed."""
+def error_of(result: tuple[int, str, str]) -> tuple[int, str]:
+    """The exit code and the error line of a command that failed."""
     code, out, err = result
     assert out == ""
     (line,) = err.splitlines()
@@ -267,7 +266,7 @@ def complaint(result: tuple[int, str, str]) -> tuple[int, str]:
         (["serve", "--loop", "trio"], "'trio' is not one of 'auto', 'asyncio', 'uvloop'"),
         (["serve", "--config", "/no/such.toml"], "configuration '/no/such.toml': no such file or directory"),
         (["greet", "localhost"], "endpoint 'localhost' has no port"),
-        (["greet", ":1", "--timeout", "0"], "0 seconds is no time at all"),
+        (["greet", ":1", "--timeout", "0"], "must be greater than 0 seconds"),
         (["greet", ":1", "--until", "word"], "'word' is not one of 'eof', 'line', 'reply'"),
         (["greet", ":1", "--tls-ca", "ca.pem"], "--tls-ca needs --tls"),
         (["greet", ":1", "--tls-cert", "cert.pem"], "--tls-cert needs --tls"),
@@ -287,10 +286,10 @@ def complaint(result: tuple[int, str, str]) -> tuple[int, str]:
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_what_was_typed_wrong_is_2(run: Any, args: list[str], line: str) -> None:
-    code, said = complaint(run(*args))
+def test_a_usage_error_exits_with_2(run: Any, args: list[str], line: str) -> None:
+    code, message = error_of(run(*args))
     assert code == 2
-    assert line in said
+    assert line in message
 
 
 @pytest.mark.parametrize(
@@ -305,15 +304,15 @@ def test_what_was_typed_wrong_is_2(run: Any, args: list[str], line: str) -> None
         ("GREETER_CONFIG", "/no/such.toml", "cannot read the configuration '/no/such.toml'"),
     ],
 )
-def test_the_environment_is_named_too(
+def test_an_error_names_the_environment_variable(
     run: Any, monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    code, said = complaint(run("serve"))
+    code, message = error_of(run("serve"))
     assert code == 2
-    assert line in said
+    assert line in message
     if name != "GREETER_CONFIG":
-        assert said.startswith(f"Invalid value for the environment variable '{name}': ")
+        assert message.startswith(f"Invalid value for the environment variable '{name}': ")
 
 
 @pytest.mark.parametrize(
@@ -323,15 +322,15 @@ def test_the_environment_is_named_too(
         (["load"], "GREETER_LOAD_UNTIL", "line", "Invalid value for '--until': 'stream' is not one of"),
     ],
 )
-def test_the_environment_is_not_named_for_a_value_of_the_command_line(
+def test_an_error_of_the_command_line_does_not_name_the_variable(
     run: Any, monkeypatch: pytest.MonkeyPatch, args: list[str], name: str, value: str, line: str
 ) -> None:
     monkeypatch.setenv(name, value)
     flag = "--" + name.rpartition("_")[2].lower()
-    code, said = complaint(run(*args, flag, "stream"))
+    code, message = error_of(run(*args, flag, "stream"))
     assert code == 2
-    assert said.startswith(line)
-    assert "GREETER" not in said
+    assert message.startswith(line)
+    assert "GREETER" not in message
 
 
 @pytest.mark.parametrize(
@@ -348,12 +347,12 @@ def test_the_environment_is_not_named_for_a_value_of_the_command_line(
         (["greet"], {"GREETER_JSON": "1", "GREETER_RAW": "1"}, "give one of GREETER_JSON and GREETER_RAW"),
     ],
 )
-def test_options_that_contradict_are_named_by_their_sources(
+def test_contradicting_options_are_named_as_their_sources_spell_them(
     run: Any, monkeypatch: pytest.MonkeyPatch, args: list[str], variables: dict[str, str], line: str
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert complaint(run(*args)) == (2, line)
+    assert error_of(run(*args)) == (2, line)
 
 
 @pytest.mark.parametrize(
@@ -369,19 +368,19 @@ def test_options_that_contradict_are_named_by_their_sources(
         ("backlog", "not TOML: "),
     ],
 )
-def test_the_file_is_named_too(run: Any, tmp_path: Path, text: str, line: str) -> None:
+def test_an_error_names_the_configuration_file(run: Any, tmp_path: Path, text: str, line: str) -> None:
     file = tmp_path / "greeter.toml"
     file.write_text(text)
-    code, said = complaint(run("serve", "--config", str(file)))
+    code, message = error_of(run("serve", "--config", str(file)))
     assert code == 2
-    assert said.startswith(f"{file}: ")
-    assert line in said
+    assert message.startswith(f"{file}: ")
+    assert line in message
 
 
-def test_a_value_that_is_not_from_the_file_is_not_blamed_on_it(run: Any, tmp_path: Path) -> None:
+def test_an_error_of_another_source_does_not_name_the_file(run: Any, tmp_path: Path) -> None:
     file = tmp_path / "greeter.toml"
     file.write_text("backlog = 5")
-    assert str(file) not in complaint(run("serve", "--config", str(file), "--backlog", "x"))[1]
+    assert str(file) not in error_of(run("serve", "--config", str(file), "--backlog", "x"))[1]
 
 
 def test_a_module_that_fails_while_importing(
@@ -390,9 +389,9 @@ def test_a_module_that_fails_while_importing(
     (tmp_path / "cli_broken_app.py").write_text("raise ValueError('two\\nlines \\x1b[31m')\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    code, said = complaint(run("serve", "--app", "cli_broken_app:x"))
+    code, message = error_of(run("serve", "--app", "cli_broken_app:x"))
     assert code == 2
-    assert said.startswith(
+    assert message.startswith(
         "'cli_broken_app:x': module 'cli_broken_app' failed while importing: "
         "ValueError: two\\nlines \\x1b[31m ("
     )
@@ -401,18 +400,18 @@ def test_a_module_that_fails_while_importing(
 def test_uvloop_that_is_not_installed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvloop", None)
     for command in (["serve", "--listen", "127.0.0.1:0"], ["demo"]):
-        code, said = complaint(run(*command, "--loop", "uvloop"))
-        assert (code, said) == (
+        code, message = error_of(run(*command, "--loop", "uvloop"))
+        assert (code, message) == (
             2,
             "--loop uvloop needs an optional package: pip install '.[uvloop]' in greeter's source tree",
         )
 
 
-def test_what_fails_at_run_time_is_1(run: Any, taken: str, refused: str, tmp_path: Path) -> None:
+def test_a_failure_at_run_time_exits_with_1(run: Any, in_use: str, refused: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_text("")
     for args, line in (
-        (["serve", "--listen", taken], f"cannot listen on {taken}: address already in use"),
-        (["serve", "--listen", "127.0.0.1:0", "--listen", taken], f"cannot listen on {taken}: address alr"),
+        (["serve", "--listen", in_use], f"cannot listen on {in_use}: address already in use"),
+        (["serve", "--listen", "127.0.0.1:0", "--listen", in_use], f"cannot listen on {in_use}: address alr"),
         (["serve", "--listen", "nosuch.invalid:0"], "cannot listen on nosuch.invalid:0: "),
         (["serve", "--listen", "192.0.2.1:0"], "192.0.2.1:0: cannot assign requested address"),
         (["serve", "--listen", f"unix:{tmp_path}/x"], "the file exists and is not a socket"),
@@ -421,41 +420,41 @@ def test_what_fails_at_run_time_is_1(run: Any, taken: str, refused: str, tmp_pat
         (["greet", "nosuch.invalid:1"], "cannot connect to nosuch.invalid:1: "),
         (["greet", f"unix:{tmp_path}/no"], f"cannot connect to unix:{tmp_path}/no: no such file"),
         (["greet", "fd:999"], "cannot connect to fd:999: bad file descriptor"),
-        (["greet", taken, "--timeout", "0.05"], f"{taken}: connected, but no greeting within 0.05 s"),
+        (["greet", in_use, "--timeout", "0.05"], f"{in_use}: connected, but no greeting within 0.05 s"),
     ):
-        quiet = ["--log-level", "error"] * (args[0] == "serve")  # root is warned of being root
-        code, said = complaint(run(*args, *quiet))
+        quiet = ["--log-level", "error"] * (args[0] == "serve")  # without the warning about running as root
+        code, message = error_of(run(*args, *quiet))
         assert code == 1
-        assert line in said
+        assert line in message
 
 
 # -- greet -----------------------------------------------------------------------------------------------
 
 
 def test_greet_prints_the_greeting_and_a_newline(run: Any) -> None:
-    with says(HELLO.encode()) as address:
+    with serving(HELLO.encode()) as address:
         assert run("greet", address) == (0, HELLO + "\n", "")
-    with says(b"220 here\r\n") as address:
+    with serving(b"220 here\r\n") as address:
         assert run("greet", address) == (0, "220 here\\x0d\n", "")
-    with says(b"220-here\r\n220 ready\r\n250 more\r\n", b"220-here\r\n22") as address:
+    with serving(b"220-here\r\n220 ready\r\n250 more\r\n", b"220-here\r\n22") as address:
         assert run("greet", address, "--until", "reply") == (0, "220-here\\x0d\n220 ready\\x0d\n", "")
         cut = f"greeter: {address}: closed before the greeting ended (12 bytes received)\n"
         assert run("greet", address, "--until", "reply") == (1, "", cut)
 
 
-def test_greet_shows_what_a_terminal_must_not_see(run: Any) -> None:
+def test_greet_escapes_control_characters(run: Any) -> None:
     data = "\x1b[2Jgrüße\x07".encode() + b"\xff\n"
-    with says(data, data) as address:
+    with serving(data, data) as address:
         assert run("greet", address) == (0, "\\x1b[2Jgrüße\\x07\\xff\n", "")
         assert process("greet", address, "--raw", text=False).stdout == data
 
 
-def test_greet_prints_in_one_form(run: Any) -> None:
+def test_greet_rejects_two_output_forms(run: Any) -> None:
     assert run("greet", "--json", "--raw") == (2, "", "greeter: give one of --json and --raw\n")
 
 
 def test_greet_json(run: Any) -> None:
-    with says(b"gr\xc3\xbc\xff\x00") as address:
+    with serving(b"gr\xc3\xbc\xff\x00") as address:
         code, out, err = run("greet", address, "--json")
     found = json.loads(out)
     assert (code, err) == (0, "")
@@ -464,67 +463,67 @@ def test_greet_json(run: Any) -> None:
     assert 0 < found["connect_us"] <= found["first_byte_us"] <= found["total_us"]
 
 
-def test_greet_says_when_there_was_nothing(run: Any) -> None:
-    with says(b"", b"", b"") as address:
+def test_greet_reports_an_empty_greeting(run: Any) -> None:
+    with serving(b"", b"", b"") as address:
         for form in ((), ("--json",), ("--raw",)):
-            said = f"greeter: {address}: closed without a greeting\n"
-            assert run("greet", address, *form) == (1, "", said)
+            message = f"greeter: {address}: closed without a greeting\n"
+            assert run("greet", address, *form) == (1, "", message)
 
 
-def test_greet_says_when_it_was_reset(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken_off(*_: object, **__: object) -> Reply:
+def test_greet_reports_a_reset(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def reset_after(*_: object, **__: object) -> Reply:
         return Reply(HELLO.encode(), "x:1", 0.1, 0.2, 0.3, reset=True)
 
-    async def broken_off_before(*_: object, **__: object) -> Reply:
+    async def reset_before(*_: object, **__: object) -> Reply:
         raise GreetReset("x:1")
 
-    monkeypatch.setattr(oneshot, "greet_within", broken_off)
+    monkeypatch.setattr(oneshot, "greet_within", reset_after)
     assert run("greet") == (0, HELLO + "\n", "greeter: x:1: connection reset after the greeting\n")
-    monkeypatch.setattr(oneshot, "greet_within", broken_off_before)
-    assert complaint(run("greet")) == (1, "x:1: connection reset before the greeting")
+    monkeypatch.setattr(oneshot, "greet_within", reset_before)
+    assert error_of(run("greet")) == (1, "x:1: connection reset before the greeting")
 
 
 def test_greet_takes_a_line_or_a_bound(run: Any) -> None:
-    with says(b"220 here\n250 more\n", b"220 here\n250 more\n") as address:
+    with serving(b"220 here\n250 more\n", b"220 here\n250 more\n") as address:
         assert run("greet", address, "--until", "line")[:2] == (0, "220 here\n")
-        code, said = complaint(run("greet", address, "--max-bytes", "9"))
-    assert (code, said) == (1, f"{address}: the greeting is longer than 9 bytes")
+        code, message = error_of(run("greet", address, "--max-bytes", "9"))
+    assert (code, message) == (1, f"{address}: the greeting is longer than 9 bytes")
 
 
-def test_greet_waits_for_a_service_that_comes_up(run: Any) -> None:
-    with says(b"", HELLO.encode()) as address:
+def test_greet_waits_until_the_service_is_up(run: Any) -> None:
+    with serving(b"", HELLO.encode()) as address:
         assert run("greet", address, "--wait", "10")[:2] == (0, HELLO + "\n")
 
 
-def test_greet_prints_what_stdout_cannot_spell() -> None:
-    with says("grüße 你好".encode()) as address:
+def test_greet_escapes_what_the_encoding_of_stdout_lacks() -> None:
+    with serving("grüße 你好".encode()) as address:
         done = process(
             "greet", address, encoding="latin-1", env={**os.environ, "PYTHONIOENCODING": "latin-1"}
         )
     assert (done.returncode, done.stdout, done.stderr) == (0, "grüße \\u4f60\\u597d\n", "")
 
 
-# -- a stdout that is not what it was --------------------------------------------------------------------
+# -- a stdout that cannot be written ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("args", [["--version"], ["serve", "--help"], []])
 def test_a_full_disk_behind_stdout(args: list[str]) -> None:
-    with open("/dev/full", "w") as full, says(*[HELLO.encode()] * (not args)) as address:
+    with open("/dev/full", "w") as full, serving(*[HELLO.encode()] * (not args)) as address:
         done = process(*(args or ["greet", address]), stdout=full)
     assert (done.returncode, done.stderr) == (1, "greeter: no space left on device\n")
 
 
-def test_a_reader_of_stdout_that_has_left() -> None:
+def test_a_closed_pipe_as_stdout() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    with says(HELLO.encode()) as address:
+    with serving(HELLO.encode()) as address:
         done = process("greet", address, stdout=writing)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_no_stdout_at_all() -> None:
-    with says(HELLO.encode()) as address:
+    with serving(HELLO.encode()) as address:
         command = [sys.executable, "-m", "greeter", "greet", address]
         done = subprocess.run(
             ["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, cwd=ROOT, timeout=PATIENCE
@@ -532,18 +531,18 @@ def test_no_stdout_at_all() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-# -- being interrupted -----------------------------------------------------------------------------------
+# -- interrupts ------------------------------------------------------------------------------------------
 
 
-def test_an_interrupt_is_130(taken: str) -> None:
-    host, _, port = taken.rpartition(":")
+def test_an_interrupt_exits_with_130(in_use: str) -> None:
+    host, _, port = in_use.rpartition(":")
     with subprocess.Popen(
-        [sys.executable, "-m", "greeter", "greet", "--wait", "60", taken],
+        [sys.executable, "-m", "greeter", "greet", "--wait", "60", in_use],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as child:
-        # It is connected, so it is waiting: nobody accepts, but the kernel's queue has it.
+        # Wait until it is connected: it is in the accept queue, and is not accepted.
         while f"{int(port):04X} " not in established(int(port)):
             assert child.poll() is None
         child.send_signal(signal.SIGINT)
@@ -573,7 +572,7 @@ def test_main_exits_with_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == 2
 
 
-def test_an_error_of_the_system_is_one_line_too(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_os_error_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**_: object) -> None:
         raise OSError(24, "Too many open files", "/some/\nfile")
 

@@ -1,4 +1,4 @@
-"""Command line, environment and file: which of them wins, and what is said when one of them is wrong."""
+"""Command line, environment and file: their precedence, and the errors of each."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import click
 import pytest
 
 from greeter import ConfigError, Endpoint
-from greeter.cli.commandline import collect, with_options
+from greeter.cli.commandline import parse_options, with_options
 from greeter.config.options import GreetOptions, ServeOptions
-from greeter.config.values import MOST
+from greeter.config.values import MAX_COUNT
 
 
 def read(cls: type[Any], *args: str) -> Any:
-    """The options of ``cls`` as a command would get them."""
+    """The options of ``cls`` that a command parses."""
 
     @click.command()
     @with_options(cls, config=cls is ServeOptions)
     @click.pass_context
     def command(ctx: click.Context, /, **_: object) -> Any:
-        return collect(cls, ctx)
+        return parse_options(cls, ctx)
 
     return command.main(list(args), "test", standalone_mode=False)
 
@@ -36,7 +36,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Write a configuration file; the environment names it."""
+    """Write a configuration file, and name it in the environment."""
 
     def write(text: str | bytes) -> str:
         path = tmp_path / "greeter.toml"
@@ -47,14 +47,14 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return write
 
 
-def refusal(*args: str) -> str:
+def error_of(*args: str) -> str:
     with pytest.raises((ConfigError, click.UsageError)) as caught:
         read(ServeOptions, *args)
     error = caught.value
     return error.format_message() if isinstance(error, click.ClickException) else str(error)
 
 
-# -- which source wins ------------------------------------------------------------------------------------
+# -- precedence ------------------------------------------------------------------------------------------
 
 
 def test_several_endpoints() -> None:
@@ -62,7 +62,9 @@ def test_several_endpoints() -> None:
     assert options.listen == (Endpoint.tcp("", 1), Endpoint.unix("@x"))
 
 
-def test_command_line_before_environment_before_file(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_overrides_the_environment_and_that_the_file(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config("backlog = 1\nlinger-timeout = 1\ndrain-timeout = 1\naccess-log = false\n")
     monkeypatch.setenv("GREETER_BACKLOG", "2")
     monkeypatch.setenv("GREETER_LINGER_TIMEOUT", "2")
@@ -87,75 +89,75 @@ def test_an_empty_file_changes_nothing(config: Any) -> None:
 
 
 def test_one_greeting_from_one_source(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refusal("--greeting", "x", "--app", "m:n") == "give one of --greeting and --app"
-    assert refusal("--greeting", "x", "--app", "m:n", "--greeting-file", "f") == (
+    assert error_of("--greeting", "x", "--app", "m:n") == "give one of --greeting and --app"
+    assert error_of("--greeting", "x", "--app", "m:n", "--greeting-file", "f") == (
         "give one of --greeting and --greeting-file and --app"
     )
     file = config('greeting = "x"\ngreeting-file = "f"\n')
-    assert refusal() == f"{file}: give one of greeting and greeting-file"
+    assert error_of() == f"{file}: give one of greeting and greeting-file"
     monkeypatch.setenv("GREETER_GREETING", "x")
     monkeypatch.setenv("GREETER_APP", "m:n")
-    assert refusal() == "give one of GREETER_GREETING and GREETER_APP"
+    assert error_of() == "give one of GREETER_GREETING and GREETER_APP"
 
 
 def test_a_greeting_from_a_higher_source_replaces_those_below(
     config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def words(*args: str) -> tuple[object, ...]:
+    def greeting_options(*args: str) -> tuple[object, ...]:
         options = read(ServeOptions, *args)
         return options.greeting, options.greeting_file, options.app
 
     default = ServeOptions().greeting
     config('app = "from:file"')
-    assert words() == (default, None, "from:file")
+    assert greeting_options() == (default, None, "from:file")
     monkeypatch.setenv("GREETER_GREETING_FILE", "from-environment")
-    assert words() == (default, Path("from-environment"), None)
-    assert words("--greeting", "typed") == ("typed", None, None)
-    assert words("--app", "typed:too") == (default, None, "typed:too")
+    assert greeting_options() == (default, Path("from-environment"), None)
+    assert greeting_options("--greeting", "typed") == ("typed", None, None)
+    assert greeting_options("--app", "typed:too") == (default, None, "typed:too")
 
 
-# -- what is refused -------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("flag", "text", "why"),
     [
-        ("--backlog", "0", f"'0' is not a whole number from 1 to {MOST}"),
+        ("--backlog", "0", f"'0' is not a whole number from 1 to {MAX_COUNT}"),
         ("--backlog", "-1", "'-1' is not a whole number"),
         ("--backlog", "1.5", "'1.5' is not a whole number"),
         ("--backlog", "1e3", "'1e3' is not a whole number"),
         ("--backlog", "٣", "'٣' is not a whole number"),
-        ("--backlog", str(MOST + 1), f"'{MOST + 1}' is not a whole number"),
+        ("--backlog", str(MAX_COUNT + 1), f"'{MAX_COUNT + 1}' is not a whole number"),
         ("--backlog", "9" * 5000, f"'{'9' * 40}' is not a whole number"),
-        ("--greet-timeout", "0", "0 seconds is no time at all"),
+        ("--greet-timeout", "0", "must be greater than 0 seconds"),
         ("--greet-timeout", "-1", "'-1' is not a number of seconds"),
         ("--linger-timeout", "nan", "'nan' is not a number of seconds"),
         ("--linger-timeout", "inf", "'inf' is not a number of seconds"),
         ("--linger-timeout", "", "'' is not a number of seconds"),
         ("--drain-timeout", "soon", "'soon' is not a number of seconds"),
         ("--listen", "localhost", "endpoint 'localhost' has no port"),
-        ("--greeting", "$nobody", "greeting has the unknown name $nobody"),
+        ("--greeting", "$user", "greeting has the unknown name $user"),
         ("--greeting", "\udcff", "cannot be encoded as UTF-8"),
         ("--loop", "trio", "'trio' is not one of 'auto', 'asyncio', 'uvloop'"),
         ("--log-level", "loud", "'loud' is not one of"),
     ],
 )
-def test_values_that_cannot_be_right(
+def test_an_invalid_value_is_an_error_in_every_source(
     flag: str, text: str, why: str, monkeypatch: pytest.MonkeyPatch, config: Any
 ) -> None:
-    line = refusal(flag, text)
+    line = error_of(flag, text)
     assert line.startswith(f"Invalid value for '{flag}'")
     assert why in line
     key = flag.removeprefix("--")
     if text.strip() and text.isprintable():
         config(f"{key} = {json.dumps(text)}")
-        assert why in refusal()
+        assert why in error_of()
         config("")
         monkeypatch.setenv("GREETER_" + key.upper().replace("-", "_"), text)
-        assert why in refusal()
+        assert why in error_of()
 
 
-def test_zero_is_a_number_of_seconds_where_nothing_may_take_long() -> None:
+def test_zero_seconds_is_valid_where_no_time_is_needed() -> None:
     assert read(ServeOptions, "--linger-timeout", "0").linger_timeout == 0
     assert read(GreetOptions, "--wait", "0").wait == 0
 
@@ -190,29 +192,29 @@ def test_zero_is_a_number_of_seconds_where_nothing_may_take_long() -> None:
     ],
     ids=lambda value: ascii(value)[:30],
 )
-def test_files_that_cannot_be_right(text: str | bytes, why: str, config: Any) -> None:
+def test_an_invalid_file_is_one_error_line(text: str | bytes, why: str, config: Any) -> None:
     file = config(text)
-    line = refusal()
+    line = error_of()
     assert line.startswith(f"{file}: {why}")
     assert "\n" not in line
 
 
 @pytest.mark.parametrize("text", ["backlog = 1.5", "backlog = -1"])
-def test_a_number_of_the_right_kind_still_has_to_fit(text: str, config: Any) -> None:
+def test_a_number_in_the_file_is_checked(text: str, config: Any) -> None:
     config(text)
-    assert "is not a whole number" in refusal()
+    assert "is not a whole number" in error_of()
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    assert refusal("--config", f"{tmp_path}/no.toml") == (
+def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
+    assert error_of("--config", f"{tmp_path}/no.toml") == (
         f"cannot read the configuration '{tmp_path}/no.toml': no such file or directory"
     )
-    assert "is a directory" in refusal("--config", str(tmp_path))
+    assert "is a directory" in error_of("--config", str(tmp_path))
 
 
-def test_a_flag_in_the_environment_has_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_in_the_environment_is_a_boolean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GREETER_ACCESS_LOG", "maybe")
-    assert "'maybe' is not a valid boolean" in refusal()
+    assert "'maybe' is not a valid boolean" in error_of()
     for text, value in (("0", False), ("on", True), ("FALSE", False)):
         monkeypatch.setenv("GREETER_ACCESS_LOG", text)
         assert read(ServeOptions).access_log is value

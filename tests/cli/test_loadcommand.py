@@ -54,8 +54,8 @@ async def test_a_run_and_its_files(tmp_path: Path) -> None:
         assert page.read_text().lower().startswith("<!doctype html>")
 
 
-async def test_many_are_held_open_together_and_what_was_raised_for_them_is_said() -> None:
-    """Ten thousand, as far as this machine's limit lets us; the server has as many."""
+async def test_many_connections_are_held_open_and_a_raised_limit_is_noted() -> None:
+    """Ten thousand, if the descriptor limit allows it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     many = 10_000 if hard == resource.RLIM_INFINITY else min(10_000, hard - 100)
     if many < 1_000:
@@ -65,15 +65,15 @@ async def test_many_are_held_open_together_and_what_was_raised_for_them_is_said(
         low = f"ulimit -Sn 200; exec {sys.executable} -m greeter load {server.address} {options}"
         process = await asyncio.create_subprocess_shell(low, stdout=subprocess.PIPE, cwd=ROOT)
         out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
-    words = out.decode()
+    text = out.decode()
     assert process.returncode == 0
-    assert f"{many:,} attempted, {many:,} greeted, 0 failed, 0 unstarted; {many:,} open at most\n" in words
-    assert "  - raised the limit of open files from 200 to " in words
+    assert f"{many:,} attempted, {many:,} greeted, 0 failed, 0 unstarted; {many:,} open at most\n" in text
+    assert "  - raised the limit of open files from 200 to " in text
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_an_interrupt_still_gives_the_summary(
+async def test_an_interrupted_run_has_its_summary(
     number: signal.Signals, workers: str, tmp_path: Path
 ) -> None:
     begun = asyncio.Event()
@@ -88,16 +88,16 @@ async def test_an_interrupt_still_gives_the_summary(
         async with greeter_process("load", target, "-w", workers, *options, ready="") as process:
             await asyncio.wait_for(begun.wait(), PATIENCE)
             for child in children(process.pid):
-                os.kill(child, number)  # as to the whole group, by a terminal or timeout(1)
+                os.kill(child, number)  # a terminal and timeout(1) signal the whole group
             process.process.send_signal(number)
             out, _ = await asyncio.wait_for(process.process.communicate(), PATIENCE)
-    assert process.process.returncode == 130, "which goes before the threshold's 99"
+    assert process.process.returncode == 130, "130 takes precedence over 99 of the threshold"
     assert "\nInterrupted after " in out.decode()
     assert json.loads(run.read_text())["interrupted"] is True
 
 
 async def test_a_second_interrupt_does_not_wait() -> None:
-    """As when a resolver takes its time: there is nothing yet that could be stopped."""
+    """For example while a resolver blocks, before there is a run to stop."""
     code = (
         "import asyncio\n"
         "from greeter.cli import cli, loadcommand\n"
@@ -125,7 +125,7 @@ async def test_a_second_interrupt_does_not_wait() -> None:
             await process.wait()
 
 
-async def test_a_terminal_shows_it_live_and_stdout_has_the_summary_alone() -> None:
+async def test_progress_goes_to_the_terminal_and_only_the_summary_to_stdout() -> None:
     async with serving(greet) as target:
         ours, theirs = pty.openpty()
         try:
@@ -138,7 +138,7 @@ async def test_a_terminal_shows_it_live_and_stdout_has_the_summary_alone() -> No
         finally:
             os.close(ours)
             os.close(theirs)
-    late = b"\nThe generator was the limit: " in out  # it may be, beside other work
+    late = b"\nThe generator was the limit: " in out  # possible on a busy machine
     assert process.returncode == (98 if late else 0)
     assert out.startswith(b"Load test of ")
     assert b"\x1b" not in out
@@ -148,7 +148,7 @@ async def test_a_terminal_shows_it_live_and_stdout_has_the_summary_alone() -> No
     assert " left" in shown
 
 
-async def test_a_mail_server() -> None:
+async def test_a_load_on_a_mail_server() -> None:
     smtp = pytest.importorskip("aiosmtpd.smtp")
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: smtp.SMTP(None), "127.0.0.1", 0)
@@ -160,15 +160,15 @@ async def test_a_mail_server() -> None:
     assert "25 attempted, 25 greeted" in out
 
 
-async def test_a_secure_shell_server(tmp_path: Path) -> None:
+async def test_a_load_on_an_ssh_server(tmp_path: Path) -> None:
     sshd, keygen = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin"), shutil.which("ssh-keygen")
     if sshd is None or keygen is None:
-        pytest.skip("there is no sshd")
+        pytest.skip("sshd is not installed")
     key = str(tmp_path / "key")
     assert await _status(keygen, "-q", "-t", "ed25519", "-N", "", "-f", key) == 0
     if await _status(sshd, "-t", "-f", os.devnull, "-h", key):
-        pytest.skip("sshd would not start here")
-    # In inetd mode it takes one connection from its standard input: no port of its own, and no privilege.
+        pytest.skip("sshd does not start here")
+    # In inetd mode, sshd serves the connection on its standard input, without a port and without privileges.
     command = [sshd, "-i", "-f", os.devnull, "-h", key]
 
     async def shell(client: socket.socket) -> None:
@@ -188,11 +188,11 @@ async def test_a_secure_shell_server(tmp_path: Path) -> None:
                     client.setblocking(True)
                     shells.create_task(shell(client))
 
-        serving_them = asyncio.create_task(accept())
+        serving_clients = asyncio.create_task(accept())
         target = f"127.0.0.1:{listener.getsockname()[1]}"
         options = ("--until", "line", "--expect", "SSH-2.0-", "-c", "2", "-n", "4", "--quiet")
         code, out, err = await run_greeter("load", target, *options)
-        await asyncio.wait_for(serving_them, PATIENCE)
+        await asyncio.wait_for(serving_clients, PATIENCE)
     assert (code, err) == (0, ""), out
     assert "4 attempted, 4 greeted" in out
 
@@ -202,7 +202,7 @@ async def _status(*command: str) -> int:
     return await asyncio.wait_for(process.wait(), PATIENCE)
 
 
-async def test_a_full_queue() -> None:
+async def test_a_full_accept_queue_fails_the_connections() -> None:
     with never_accepting(backlog=5) as (_, target):
         options = ("-c", "30", "-n", "30", "--timeout", "300ms", "--connect-timeout", "200ms", "--quiet")
         code, out, err = await run_greeter("load", target, *options)
@@ -211,7 +211,7 @@ async def test_a_full_queue() -> None:
     assert " connected_no_greeting" in out.splitlines()[-1]
 
 
-async def test_more_than_one_worker_can_make() -> None:
+async def test_a_rate_above_what_one_worker_can_make_exits_with_98() -> None:
     async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as server:
         code, out, err = await run_greeter(
             "load", server.address, "-r", "200k", "-c", "5k", "-z", "300ms", "--quiet"
@@ -220,14 +220,16 @@ async def test_more_than_one_worker_can_make() -> None:
     assert out.splitlines()[-1].startswith("The generator was the limit: it began ")
 
 
-async def test_a_page_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line, the right exit code, and nothing half-written."""
+async def test_a_report_that_cannot_be_written_is_one_error_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit code is 2, and no partial file is left."""
     pytest.importorskip("jsonschema")
     pytest.importorskip("plotly")
     run, page = tmp_path / "run.json", tmp_path / "page.html"
     await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", str(run))
     good = json.loads(run.read_text())
-    for values, words in (
+    for values, text in (
         ({"a": 1}, "is no report of a load test: it has no schema"),
         ({**good, "schema": 2}, "has schema 2; this greeter reads schema 1"),
         ({**good, "connections": {**good["connections"], "greeted": "x"}}, "connections.greeted"),
@@ -239,7 +241,7 @@ async def test_a_page_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyP
         run.write_text(json.dumps(values))
         code, _, err = await run_greeter("report", str(run), "--html", str(page))
         assert (code, err.count("\n")) == (2, 1), err
-        assert words in err
+        assert text in err
     run.write_text(json.dumps(good))
     nowhere = tmp_path / "nowhere" / "page.html"
     code, _, err = await run_greeter("report", str(run), "--html", str(nowhere))
@@ -247,35 +249,35 @@ async def test_a_page_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['plotly'] = None")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     code, out, err = await run_greeter("report", str(run), "--html", str(page))
-    assert (code, out) == (2, ""), "it is said before anything is done"
+    assert (code, out) == (2, ""), "the error precedes the work"
     assert (
         err == "greeter: --html needs an optional package: pip install '.[report]' in greeter's source tree\n"
     )
     assert set(os.listdir(tmp_path)) <= {"run.json", "sitecustomize.py", "__pycache__"}
 
 
-async def test_nobody_there() -> None:
+async def test_a_target_without_a_listener_is_not_greeted() -> None:
     code, out, err = await run_greeter("load", "127.0.0.1:1", *SHORT)
     assert (code, err) == (1, "")
     assert out.splitlines()[-1] == "Nothing was greeted: 200 connect_refused (Connection refused)."
 
 
-async def test_a_name_that_does_not_resolve() -> None:
-    code, out, err = await run_greeter("load", "nobody.invalid:1", *SHORT)
+async def test_an_unresolvable_name_is_one_error_line() -> None:
+    code, out, err = await run_greeter("load", "missing.invalid:1", *SHORT)
     assert (code, out) == (1, "")
-    assert err.startswith("greeter: cannot connect to nobody.invalid:1: ")
+    assert err.startswith("greeter: cannot connect to missing.invalid:1: ")
     assert err.count("\n") == 1
 
 
-async def test_a_disk_that_fills_while_the_report_is_written() -> None:
+async def test_a_full_disk_fails_the_report_after_the_summary() -> None:
     async with serving(greet) as target:
         code, out, err = await run_greeter("load", target, *SHORT, "--json", "/dev/full")
     assert code == 1
-    assert "200 attempted, 200 greeted" in out, "what was measured is told all the same"
+    assert "200 attempted, 200 greeted" in out, "the summary is printed"
     assert err == "greeter: cannot write /dev/full: no space left on device\n"
 
 
-async def test_a_file_that_cannot_be_written_takes_no_other_with_it(tmp_path: Path) -> None:
+async def test_after_a_failed_file_the_others_are_written(tmp_path: Path) -> None:
     timeline = tmp_path / "run.csv"
     options = ("--threshold", "response:p50<1us", "--json", "/dev/full", "--csv", str(timeline))
     async with serving(greet) as target:
@@ -285,7 +287,9 @@ async def test_a_file_that_cannot_be_written_takes_no_other_with_it(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("options", "code"), [((), 1), (("--threshold", "response:p50<1us"), 99)])
-async def test_a_full_disk_behind_stdout(tmp_path: Path, options: tuple[str, ...], code: int) -> None:
+async def test_a_full_disk_behind_stdout_keeps_the_files(
+    tmp_path: Path, options: tuple[str, ...], code: int
+) -> None:
     run = tmp_path / "run.json"
     async with serving(greet) as target:
         command = [sys.executable, "-m", "greeter", "load", target, *SHORT, "--json", str(run), *options]
@@ -301,8 +305,8 @@ async def test_a_full_disk_behind_stdout(tmp_path: Path, options: tuple[str, ...
     assert json.loads(run.read_text())["connections"]["greeted"] == 200
 
 
-async def test_letters_that_there_are_not(tmp_path: Path) -> None:
-    """A byte of the command line that is no UTF-8, and JSON that has one."""
+async def test_text_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
+    """A byte of the command line that is not UTF-8, and JSON that contains it."""
     pytest.importorskip("plotly")
     run, page = tmp_path / "run.json", tmp_path / "page.html"
     expect = os.fsdecode(b"\xff")
@@ -317,16 +321,16 @@ async def test_letters_that_there_are_not(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["page.html", "run.json"]
 
 
-async def test_a_report_of_one_run_has_no_tolerance(tmp_path: Path) -> None:
+async def test_a_tolerance_without_a_baseline_is_an_error(tmp_path: Path) -> None:
     run = str(tmp_path / "run.json")
     await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", run)
     for options in ((run,), ("--merge", run, run)):
         code, out, err = await run_greeter("report", *options, "--tolerance", "5")
         assert (code, out) == (2, "")
-        assert err.startswith("greeter: --tolerance means nothing without a baseline")
+        assert err.startswith("greeter: --tolerance needs a baseline")
 
 
-async def test_a_baseline_of_another_schema(tmp_path: Path) -> None:
+async def test_a_baseline_of_another_schema_is_rejected(tmp_path: Path) -> None:
     old = tmp_path / "old.json"
     old.write_text('{"schema": 7}')
     code, out, err = await run_greeter("load", "127.0.0.1:1", "--baseline", str(old))
@@ -334,15 +338,15 @@ async def test_a_baseline_of_another_schema(tmp_path: Path) -> None:
     assert err == f"greeter: {old} has schema 7; this greeter reads schema 1\n"
 
 
-async def test_a_baseline_in_which_nothing_was_greeted_is_refused_before_the_run(tmp_path: Path) -> None:
+async def test_a_baseline_without_greetings_is_rejected_before_the_run(tmp_path: Path) -> None:
     (old := tmp_path / "old.json").write_text(report(metrics(0, 0, 5)).to_json())
     code, out, err = await run_greeter("load", "127.0.0.1:1", "--baseline", str(old))
     assert (code, out) == (2, "")
     assert err == f"greeter: {old} is no baseline: nothing was greeted in it\n"
 
 
-async def test_a_baseline_that_does_not_hold_together(tmp_path: Path) -> None:
-    """It is held against the schema before the run, and not found out behind it."""
+async def test_an_invalid_baseline_is_rejected_before_the_run(tmp_path: Path) -> None:
+    """It is validated with the schema."""
     old = tmp_path / "old.json"
     await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", str(old))
     values = json.loads(old.read_text())
@@ -355,14 +359,14 @@ async def test_a_baseline_that_does_not_hold_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "text"),
     [
         (("-c", "0"), "not 0"),
         (("--rate", "-5"), "'-5' is no number from 0 on"),
         (("-c", "100M"), "100000000 connections do not fit: the limit of "),
         (("--threshold", "speed:p99<1s"), "speed"),
         (("--baseline", "/nonexistent"), "/nonexistent"),
-        (("--tolerance", "5"), "--tolerance means nothing without --baseline"),
+        (("--tolerance", "5"), "--tolerance needs --baseline"),
         (("--json", "-"), "--json takes a path; standard output is /dev/stdout"),
         (("--json", "/nonexistent/x"), "--json: cannot write /nonexistent/x: no such file or directory"),
         (("--csv", "same", "--hdr", "./same"), "--csv and --hdr name the same file"),
@@ -376,8 +380,8 @@ async def test_a_baseline_that_does_not_hold_together(tmp_path: Path) -> None:
         (("--stage", "1s:5", "-z", "1s"), "--duration is given beside --stage"),
     ],
 )
-async def test_what_is_wrong_is_one_line(args: tuple[str, ...], words: str) -> None:
+async def test_a_usage_error_is_one_line(args: tuple[str, ...], text: str) -> None:
     code, out, err = await run_greeter("load", "127.0.0.1:1", *args)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
-    assert words in err
+    assert text in err

@@ -1,4 +1,4 @@
-"""Every option from each of its sources: the fields of the dataclasses are all there is."""
+"""Every option from each of its sources, for every field of the dataclasses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from greeter import Endpoint
 from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, ServeOptions
-from greeter.config.values import Checked
+from greeter.config.values import ParsedType
 from greeter.loadtest import parse_stage
 from tests.cli.test_commandline import read
 
@@ -28,7 +28,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Write a configuration file; the environment names it."""
+    """Write a configuration file, and name it in the environment."""
 
     def write(text: str | bytes) -> str:
         path = tmp_path / "greeter.toml"
@@ -40,7 +40,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def sample(field: dataclasses.Field[Any]) -> tuple[str, Any]:
-    """A text for an option, and the value that it stands for, which is not the default."""
+    """A text for an option, and its value, which is not the default."""
     kind = field.metadata["greeter"]["type"]
     if isinstance(field.default, bool):
         return str(not field.default).lower(), not field.default
@@ -49,7 +49,7 @@ def sample(field: dataclasses.Field[Any]) -> tuple[str, Any]:
         return str(choice), choice
     if isinstance(kind, click.Path):
         return "a file", "a file" if kind.type is None else Path("a file")
-    if isinstance(kind, Checked):
+    if isinstance(kind, ParsedType):
         return {
             "endpoint": ("[::1]:80", Endpoint.tcp("::1", 80)),
             "seconds": ("1.5", 1.5),
@@ -81,7 +81,7 @@ def as_field(field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_the_defaults_are_the_dataclass_defaults(cls: type[Any]) -> None:
+def test_without_sources_the_options_have_their_defaults(cls: type[Any]) -> None:
     assert read(cls) == cls()
 
 
@@ -89,8 +89,8 @@ def test_the_defaults_are_the_dataclass_defaults(cls: type[Any]) -> None:
 def test_from_the_command_line(cls: type[Any], field: dataclasses.Field[Any]) -> None:
     text, value = sample(field)
     flag = "--" + field.name.replace("_", "-")
-    turned = flag if value else flag.replace("--", "--no-", 1)
-    args = [turned] if isinstance(value, bool) else [flag, text]
+    switch = flag if value else flag.replace("--", "--no-", 1)
+    args = [switch] if isinstance(value, bool) else [flag, text]
     assert read(cls, *args) == cls(**{field.name: as_field(field, value)})
     if short := field.metadata["greeter"]["short"]:
         assert read(cls, short, text) == cls(**{field.name: value})
@@ -103,7 +103,7 @@ def test_from_the_environment(
     text, value = sample(field)
     many = field.metadata["greeter"]["multiple"]
     monkeypatch.setenv(f"GREETER_{field.name.upper()}", f"{text} {text}" if many else text)
-    # What serve shows to its clients is not what a health check beside it shows to serve.
+    # greet does not take the certificate variables of serve.
     given = {field.name: (value, value) if many else value} if field.metadata["greeter"]["env"] else {}
     assert read(cls) == cls(**given)
 
@@ -124,5 +124,5 @@ def test_from_the_file(cls: type[Any], field: dataclasses.Field[Any], dash: str,
 
 
 @pytest.mark.parametrize("cls", [GreetOptions, LoadOptions])
-def test_the_target(cls: type[Any]) -> None:
+def test_a_target_is_an_endpoint(cls: type[Any]) -> None:
     assert read(cls, "unix:/run/x").target == Endpoint.unix("/run/x")

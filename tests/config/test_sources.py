@@ -1,4 +1,4 @@
-"""Greetings that are named in words: files, and MODULE:NAME with everything that can be wrong about it."""
+"""Greetings from files and from MODULE:NAME, and every error of both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PEER = Peer("192.0.2.7", 3747, AddressFamily.AF_INET)
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
-    """Write a module into the current directory; it is forgotten afterwards."""
+    """Write a module into the current directory; it is unloaded afterwards."""
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -39,7 +39,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     sys.path_importer_cache.pop(str(tmp_path), None)
 
 
-def refusal(spec: str) -> str:
+def error_of(spec: str) -> str:
     with pytest.raises(ConfigError) as caught:
         greeting_from_app(spec)
     return str(caught.value)
@@ -66,17 +66,17 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 # -- MODULE:NAME -----------------------------------------------------------------------------------------
 
 
-def test_an_app_is_whatever_a_greeting_can_be(write: Callable[[str, str], Path]) -> None:
+def test_an_app_is_anything_that_a_greeting_can_be(write: Callable[[str, str], Path]) -> None:
     write(
         "apps_one.py",
         "from greeter import Greeting\n"
-        "def say(peer): return f'hello {peer.port}'\n"
+        "def hello(peer): return f'hello {peer.port}'\n"
         "async def later(peer): return 'later'\n"
         "text, data, ready = '$port', b'$port', Greeting('ready')\n"
-        "class names:\n    inner = staticmethod(say)\n",
+        "class names:\n    inner = staticmethod(hello)\n",
     )
     for name, kind in (
-        ("say", "sync"),
+        ("hello", "sync"),
         ("later", "async"),
         ("text", "template"),
         ("data", "fixed"),
@@ -84,7 +84,7 @@ def test_an_app_is_whatever_a_greeting_can_be(write: Callable[[str, str], Path])
         ("names.inner", "sync"),
     ):
         assert greeting_from_app(f"apps_one:{name}").kind == kind
-    assert greeting_from_app("apps_one:say").render(PEER) == b"hello 3747"
+    assert greeting_from_app("apps_one:hello").render(PEER) == b"hello 3747"
     assert sys.path[0] == ""  # the current directory comes first
     assert sys.path.count("") == 1
 
@@ -94,19 +94,19 @@ def test_a_module_in_a_package(write: Callable[[str, str], Path]) -> None:
     write("apps_package/inner.py", "text = 'from a package'")
     assert greeting_from_app("apps_package.inner:text").fixed == b"from a package"
     assert (
-        refusal("apps_package.other:x") == "'apps_package.other:x': there is no module 'apps_package.other'"
+        error_of("apps_package.other:x") == "'apps_package.other:x': there is no module 'apps_package.other'"
     )
-    assert refusal("apps_nowhere.inner:x") == "'apps_nowhere.inner:x': there is no module 'apps_nowhere'"
+    assert error_of("apps_nowhere.inner:x") == "'apps_nowhere.inner:x': there is no module 'apps_nowhere'"
 
 
 @pytest.mark.parametrize("spec", ["", ":", "module", "module:", ":name", ".relative:name", "..:x"])
-def test_what_has_not_the_form(spec: str) -> None:
-    assert refusal(spec) == f"{spec!r} is not of the form MODULE:NAME"
+def test_a_spec_of_another_form_is_an_error(spec: str) -> None:
+    assert error_of(spec) == f"{spec!r} is not of the form MODULE:NAME"
 
 
-def test_a_module_that_is_missing(write: Callable[[str, str], Path]) -> None:
-    assert refusal("apps_missing:x") == "'apps_missing:x': there is no module 'apps_missing'"
-    assert refusal("apps missing\n:x").isprintable()
+def test_a_missing_module_is_named(write: Callable[[str, str], Path]) -> None:
+    assert error_of("apps_missing:x") == "'apps_missing:x': there is no module 'apps_missing'"
+    assert error_of("apps missing\n:x").isprintable()
 
 
 @pytest.mark.parametrize(
@@ -118,39 +118,39 @@ def test_a_module_that_is_missing(write: Callable[[str, str], Path]) -> None:
         ("raise ImportError('no luck')", "ImportError: no luck"),
     ],
 )
-def test_a_module_that_fails_is_told_from_one_that_is_missing(
+def test_a_module_that_fails_is_not_reported_as_missing(
     write: Callable[[str, str], Path], text: str, why: str
 ) -> None:
     path = write("apps_broken.py", text)
-    line = refusal("apps_broken:x")
+    line = error_of("apps_broken:x")
     assert line.startswith(f"'apps_broken:x': module 'apps_broken' failed while importing: {why} (")
     assert line.endswith(f"{path.name}, line {text.count(chr(10)) + 1})")
 
 
-def test_a_module_that_is_no_python(write: Callable[[str, str], Path]) -> None:
+def test_a_syntax_error_has_its_line(write: Callable[[str, str], Path]) -> None:
     write("apps_syntax.py", "def (")
-    line = refusal("apps_syntax:x")
+    line = error_of("apps_syntax:x")
     assert line.startswith("'apps_syntax:x': module 'apps_syntax' failed while importing: SyntaxError: ")
     assert line.endswith("(apps_syntax.py, line 1)")
 
 
-def test_where_it_failed_is_where_the_error_was_raised(write: Callable[[str, str], Path]) -> None:
+def test_the_location_of_a_failure_is_where_it_was_raised(write: Callable[[str, str], Path]) -> None:
     write("apps_outer.py", "import apps_inner\n")
     inner = write("apps_inner.py", "\n\nint('x')\n")
-    assert refusal("apps_outer:x").endswith(f"{inner.name}, line 3)")
+    assert error_of("apps_outer:x").endswith(f"{inner.name}, line 3)")
 
 
-def test_what_is_named_again_is_imported_anew(write: Callable[[str, str], Path]) -> None:
-    write("apps_again/__init__.py", "from apps_again.words import text")
-    write("apps_again/words.py", "text = 'one'")
+def test_a_changed_package_is_imported_anew(write: Callable[[str, str], Path]) -> None:
+    write("apps_again/__init__.py", "from apps_again.texts import text")
+    write("apps_again/texts.py", "text = 'one'")
     assert greeting_from_app("apps_again:text").fixed == b"one"
-    write("apps_again/words.py", "text, more = 'two!', 'three'")
+    write("apps_again/texts.py", "text, more = 'two!', 'three'")
     assert greeting_from_app("apps_again:text").fixed == b"two!"
-    assert greeting_from_app("apps_again.words:more").fixed == b"three"
+    assert greeting_from_app("apps_again.texts:more").fixed == b"three"
 
 
-def test_what_has_not_changed_is_not_imported_anew(write: Callable[[str, str], Path]) -> None:
-    """Many a module cannot be: one that registers its metrics, say."""
+def test_an_unchanged_module_is_not_imported_anew(write: Callable[[str, str], Path]) -> None:
+    """Some modules can be imported only once, such as one that registers metrics."""
     write("apps_once/__init__.py", "text = 'one'")
     greeting_from_app("apps_once:text")
     once = sys.modules["apps_once"]
@@ -158,52 +158,52 @@ def test_what_has_not_changed_is_not_imported_anew(write: Callable[[str, str], P
     assert sys.modules["apps_once"] is once
 
 
-def test_what_is_imported_late_is_a_part_of_its_package(write: Callable[[str, str], Path]) -> None:
+def test_a_module_imported_by_the_callable_is_imported_anew_too(write: Callable[[str, str], Path]) -> None:
     write(
         "apps_late/__init__.py",
-        "def text(peer):\n    import apps_late.words\n    return apps_late.words.text",
+        "def text(peer):\n    import apps_late.texts\n    return apps_late.texts.text",
     )
-    write("apps_late/words.py", "text = 'one'")
+    write("apps_late/texts.py", "text = 'one'")
     assert greeting_from_app("apps_late:text").render(PEER) == b"one"
-    write("apps_late/words.py", "text = 'two!'")
+    write("apps_late/texts.py", "text = 'two!'")
     assert greeting_from_app("apps_late:text").render(PEER) == b"two!"
 
 
-@pytest.mark.parametrize("text", ["1 / 0", "def (", "import apps_kept.words\ntext = 5", "other = 'x'"])
-def test_what_was_imported_stays_when_the_new_module_is_no_good(
+@pytest.mark.parametrize("text", ["1 / 0", "def (", "import apps_kept.texts\ntext = 5", "other = 'x'"])
+def test_after_an_error_the_modules_of_the_earlier_call_stay(
     write: Callable[[str, str], Path], text: str
 ) -> None:
     write("apps_kept/__init__.py", "text = 'one'")
-    write("apps_kept/words.py", "")
+    write("apps_kept/texts.py", "")
     greeting_from_app("apps_kept:text")
     kept = sys.modules["apps_kept"]
     write("apps_kept/__init__.py", text)
-    refusal("apps_kept:text")
+    error_of("apps_kept:text")
     assert sys.modules["apps_kept"] is kept
-    assert "apps_kept.words" not in sys.modules
+    assert "apps_kept.texts" not in sys.modules
     write("apps_kept/__init__.py", "text = 'another one'")
     assert greeting_from_app("apps_kept:text").fixed == b"another one"
 
 
-def test_what_others_imported_is_not_imported_anew(write: Callable[[str, str], Path]) -> None:
+def test_a_module_imported_by_other_code_is_not_imported_anew(write: Callable[[str, str], Path]) -> None:
     write("apps_theirs.py", "text = 'one'")
     sys.path.insert(0, "")
-    theirs = importlib.import_module("apps_theirs")
+    loaded = importlib.import_module("apps_theirs")
     write("apps_theirs.py", "text = 'two!'")
     for _ in range(2):
         assert greeting_from_app("apps_theirs:text").fixed == b"one"
-    assert sys.modules["apps_theirs"] is theirs
+    assert sys.modules["apps_theirs"] is loaded
 
 
-def test_an_attribute_that_is_missing(write: Callable[[str, str], Path]) -> None:
+def test_a_missing_attribute_is_named(write: Callable[[str, str], Path]) -> None:
     write("apps_empty.py", "class there: pass")
     for name in ("nothing", "there.nothing", "there.", "a..b"):
-        assert refusal(f"apps_empty:{name}") == (f"'apps_empty:{name}': module 'apps_empty' has no {name!r}")
+        assert error_of(f"apps_empty:{name}") == (f"'apps_empty:{name}': module 'apps_empty' has no {name!r}")
 
 
-def test_an_attribute_that_is_no_greeting(write: Callable[[str, str], Path]) -> None:
+def test_an_attribute_of_a_wrong_type_is_an_error(write: Callable[[str, str], Path]) -> None:
     write("apps_wrong.py", "number = 5\ntext = 'cost: $5'")
-    assert refusal("apps_wrong:number") == (
+    assert error_of("apps_wrong:number") == (
         "'apps_wrong:number': a greeting must be text, bytes or a callable, not int"
     )
-    assert refusal("apps_wrong:text").startswith("'apps_wrong:text': greeting has a lone $ in '$5'")
+    assert error_of("apps_wrong:text").startswith("'apps_wrong:text': greeting has a lone $ in '$5'")

@@ -1,4 +1,4 @@
-"""Readers of values: what each makes of a text, and the line with which it refuses one."""
+"""The parsers of option values: the value of a text, and the error for an invalid one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from greeter import ConfigError, Endpoint
 from greeter.config import values
-from greeter.config.values import MOST, Checked
+from greeter.config.values import MAX_COUNT, ParsedType
 from greeter.loadtest import parse_stage
 
 KINDS = {name: kind for name, kind in vars(values).items() if isinstance(kind, click.ParamType)}
@@ -26,7 +26,7 @@ KINDS = {name: kind for name, kind in vars(values).items() if isinstance(kind, c
         ("SECONDS", "1e2", 100.0),
         ("POSITIVE_SECONDS", ".5", 0.5),
         ("COUNT", "1", 1),
-        ("COUNT", str(MOST), MOST),
+        ("COUNT", str(MAX_COUNT), MAX_COUNT),
         ("TEMPLATE", "hi $host, $$5", "hi $host, $$5"),
         ("RATE", "2.5", 2.5),
         ("NETWORK", "192.0.2.0/24", "192.0.2.0/24"),
@@ -47,7 +47,7 @@ KINDS = {name: kind for name, kind in vars(values).items() if isinstance(kind, c
         ("LOOP", "auto", "auto"),
     ],
 )
-def test_what_is_read(kind: str, text: str, value: object) -> None:
+def test_a_valid_text_is_parsed(kind: str, text: str, value: object) -> None:
     assert KINDS[kind].convert(text, None, None) == value
 
 
@@ -58,12 +58,12 @@ def test_what_is_read(kind: str, text: str, value: object) -> None:
         ("SECONDS", "-1", "'-1' is not a number of seconds"),
         ("SECONDS", "nan", "'nan' is not a number of seconds"),
         ("SECONDS", "inf", "'inf' is not a number of seconds"),
-        ("POSITIVE_SECONDS", "0.0", "0 seconds is no time at all"),
-        ("COUNT", "0", f"'0' is not a whole number from 1 to {MOST}"),
-        ("COUNT", str(MOST + 1), f"'{MOST + 1}' is not a whole number"),
+        ("POSITIVE_SECONDS", "0.0", "must be greater than 0 seconds"),
+        ("COUNT", "0", f"'0' is not a whole number from 1 to {MAX_COUNT}"),
+        ("COUNT", str(MAX_COUNT + 1), f"'{MAX_COUNT + 1}' is not a whole number"),
         ("COUNT", "²", "'²' is not a whole number"),
         ("COUNT", "9" * 5000, f"'{'9' * 40}' is not a whole number"),
-        ("TEMPLATE", "$nobody", "greeting has the unknown name $nobody"),
+        ("TEMPLATE", "$user", "greeting has the unknown name $user"),
         ("TEMPLATE", "\udcff", "cannot be encoded as UTF-8"),
         ("RATE", "0", "'0'"),
         ("RATE", "many", "'many'"),
@@ -85,13 +85,13 @@ def test_what_is_read(kind: str, text: str, value: object) -> None:
     ],
     ids=lambda value: ascii(value)[:30],
 )
-def test_what_is_refused(kind: str, text: str, why: str) -> None:
+def test_an_invalid_text_is_rejected(kind: str, text: str, why: str) -> None:
     with pytest.raises(click.BadParameter) as caught:
         KINDS[kind].convert(text, None, None)
     assert why in caught.value.message
 
 
-def test_the_name_of_a_service_is_one_that_this_machine_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_name_as_port_must_be_known_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.getservbyname", lambda name, kind: 9)
     assert KINDS["ENDPOINT"].convert(":known", None, None) == Endpoint.tcp("", "known")
     monkeypatch.undo()
@@ -101,12 +101,12 @@ def test_the_name_of_a_service_is_one_that_this_machine_knows(monkeypatch: pytes
         KINDS["ENDPOINT"].convert(":no-such", None, None)
 
 
-def test_a_reader_says_no_with_a_config_error() -> None:
-    def read(_text: str) -> Any:
+def test_a_config_error_of_a_parser_is_a_bad_parameter() -> None:
+    def parse(_text: str) -> Any:
         raise ConfigError("never")
 
     with pytest.raises(click.BadParameter, match="never"):
-        Checked("x", read).convert("anything", None, None)
+        ParsedType("x", parse).convert("anything", None, None)
 
 
 @settings(deadline=None, max_examples=50)
@@ -115,11 +115,11 @@ def test_a_reader_says_no_with_a_config_error() -> None:
 @example("ENDPOINT", ":a\0")
 @example("ENDPOINT", ":a\ud800")
 @given(st.sampled_from(sorted(KINDS)), st.text(st.characters(), max_size=12) | st.integers().map(str))
-def test_any_text_is_a_value_or_a_refusal(kind: str, text: str) -> None:
+def test_any_text_is_parsed_or_rejected(kind: str, text: str) -> None:
     try:
         KINDS[kind].convert(text, None, None)
     except click.BadParameter as error:
-        refusal = error.message
+        message = error.message
     else:
-        refusal = "none"
-    assert refusal
+        message = "none"
+    assert message

@@ -1,4 +1,4 @@
-"""The deploy files are true: each is checked by the program that it is for, and HAProxy runs with its own."""
+"""The deploy files, each checked by the program that it is for. HAProxy runs with its file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.service_peers import HELLO, INIT, crowd, running
 
 DEPLOY = ROOT / "examples" / "deploy"
 
-# What these files say about other programs does not depend on the interpreter.
+# How other programs read these files does not depend on the interpreter.
 pytestmark = pytest.mark.one_interpreter
 alone = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -37,19 +37,19 @@ def text(name: str) -> str:
     return (DEPLOY / name).read_text()
 
 
-def options_of(verb: str, words: list[str]) -> dict[str, Any]:
-    """What a command makes of its words. Raises click.UsageError for what it does not know."""
-    # A command keeps the help option that its first context asks for: not one without that of the group.
+def options_of(verb: str, args: list[str]) -> dict[str, Any]:
+    """The parameters that a command parses from its arguments. Raises click.UsageError."""
+    # A command keeps the help option of its first context, which must be that of the group.
     group = click.Context(cli, **cli.context_settings)
-    return dict(cli.commands[verb].make_context(verb, list(words), parent=group).params)
+    return dict(cli.commands[verb].make_context(verb, list(args), parent=group).params)
 
 
-def local(words: list[str]) -> list[str]:
-    """The same words for a service on free ports of this machine."""
-    return [re.sub(r"^(--\w+=)?:\d+$", r"\g<1>127.0.0.1:0", word) for word in words]
+def local(args: list[str]) -> list[str]:
+    """The same arguments for a service on free ports of this machine."""
+    return [re.sub(r"^(--\w+=)?:\d+$", r"\g<1>127.0.0.1:0", arg) for arg in args]
 
 
-def test_every_file_is_known_here() -> None:
+def test_every_deploy_file_is_tested() -> None:
     assert sorted(path.name for path in DEPLOY.iterdir()) == [
         "Containerfile",
         "README.md",
@@ -85,7 +85,7 @@ def analyze(*args: str) -> tuple[int, str]:
 
 
 def settings(unit: str) -> dict[str, list[str]]:
-    """The settings of a unit; each has a list, because some may be repeated."""
+    """The settings of a unit; each is a list, because some may be repeated."""
     found: dict[str, list[str]] = {}
     for line in text(unit).splitlines():
         if line and line[0] not in "#[":
@@ -96,7 +96,7 @@ def settings(unit: str) -> dict[str, list[str]]:
 
 @pytest.fixture
 def units(tmp_path: Path) -> tuple[Path, Path]:
-    """Both units, for the systemd that is here, with a program that exists."""
+    """Both units, adapted to the installed systemd, with a program that exists."""
     service = text("greeter.service").replace("/opt/greeter/bin/greeter", f"{sys.executable} -m greeter")
     match = re.search(r"# Before systemd (\d+), write instead:\n((?:#   .+\n)+)Type=notify-reload\n", service)
     assert match
@@ -111,15 +111,15 @@ def units(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @needs_analyze
-def test_systemd_takes_the_units(units: tuple[Path, Path]) -> None:
+def test_systemd_accepts_the_units(units: tuple[Path, Path]) -> None:
     assert analyze("verify", "--man=no", *map(str, units)) == (0, "")
     units[0].write_text(units[0].read_text() + "[Service]\nProtectEverything=yes\n")
     assert "ProtectEverything" in analyze("verify", "--man=no", *map(str, units))[1]
 
 
 @needs_analyze
-def test_systemd_finds_little_exposed(units: tuple[Path, Path]) -> None:
-    """2.0 of 10, where a service without any of it has 9.6."""
+def test_systemd_rates_the_exposure_as_low(units: tuple[Path, Path]) -> None:
+    """2.0 of 10; a service without hardening has 9.6."""
     code, shown = analyze("security", "--offline=true", "--threshold=20", "--no-pager", str(units[0]))
     if "unrecognized option" in shown:
         pytest.skip("this systemd-analyze cannot judge a unit that is not loaded")
@@ -128,9 +128,9 @@ def test_systemd_finds_little_exposed(units: tuple[Path, Path]) -> None:
 
 def test_the_units_fit_the_service() -> None:
     service, doors = settings("greeter.service"), settings("greeter.socket")
-    words = shlex.split(service["ExecStart"][0])
-    assert words[:2] == ["/opt/greeter/bin/greeter", "serve"]
-    assert words[2:] == ["--config", "/etc/greeter/greeter.toml"]
+    args = shlex.split(service["ExecStart"][0])
+    assert args[:2] == ["/opt/greeter/bin/greeter", "serve"]
+    assert args[2:] == ["--config", "/etc/greeter/greeter.toml"]
     assert "listen" not in tomllib.loads(text("greeter.toml")), "it would take the place of systemd's sockets"
     assert service["Requires"] == service["After"] == service["Also"] == ["greeter.socket"]
     assert doors["BindIPv6Only"] == ["ipv6-only"]
@@ -169,17 +169,17 @@ def only_child(pid: int) -> int:
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 @pytest.mark.parametrize("loop", list(loop_factories()))
 async def test_the_unit_allows_what_the_service_calls(loop: str, tmp_path: Path) -> None:
-    """It starts, greets, reloads and stops with those calls refused that the unit refuses."""
+    """The service starts, greets, reloads and stops without the system calls that the unit denies."""
     assert STRACE is not None
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        # What uvloop does without, if it must.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # uvloop works without these.
         allowed = allowed_calls()
         refused = [f"-einject={name}:error=EPERM" for name in ("io_uring_setup",) if name not in allowed]
         command = [STRACE, "-f", "-qq", "-esignal=none", *refused, "-o", f"{tmp_path}/calls"]
-        command += [sys.executable, "-c", INIT, json.dumps([[door.fileno()], 0]), "serve", "--loop", loop]
+        command += [sys.executable, "-c", INIT, json.dumps([[listener.fileno()], 0]), "serve", "--loop", loop]
         command += ["--config", str(DEPLOY / "greeter.toml"), "--metrics", "127.0.0.1:0"]
-        async with running(*command, fds=(door.fileno(),)) as tracer:
-            assert (await greet(port=door.getsockname()[1])).data == HELLO
+        async with running(*command, fds=(listener.fileno(),)) as tracer:
+            assert (await greet(port=listener.getsockname()[1])).data == HELLO
             pid = only_child(tracer.pid)
             signals = (signal.SIGHUP, "Reloaded"), (signal.SIGTERM, "Stopped: 1 greeted of 1 accepted")
             for number, line in signals:
@@ -212,12 +212,12 @@ async def test_no_new_code_is_needed(loop: str) -> None:
         if service.address == "nothing":
             pytest.skip("this kernel cannot forbid it")
         assert (await greet(port=service.port)).data == HELLO
-        assert await service.stop() == 0  # which fetches a library to close the door with
+        assert await service.stop() == 0  # which loads a library for the drain
     assert service.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
 
 
 @alone
-async def test_the_configuration_is_one() -> None:
+async def test_the_configuration_file_is_accepted_and_complete() -> None:
     args = ("--config", str(DEPLOY / "greeter.toml"), "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
     async with greeter_process("serve", *args) as service:
         assert (await greet(port=service.port)).data == HELLO
@@ -232,24 +232,24 @@ async def test_the_configuration_is_one() -> None:
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Of the Containerfile, in order."""
+    """The instructions of the Containerfile, in order."""
     lines = re.sub(r"\\\n\s*", "", text("Containerfile")).splitlines()
     return [(line.split()[0], line.partition(" ")[2]) for line in lines if line and not line.startswith("#")]
 
 
 @alone
-async def test_the_container_file() -> None:
+async def test_the_containerfile_fits_the_service() -> None:
     found = dict(instructions())
     assert [name for name, _ in instructions()].count("CMD") == 1
     assert found["FROM"] == "python:3.13-slim"
     user, _, group = found["USER"].partition(":")
     assert int(user) > 0
     assert int(group) > 0
-    # A JSON list is the exec form, in which signals reach greeter and no shell.
+    # A JSON list is the exec form, in which signals reach greeter, not a shell.
     assert json.loads(found["ENTRYPOINT"]) == ["greeter"]
-    verb, *words = json.loads(found["CMD"])
+    verb, *args = json.loads(found["CMD"])
     assert verb == "serve"
-    options = options_of("serve", words)
+    options = options_of("serve", args)
     ports = {options["listen"][0].port, options["metrics"].port}
     assert {int(port) for port in found["EXPOSE"].split()} == ports
     for name, value in instructions():
@@ -260,7 +260,7 @@ async def test_the_container_file() -> None:
     assert extras
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
-    async with greeter_process("serve", *local(words), ready='"event": "listening"') as service:
+    async with greeter_process("serve", *local(args), ready='"event": "listening"') as service:
         address = json.loads(await service.line_with('"event": "listening"'))["address"]
         program, health, target, *rest = json.loads(found["HEALTHCHECK"].partition(" CMD ")[2])
         assert (program, health) == ("greeter", "greet")
@@ -276,8 +276,8 @@ def manifest() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("version", ["1.31", "latest"])
-def test_kubernetes_takes_the_manifest(version: str) -> None:
-    """By the published schemas of that version, and with nothing in it that they do not know."""
+def test_kubernetes_accepts_the_manifest(version: str) -> None:
+    """The published schemas of that version accept the manifest, and know all of it."""
     validator = pytest.importorskip("kubernetes_validate")
     chosen = validator.latest_version() if version == "latest" else version
     for resource in manifest():
@@ -292,9 +292,9 @@ def test_the_manifest_fits_the_service() -> None:
     deployment, service = manifest()
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    verb, *words = container["args"]
+    verb, *args = container["args"]
     assert verb == "serve"
-    options = options_of("serve", words)
+    options = options_of("serve", args)
     assert pod["terminationGracePeriodSeconds"] > options["stop_delay"] + options["drain_timeout"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"greeting": options["listen"][0].port, "metrics": options["metrics"].port}
@@ -303,9 +303,9 @@ def test_the_manifest_fits_the_service() -> None:
     assert labels == deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
     assert f"USER {pod['securityContext']['runAsUser']}:" in text("Containerfile")
     for probe in (container["readinessProbe"], container["livenessProbe"]):
-        program, verb, *words = probe["exec"]["command"]
+        program, verb, *args = probe["exec"]["command"]
         assert (program, verb) == ("greeter", "greet")
-        chosen = options_of("greet", words)
+        chosen = options_of("greet", args)
         assert chosen["target"].port == ports["greeting"]
         assert chosen["timeout"] < probe["timeoutSeconds"]
 
@@ -317,19 +317,19 @@ needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not insta
 
 
 @needs_haproxy
-def test_haproxy_takes_the_configuration(tmp_path: Path) -> None:
+def test_haproxy_accepts_the_configuration(tmp_path: Path) -> None:
     assert HAPROXY is not None
     done = subprocess.run([HAPROXY, "-c", "-f", DEPLOY / "haproxy.cfg"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warning" not in (done.stdout + done.stderr).lower()
-    told = re.sub(r"option tcp-check\n.*expect.*\n", "", text("haproxy.cfg")).replace("#option", "option")
-    told = told.replace("check inter", "check port 9998 inter")
-    (tmp_path / "haproxy.cfg").write_text(told)
-    assert "tcp-check" not in told
+    config = re.sub(r"option tcp-check\n.*expect.*\n", "", text("haproxy.cfg")).replace("#option", "option")
+    config = config.replace("check inter", "check port 9998 inter")
+    (tmp_path / "haproxy.cfg").write_text(config)
+    assert "tcp-check" not in config
     done = subprocess.run([HAPROXY, "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for verb, words in re.findall(r"(--stop-delay) (\d+ --metrics :\d+)", told):
-        assert options_of("serve", [verb, *words.split()])["metrics"].port == 9998
+    for verb, args in re.findall(r"(--stop-delay) (\d+ --metrics :\d+)", config):
+        assert options_of("serve", [verb, *args.split()])["metrics"].port == 9998
     command = re.search(r"^#   greeter serve (.+)$", text("haproxy.cfg"), re.MULTILINE)
     assert command
     options = options_of("serve", command[1].split())
@@ -342,25 +342,25 @@ def test_haproxy_takes_the_configuration(tmp_path: Path) -> None:
 @alone
 @needs_haproxy
 @pytest.mark.parametrize("header", ["send-proxy-v2", "send-proxy"])
-async def test_a_greeter_that_stops_behind_haproxy_loses_no_client(header: str, tmp_path: Path) -> None:
+async def test_a_stop_behind_haproxy_loses_no_client(header: str, tmp_path: Path) -> None:
     assert HAPROXY is not None
-    words = ("--greeting", "Thank you, $host $port", "--proxy-protocol", "--proxy-from", "127.0.0.0/8")
-    args = ("serve", "--listen", "127.0.0.1:0", *words, "--no-access-log")
+    options = ("--greeting", "Thank you, $host $port", "--proxy-protocol", "--proxy-from", "127.0.0.0/8")
+    args = ("serve", "--listen", "127.0.0.1:0", *options, "--no-access-log")
     async with contextlib.AsyncExitStack() as stack:
         first, second = [await stack.enter_async_context(greeter_process(*args)) for _ in range(2)]
-        door = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=512))
-        config = text("haproxy.cfg").replace("bind :9999", f"bind fd@{door.fileno()}")
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=512))
+        config = text("haproxy.cfg").replace("bind :9999", f"bind fd@{listener.fileno()}")
         config = config.replace("send-proxy-v2", header).replace("192.0.2.11:9999", first.address)
         config = config.replace("192.0.2.12:9999", second.address)
         assert "192.0.2.1" not in re.sub("#.*", "", config)
         (tmp_path / "haproxy.cfg").write_text(config)
         command = (HAPROXY, "-db", "-f", f"{tmp_path}/haproxy.cfg")
-        balancer = await stack.enter_async_context(running(*command, fds=(door.fileno(),), ready=""))
+        balancer = await stack.enter_async_context(running(*command, fds=(listener.fileno(),), ready=""))
 
-        def whole(heard: bytes, port: int) -> bool:
-            return heard == f"Thank you, 127.0.0.1 {port}".encode()
+        def whole(data: bytes, port: int) -> bool:
+            return data == f"Thank you, 127.0.0.1 {port}".encode()
 
-        async with crowd(door.getsockname()[1], clients=30, whole=whole) as clients:
+        async with crowd(listener.getsockname()[1], clients=30, whole=whole) as clients:
             await clients.more(200)
             assert await first.stop() == 0
             await clients.more(200)
@@ -382,25 +382,25 @@ async def test_a_greeter_that_stops_behind_haproxy_loses_no_client(header: str, 
 
 @alone
 @needs_haproxy
-async def test_haproxy_finds_out_that_a_greeter_is_well(tmp_path: Path) -> None:
-    """By its greeting: a service that accepts and says something else is not used."""
+async def test_the_haproxy_health_check_needs_the_greeting(tmp_path: Path) -> None:
+    """A service that accepts and sends something else is not used."""
     assert HAPROXY is not None
     args = ("serve", "--listen", "127.0.0.1:0", "--proxy-protocol", "--proxy-from", "127.0.0.0/8")
     async with contextlib.AsyncExitStack() as stack:
         ill, well = [
-            await stack.enter_async_context(greeter_process(*args, "--greeting", words))
-            for words in ("Go away", "Thank you for connecting")
+            await stack.enter_async_context(greeter_process(*args, "--greeting", greeting))
+            for greeting in ("Go away", "Thank you for connecting")
         ]
-        door = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        config = text("haproxy.cfg").replace("bind :9999", f"bind fd@{door.fileno()}")
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        config = text("haproxy.cfg").replace("bind :9999", f"bind fd@{listener.fileno()}")
         config = config.replace("192.0.2.11:9999", ill.address).replace("192.0.2.12:9999", well.address)
         config = config.replace("inter 2s fastinter 500ms", "inter 50ms fastinter 50ms")
         (tmp_path / "haproxy.cfg").write_text(config)
         command = (HAPROXY, "-db", "-f", f"{tmp_path}/haproxy.cfg")
-        balancer = await stack.enter_async_context(running(*command, fds=(door.fileno(),), ready="DOWN"))
+        balancer = await stack.enter_async_context(running(*command, fds=(listener.fileno(),), ready="DOWN"))
         assert "greeters/greeter1 is DOWN" in balancer.lines[-1]
         for _ in range(10):
-            assert (await greet(port=door.getsockname()[1])).data == HELLO
+            assert (await greet(port=listener.getsockname()[1])).data == HELLO
         balancer.process.terminate()
         await balancer.ended()
         assert await well.stop() == 0

@@ -1,12 +1,11 @@
 """System calls that fail in a running service, one kind at a time: all other clients are greeted.
 
 A real ``greeter serve`` runs under tests/support/faults.c for each stage, which is an event loop and an
-accept path. Every fault falls into the middle of a stream of clients. After it the service must have
-greeted every client that it did not hit, have as many descriptors open as before, have logged next to
-nothing, and not have spun; at the end its counters must add up. A fault that was never delivered fails its
-test.
+accept path. Every fault is injected while clients connect. After it, the service must have greeted every
+client that was not hit, have as many descriptors open as before, have logged at most a line per second, and
+not have spun; at the end its counters must add up. A fault that was never delivered fails its test.
 
-To add to the matrix, add to FAULTS: a row is a name, a function that plays it, and the stages it is for.
+To extend the matrix, add a row to FAULTS: a name, a function that injects the fault, and its stages.
 """
 
 from __future__ import annotations
@@ -35,18 +34,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-WHOLE = b"Thank you for connecting"
-# A client that hears nothing for so long, in seconds, has been forgotten.
+GREETING = b"Thank you for connecting"
+# How long to wait for anything before the test fails, in seconds.
 PATIENCE = 10.0
-# For how long there is nothing to accept with; a service that spins would not stay unnoticed.
-HARD_TIMES = 0.5
-# A service that rests between two tries makes no more accept calls than this in HARD_TIMES, one that spins
-# thousands.
-CALM = 4
+# How long accept() fails, in seconds: long enough to notice a service that spins.
+OUTAGE_SECONDS = 0.5
+# A service that pauses between two tries makes at most this many accept calls in OUTAGE_SECONDS. One that
+# spins makes thousands.
+MAX_TRIES = 4
 
 
 class Stage(NamedTuple):
-    """What a service is started with."""
+    """The event loop and the accept path of a service."""
 
     loop: str
     path: str
@@ -57,11 +56,11 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """A row of the matrix: ``play`` injects it into a service and raises if the service suffers."""
+    """A row of the matrix: ``inject`` injects the fault, and raises if the service does not handle it."""
 
     call: str
     error: str
-    play: Callable[[Any, Fault], None]
+    inject: Callable[[Any, Fault], None]
     stages: tuple[Stage, ...]
 
     def __str__(self) -> str:
@@ -69,7 +68,7 @@ class Fault:
 
 
 class Plan:
-    """The side of the test of the file that tests/support/faults.c shares with it."""
+    """The test's view of the file that it shares with tests/support/faults.c."""
 
     ENTRY = struct.Struct("12s5i")  # struct plan
     SKIP, LEFT, ERROR, PART, DELIVERED = range(5)
@@ -95,7 +94,7 @@ class Plan:
         self._set(call, self.SKIP, skip)
         self._set(call, self.ERROR, getattr(errno, error))
         self._set(call, self.PART, part)
-        self._set(call, self.LEFT, count)  # last: from now on it counts
+        self._set(call, self.LEFT, count)  # last, because it arms the fault
 
     def disarm(self, call: str) -> None:
         self._set(call, self.LEFT, 0)
@@ -105,11 +104,11 @@ class Plan:
 
 
 class Service:
-    """``greeter serve`` with faults.c, as one stage."""
+    """``greeter serve`` under faults.c, for one stage."""
 
     def __init__(self, stage: Stage, shim: Path, directory: Path, *options: str, **env: str) -> None:
         self.stage = stage
-        self.knocks = 0  # clients that came
+        self.connected = 0  # how many clients have connected
         self._log = directory / "log"
         self._read = 0  # of the log, in bytes
         command = ["serve", "--listen", "127.0.0.1:0", "--loop", stage.loop, "--accept", stage.path, *options]
@@ -124,7 +123,7 @@ class Service:
         found: list[str] = []
 
         def listening() -> bool:
-            found.extend(re.findall(r"Listening on 127\.0\.0\.1:(\d+) ", "\n".join(self.news())))
+            found.extend(re.findall(r"Listening on 127\.0\.0\.1:(\d+) ", "\n".join(self.new_lines())))
             assert self.process.poll() is None, self._log.read_text()
             return bool(found)
 
@@ -134,17 +133,17 @@ class Service:
         self.descriptors = self._warm_up()
 
     def _warm_up(self) -> int:
-        """Let the loop open what it keeps for itself, the first time that it makes a stream."""
+        """Let the loop open what it keeps open after its first stream."""
         sockets = self._descriptors("socket:")
         since = time.monotonic()
-        assert self.heard_by(self.knock(2)) == 2
+        assert self.count_greeted(self.connect(2)) == 2
         until(lambda: self._descriptors("socket:") == sockets, "warm")
         self.descriptors = self._descriptors()
         self.settle(since, 2)
         return self.descriptors
 
     def _descriptors(self, kind: str = "") -> int:
-        """How many the process has open, of all or of one kind."""
+        """How many descriptors the process has open, of all kinds or of one."""
         directory = f"/proc/{self.process.pid}/fd"
         found = 0
         for fd in os.listdir(directory):
@@ -152,8 +151,8 @@ class Service:
                 found += os.readlink(f"{directory}/{fd}").startswith(kind)
         return found
 
-    def news(self) -> list[str]:
-        """The whole lines that the log got since it was last asked."""
+    def new_lines(self) -> list[str]:
+        """The complete log lines since the last call."""
         with self._log.open("rb") as log:
             log.seek(self._read)
             data = log.read()
@@ -161,34 +160,34 @@ class Service:
         self._read += end
         return data[:end].decode().splitlines()
 
-    def knock(self, clients: int) -> list[socket.socket]:
-        """So many clients at once; every other one speaks first."""
-        self.knocks += clients
+    def connect(self, clients: int) -> list[socket.socket]:
+        """Connect a number of clients at once; every other one sends first."""
+        self.connected += clients
         socks = [socket.create_connection(("127.0.0.1", self.port), PATIENCE) for _ in range(clients)]
         for sock in socks[::2]:
-            sock.sendall(b"Hello, is there anybody in there?")
+            sock.sendall(b"Hello from the client")
         return socks
 
-    def heard_by(self, clients: list[socket.socket]) -> int:
+    def count_greeted(self, clients: list[socket.socket]) -> int:
         """How many of ``clients`` are greeted: every byte, and the end of stream."""
-        return [read_to_end(client) for client in clients].count(WHOLE)
+        return [read_to_end(client) for client in clients].count(GREETING)
 
     def settle(self, since: float, clients: int, expected: str = "") -> list[str]:
-        """Look for what the last ``clients``, from time ``since`` on, have left behind.
+        """Check log and descriptors after the last ``clients``, which connected from time ``since`` on.
 
-        Returns the lines of the log that match ``expected``, of which there may be more than few.
+        Returns the log lines that match ``expected``; of others, only few are allowed.
         """
         accepted = 0
-        said: list[str] = []
+        logged: list[str] = []
         others: list[str] = []
 
         def all_logged() -> bool:
             nonlocal accepted
-            for line in self.news():
+            for line in self.new_lines():
                 if line.startswith("Got a connection from "):
                     accepted += 1
                 elif expected and re.search(expected, line):
-                    said.append(line)
+                    logged.append(line)
                 else:
                     others.append(textwrap.shorten(line, 200))
             return accepted >= clients
@@ -204,22 +203,22 @@ class Service:
         assert "Traceback" not in "".join(others), f"{len(others)} log lines: {others}"
         assert all(line.startswith("warning: ") for line in others), others
         assert len(others) <= allowed, f"{len(others)} log lines, at most {allowed}: {others}"
-        assert self.process.poll() is None, "it lives"
-        return said
+        assert self.process.poll() is None, "the service runs"
+        return logged
 
     def stop(self) -> None:
-        """It ends in order, and its counters add up."""
+        """Stop the service, and check that its counters add up."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(PATIENCE) == 0
-        last = self.news()[-1]
+        last = self.new_lines()[-1]
         match = re.match(r"Stopped: (\d+) greeted of (\d+) accepted, (\d+) failed", last)
         assert match, last
         greeted, accepted, failed = map(int, match.groups())
-        assert (accepted, greeted + failed) == (self.knocks, self.knocks)
+        assert (accepted, greeted + failed) == (self.connected, self.connected)
         self.check(failed)
 
     def check(self, failed: int) -> None:
-        """So many clients were not greeted, in all."""
+        """Check the number of clients that were not greeted."""
         assert failed > 0, "some of them were hit"
 
     def close(self) -> None:
@@ -229,86 +228,86 @@ class Service:
 
 
 def read_to_end(client: socket.socket) -> bytes:
-    """What a client hears; the beginning of it if it is reset or forgotten."""
-    heard = b""
+    """What a client receives, and the error if there is one."""
+    received = b""
     with client:
         try:
             while data := client.recv(1000):
-                heard += data
+                received += data
         except OSError as error:
-            return heard + b" ... " + str(error).encode()
-    return heard
+            return received + b" ... " + str(error).encode()
+    return received
 
 
 def until(condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
-    """Watch another process, which has no way to tell us, until ``condition()`` is true."""
+    """Poll another process, which cannot notify the test, until ``condition()`` is true."""
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, f"not within {PATIENCE} s: {what if isinstance(what, str) else what()}"
         time.sleep(0.002)
 
 
-# -- how a fault is played -------------------------------------------------------------------------------
+# -- how a fault is injected -----------------------------------------------------------------------------
 
 
 def among_others(service: Service, fault: Fault, *, costs: bool = True, **arm: int) -> None:
-    """Two calls fail while twelve clients are there; none but those who were hit may notice."""
+    """Two calls fail among those for twelve clients. Only the clients that are hit may be affected."""
     since = time.monotonic()
-    assert service.heard_by(service.knock(2)) == 2
+    assert service.count_greeted(service.connect(2)) == 2
     service.plan.arm(fault.call, fault.error, **{"count": 2, "skip": 2, **arm})
-    clients = service.knock(12)
-    heard = service.heard_by(clients)
+    clients = service.connect(12)
+    greeted = service.count_greeted(clients)
     hit = service.plan.delivered
     count = arm.get("count", 2)
     until(lambda: hit(fault.call) == count, lambda: f"{hit(fault.call)} of {count} {fault} delivered")
-    assert heard >= 12 - (count if costs else 0), f"{heard} of 12 clients heard it all"
-    assert service.heard_by(service.knock(2)) == 2
+    assert greeted >= 12 - (count if costs else 0), f"{greeted} of 12 clients were greeted"
+    assert service.count_greeted(service.connect(2)) == 2
     service.settle(since, 16)
 
 
 def costs_no_client(service: Service, fault: Fault) -> None:
-    """The connection is still there: the next call, or the rest of this one, succeeds."""
+    """The connection is not affected: the next call, or the rest of this one, succeeds."""
     among_others(service, fault, costs=False)
 
 
-def takes_a_part(service: Service, fault: Fault) -> None:
-    """The kernel takes 10 bytes and then, three times, no more."""
+def partial_send(service: Service, fault: Fault) -> None:
+    """The kernel accepts 10 bytes, and then three times none."""
     among_others(service, fault, costs=False, count=4, part=10)
 
 
-def hard_times(service: Service, fault: Fault) -> None:
-    """Nothing to accept with for a while: clients wait in the queue, and are greeted when it is over."""
+def accept_outage(service: Service, fault: Fault) -> None:
+    """accept() fails for a while: clients wait in the accept queue, and are greeted afterwards."""
     since = time.monotonic()
-    assert service.heard_by(service.knock(2)) == 2
+    assert service.count_greeted(service.connect(2)) == 2
     hit = service.plan.delivered
-    # First a single failure, as of a system that recovers at once.
+    # First a single failure.
     service.plan.arm(fault.call, fault.error, 1, skip=2)
-    clients = service.knock(6)
+    clients = service.connect(6)
     until(lambda: hit(fault.call) == 1, f"{fault} delivered")
     service.plan.arm(fault.call, fault.error, 1_000_000)
-    clients += service.knock(6)
-    time.sleep(HARD_TIMES)  # not to wait for anything: to see how often it tries meanwhile
+    clients += service.connect(6)
+    time.sleep(OUTAGE_SECONDS)  # the duration of the outage, not a wait for an event
     tries = hit(fault.call)
     service.plan.disarm(fault.call)
-    heard = service.heard_by(clients)
-    assert tries <= CALM, f"{tries} tries to accept in {HARD_TIMES} s"
-    assert heard == 12, f"{heard} of 12 clients heard it all"
-    assert service.heard_by(service.knock(2)) == 2
+    greeted = service.count_greeted(clients)
+    assert tries <= MAX_TRIES, f"{tries} tries to accept in {OUTAGE_SECONDS} s"
+    assert greeted == 12, f"{greeted} of 12 clients were greeted"
+    assert service.count_greeted(service.connect(2)) == 2
     service.settle(since, 16)
 
 
 # -- the matrix ------------------------------------------------------------------------------------------
 
 STAGES = tuple(Stage(loop, path) for loop in loop_factories() for path in ("direct", "streams"))
-# Without descriptors, libuv accepts connections and closes them, and tells nothing of it: the exception that
-# the streams path has (greeter/server/streams.py). With no memory it tries in every turn, and loses none.
-OURS_TO_ACCEPT = tuple(stage for stage in STAGES if stage != Stage("uvloop", "streams"))
-# The address of a client comes from accept(), but on uvloop.
-ASKS_FOR_NAMES = tuple(stage for stage in STAGES if stage == Stage("uvloop", "streams"))
+# Without descriptors, libuv accepts connections and closes them without reporting it, which is the documented
+# exception of the streams path (greeter/server/streams.py). Without memory it retries in every iteration.
+ACCEPT_STAGES = tuple(stage for stage in STAGES if stage != Stage("uvloop", "streams"))
+# On uvloop with streams, getpeername() gives the address of a client; elsewhere accept() does.
+GETPEERNAME_STAGES = tuple(stage for stage in STAGES if stage == Stage("uvloop", "streams"))
 
 FAULTS = [
     *(
-        Fault("accept", error, hard_times, OURS_TO_ACCEPT)
+        Fault("accept", error, accept_outage, ACCEPT_STAGES)
         for error in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
     ),
     *(
@@ -316,33 +315,33 @@ FAULTS = [
         for error in ("ECONNABORTED", "EPROTO", "EPERM", "EINTR")
     ),
     *(Fault("send", error, among_others, STAGES) for error in ("EPIPE", "ECONNRESET", "ENOBUFS")),
-    Fault("send", "EAGAIN", takes_a_part, STAGES),
+    Fault("send", "EAGAIN", partial_send, STAGES),
     *(Fault("recv", error, among_others, STAGES) for error in ("ECONNRESET", "ETIMEDOUT")),
     Fault("shutdown", "ENOTCONN", among_others, STAGES),
-    Fault("getpeername", "ENOTCONN", costs_no_client, ASKS_FOR_NAMES),
+    Fault("getpeername", "ENOTCONN", costs_no_client, GETPEERNAME_STAGES),
 ]
 MATRIX = [f"{stage}-{fault}" for fault in FAULTS for stage in fault.stages]
 
 
-def play(
+def run_faults(
     stage: Stage,
     shim: Path,
     directory: Path,
     faults: Sequence[Fault] = FAULTS,
     serve: Callable[[Stage, Path, Path], Service] = Service,
 ) -> Iterator[tuple[str, Exception | None]]:
-    """All the faults of one stage, in turn: each name, and what went wrong."""
+    """Inject the faults of one stage, one after the other; yields each name and its error."""
     service: Service | None = None
     for number, fault in enumerate(fault for fault in faults if stage in fault.stages):
         try:
             if service is None:
                 (directory / str(number)).mkdir(parents=True)
                 service = serve(stage, shim, directory / str(number))
-            fault.play(service, fault)
+            fault.inject(service, fault)
             yield f"{stage}-{fault}", None
         except Exception as error:
             yield f"{stage}-{fault}", error
-            if service is not None:  # the next fault gets a service that this one has not touched
+            if service is not None:  # the next fault gets a new service
                 service.close()
                 service = None
     try:
@@ -356,22 +355,22 @@ def play(
 
 
 @pytest.fixture(scope="module")
-def played(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exception | None]:
-    """The whole matrix, played once, with all stages at the same time."""
+def results(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exception | None]:
+    """The results of the whole matrix, run once with all stages at the same time."""
     directory = tmp_path_factory.mktemp("services")
     with ThreadPoolExecutor(len(STAGES)) as pool:
-        parts = pool.map(lambda stage: list(play(stage, shim, directory / str(stage))), STAGES)
+        parts = pool.map(lambda stage: list(run_faults(stage, shim, directory / str(stage))), STAGES)
         return dict(outcome for part in parts for outcome in part)
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("name", MATRIX)
-def test_a_fault_is_survived(name: str, played: dict[str, Exception | None]) -> None:
-    if (error := played[name]) is not None:
+def test_a_fault_is_survived(name: str, results: dict[str, Exception | None]) -> None:
+    if (error := results[name]) is not None:
         raise error
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=str)
-def test_the_counters_add_up_in_the_end(stage: Stage, played: dict[str, Exception | None]) -> None:
-    if (error := played[f"{stage}-end"]) is not None:
+def test_the_counters_add_up_in_the_end(stage: Stage, results: dict[str, Exception | None]) -> None:
+    if (error := results[f"{stage}-end"]) is not None:
         raise error

@@ -15,7 +15,7 @@ import pytest
 
 from greeter import Endpoint, ListenFailed
 from greeter.service import httpd
-from greeter.service.httpd import CONNECTIONS, TEXT, HTTPServer, Response, serve_http
+from greeter.service.httpd import MAX_CONNECTIONS, TEXT, HTTPServer, Response, serve_http
 from tests.conftest import PATIENCE
 from tests.support.peers import connect, read_to_end, reset, until
 
@@ -31,20 +31,20 @@ class Site:
     """Some handlers, and counts of their calls and cancellations."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.calls = 0
         self.cancelled = 0
         self.gate = asyncio.Event()
         self.handlers = {"/page": self.page, "/broken": self.broken, "/slow": self.slow}
 
     async def page(self) -> Response:
-        self.asked += 1
+        self.calls += 1
         return Response(TEXT, b"hello\n")
 
     async def broken(self) -> Response:
         raise ValueError("no such number")
 
     async def slow(self) -> Response:
-        self.asked += 1
+        self.calls += 1
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -69,7 +69,7 @@ def port_of(server: HTTPServer) -> int:
     return int(server.address.rpartition(":")[2])
 
 
-async def say(server: HTTPServer, *pieces: bytes, end: bool = False) -> socket.socket:
+async def send(server: HTTPServer, *pieces: bytes, end: bool = False) -> socket.socket:
     sock = await connect(port_of(server))
     for piece in pieces:
         await asyncio.get_running_loop().sock_sendall(sock, piece)
@@ -78,9 +78,9 @@ async def say(server: HTTPServer, *pieces: bytes, end: bool = False) -> socket.s
     return sock
 
 
-async def ask(server: HTTPServer, *pieces: bytes, end: bool = False) -> tuple[int, dict[str, str], bytes]:
+async def request(server: HTTPServer, *pieces: bytes, end: bool = False) -> tuple[int, dict[str, str], bytes]:
     """Status, fields and body of the response; a reset instead of an end of stream is an error."""
-    outcome = await read_to_end(await say(server, *pieces, end=end))
+    outcome = await read_to_end(await send(server, *pieces, end=end))
     assert not outcome.reset
     head, _, body = outcome.data.partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
@@ -105,18 +105,18 @@ async def test_get_and_head_by_http_client() -> None:
     async with serving() as (server, site):
         assert await asyncio.to_thread(fetch, "GET") == (200, "6", b"hello\n")
         assert await asyncio.to_thread(fetch, "HEAD") == (200, "6", b"")
-        assert site.asked == 2
+        assert site.calls == 2
 
 
 async def test_fields_of_a_response_and_no_timer_after_the_connection() -> None:
     async with serving() as (server, _):
-        sock = await say(server)
+        sock = await send(server)
         await until(lambda: len(server._connections) == 1, "it is accepted")
         (connection,) = server._connections
         sock.close()
         await until(lambda: not server._connections, "it is closed")
         assert connection._timer.cancelled()
-        status, fields, body = await ask(server, GOOD)
+        status, fields, body = await request(server, GOOD)
     assert (status, body) == (200, b"hello\n")
     assert fields.pop("Date").endswith(" GMT")
     assert fields == {"Content-Type": TEXT, "Content-Length": "6", "Connection": "close"}
@@ -165,10 +165,10 @@ async def test_fields_of_a_response_and_no_timer_after_the_connection() -> None:
     ],
 )
 @pytest.mark.parametrize("end", [False, True])
-async def test_valid_requests_are_answered_once(pieces: list[bytes], end: bool) -> None:
+async def test_a_valid_request_gets_one_response(pieces: list[bytes], end: bool) -> None:
     async with serving() as (server, site):
-        assert (await ask(server, *pieces, end=end))[0] == 200
-        assert site.asked == 1
+        assert (await request(server, *pieces, end=end))[0] == 200
+        assert site.calls == 1
 
 
 @pytest.mark.parametrize(
@@ -226,12 +226,12 @@ async def test_other_requests_are_refused(
     request_: bytes, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving() as (server, site):
-        found, fields, body = await ask(server, request_)
+        found, fields, body = await request(server, request_)
         assert found == status
         assert body.decode().startswith(f"{status} ")
         assert fields.get("Allow") == ("GET, HEAD" if status == 405 else None)
-        assert site.asked == 0
-        assert (await ask(server, GOOD))[0] == 200
+        assert site.calls == 0
+        assert (await request(server, GOOD))[0] == 200
     assert not [record for record in caplog.records if record.levelno >= logging.INFO]
 
 
@@ -241,25 +241,25 @@ async def test_a_request_head_at_the_limit(split: int, excess: int, status: int)
     start, end = b"GET /page HTTP/1.1\r\nHost: x\r\nX: ", b"\r\n\r\n"
     head = start + b"x" * (httpd.REQUEST_BYTES + excess - len(start + end)) + end
     async with serving() as (server, _):
-        assert (await ask(server, head))[0] == status
-        assert (await ask(server, head + GOOD))[0] == status
-        assert (await ask(server, head[:-split], head[-split:]))[0] == status
+        assert (await request(server, head))[0] == status
+        assert (await request(server, head + GOOD))[0] == status
+        assert (await request(server, head[:-split], head[-split:]))[0] == status
 
 
 async def test_a_response_to_head_has_no_body_whatever_its_status() -> None:
     async with serving() as (server, _):
         for path in (b"/page", b"/nothing", b"/broken"):
-            _, fields, body = await ask(server, b"HEAD " + path + b" HTTP/1.0\r\n\r\n")
+            _, fields, body = await request(server, b"HEAD " + path + b" HTTP/1.0\r\n\r\n")
             assert int(fields["Content-Length"]) > 0
             assert body == b""
 
 
 async def test_a_handler_that_raises_is_500_and_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as (server, _):
-        assert (await ask(server, b"GET /broken HTTP/1.0\r\n\r\n"))[0] == 500
-        assert (await ask(server, GOOD))[0] == 200
+        assert (await request(server, b"GET /broken HTTP/1.0\r\n\r\n"))[0] == 500
+        assert (await request(server, GOOD))[0] == 200
     (record,) = (each for each in caplog.records if each.levelno >= logging.ERROR)
-    assert record.getMessage() == "cannot answer a request for /broken: ValueError: no such number"
+    assert record.getMessage() == "cannot respond to a request for /broken: ValueError: no such number"
 
 
 # -- misbehaving clients ---------------------------------------------------------------------------------
@@ -267,22 +267,22 @@ async def test_a_handler_that_raises_is_500_and_one_log_line(caplog: pytest.LogC
 
 async def test_the_oldest_connection_is_aborted_above_the_limit() -> None:
     async with serving() as (server, site):
-        silent = [await say(server, b"GET /p") for _ in range(CONNECTIONS)]
-        assert (await ask(server, GOOD))[0] == 200
+        silent = [await send(server, b"GET /p") for _ in range(MAX_CONNECTIONS)]
+        assert (await request(server, GOOD))[0] == 200
         assert (await read_to_end(silent[0])).data == b""
-        assert (await ask(server, GOOD))[0] == 200
+        assert (await request(server, GOOD))[0] == 200
         for sock in silent[1:]:
             with pytest.raises(BlockingIOError):
                 sock.recv(1)
             sock.close()
-        assert site.asked == 2
+        assert site.calls == 2
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_a_request_is_answered_behind_many_idle_connections() -> None:
+async def test_a_request_after_many_idle_connections_gets_a_response() -> None:
     async with serving() as (server, _):
-        idle = [await say(server) for _ in range(400)]
-        assert (await ask(server, GOOD))[0] == 200
+        idle = [await send(server) for _ in range(400)]
+        assert (await request(server, GOOD))[0] == 200
         for sock in idle:
             sock.close()
 
@@ -294,7 +294,7 @@ async def test_a_connection_is_aborted_at_its_deadline(
 ) -> None:
     monkeypatch.setattr(httpd, "EXCHANGE_SECONDS", 0.05)
     async with serving() as (server, site):
-        sock = await say(server, beginning)
+        sock = await send(server, beginning)
         await until(lambda: len(server._connections) == 1, "it is accepted")
         await until(lambda: not server._connections, "it is aborted")
         assert (await read_to_end(sock)).data.endswith(b"\r\n\r\nhello\n" if beginning == GOOD else b"")
@@ -310,7 +310,7 @@ async def test_a_half_closed_connection_is_closed_before_its_deadline(
 ) -> None:
     monkeypatch.setattr(httpd, "EXCHANGE_SECONDS", 2 * PATIENCE)
     async with serving() as (server, site):
-        sock = await say(server, beginning, end=True)
+        sock = await send(server, beginning, end=True)
         if b"slow" in beginning:
             await until(lambda: any(each._eof_received for each in server._connections), "it is half-closed")
             site.gate.set()
@@ -326,14 +326,14 @@ async def test_a_client_that_does_not_read_is_aborted(monkeypatch: pytest.Monkey
         site.gate.set()
         sock = await connect(port_of(server), receive_buffer=4096)
         sock.send(b"GET /slow HTTP/1.0\r\n\r\n")
-        await until(lambda: site.asked == 1, "the handler runs")
+        await until(lambda: site.calls == 1, "the handler runs")
         await until(lambda: not server._connections, "it is aborted")
         sock.close()
 
 
 async def test_a_client_that_keeps_sending_is_aborted() -> None:
     async with serving() as (server, _):
-        sock = await say(server, GOOD)
+        sock = await send(server, GOOD)
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             await asyncio.get_running_loop().sock_sendall(sock, b"x" * 50_000_000)
         sock.close()
@@ -342,12 +342,12 @@ async def test_a_client_that_keeps_sending_is_aborted() -> None:
 @pytest.mark.parametrize("beginning", [b"", b"GET /", b"GET /slow HTTP/1.0\r\n\r\n"])
 async def test_a_client_that_closes_or_resets_before_the_response(beginning: bytes) -> None:
     async with serving() as (server, site):
-        for leave in (socket.socket.close, reset):
-            sock = await say(server, beginning)
+        for close_client in (socket.socket.close, reset):
+            sock = await send(server, beginning)
             await until(lambda: len(server._connections) == 1, "it is accepted")
             if b"slow" in beginning:
-                await until(lambda: site.asked > site.cancelled, "the handler runs")
-            leave(sock)
+                await until(lambda: site.calls > site.cancelled, "the handler runs")
+            close_client(sock)
             site.gate.set()
             await until(lambda: not server._connections, "it is closed")
 
@@ -361,7 +361,7 @@ async def test_an_abort_while_the_handler_runs() -> None:
             return Response(TEXT, b"too late")
 
         server.handlers = {"/": page}
-        assert (await read_to_end(await say(server, b"GET / HTTP/1.0\r\n\r\n"))).data == b""
+        assert (await read_to_end(await send(server, b"GET / HTTP/1.0\r\n\r\n"))).data == b""
 
 
 class GoneTransport(asyncio.Transport):
@@ -406,8 +406,8 @@ async def test_a_close_between_accept_and_connection_made_aborts_the_connection(
 @pytest.mark.usefixtures("no_fd_leak")
 async def test_close_aborts_every_connection_and_leaks_nothing() -> None:
     async with serving() as (server, site):
-        socks = [await say(server, b"GET /slow HTTP/1.0\r\n\r\n") for _ in range(3)]
-        await until(lambda: site.asked == 3, "the handlers run")
+        socks = [await send(server, b"GET /slow HTTP/1.0\r\n\r\n") for _ in range(3)]
+        await until(lambda: site.calls == 3, "the handlers run")
         waiting = asyncio.create_task(server.wait_closed())
         await asyncio.sleep(0)
         assert not waiting.done()
@@ -441,8 +441,8 @@ async def test_an_address_in_use_is_refused() -> None:
 @pytest.mark.usefixtures("no_fd_leak")
 async def test_a_failed_start_leaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def start(_self: HTTPServer) -> None:
-        raise OSError("out of luck")
+        raise OSError("no memory")
 
     monkeypatch.setattr(HTTPServer, "_start", start)
-    with pytest.raises(OSError, match="out of luck"):
+    with pytest.raises(OSError, match="no memory"):
         await serve_http(HERE, {})

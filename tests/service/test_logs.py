@@ -1,4 +1,4 @@
-"""The log: its lines, and a stream that is complete, in order and never in the way, on real pipes."""
+"""The log lines, and the log stream on real pipes: complete, in order, never blocking the service."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def record(message: str, *args: object, level: int = logging.INFO, **extra: obje
 
 
 def broken(message: str) -> logging.LogRecord:
-    """A record that brings a traceback."""
+    """A record with a traceback."""
     try:
         raise ValueError("line one\nline two \x1b[31m")
     except ValueError:
@@ -44,27 +44,27 @@ def broken(message: str) -> logging.LogRecord:
 
 
 class Pipe:
-    """Where a LogStream writes; the test is the reader."""
+    """A pipe for a LogStream to write to. The test is the reader."""
 
     def __init__(self) -> None:
         self.reading, self.writing = os.pipe()
         os.set_blocking(self.reading, False)
-        self.filling = b""
+        self.filler = b""
 
-    def take(self, most: int = 1 << 24) -> str:
-        """What is there now, without what ``fill`` put there."""
+    def read(self, limit: int = 1 << 24) -> str:
+        """What the pipe contains, without what ``fill`` has written."""
         data = b""
         with contextlib.suppress(BlockingIOError):
-            while len(data) < most and (chunk := os.read(self.reading, min(65536, most - len(data)))):
+            while len(data) < limit and (chunk := os.read(self.reading, min(65536, limit - len(data)))):
                 data += chunk
-        found, self.filling = data.removeprefix(self.filling[: len(data)]), self.filling[len(data) :]
+        found, self.filler = data.removeprefix(self.filler[: len(data)]), self.filler[len(data) :]
         return found.decode()
 
     def fill(self) -> None:
         os.set_blocking(self.writing, False)
         with contextlib.suppress(BlockingIOError):
             while True:
-                self.filling += b"#" * os.write(self.writing, b"#" * 4096)
+                self.filler += b"#" * os.write(self.writing, b"#" * 4096)
         os.set_blocking(self.writing, True)
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ def test_a_json_line() -> None:
     assert "ValueError: line one" in json.loads(JsonFormatter().format(broken("it broke")))["message"]
 
 
-def test_what_json_cannot_say_is_said_as_text() -> None:
+def test_a_field_that_json_cannot_represent_is_text() -> None:
     entry = json.loads(JsonFormatter().format(record("x", address=b"\xff", path={"a": object})))
     assert entry["address"] == "b'\\xff'"
 
@@ -160,7 +160,7 @@ def test_what_json_cannot_say_is_said_as_text() -> None:
 @settings(deadline=None)
 @given(st.text(st.characters()))
 @example("\x7f")
-def test_a_json_line_is_one_line_whatever_it_says(text: str) -> None:
+def test_a_json_line_is_one_line_whatever_its_text(text: str) -> None:
     line = JsonFormatter().format(record("%s", text, peer=text))
     entry = json.loads(line)
     assert (entry["message"], entry["peer"]) == (text, text)
@@ -179,7 +179,7 @@ def test_a_json_line_is_one_line_whatever_it_says(text: str) -> None:
         (None, "a disconnected client", None),
     ],
 )
-def test_the_line_of_a_client(address: Any, text: str, peer: object) -> None:
+def test_the_access_log_line_of_a_client(address: Any, text: str, peer: object) -> None:
     assert TextFormatter().connection(address) == f"Got a connection from {text}"
     entry = json.loads(JsonFormatter().connection(address))
     assert (entry["event"], entry["level"], entry["peer"]) == ("connection", "info", peer)
@@ -193,13 +193,13 @@ def test_the_line_of_a_client(address: Any, text: str, peer: object) -> None:
 def test_outside_a_loop_a_line_is_written_at_once(pipe: Pipe, log_format: LogFormat) -> None:
     log = LogStream(pipe.writing, log_format)
     log.handle(record(HOSTILE))
-    (line,) = pipe.take().split("\n")[:-1]
+    (line,) = pipe.read().split("\n")[:-1]
     assert line.isprintable()
     log.connection(("127.0.0.1", 1))
-    assert pipe.take().count("\n") == 1
+    assert pipe.read().count("\n") == 1
 
 
-async def test_in_a_loop_lines_wait_a_moment_and_keep_their_order(pipe: Pipe) -> None:
+async def test_in_a_loop_lines_are_batched_and_keep_their_order(pipe: Pipe) -> None:
     log = LogStream(pipe.writing)
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -207,7 +207,7 @@ async def test_in_a_loop_lines_wait_a_moment_and_keep_their_order(pipe: Pipe) ->
     for port in range(100):
         log.connection(("127.0.0.1", port))
     log.handle(record("Stopped"))
-    assert pipe.take() == ""
+    assert pipe.read() == ""
     assert log._timer is not None
     assert log._timer.when() - begun <= FLUSH_SECONDS + 0.01 <= 0.2
     readable = asyncio.Event()
@@ -216,26 +216,26 @@ async def test_in_a_loop_lines_wait_a_moment_and_keep_their_order(pipe: Pipe) ->
         await readable.wait()
     loop.remove_reader(pipe.reading)
     clients = [f"Got a connection from ('127.0.0.1', {port})" for port in range(100)]
-    assert pipe.take().splitlines() == ["Listening", *clients, "Stopped"]
-    assert log._timer is None  # nothing waits: nothing wakes up
+    assert pipe.read().splitlines() == ["Listening", *clients, "Stopped"]
+    assert log._timer is None  # without lines there is no timer
 
 
-async def test_flush_leaves_nothing_behind(pipe: Pipe) -> None:
+async def test_flush_writes_all_lines(pipe: Pipe) -> None:
     log = LogStream(pipe.writing)
     log.connection(("127.0.0.1", 1))
     log.flush()
-    assert pipe.take() == "Got a connection from ('127.0.0.1', 1)\n"
+    assert pipe.read() == "Got a connection from ('127.0.0.1', 1)\n"
     log.flush()
-    assert pipe.take() == ""
+    assert pipe.read() == ""
 
 
-def test_levels_are_kept(pipe: Pipe) -> None:
+def test_records_below_the_level_are_not_written(pipe: Pipe) -> None:
     log = LogStream(pipe.writing, level="WARNING")
     logger = logging.Logger("greeter", logging.DEBUG)
     logger.addHandler(log)
     logger.info("not this")
     logger.warning("this")
-    assert pipe.take() == "warning: this\n"
+    assert pipe.read() == "warning: this\n"
 
 
 def test_after_the_loop_lines_are_written_at_once_again(pipe: Pipe) -> None:
@@ -247,56 +247,54 @@ def test_after_the_loop_lines_are_written_at_once_again(pipe: Pipe) -> None:
     asyncio.run(brief())  # it ends before the timer does
     log.flush()
     log.handle(record("after it"))
-    assert pipe.take().splitlines() == ["in the loop", "after it"]
+    assert pipe.read().splitlines() == ["in the loop", "after it"]
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-async def test_a_reader_that_has_stopped_reading_stops_nobody(pipe: Pipe, blocking: bool) -> None:
+async def test_a_stalled_reader_does_not_block(pipe: Pipe, blocking: bool) -> None:
     log = LogStream(pipe.writing)
     pipe.fill()
     os.set_blocking(pipe.writing, blocking)
     for port in range(10_000):
         log.connection(("127.0.0.1", port))
-    log.flush()  # comes back
-    assert log.lost == 0
+    log.flush()  # returns
+    assert log.dropped == 0
     got = ""
-    for _ in range(100):  # it reads again, and gets all of it
-        got += pipe.take()
+    for _ in range(100):  # the reader resumes and receives all lines
+        got += pipe.read()
         log.flush()
     assert got.splitlines() == [f"Got a connection from ('127.0.0.1', {port})" for port in range(10_000)]
 
 
-def test_a_descriptor_that_changes_its_mind_gets_it_later(
-    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_would_block_after_poll_is_retried(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     refusals = [BlockingIOError]  # another writer was faster, between poll() and write()
 
-    def busy(fd: int, data: bytes) -> int:
+    def write_after_refusal(fd: int, data: bytes) -> int:
         if refusals:
             raise refusals.pop()
         return write(fd, data)
 
-    monkeypatch.setattr(os, "write", busy)
+    monkeypatch.setattr(os, "write", write_after_refusal)
     log = LogStream(pipe.writing)
     log.handle(record("one"))
-    assert (pipe.take(), log.lost) == ("", 0)
+    assert (pipe.read(), log.dropped) == ("", 0)
     log.handle(record("two"))
-    assert pipe.take() == "one\ntwo\n"
+    assert pipe.read() == "one\ntwo\n"
 
 
-async def test_the_rest_is_tried_again_by_itself(pipe: Pipe) -> None:
+async def test_unwritten_lines_are_retried_by_the_timer(pipe: Pipe) -> None:
     log = LogStream(pipe.writing)
     pipe.fill()
     log.handle(record("late"))
-    await until(lambda: bool(log._unwritten), "it was tried once")
+    await until(lambda: bool(log._unwritten), "the first try")
     assert log._timer is not None
-    assert pipe.take() == ""
-    await until(lambda: log._timer is None, "it was tried again")
-    assert pipe.take() == "late\n"
+    assert pipe.read() == ""
+    await until(lambda: log._timer is None, "the second try")
+    assert pipe.read() == "late\n"
 
 
-def test_what_does_not_fit_is_counted_and_the_count_is_logged(
+def test_lines_beyond_the_backlog_are_dropped_and_their_count_is_logged(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "BACKLOG_BYTES", 100)
@@ -304,56 +302,58 @@ def test_what_does_not_fit_is_counted_and_the_count_is_logged(
     pipe.fill()
     for n in range(20):
         log.handle(record(f"line {n:4}"))  # 10 bytes each
-    assert log.lost == 10
-    assert pipe.take() == ""
-    log.handle(record("still full when it came"))
-    assert pipe.take().splitlines() == [
+    assert log.dropped == 10
+    assert pipe.read() == ""
+    log.handle(record("dropped too"))
+    assert pipe.read().splitlines() == [
         *(f"line {n:4}" for n in range(10)),
-        "warning: 11 log lines were lost",
+        "warning: 11 log lines were dropped",
     ]
     log.handle(record("room again"))
-    assert (pipe.take(), log.lost) == ("room again\n", 0)
+    assert (pipe.read(), log.dropped) == ("room again\n", 0)
 
 
-def test_the_count_of_lost_lines_waits_for_room_too(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_count_of_dropped_lines_waits_for_the_reader_too(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logs, "BACKLOG_BYTES", 9000)
-    monkeypatch.setattr(logs, "LAST_SECONDS", 0)
+    monkeypatch.setattr(logs, "FINAL_FLUSH_SECONDS", 0)
     log = LogStream(pipe.writing, "json")
     pipe.fill()
     for _ in range(3):
         log.handle(record("x" * 4000))
-    assert log.lost == 1
+    assert log.dropped == 1
     got = ""
-    while log._unwritten:  # the reader takes a little at a time
-        got += pipe.take(4096)
+    while log._unwritten:  # the reader reads a little at a time
+        got += pipe.read(4096)
         log.flush()
-    lines = [json.loads(line)["message"] for line in (got + pipe.take()).splitlines()]
-    assert lines == ["x" * 4000, "x" * 4000, "1 log lines were lost"]
+    lines = [json.loads(line)["message"] for line in (got + pipe.read()).splitlines()]
+    assert lines == ["x" * 4000, "x" * 4000, "1 log lines were dropped"]
 
 
-async def test_a_reader_that_is_gone_stops_nobody(pipe: Pipe) -> None:
+async def test_a_closed_pipe_does_not_block(pipe: Pipe) -> None:
     log = LogStream(pipe.writing)
     os.close(pipe.reading)
-    log.handle(record("to nobody"))
+    log.handle(record("without a reader"))
     log.connection(("127.0.0.1", 1))
     log.flush()
-    assert log.lost == 2
+    assert log.dropped == 2
     log.flush()
-    assert (log.lost, bytes(log._unwritten)) == (2, b"")  # nothing is kept for a reader that is gone
+    assert (log.dropped, bytes(log._unwritten)) == (2, b"")  # nothing is kept for a closed pipe
 
 
-def test_a_full_disk_stops_nobody() -> None:
+def test_a_full_disk_does_not_raise() -> None:
     with open("/dev/full", "wb") as full:
         log = LogStream(full.fileno())
         log.handle(record("too much"))
-        assert log.lost == 1
+        assert log.dropped == 1
 
 
-def test_a_closed_descriptor_stops_nobody(pipe: Pipe) -> None:
+def test_a_closed_descriptor_does_not_raise(pipe: Pipe) -> None:
     log = LogStream(pipe.writing)
     pipe.close()
     log.handle(record("nowhere"))
-    assert log.lost == 1
+    assert log.dropped == 1
 
 
 def test_a_file_gets_every_line(tmp_path: Path) -> None:
@@ -366,27 +366,29 @@ def test_a_file_gets_every_line(tmp_path: Path) -> None:
     ]
 
 
-async def test_lines_reach_a_pipe_in_whole_pieces(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    pieces: list[bytes] = []
+async def test_writes_to_a_pipe_end_at_line_ends(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[bytes] = []
     write = os.write
 
-    def watched(fd: int, data: bytes) -> int:
-        pieces.append(bytes(data))
+    def recording_write(fd: int, data: bytes) -> int:
+        writes.append(bytes(data))
         return write(fd, data)
 
     log = LogStream(pipe.writing)
     lines = [f"{n} " + "x" * (37 * n % 300) for n in range(200)]
-    lines.insert(100, "y" * (2 * logs.PIECE + 5))
+    lines.insert(100, "y" * (2 * logs.MAX_WRITE_BYTES + 5))
     for line in lines:
         log.handle(record("%s", line))
-    monkeypatch.setattr(os, "write", watched)
+    monkeypatch.setattr(os, "write", recording_write)
     log.flush()
-    assert b"".join(pieces).decode().splitlines() == pipe.take().splitlines() == lines
-    assert all(len(piece) <= logs.PIECE for piece in pieces)
-    assert sum(not piece.endswith(b"\n") for piece in pieces) == 2  # only of the line longer than a piece
+    assert b"".join(writes).decode().splitlines() == pipe.read().splitlines() == lines
+    assert all(len(data) <= logs.MAX_WRITE_BYTES for data in writes)
+    assert (
+        sum(not data.endswith(b"\n") for data in writes) == 2
+    )  # only of the line that is longer than a write
 
 
-def test_a_line_that_comes_while_others_are_gathered_is_kept(pipe: Pipe) -> None:
+def test_a_line_added_while_others_are_encoded_is_kept(pipe: Pipe) -> None:
     class Lines(list[str]):
         def __getitem__(self, key: Any) -> Any:
             found = super().__getitem__(key)
@@ -396,9 +398,9 @@ def test_a_line_that_comes_while_others_are_gathered_is_kept(pipe: Pipe) -> None
     log = LogStream(pipe.writing)
     log._lines = Lines()
     log.handle(record("from this one"))
-    assert pipe.take() == "from this one\n"
+    assert pipe.read() == "from this one\n"
     log.flush()
-    assert pipe.take() == "from another thread\n"
+    assert pipe.read() == "from another thread\n"
 
 
 async def test_threads_lose_no_line(pipe: Pipe) -> None:
@@ -412,7 +414,7 @@ async def test_threads_lose_no_line(pipe: Pipe) -> None:
 
     def collect() -> None:
         nonlocal held
-        held += pipe.take()
+        held += pipe.read()
         *new, held = held.split("\n")
         found.extend(new)
 
@@ -439,23 +441,25 @@ async def test_threads_lose_no_line(pipe: Pipe) -> None:
         assert mine == [f"thread {name} line {n}" for n in range(300)]
 
 
-def test_the_last_flush_waits_for_a_reader_that_is_behind(pipe: Pipe) -> None:
+def test_the_last_flush_waits_for_a_slow_reader(pipe: Pipe) -> None:
     log = LogStream(pipe.writing)
     pipe.fill()
     log.handle(record("the last line"))
     got: list[str] = []
-    reader = threading.Timer(0.02, lambda: got.append(pipe.take()))
+    reader = threading.Timer(0.02, lambda: got.append(pipe.read()))
     reader.start()
     log.flush()
     reader.join()
-    assert "".join(got) + pipe.take() == "the last line\n"
+    assert "".join(got) + pipe.read() == "the last line\n"
 
 
-def test_but_not_for_ever(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "LAST_SECONDS", 0.02)
+def test_the_last_flush_does_not_wait_longer_than_its_timeout(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "FINAL_FLUSH_SECONDS", 0.02)
     log = LogStream(pipe.writing)
     pipe.fill()
-    log.handle(record("to somebody who does not read"))
+    log.handle(record("not read"))
     log.flush()
     assert log._unwritten
 
@@ -467,4 +471,4 @@ def test_a_record_that_cannot_be_formatted_is_reported(
     log.handle(record("%d clients", "some"))
     assert "--- Logging error ---" in capsys.readouterr().err
     log.handle(record("go on"))
-    assert pipe.take() == "go on\n"
+    assert pipe.read() == "go on\n"

@@ -1,4 +1,4 @@
-"""The metrics as a scraper sees them: names, labels, numbers, and that promtool has nothing to say."""
+"""The metrics as a scraper sees them: names, labels, values, and the checks of promtool."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HERE = Endpoint.parse("127.0.0.1:0")
 
 
 def everything() -> Snapshot:
-    """A snapshot with a different number in each place."""
+    """A snapshot with a different number in each field."""
     times = LatencyHistogram()
     times.add(0.0002, 7)
     times.add(3.0, 2)
@@ -63,7 +63,7 @@ def samples(text: bytes) -> dict[str, float]:
     return found
 
 
-def test_every_number_has_its_name() -> None:
+def test_every_counter_is_a_metric() -> None:
     found = samples(render(everything()))
     python = ".".join(map(str, sys.version_info[:3]))
     assert found.pop(f"greeter_build_info{{python={python},version={greeter.__version__}}}") == 1
@@ -93,7 +93,7 @@ def test_every_number_has_its_name() -> None:
     assert times == {**expected, "greeter_greeting_seconds_bucket{le=+Inf}": 10}
 
 
-def test_the_classes_of_a_server_are_there_before_anything_happens() -> None:
+def test_every_class_is_exported_before_the_first_client() -> None:
     found = samples(render(Snapshot.of(ServerStats())))
     assert found["greeter_failed_total{class=reset}"] == 0
     assert "greeter_certificate_expiry_seconds" not in found
@@ -101,7 +101,7 @@ def test_the_classes_of_a_server_are_there_before_anything_happens() -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 @pytest.mark.parametrize("make", [everything, Snapshot])
-def test_promtool_has_nothing_to_say(make: Callable[[], Snapshot]) -> None:
+def test_promtool_accepts_the_metrics(make: Callable[[], Snapshot]) -> None:
     done = subprocess.run(
         ["promtool", "check", "metrics"],
         input=render(make()),
@@ -118,9 +118,9 @@ async def fetch(address: str, path: str) -> bytes:
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
     async with asyncio.timeout(PATIENCE):
-        answer = await reader.read()
+        response = await reader.read()
     writer.close()
-    return answer
+    return response
 
 
 @pytest.mark.usefixtures("no_fd_leak")
@@ -130,8 +130,8 @@ async def test_a_server_is_scraped() -> None:
         async def collect() -> Snapshot:
             return Snapshot.of(server.stats)
 
-        leaving = False
-        with contextlib.closing(await serve_metrics(HERE, collect, stopping=lambda: leaving)) as metrics:
+        draining = False
+        with contextlib.closing(await serve_metrics(HERE, collect, stopping=lambda: draining)) as metrics:
             for count in range(3):
                 head, _, body = (await fetch(metrics.address, "/metrics")).partition(b"\r\n\r\n")
                 assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8" in head
@@ -142,7 +142,7 @@ async def test_a_server_is_scraped() -> None:
             healthy = await fetch(metrics.address, "/healthz")
             assert healthy.startswith(b"HTTP/1.1 200 OK\r\n")
             assert healthy.endswith(b"\r\n\r\nok\n")
-            leaving = True
+            draining = True
             stopping = await fetch(metrics.address, "/healthz")
             assert stopping.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
             assert stopping.endswith(b"\r\n\r\nstopping\n")
@@ -171,7 +171,9 @@ def test_the_import_without_h11(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("package", ["h11", "prometheus_client"])
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_the_command_without_a_package_of_the_extra(package: str, workers: str, tmp_path: Path) -> None:
+async def test_a_missing_package_of_the_extra_fails_metrics_only(
+    package: str, workers: str, tmp_path: Path
+) -> None:
     """Without --metrics it serves; with it, it fails with one line."""
     (tmp_path / f"{package}.py").write_text("raise ImportError")
     env = {"PYTHONPATH": str(tmp_path), "GREETER_LISTEN": "127.0.0.1:0", "GREETER_WORKERS": workers}
@@ -182,7 +184,7 @@ async def test_the_command_without_a_package_of_the_extra(package: str, workers:
     assert (code, err.splitlines()[len(warnings) :]) == (2, [f"greeter: {MISSING}"])
 
 
-def test_the_library_is_loaded_when_metrics_are_served_and_not_before() -> None:
+def test_prometheus_client_is_loaded_only_when_metrics_are_served() -> None:
     code = "import sys, greeter.service.metrics; print('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     assert done.stdout == b"False\n"

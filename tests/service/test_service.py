@@ -1,4 +1,4 @@
-"""``greeter serve`` in a process of its own: what it says, whom it greets and how it ends."""
+"""``greeter serve`` in a process of its own: signals, log, endpoints, greetings, reloads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import trustme
 
 from greeter import Endpoint, greet
 from greeter.config.options import ServeOptions
-from greeter.config.prepare import prepare
+from greeter.config.server_config import load_server_config
 from greeter.service.logs import FLUSH_SECONDS
 from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, run_greeter
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 HELLO = b"Thank you for connecting"
 AS_ROOT = "warning: running as root, which greeting needs only for ports below 1024"
 
-# The loop under test is that of the process, not the one that watches it.
+# The loop under test is that of the service, not that of the test.
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
@@ -41,23 +41,23 @@ def serving(*args: str, **options: Any) -> contextlib.AbstractAsyncContextManage
     return greeter_process("serve", "--listen", "127.0.0.1:0", *args, **options)
 
 
-def said(server: Process) -> list[str]:
-    """The log, without the warning that only root sees."""
+def log_of(server: Process) -> list[str]:
+    """The log, without the warning about running as root."""
     return [line for line in server.lines if line != AS_ROOT]
 
 
-def knock(port: int) -> socket.socket:
+def connect(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), PATIENCE)
 
 
-def line_of(client: socket.socket) -> str:
-    """What the log says about a client."""
+def access_line(client: socket.socket) -> str:
+    """The access log line of a client."""
     return f"Got a connection from {client.getsockname()}"
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> Any:
-    """Write a module of greetings; the options and the environment that serve one of them."""
+    """Write a module of greetings; returns the options and the environment that serve one of them."""
 
     def write(text: str, name: str) -> tuple[list[str], dict[str, str]]:
         (tmp_path / "service_app.py").write_text(text)
@@ -74,24 +74,24 @@ NEVER = "import asyncio\nasync def never(peer):\n    await asyncio.Event().wait(
 
 @pytest.mark.parametrize("loop", list(loop_factories()))
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_it_in_order(number: signal.Signals, loop: str) -> None:
+async def test_a_signal_drains_and_exits_with_0(number: signal.Signals, loop: str) -> None:
     async with serving("--loop", loop, "--accept", "streams") as server:
-        with knock(server.port) as client:
+        with connect(server.port) as client:
             assert client.recv(99) == HELLO
-            line = line_of(client)
+            line = access_line(client)
         assert await server.stop(number) == 0
-    assert said(server) == [
+    assert log_of(server) == [
         f"Listening on {server.address} ({loop}, streams)",
         line,
-        f"{number.name}: closing the door",
+        f"{number.name}: stopping: no new clients, finishing open connections",
         "Stopped: 1 greeted of 1 accepted, 0 failed",
     ]
     assert (AS_ROOT in server.lines) == (os.geteuid() == 0)
     with pytest.raises(ConnectionRefusedError):
-        knock(server.port)
+        connect(server.port)
 
 
-async def test_whoever_is_there_is_greeted_before_it_ends(app: Any, tmp_path: Path) -> None:
+async def test_a_pending_client_is_greeted_before_the_exit(app: Any, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     args, env = app(
         "import asyncio, pathlib\n"
@@ -102,43 +102,43 @@ async def test_whoever_is_there_is_greeted_before_it_ends(app: Any, tmp_path: Pa
         "slow",
     )
     async with serving(*args, env=env) as server:
-        with knock(server.port) as client:
+        with connect(server.port) as client:
             await server.line_with("Got a connection")
             server.process.send_signal(signal.SIGTERM)
-            await server.line_with("closing the door")
+            await server.line_with("stopping: no new clients, finishing open connections")
             gate.touch()
             assert client.recv(99) == b"at last"
         assert await server.ended() == 0
-    assert said(server)[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
+    assert log_of(server)[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
 
 
-async def test_a_second_signal_ends_it_at_once(app: Any) -> None:
+async def test_a_second_signal_exits_at_once(app: Any) -> None:
     args, env = app(NEVER, "never")
     async with serving(*args, "--drain-timeout", "60", env=env) as server:
-        with knock(server.port):
+        with connect(server.port):
             await server.line_with("Got a connection")
             server.process.send_signal(signal.SIGTERM)
-            await server.line_with("SIGTERM: closing the door")
+            await server.line_with("SIGTERM: stopping: no new clients, finishing open connections")
             assert await server.stop(signal.SIGINT) == 130
-    assert said(server)[-1] == "warning: SIGINT again: leaving at once"
+    assert log_of(server)[-1] == "warning: SIGINT again: exiting at once"
 
 
-async def test_the_drain_deadline_cuts_off_who_is_left(app: Any) -> None:
+async def test_the_drain_deadline_aborts_open_connections(app: Any) -> None:
     args, env = app(NEVER, "never")
     async with serving(*args, "--drain-timeout", "0.2", env=env) as server:
-        with knock(server.port) as client:
+        with connect(server.port) as client:
             await server.line_with("Got a connection")
             assert await server.stop() == 0
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(1) == b""
-    assert "warning: cut off 1 connections at the drain deadline" in said(server)
-    assert said(server)[-1] == "Stopped: 0 greeted of 1 accepted, 1 failed"
+    assert "warning: cut off 1 connections at the drain deadline" in log_of(server)
+    assert log_of(server)[-1] == "Stopped: 0 greeted of 1 accepted, 1 failed"
 
 
-async def test_a_thread_that_never_returns_does_not_keep_it(app: Any) -> None:
+async def test_a_thread_that_never_returns_does_not_delay_the_exit(app: Any) -> None:
     args, env = app("import threading\ndef stuck(peer):\n    threading.Event().wait()\n", "stuck")
     async with serving(*args, "--drain-timeout", "0.1", env=env) as server:
-        with knock(server.port):
+        with connect(server.port):
             await server.line_with("Got a connection")
             assert await server.stop() == 0
     assert any("leaving 1 greeting callables that do not return" in line for line in server.lines)
@@ -147,10 +147,10 @@ async def test_a_thread_that_never_returns_does_not_keep_it(app: Any) -> None:
 # -- the log ---------------------------------------------------------------------------------------------
 
 
-async def test_a_line_comes_without_anything_else_happening() -> None:
+async def test_a_log_line_is_written_without_further_events() -> None:
     async with serving() as server:
-        with knock(server.port) as client:
-            assert await server.line_with("Got a") == line_of(client)
+        with connect(server.port) as client:
+            assert await server.line_with("Got a") == access_line(client)
         assert await server.stop() == 0
 
 
@@ -158,19 +158,19 @@ async def test_lines_are_complete_and_in_order() -> None:
     expected = []
     async with serving() as server:
         for _ in range(100):
-            with knock(server.port) as client:
+            with connect(server.port) as client:
                 assert client.recv(99) == HELLO
-                expected.append(line_of(client))
+                expected.append(access_line(client))
         assert await server.stop() == 0
     assert [line for line in server.lines if line.startswith("Got")] == expected
-    assert said(server)[-1] == "Stopped: 100 greeted of 100 accepted, 0 failed"
+    assert log_of(server)[-1] == "Stopped: 100 greeted of 100 accepted, 0 failed"
 
 
 async def test_no_line_is_lost_or_broken_under_load(accept: str) -> None:
-    heard: Counter[str] = Counter()
+    received: Counter[str] = Counter()
 
     def whole(data: bytes, port: int) -> bool:
-        heard[f"127.0.0.1:{port}"] += 1
+        received[f"127.0.0.1:{port}"] += 1
         return data == HELLO
 
     async with serving("--log-format", "json", "--accept", accept, ready='"address": "') as server:
@@ -181,7 +181,7 @@ async def test_no_line_is_lost_or_broken_under_load(accept: str) -> None:
             clients.give_up()
     assert clients.lost == []
     entries = [json.loads(line) for line in server.lines]
-    assert Counter(entry["peer"] for entry in entries if entry.get("event") == "connection") == heard
+    assert Counter(entry["peer"] for entry in entries if entry.get("event") == "connection") == received
     times = [entry["time"] for entry in entries]
     assert times == sorted(times)
     total = clients.greeted
@@ -203,7 +203,7 @@ async def test_json_lines(tmp_path: Path, app: Any) -> None:
             "workers": 1,
             "message": f"Listening on {address} (asyncio, direct)",
         }
-        with knock(int(address.rpartition(":")[2])) as client:
+        with connect(int(address.rpartition(":")[2])) as client:
             assert client.recv(99) == b""
             name = "{}:{}".format(*client.getsockname())
         assert not (await greet(path=f"{tmp_path}/x")).data
@@ -223,7 +223,7 @@ async def test_json_lines(tmp_path: Path, app: Any) -> None:
 async def test_a_failing_greeting_is_one_line(app: Any) -> None:
     args, env = app("def broken(peer):\n    raise ValueError('two\\nlines \\x1b[31m')\n", "broken")
     async with serving(*args, env=env) as server:
-        with knock(server.port) as client:
+        with connect(server.port) as client:
             assert client.recv(99) == b""
             name = str(client.getsockname())
         line = await server.line_with("warning: (")
@@ -232,33 +232,33 @@ async def test_a_failing_greeting_is_one_line(app: Any) -> None:
     assert "raised ValueError: two\\nlines \\x1b[31m" in line
 
 
-async def test_the_access_log_can_be_left_out() -> None:
+async def test_the_access_log_can_be_turned_off() -> None:
     async with serving("--no-access-log") as server:
         assert (await greet(port=server.port)).data == HELLO
         assert await server.stop() == 0
     assert not any("Got a connection" in line for line in server.lines)
-    assert said(server)[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
+    assert log_of(server)[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
 
 
 @pytest.fixture
-def door() -> Iterator[socket.socket]:
-    """A listening socket for a service to inherit: its port is known before the service says so."""
+def listener() -> Iterator[socket.socket]:
+    """A listening socket for a service to inherit. Its port is known before the service starts."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock
 
 
-async def test_the_log_level_is_kept(door: socket.socket) -> None:
-    fd = door.fileno()
+async def test_lines_below_the_log_level_are_not_written(listener: socket.socket) -> None:
+    fd = listener.fileno()
     async with greeter_process(
         "serve", "--listen", f"fd:{fd}", "--log-level", "warning", ready="", pass_fds=(fd,)
     ) as server:
-        assert (await greet(port=door.getsockname()[1])).data == HELLO
+        assert (await greet(port=listener.getsockname()[1])).data == HELLO
         assert await server.stop() == 0
-    assert said(server) == []
+    assert log_of(server) == []
 
 
 # What systemd does for a service with a socket: descriptor 3 and two variables (sd_listen_fds(3)).
-HAND_OVER = """
+ACTIVATE = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
 os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
@@ -266,12 +266,12 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def start(door: socket.socket, *args: str, handed_over: bool = False) -> subprocess.Popen[str]:
-    """A service whose stderr is a short pipe that nobody reads unless the test does."""
-    fd = str(door.fileno())
+def start(listener: socket.socket, *args: str, activated: bool = False) -> subprocess.Popen[str]:
+    """A service whose stderr is a short pipe, which only the test may read."""
+    fd = str(listener.fileno())
     command = [sys.executable, "-m", "greeter", "serve", *args]
-    if handed_over:
-        command = [sys.executable, "-c", HAND_OVER, fd, *command]
+    if activated:
+        command = [sys.executable, "-c", ACTIVATE, fd, *command]
     else:
         command += ["--listen", f"fd:{fd}"]
     return subprocess.Popen(
@@ -279,12 +279,12 @@ def start(door: socket.socket, *args: str, handed_over: bool = False) -> subproc
     )
 
 
-async def test_a_log_that_nobody_reads_does_not_stop_the_service(door: socket.socket) -> None:
+async def test_a_log_without_a_reader_does_not_block_the_service(listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    port = door.getsockname()[1]
+    port = listener.getsockname()[1]
     greeted = 0
-    with start(door, "--log-format", "json") as service:
-        end = loop.time() + 5 * FLUSH_SECONDS  # so that the log is written while clients still come
+    with start(listener, "--log-format", "json") as service:
+        end = loop.time() + 5 * FLUSH_SECONDS  # so that the log is written while clients still connect
         while greeted < 500 or loop.time() < end:
             replies = await asyncio.gather(*(greet(port=port) for _ in range(20)))
             assert all(reply.data == HELLO for reply in replies)
@@ -297,9 +297,9 @@ async def test_a_log_that_nobody_reads_does_not_stop_the_service(door: socket.so
     assert entries[-1]["event"] == "stopped"
 
 
-async def test_a_log_whose_reader_has_left_does_not_stop_the_service(door: socket.socket) -> None:
-    port = door.getsockname()[1]
-    with start(door) as service:
+async def test_a_closed_log_pipe_does_not_stop_the_service(listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    with start(listener) as service:
         assert service.stderr is not None
         service.stderr.close()
         for _ in range(3):
@@ -308,13 +308,13 @@ async def test_a_log_whose_reader_has_left_does_not_stop_the_service(door: socke
         assert await asyncio.to_thread(service.wait, PATIENCE) == 0
 
 
-# -- where it listens ------------------------------------------------------------------------------------
+# -- endpoints -------------------------------------------------------------------------------------------
 
 
 async def test_several_endpoints_at_once(tmp_path: Path) -> None:
     abstract = f"unix:@greeter-test-service-{os.getpid()}"
     texts = [f"unix:{tmp_path}/x", abstract]
-    async with serving(*(word for text in texts for word in ("--listen", text))) as server:
+    async with serving(*(arg for text in texts for arg in ("--listen", text))) as server:
         for text in (server.address, *texts):
             assert await server.line_with(f"Listening on {text} (")
             assert (await greet(Endpoint.parse(text))).data == HELLO
@@ -336,15 +336,15 @@ async def test_the_empty_host_is_both_families_on_one_port() -> None:
     assert re.fullmatch(r"Got a connection from \('::1', \d+\)", clients[1])
 
 
-async def test_an_inherited_socket_outlives_the_service(door: socket.socket) -> None:
-    fd, port = door.fileno(), door.getsockname()[1]
+async def test_an_inherited_socket_outlives_the_service(listener: socket.socket) -> None:
+    fd, port = listener.fileno(), listener.getsockname()[1]
     for _ in range(2):
         async with greeter_process("serve", "--listen", f"fd:{fd}", pass_fds=(fd,)) as server:
             assert server.address == f"127.0.0.1:{port}"
             assert (await greet(port=port)).data == HELLO
             assert await server.stop() == 0
-        with knock(port) as client:  # it waits in the queue until somebody serves again, here: us
-            accepted, address = door.accept()
+        with connect(port) as client:  # it waits in the accept queue for the next server, here the test
+            accepted, address = listener.accept()
             assert address == client.getsockname()
             accepted.close()
 
@@ -362,7 +362,7 @@ async def test_a_socket_file_is_replaced_when_stale_and_kept_when_live(tmp_path:
     assert not os.listdir(tmp_path)
 
 
-# -- what it says to a client ----------------------------------------------------------------------------
+# -- greetings -------------------------------------------------------------------------------------------
 
 
 async def test_a_greeting_from_a_file_is_sent_byte_for_byte(tmp_path: Path) -> None:
@@ -382,27 +382,31 @@ async def test_a_template_from_the_environment(tmp_path: Path) -> None:
 
 
 async def test_an_app_from_the_file(app: Any, tmp_path: Path) -> None:
-    _, env = app("def say(peer):\n    return f'{peer.host} to {peer.server}'\n", "say")
+    _, env = app("def text(peer):\n    return f'{peer.host} to {peer.server}'\n", "text")
     file = tmp_path / "greeter.toml"
-    file.write_text("app = 'service_app:say'\nlisten = '127.0.0.1:0'\nloop = 'asyncio'\naccess-log = false\n")
+    file.write_text(
+        "app = 'service_app:text'\nlisten = '127.0.0.1:0'\nloop = 'asyncio'\naccess-log = false\n"
+    )
     async with greeter_process("serve", "--config", str(file), env=env) as server:
         assert str(await greet(port=server.port)) == f"127.0.0.1 to {server.address}"
         assert await server.stop() == 0
-    assert "(asyncio, direct)" in said(server)[0]
+    assert "(asyncio, direct)" in log_of(server)[0]
 
 
-async def test_the_greeting_of_the_options(tmp_path: Path) -> None:
+async def test_each_greeting_option_makes_its_kind_of_greeting(tmp_path: Path) -> None:
     (tmp_path / "greeting").write_bytes(b"from a file")
-    assert prepare(ServeOptions()).greeting.fixed == HELLO
-    assert prepare(ServeOptions(greeting="$count")).greeting.kind == "template"
-    assert prepare(ServeOptions(greeting_file=tmp_path / "greeting")).greeting.fixed == b"from a file"
-    assert prepare(ServeOptions(app="json:dumps")).greeting.kind == "sync"
+    assert load_server_config(ServeOptions()).greeting.fixed == HELLO
+    assert load_server_config(ServeOptions(greeting="$count")).greeting.kind == "template"
+    assert (
+        load_server_config(ServeOptions(greeting_file=tmp_path / "greeting")).greeting.fixed == b"from a file"
+    )
+    assert load_server_config(ServeOptions(app="json:dumps")).greeting.kind == "sync"
 
 
 # -- SIGHUP ----------------------------------------------------------------------------------------------
 
 
-async def test_a_hangup_brings_a_new_greeting_into_force(tmp_path: Path) -> None:
+async def test_sighup_applies_a_new_greeting(tmp_path: Path) -> None:
     file = tmp_path / "greeting"
     file.write_text("old")
     async with serving("--greeting-file", str(file)) as server:
@@ -414,7 +418,7 @@ async def test_a_hangup_brings_a_new_greeting_into_force(tmp_path: Path) -> None
         assert await server.stop() == 0
 
 
-async def test_a_hangup_reads_the_file_again_and_says_what_needs_a_restart(tmp_path: Path) -> None:
+async def test_sighup_reads_the_file_again_and_names_what_needs_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "greeter.toml"
     file.write_text("greeting = 'old'\nbacklog = 5\n")
     async with serving("--config", str(file)) as server:
@@ -423,20 +427,20 @@ async def test_a_hangup_reads_the_file_again_and_says_what_needs_a_restart(tmp_p
         assert await server.line_with("Reloaded")
         assert str(await greet(port=server.port)) == "new"
         assert await server.stop() == 0
-    warnings = [line for line in said(server) if line.startswith("warning: ")]
-    # The endpoint of the command line is stronger than the file's, so that has not changed.
+    warnings = [line for line in log_of(server) if line.startswith("warning: ")]
+    # The command line overrides the endpoint of the file, so the endpoint has not changed.
     assert warnings == ["warning: --backlog has changed, which takes effect with a restart"]
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("greeting = '$nobody'", "greeting has the unknown name $nobody"),
+        ("greeting = '$user'", "greeting has the unknown name $user"),
         ("greting = 'new'", "unknown key 'greting'; did you mean 'greeting'?"),
         ("greeting-file = '/no/such'", "cannot read the greeting file '/no/such': no such file or directory"),
     ],
 )
-async def test_a_reload_that_fails_changes_nothing(tmp_path: Path, text: str, why: str) -> None:
+async def test_a_failed_reload_changes_nothing(tmp_path: Path, text: str, why: str) -> None:
     file = tmp_path / "greeter.toml"
     file.write_text("greeting = 'old'\n")
     async with serving("--config", str(file)) as server:
@@ -449,23 +453,23 @@ async def test_a_reload_that_fails_changes_nothing(tmp_path: Path, text: str, wh
         assert await server.stop() == 0
 
 
-# -- around it -------------------------------------------------------------------------------------------
+# -- stop delay, TLS and systemd -------------------------------------------------------------------------
 
 
-async def test_it_serves_on_while_load_balancers_notice() -> None:
+async def test_the_stop_delay_serves_on_before_the_drain() -> None:
     async with serving("--stop-delay", "0.2") as server:
         server.process.send_signal(signal.SIGTERM)
         await server.line_with("SIGTERM: serving for another 0.2 s")
         assert (await greet(port=server.port)).data == HELLO
         assert await server.ended() == 0
-    assert said(server)[-2:] == [
-        "SIGTERM: closing the door",
+    assert log_of(server)[-2:] == [
+        "SIGTERM: stopping: no new clients, finishing open connections",
         "Stopped: 1 greeted of 1 accepted, 0 failed",
     ]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_healthz_says_so_while_load_balancers_notice(workers: str, tmp_path: Path) -> None:
+async def test_healthz_is_503_during_the_stop_delay(workers: str, tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client")
     path = tmp_path / "metrics"
 
@@ -473,9 +477,9 @@ async def test_healthz_says_so_while_load_balancers_notice(workers: str, tmp_pat
         reader, writer = await asyncio.open_unix_connection(str(path))
         writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
         async with asyncio.timeout(PATIENCE):
-            answer = await reader.read()
+            response = await reader.read()
         writer.close()
-        head, _, body = answer.partition(b"\r\n\r\n")
+        head, _, body = response.partition(b"\r\n\r\n")
         return head.partition(b" ")[2][:4] + body
 
     args = ("--stop-delay", "600", "--workers", workers, "--metrics", f"unix:{path}", "--unix-mode", "604")
@@ -489,7 +493,7 @@ async def test_healthz_says_so_while_load_balancers_notice(workers: str, tmp_pat
         assert await server.stop() == 130
 
 
-async def test_tls_from_both_commands(tmp_path: Path) -> None:
+async def test_serve_and_greet_over_tls(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(f"{tmp_path}/ca.pem")
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(f"{tmp_path}/cert.pem")
@@ -506,7 +510,7 @@ async def test_tls_from_both_commands(tmp_path: Path) -> None:
         assert await server.stop() == 0
 
 
-async def test_tls_that_is_dropped_is_served_until_a_restart(tmp_path: Path) -> None:
+async def test_tls_removed_by_a_reload_is_served_until_a_restart(tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client")
     certificate, file = tmp_path / "cert.pem", tmp_path / "greeter.toml"
     authority = trustme.CA()
@@ -526,22 +530,22 @@ async def test_tls_that_is_dropped_is_served_until_a_restart(tmp_path: Path) -> 
     assert "warning: --tls-cert has changed, which takes effect with a restart" in server.lines
 
 
-async def test_an_endpoint_that_is_given_goes_before_sockets_of_systemd(door: socket.socket) -> None:
-    """Also the one that would be the default."""
+async def test_an_explicit_endpoint_overrides_sockets_of_systemd(listener: socket.socket) -> None:
+    """Even if it is the default endpoint."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # else somebody else has it, which is as good
+        with contextlib.suppress(OSError):  # the port may be in use already, which is equivalent
             stack.enter_context(socket.create_server(("127.0.0.1", 9999)))
         for args in (["--listen", "127.0.0.1:9999"], []):
             env = {"GREETER_LISTEN": "127.0.0.1:9999"} if not args else {}
-            async with started_by_init("serve", *args, sockets=(door,), env=env, ready="") as service:
+            async with started_by_init("serve", *args, sockets=(listener,), env=env, ready="") as service:
                 assert await service.ended() == 1
             assert service.lines == ["greeter: cannot listen on 127.0.0.1:9999: address already in use"]
         code, _, err = await run_greeter("serve")
         assert (code, err) == (1, "greeter: cannot listen on 127.0.0.1:9999: address already in use\n")
 
 
-async def test_a_client_is_in_the_log_when_it_is_let_in(tmp_path: Path) -> None:
-    """Before its handshake, then; and not at all if it is turned away."""
+async def test_a_client_is_logged_when_it_is_admitted(tmp_path: Path) -> None:
+    """Before its TLS handshake; a rejected client is not logged."""
 
     def events(server: Process) -> list[tuple[str, str | None]]:
         found = [json.loads(line) for line in server.lines]
@@ -552,20 +556,20 @@ async def test_a_client_is_in_the_log_when_it_is_let_in(tmp_path: Path) -> None:
     json_log = {"ready": '"address": "', "env": {"GREETER_LOG_FORMAT": "json"}}
     async with serving("--tls-cert", f"{tmp_path}/cert.pem", **json_log) as server:
         port = int(json.loads(server.lines[-1])["address"].rpartition(":")[2])
-        with knock(port) as client:
+        with connect(port) as client:
             client.sendall(b"no ClientHello\r\n")
             peer = f"127.0.0.1:{client.getsockname()[1]}"
             await server.line_with("no TLS handshake")
         assert await server.stop() == 0
     assert events(server) == [("connection", peer), ("failed", "tls")]
     async with serving("--deny", "127.0.0.0/8", **json_log) as server:
-        with knock(int(json.loads(server.lines[-1])["address"].rpartition(":")[2])):
+        with connect(int(json.loads(server.lines[-1])["address"].rpartition(":")[2])):
             await server.line_with("turning clients away")
         assert await server.stop() == 0
     assert events(server) == [("rejected", None)]
 
 
-async def test_greet_shows_a_certificate(tmp_path: Path) -> None:
+async def test_greet_presents_a_client_certificate(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(f"{tmp_path}/ca.pem")
     leaf = authority.issue_cert("localhost")
@@ -584,9 +588,9 @@ async def test_greet_shows_a_certificate(tmp_path: Path) -> None:
         assert await server.stop() == 0
 
 
-async def test_a_socket_that_systemd_opened(door: socket.socket) -> None:
-    port = door.getsockname()[1]
-    with start(door, handed_over=True) as service:
+async def test_a_socket_from_systemd_is_served(listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    with start(listener, activated=True) as service:
         assert (await greet(port=port)).data == HELLO
         service.send_signal(signal.SIGTERM)
         _, log = await asyncio.to_thread(service.communicate, None, PATIENCE)

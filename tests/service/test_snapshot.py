@@ -1,4 +1,4 @@
-"""Counters as a value: adding up, travelling, and never going back while processes come and go."""
+"""Counters as a value: addition, JSON, and sums that never decrease while processes start and exit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from greeter import ServerStats
 from greeter.core.stats import BOUNDS, LatencyHistogram
-from greeter.service.snapshot import Snapshot, Totals
+from greeter.service.snapshot import AggregateStats, Snapshot
 
 COUNT = st.integers(0, 10**12)
 BY_NAME = st.dictionaries(st.sampled_from(["reset", "tls", "rate"]), COUNT)
@@ -32,7 +32,7 @@ modestly = settings(max_examples=50)
 
 
 def counters(snapshot: Snapshot) -> dict[str, int]:
-    """Every counter by a name of its own."""
+    """Every counter under a unique name."""
     found: dict[str, int] = {}
     for name, value in dataclasses.asdict(snapshot).items():
         if name == "greeting_time":
@@ -49,12 +49,12 @@ def counters(snapshot: Snapshot) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "place"), [(0.0, 0), (0.0001, 0), (0.00011, 1), (1.0, 12), (10.0, 15), (10.1, 16), (1e6, 16)]
+    ("seconds", "index"), [(0.0, 0), (0.0001, 0), (0.00011, 1), (1.0, 12), (10.0, 15), (10.1, 16), (1e6, 16)]
 )
-def test_a_time_belongs_to_the_first_bound_that_it_does_not_pass(seconds: float, place: int) -> None:
+def test_a_time_is_counted_at_the_first_bound_that_it_does_not_exceed(seconds: float, index: int) -> None:
     times = LatencyHistogram()
     times.add(seconds)
-    assert times.counts == [int(each == place) for each in range(len(BOUNDS) + 1)]
+    assert times.counts == [int(each == index) for each in range(len(BOUNDS) + 1)]
 
 
 def test_several_clients_at_once() -> None:
@@ -73,12 +73,12 @@ def test_bounds_ascend() -> None:
 # -- snapshots -------------------------------------------------------------------------------------------
 
 
-def test_every_counter_of_a_server_has_its_place() -> None:
+def test_every_counter_of_a_server_is_a_field() -> None:
     names = {each.name for each in dataclasses.fields(Snapshot)}
     assert {each.name for each in dataclasses.fields(ServerStats)} <= names
 
 
-def test_every_field_says_what_it_is() -> None:
+def test_every_field_is_documented() -> None:
     for each in dataclasses.fields(Snapshot):
         assert f"``{each.name}``" in (Snapshot.__doc__ or "")
 
@@ -107,19 +107,19 @@ def test_times_are_copied_too() -> None:
 
 @modestly
 @given(SNAPSHOT)
-def test_a_snapshot_travels_as_json(snapshot: Snapshot) -> None:
+def test_a_snapshot_survives_json(snapshot: Snapshot) -> None:
     assert Snapshot.from_json(json.loads(json.dumps(snapshot.to_json()))) == snapshot
 
 
 @modestly
 @given(SNAPSHOT, SNAPSHOT, SNAPSHOT)
-def test_adding_is_adding(a: Snapshot, b: Snapshot, c: Snapshot) -> None:
+def test_addition_is_commutative_and_associative(a: Snapshot, b: Snapshot, c: Snapshot) -> None:
     assert a + b == b + a
     assert (a + b) + c == a + (b + c)
     assert a + Snapshot() == a
 
 
-def test_counters_and_gauges_add_up_and_the_first_certificate_to_expire_counts() -> None:
+def test_a_sum_has_the_earliest_certificate_expiry() -> None:
     one = Snapshot(greeted=2, open=1, failed={"reset": 1}, certificate_expiry=200.0)
     two = Snapshot(greeted=3, open=4, failed={"reset": 1, "tls": 5}, certificate_expiry=100.0)
     assert one + two == Snapshot(greeted=5, open=5, failed={"reset": 2, "tls": 5}, certificate_expiry=100.0)
@@ -128,32 +128,32 @@ def test_counters_and_gauges_add_up_and_the_first_certificate_to_expire_counts()
 @pytest.mark.parametrize(
     "extra", [{"invented_later": 1}, {"greeting_time": {"counts": [1, 2, 3], "micros": 9}}, {}]
 )
-def test_another_version_is_understood_as_far_as_it_goes(extra: dict[str, Any]) -> None:
+def test_unknown_fields_of_another_version_are_ignored(extra: dict[str, Any]) -> None:
     assert Snapshot.from_json({"greeted": 5, **extra}) == Snapshot(greeted=5)
 
 
 # -- totals ----------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_has_left_still_counts_and_is_no_longer_open() -> None:
-    totals = Totals()
+def test_an_exited_worker_keeps_its_counters_and_loses_its_gauges() -> None:
+    totals = AggregateStats()
     totals.update(1, Snapshot(greeted=10, open=4, lingering=3, certificate_expiry=50.0))
     totals.update(2, Snapshot(greeted=5, open=1))
     assert totals.total() == Snapshot(greeted=15, open=5, lingering=3, certificate_expiry=50.0)
     totals.retire(1)
-    totals.retire("one that never said anything")
+    totals.retire("a process without a report")
     assert totals.total() == Snapshot(greeted=15, open=1)
     totals.update(3, Snapshot(greeted=1))
     totals.update(3, Snapshot(greeted=2))
     assert totals.total() == Snapshot(greeted=17, open=1)
-    assert Totals().total() == Snapshot()
+    assert AggregateStats().total() == Snapshot()
 
 
 @modestly
 @given(st.lists(st.tuples(st.integers(0, 3), st.none() | SNAPSHOT), max_size=12))
-def test_no_total_ever_goes_back(events: list[tuple[int, Snapshot | None]]) -> None:
-    totals = Totals()
-    counted: dict[int, Snapshot] = {}  # what each process has counted since it began
+def test_no_total_decreases(events: list[tuple[int, Snapshot | None]]) -> None:
+    totals = AggregateStats()
+    counted: dict[int, Snapshot] = {}  # what each process has counted since its start
     before = counters(totals.total())
     for process, more in events:
         if more is None:

@@ -68,7 +68,7 @@ async def test_a_stop_without_descriptors_greets_the_whole_queue(workers: str) -
                 clients = [held.enter_context(await connect(service.port)) for _ in range(120)]
                 await service.line_with("connections: accepting is paused")
                 service.process.send_signal(signal.SIGTERM)
-                await service.line_with("closing the door")
+                await service.line_with("stopping: no new clients, finishing open connections")
                 await asyncio.sleep(2 * HANDSHAKE_GRACE)  # they stay for longer than handshakes may complete
                 for client in clients:
                     assert await read_to_end(client) == Outcome(HELLO, reset=False)
@@ -114,7 +114,7 @@ async def test_a_delayed_stop_goes_on_serving() -> None:
             assert await service.ended() == 0
             clients.give_up()
         assert clients.lost == []
-        assert "SIGTERM: closing the door" in service.lines
+        assert "SIGTERM: stopping: no new clients, finishing open connections" in service.lines
 
     await on_every_stage(play)
 

@@ -1,4 +1,4 @@
-"""Sockets from systemd, and what it is told: a real datagram socket listens, a real activator starts."""
+"""Sockets from systemd and notifications to it, with a real datagram socket and a real activator."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ os.environ["LISTEN_PID"] = str(os.getpid())
 
 
 async def in_a_process(program: str, socks: list[socket.socket], **variables: str) -> str:
-    """What ``program`` prints in a process that was handed ``socks``, from descriptor 3 on."""
+    """What ``program`` prints in a process that inherits ``socks``, from descriptor 3 on."""
     fds = [sock.fileno() for sock in socks]
-    moves = "".join(f"os.dup2({fd}, {FIRST_FD + place})\n" for place, fd in enumerate(fds))
+    moves = "".join(f"os.dup2({fd}, {FIRST_FD + index})\n" for index, fd in enumerate(fds))
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", PROLOGUE + moves + program),
         stdout=asyncio.subprocess.PIPE,
@@ -65,7 +65,7 @@ except ConfigError as error:
 
 @pytest.fixture
 def two() -> Iterator[list[socket.socket]]:
-    """Two sockets with descriptors that are far from the first ones."""
+    """Two sockets with high descriptors."""
     import fcntl
 
     made = []
@@ -77,22 +77,22 @@ def two() -> Iterator[list[socket.socket]]:
         sock.close()
 
 
-async def test_sockets_have_names_and_are_not_for_children(two: list[socket.socket]) -> None:
+async def test_sockets_have_names_and_are_not_inheritable(two: list[socket.socket]) -> None:
     shown = await in_a_process(SHOW, two, LISTEN_FDS="2", LISTEN_FDNAMES="web:admin")
     assert shown == "{3: 'web', 4: 'admin'} [False, False] []"
 
 
-async def test_sockets_without_names(two: list[socket.socket]) -> None:
+async def test_sockets_without_names_are_unknown(two: list[socket.socket]) -> None:
     shown = await in_a_process(SHOW, two, LISTEN_FDS="2", LISTEN_PIDFDID="77")
     assert shown == "{3: 'unknown', 4: 'unknown'} [False, False] []"
 
 
-async def test_names_that_do_not_fit_the_number_of_sockets(two: list[socket.socket]) -> None:
+async def test_a_wrong_number_of_names_is_an_error(two: list[socket.socket]) -> None:
     shown = await in_a_process(SHOW, two, LISTEN_FDS="2", LISTEN_FDNAMES="web")
     assert shown == "LISTEN_FDNAMES='web' does not name 2 sockets"
 
 
-async def test_a_socket_that_is_not_open(two: list[socket.socket]) -> None:
+async def test_a_descriptor_that_is_not_open_is_an_error(two: list[socket.socket]) -> None:
     shown = await in_a_process(SHOW, two, LISTEN_FDS="999999999999999999")
     assert re.fullmatch(r"LISTEN_FDS=9+: descriptor \d+: bad file descriptor", shown)
 
@@ -107,7 +107,7 @@ async def test_a_socket_that_is_not_open(two: list[socket.socket]) -> None:
         {"LISTEN_PID": HERE, "LISTEN_FDS": "0", "LISTEN_FDNAMES": ""},
     ],
 )
-def test_no_sockets_for_this_process(environ: dict[str, str]) -> None:
+def test_variables_for_another_process_are_removed(environ: dict[str, str]) -> None:
     environ["OTHER"] = "stays"
     assert listen_fds(environ) == {}
     assert environ == {"OTHER": "stays"}
@@ -121,7 +121,7 @@ def test_no_sockets_for_this_process(environ: dict[str, str]) -> None:
         ({"LISTEN_PID": HERE, "LISTEN_FDS": "9" * 99}, f"LISTEN_FDS='{'9' * 40}' is not a number"),
     ],
 )
-def test_what_is_no_number_is_named(environ: dict[str, str], message: str) -> None:
+def test_a_variable_that_is_not_a_number_is_an_error(environ: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         listen_fds(environ)
     assert str(caught.value) == message
@@ -133,17 +133,17 @@ SERVE_ONE = """
 import os, socket
 from greeter.service.systemd import listen_fds
 (fd, name), = listen_fds().items()
-with socket.socket(fileno=fd) as door:
-    client, _ = door.accept()
+with socket.socket(fileno=fd) as listener:
+    client, _ = listener.accept()
     with client:
         client.sendall(f"{name} {fd} {os.get_inheritable(fd)} {'LISTEN_FDS' in os.environ}".encode())
 """
 
 
 @pytest.mark.skipif(ACTIVATE is None, reason="systemd-socket-activate is not installed")
-async def test_a_real_activator_hands_over_its_socket(tmp_path: Path) -> None:
+async def test_a_real_activator_passes_its_socket(tmp_path: Path) -> None:
     assert ACTIVATE is not None
-    path = f"{tmp_path}/door"
+    path = f"{tmp_path}/listener"
     activator = await asyncio.create_subprocess_exec(
         ACTIVATE,
         *("-l", path, "--fdname=greeting", "-E", "PYTHONPATH", sys.executable, "-c", SERVE_ONE),
@@ -169,7 +169,7 @@ async def test_a_real_activator_hands_over_its_socket(tmp_path: Path) -> None:
 
 
 class Manager:
-    """The end of NOTIFY_SOCKET that systemd holds."""
+    """The receiving end of NOTIFY_SOCKET."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -177,7 +177,7 @@ class Manager:
         self.sock.settimeout(PATIENCE)
         self.sock.bind("\0" + address[1:] if address.startswith("@") else address)
 
-    def heard(self) -> list[str]:
+    def receive(self) -> list[str]:
         return self.sock.recv(4096).decode().split("\n")
 
 
@@ -196,41 +196,41 @@ def notifier(manager: Manager) -> Iterator[Notifier]:
     notifier.close()
 
 
-def test_what_systemd_is_told(manager: Manager, notifier: Notifier) -> None:
+def test_each_notification_has_its_message(manager: Manager, notifier: Notifier) -> None:
     notifier.ready("serving on 127.0.0.1:9999")
-    assert manager.heard() == ["READY=1", "STATUS=serving on 127.0.0.1:9999"]
+    assert manager.receive() == ["READY=1", "STATUS=serving on 127.0.0.1:9999"]
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     notifier.reloading()
-    first, second = manager.heard()
+    first, second = manager.receive()
     assert first == "RELOADING=1"
     name, _, usec = second.partition("=")
     assert name == "MONOTONIC_USEC"
     assert before <= int(usec) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     notifier.stopping()
-    assert manager.heard() == ["STOPPING=1"]
+    assert manager.receive() == ["STOPPING=1"]
     notifier.watchdog()
-    assert manager.heard() == ["WATCHDOG=1"]
+    assert manager.receive() == ["WATCHDOG=1"]
     notifier.close()
     notifier.stopping()
     manager.sock.setblocking(False)
     with pytest.raises(BlockingIOError):
-        manager.heard()
+        manager.receive()
 
 
-def test_a_stop_is_not_taken_back(manager: Manager, notifier: Notifier) -> None:
+def test_no_reload_is_reported_after_a_stop(manager: Manager, notifier: Notifier) -> None:
     notifier.stopping()
     notifier.reloading()
-    notifier.ready("serving on 127.0.0.1:9999")  # a reload that was under way
+    notifier.ready("serving on 127.0.0.1:9999")  # the end of a reload
     notifier.status("two clients are left")
-    assert [manager.heard() for _ in range(2)] == [["STOPPING=1"], ["STATUS=two clients are left"]]
+    assert [manager.receive() for _ in range(2)] == [["STOPPING=1"], ["STATUS=two clients are left"]]
 
 
 def test_a_status_cannot_forge_another_assignment(manager: Manager, notifier: Notifier) -> None:
     notifier.status("from 'x'\nSTOPPING=1\r\nWATCHDOG=trigger\N{LINE SEPARATOR}ä \udcff")
-    assert manager.heard() == ["STATUS=from 'x' STOPPING=1 WATCHDOG=trigger ä \\udcff"]
+    assert manager.receive() == ["STATUS=from 'x' STOPPING=1 WATCHDOG=trigger ä \\udcff"]
 
 
-def test_nobody_to_tell() -> None:
+def test_a_notifier_without_a_socket_sends_nothing() -> None:
     notifier = Notifier.from_environment({})
     assert notifier.watchdog_interval is None
     notifier.ready("")
@@ -238,13 +238,13 @@ def test_nobody_to_tell() -> None:
     notifier.close()
 
 
-def test_the_environment_is_read_and_emptied(manager: Manager) -> None:
+def test_the_variables_are_read_and_removed(manager: Manager) -> None:
     environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": HERE, "X": "y"}
     notifier = Notifier.from_environment(environ)
     assert environ == {"X": "y"}
     assert notifier.watchdog_interval == 1.5
     notifier.watchdog()
-    assert manager.heard() == ["WATCHDOG=1"]
+    assert manager.receive() == ["WATCHDOG=1"]
     notifier.close()
 
 
@@ -258,59 +258,61 @@ def test_the_environment_is_read_and_emptied(manager: Manager) -> None:
         ({"WATCHDOG_USEC": "20000000", "NOTIFY_SOCKET": ""}, None),
     ],
 )
-def test_the_watchdog_is_pinged_twice_in_its_time(variables: dict[str, str], interval: float | None) -> None:
+def test_the_watchdog_interval_is_half_of_its_timeout(
+    variables: dict[str, str], interval: float | None
+) -> None:
     notifier = Notifier.from_environment({"NOTIFY_SOCKET": "/nowhere", **variables})
     assert notifier.watchdog_interval == interval
     notifier.close()
 
 
-def test_a_watchdog_time_that_is_no_number() -> None:
+def test_a_watchdog_timeout_that_is_not_a_number_is_an_error() -> None:
     with pytest.raises(ConfigError, match="^WATCHDOG_USEC='soon' is not a number$"):
         Notifier.from_environment({"WATCHDOG_USEC": "soon"})
 
 
-def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_a_manager_that_is_away_costs_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_of_systemd_is_one_log_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = f"{tmp_path}/notify"
     notifier = Notifier(path)
     for _ in range(3):
         notifier.watchdog()  # ENOENT
     manager = Manager(path)
     notifier.watchdog()
-    assert manager.heard() == ["WATCHDOG=1"]
+    assert manager.receive() == ["WATCHDOG=1"]
     manager.sock.close()
     for _ in range(3):
-        notifier.watchdog()  # ECONNREFUSED: the file is left, nobody is behind it
+        notifier.watchdog()  # ECONNREFUSED: the file exists, but no socket
     notifier.close()
-    assert complaints(caplog) == [
+    assert warnings(caplog) == [
         f"cannot notify systemd at {path!r}: no such file or directory",
         f"cannot notify systemd at {path!r}: connection refused",
     ]
 
 
-def test_a_manager_that_does_not_read_does_not_block(
+def test_a_full_socket_does_not_block(
     manager: Manager, notifier: Notifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     sent = 0
-    while not complaints(caplog):
+    while not warnings(caplog):
         notifier.status(f"message {sent} {'x' * 2000}")
         sent += 1
         assert sent < 100_000
     notifier.watchdog()
-    (line,) = complaints(caplog)
+    (line,) = warnings(caplog)
     assert line == f"cannot notify systemd at {manager.address!r}: resource temporarily unavailable"
-    assert manager.heard()[0].startswith("STATUS=message 0 ")
+    assert manager.receive()[0].startswith("STATUS=message 0 ")
 
 
 @pytest.mark.parametrize("address", ["vsock:2:1234", "/" + "x" * 200])
-def test_an_address_that_cannot_be_used_is_survived(
+def test_an_unusable_address_is_one_log_line(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     notifier = Notifier(address)
     notifier.ready("")
     notifier.close()
-    assert len(complaints(caplog)) == 1
+    assert len(warnings(caplog)) == 1

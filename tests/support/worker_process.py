@@ -1,4 +1,4 @@
-"""A minimal worker for test_workers.py. It serves on inherited sockets, or misbehaves as its task says."""
+"""A small worker for test_supervisor.py: it greets on inherited sockets, or misbehaves as its task says."""
 
 from __future__ import annotations
 

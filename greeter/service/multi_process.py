@@ -1,8 +1,10 @@
-"""``greeter serve --workers N``: one parent that keeps the sockets, and N workers that serve.
+"""``greeter serve --workers N``: a parent that holds the listening sockets, and N workers that serve.
 
-The law: the parent never accepts, so it has nothing to lose and nothing to do; whatever becomes of a
-worker, the clients in the listen queue wait for another one. A reload checks the new configuration here
-first, then replaces the workers one by one; if one does not come up, the old ones serve on.
+Invariants:
+
+- The parent never accepts. If a worker dies, the clients in the accept queue wait for another worker.
+- A reload checks the new configuration in the parent, then replaces the workers one by one. If a new worker
+  does not become ready, the old ones serve on.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greeter.config.options import ServeOptions
-from greeter.config.prepare import in_force
+from greeter.config.server_config import reloaded_options
 from greeter.errors import ConfigError, GreeterError, reason
 from greeter.server import choose_path
-from greeter.service.service import Process, announce, warn_of_restart
-from greeter.service.snapshot import Snapshot, Totals
-from greeter.service.workers import Supervisor
+from greeter.service.service import ServiceProcess, announce, warn_restart_required
+from greeter.service.snapshot import AggregateStats, Snapshot
+from greeter.service.supervisor import Supervisor
 from greeter.system.listeners import open_listeners
 from greeter.system.loops import choose_loop
 
@@ -35,31 +37,45 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("greeter")
 
-# Above a worker's own drain deadline, so that it is the worker that says whom it cut off.
-GRACE = 2.0
+# Seconds beyond the drain timeout after which a worker is killed, so that it can log what it aborts before.
+KILL_MARGIN = 2.0
 
 
-def share(options: ServeOptions, workers: int) -> ServeOptions:
-    """The options of one of so many workers: of the clients at a time, an equal part, rounded up."""
+def per_worker_options(options: ServeOptions, workers: int) -> ServeOptions:
+    """Return the options of one worker: its equal share of ``max_connections``, rounded up.
+
+    Args:
+        options: The options of the service.
+        workers: The number of workers.
+    """
     if options.max_connections is None:
         return options
     return dataclasses.replace(options, max_connections=-(-options.max_connections // workers))
 
 
-# The options whose file a worker has from its parent.
-FILES = ("greeting_file", "tls_cert", "tls_key", "tls_client_ca")
+# The options whose file contents the parent passes to its workers.
+FILE_OPTIONS = ("greeting_file", "tls_cert", "tls_key", "tls_client_ca")
 
 
-def pack(options: ServeOptions) -> str:
-    """The options for a worker, and the files that they name as they are now.
+def pack_options(options: ServeOptions) -> str:
+    """Serialize options and the current contents of the files that they name, for a worker.
 
-    A worker must read neither of them anew: after a reload that failed, the old ones are in force for
-    whoever takes a dead worker's place. Raises ConfigError for a file that is gone since it was checked.
+    A worker must not read the files itself: after a reload that failed, the replacement of a dead worker
+    needs the old contents.
+
+    Args:
+        options: The options of a worker.
+
+    Returns:
+        The task of the worker.
+
+    Raises:
+        ConfigError: A file cannot be read any more.
     """
     files: dict[str, bytes] = {}
-    for name in FILES:
+    for name in FILE_OPTIONS:
         path: Path | None = getattr(options, name)
-        if path is not None and path.is_file():  # what is no file can be read once only
+        if path is not None and path.is_file():  # anything else, such as a pipe, can be read only once
             try:
                 files[name] = path.read_bytes()
             except OSError as error:
@@ -68,13 +84,22 @@ def pack(options: ServeOptions) -> str:
 
 
 @contextlib.contextmanager
-def unpacked(task: str) -> Iterator[ServeOptions]:
-    """What ``pack`` made, in our own child: options that name files which are there inside the block."""
+def unpacked_options(task: str) -> Iterator[ServeOptions]:
+    """Deserialize what ``pack_options`` has made, in the worker.
+
+    Args:
+        task: The task from the parent. It must be trusted, because it is a pickle.
+
+    Returns:
+        A context manager of the options. The files that they name exist inside the block.
+    """
     options, files = pickle.loads(base64.b64decode(task))
     assert isinstance(options, ServeOptions)
     paths: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
-        if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # else the files themselves
+        if hasattr(os, "memfd_create") and os.path.isdir(
+            "/proc/self/fd"
+        ):  # else the worker reads the original files
             for name, data in files.items():
                 file = stack.enter_context(open(os.memfd_create(name), "wb"))
                 file.write(data)
@@ -83,19 +108,25 @@ def unpacked(task: str) -> Iterator[ServeOptions]:
         yield dataclasses.replace(options, **paths)
 
 
-class Parent(Process):
-    """The process that was started, with ``count`` workers that run the same command line."""
+class MultiProcess(ServiceProcess):
+    """The parent of workers, which run the same command line.
+
+    Args:
+        argv: The command line.
+        count: The number of workers.
+        process: The arguments of ServiceProcess.
+    """
 
     def __init__(self, argv: Sequence[str], count: int, **process: Any) -> None:
         super().__init__(**process)
-        # -P, and not -m: a greeter that lies in the current directory is another one.
+        # -P and a path instead of -m: the current directory may contain another package named greeter.
         self._command = [sys.executable, "-P", str(Path(__file__).parents[1] / "__main__.py"), *argv]
         self._count = count
         self._listeners: list[Listener] = []
-        self._totals = Totals()
+        self._totals = AggregateStats()
         self._supervisor: Supervisor | None = None
         self._reloading: asyncio.Task[None] | None = None
-        self._again = False
+        self._reload_pending = False
 
     async def start(self) -> None:
         options = self.options
@@ -106,8 +137,8 @@ class Parent(Process):
             self._count,
             task=self._task(options),
             on_stats=lambda pid, stats: self._totals.update(pid, Snapshot.from_json(stats)),
-            on_left=self._totals.retire,
-            retire_timeout=options.drain_timeout + GRACE,
+            on_exit=self._totals.retire,
+            retire_timeout=options.drain_timeout + KILL_MARGIN,
         )
         try:
             await supervisor.start()
@@ -116,7 +147,7 @@ class Parent(Process):
             raise
 
     def _task(self, options: ServeOptions) -> str:
-        return pack(share(options, self._count))
+        return pack_options(per_worker_options(options, self._count))
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -128,7 +159,7 @@ class Parent(Process):
 
     @property
     def supervisor(self) -> Supervisor:
-        """There is one from the start on."""
+        """The supervisor, which exists from ``start`` on."""
         assert self._supervisor is not None
         return self._supervisor
 
@@ -137,46 +168,46 @@ class Parent(Process):
         mine = Snapshot(
             reloads=dict(self.reloads),
             worker_restarts=self.supervisor.restarts,
-            certificate_expiry=self.prepared.certificate_expiry,
+            certificate_expiry=self.config.certificate_expiry,
         )
         return self._totals.total() + mine
 
-    def look_after(self) -> None:
-        self.supervisor.end_silence()
+    def check_workers(self) -> None:
+        self.supervisor.kill_unresponsive()
 
     def reload(self) -> None:
-        """Bring a new configuration into force; one more time afterwards if it is asked for meanwhile."""
+        """Start a reload. If one is running, start another one after it."""
         if self._reloading is not None:
-            self._again = True
+            self._reload_pending = True
             return
         self._reloading = asyncio.get_running_loop().create_task(self._reload())
 
     async def _reload(self) -> None:
         self.notifier.reloading()
         try:
-            new, prepared = self.reread()
-            await self.supervisor.replace_all(self._task(in_force(self.options, new, workers=True)))
+            new, config = self.reread()
+            await self.supervisor.replace_all(self._task(reloaded_options(self.options, new, workers=True)))
         except GreeterError as error:
             self.reload_failed(error)
         else:
-            warn_of_restart(self.options, new, workers=True)
-            self.prepared = prepared
+            warn_restart_required(self.options, new, workers=True)
+            self.config = config
             self.reload_done()
         finally:
             self._reloading = None
         self.notifier.ready(self.status())
-        if self._again:
-            self._again = False
+        if self._reload_pending:
+            self._reload_pending = False
             self.reload()
 
     async def stop(self) -> None:
         if self._reloading is not None:
             self._reloading.cancel()
             await asyncio.wait([self._reloading])
-        await self.supervisor.stop(self.options.drain_timeout + GRACE)
+        await self.supervisor.stop(self.options.drain_timeout + KILL_MARGIN)
         self._close()
 
-    def leave_at_once(self) -> None:
+    def kill_workers(self) -> None:
         if self._supervisor is not None:
             self._supervisor.kill()
 

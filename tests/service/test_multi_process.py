@@ -1,4 +1,4 @@
-"""``greeter serve --workers 2``: a parent that keeps the sockets, seen from outside."""
+"""``greeter serve --workers 2`` in a process of its own, and the options that travel to workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import greeter
 from greeter.config.options import ServeOptions
 from greeter.config.sources import greeting_from_file
 from greeter.errors import ConfigError
-from greeter.service.parent import pack, share, unpacked
+from greeter.service.multi_process import pack_options, per_worker_options, unpacked_options
 from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process
 from tests.support.peers import connect, until
@@ -32,27 +32,29 @@ def workers(*args: str) -> tuple[str, ...]:
     return ("serve", "--workers", "2", "--listen", "127.0.0.1:0", "--no-access-log", *args)
 
 
-async def reload(process: Process, says: str = "Reloaded", times: int = 1) -> None:
-    """SIGHUP, until the log says so for the time that is given, and no worker is left that was replaced."""
+async def reload(process: Process, text: str = "Reloaded", times: int = 1) -> None:
+    """Send SIGHUP; wait for a number of log lines with ``text``, and for the exit of replaced workers."""
     before = set(children(process.pid))
     process.process.send_signal(signal.SIGHUP)
-    await lines_with(process, says, times)
-    if says == "Reloaded":
+    await lines_with(process, text, times)
+    if text == "Reloaded":
         await until(lambda: not before & set(children(process.pid)), "all are replaced")
 
 
 async def test_options_travel_to_a_worker() -> None:
     options = ServeOptions(greeting="Hello $host", backlog=7)
-    with unpacked(pack(options)) as found:
+    with unpacked_options(pack_options(options)) as found:
         assert found == options
 
 
 @pytest.mark.parametrize(
-    ("most", "count", "each"), [(None, 2, None), (8, 2, 4), (4, 3, 2), (1, 8, 1), (7, 1, 7)]
+    ("limit", "count", "each"), [(None, 2, None), (8, 2, 4), (4, 3, 2), (1, 8, 1), (7, 1, 7)]
 )
-async def test_workers_share_the_clients_at_a_time(most: int | None, count: int, each: int | None) -> None:
-    options = ServeOptions(max_connections=most, max_per_ip=3, rate_per_ip=5.0)
-    assert share(options, count) == ServeOptions(max_connections=each, max_per_ip=3, rate_per_ip=5.0)
+async def test_workers_share_max_connections_equally(limit: int | None, count: int, each: int | None) -> None:
+    options = ServeOptions(max_connections=limit, max_per_ip=3, rate_per_ip=5.0)
+    assert per_worker_options(options, count) == ServeOptions(
+        max_connections=each, max_per_ip=3, rate_per_ip=5.0
+    )
 
 
 @pytest.mark.usefixtures("no_fd_leak")
@@ -60,15 +62,15 @@ async def test_files_travel_with_the_options(tmp_path: Path) -> None:
     file = tmp_path / "greeting"
     data = bytes(range(256)) * 1000
     file.write_bytes(data)
-    task = pack(ServeOptions(greeting_file=file, tls_key=Path("/dev/null")))
+    task = pack_options(ServeOptions(greeting_file=file, tls_key=Path("/dev/null")))
     file.write_bytes(b"another")
-    with unpacked(task) as found:
+    with unpacked_options(task) as found:
         assert found.greeting_file is not None
         assert greeting_from_file(found.greeting_file).fixed == data
-        assert found.tls_key == Path("/dev/null"), "which is no file to keep a copy of"
+        assert found.tls_key == Path("/dev/null"), "a device is not copied"
 
 
-async def test_a_file_that_is_gone_since_it_was_checked(
+async def test_a_file_that_cannot_be_read_any_more_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_bytes(path: Path) -> bytes:
@@ -78,11 +80,11 @@ async def test_a_file_that_is_gone_since_it_was_checked(
     file.touch()
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     with pytest.raises(ConfigError, match=f"^cannot read '{file}': no such file or directory$"):
-        pack(ServeOptions(greeting_file=file))
+        pack_options(ServeOptions(greeting_file=file))
 
 
 @pytest.mark.parametrize("accept", ["direct", "streams"])
-async def test_the_metrics_count_what_clients_counted(accept: str) -> None:
+async def test_the_metrics_agree_with_the_clients(accept: str) -> None:
     pytest.importorskip("prometheus_client")
     args = workers("--metrics", "127.0.0.1:0", "--accept", accept)
     async with greeter_process(*args) as process:
@@ -95,9 +97,7 @@ async def test_the_metrics_count_what_clients_counted(accept: str) -> None:
         assert process.lines[-1] == "Stopped: 200 greeted of 200 accepted, 0 failed"
 
 
-async def test_all_workers_together_hold_no_more_than_the_clients_at_a_time(
-    accept: str, tmp_path: Path
-) -> None:
+async def test_all_workers_together_keep_max_connections(accept: str, tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client")
     config = tmp_path / "greeter.toml"
     config.write_text("max-connections = 1")
@@ -112,13 +112,13 @@ async def test_all_workers_together_hold_no_more_than_the_clients_at_a_time(
                 assert await loop.sock_recv(sock, 1) == b"T"
             third = held.enter_context(await connect(process.port))
             assert await metric(process, "greeter_accepted_total") == 2
-            held.enter_context(sock).close()  # there is room again
+            held.enter_context(sock).close()  # a slot is free again
             assert await loop.sock_recv(third, 1) == b"T"
         assert await process.stop() == 0
     assert process.lines[-1] == "Stopped: 3 greeted of 3 accepted, 0 failed"
 
 
-async def test_what_needs_a_restart_is_not_for_new_workers(tmp_path: Path) -> None:
+async def test_a_reload_does_not_pass_restart_options_to_new_workers(tmp_path: Path) -> None:
     file = tmp_path / "greeter.toml"
     file.write_text("greeting = 'one'")
     async with greeter_process(*workers("--config", str(file))) as process:
@@ -126,31 +126,29 @@ async def test_what_needs_a_restart_is_not_for_new_workers(tmp_path: Path) -> No
         file.write_text(f"greeting = 'two'\n{new}")
         await reload(process)
         assert {(await greeter.greet(port=process.port)).data for _ in range(10)} == {b"two"}
-        for pid in children(process.pid):  # nor for those that come later
+        for pid in children(process.pid):  # nor to their replacements
             os.kill(pid, signal.SIGKILL)
         assert (await greeter.greet(port=process.port)).data == b"two"
         assert await process.stop() == 0
-    said = [
+    logged = [
         line for line in process.lines if line.endswith(" has changed, which takes effect with a restart")
     ]
     flags = ["--drain-timeout", "--proxy-protocol", "--proxy-from", "--log-format"]
-    assert [line.split()[1] for line in said] == flags
+    assert [line.split()[1] for line in logged] == flags
     assert not [line for line in process.lines if line.startswith("{")]
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
-async def test_a_reload_imports_the_app_anew_and_a_broken_one_does_not_count(
-    tmp_path: Path, count: str
-) -> None:
+async def test_a_reload_imports_the_app_anew_and_rejects_a_broken_one(tmp_path: Path, count: str) -> None:
     config, app = tmp_path / "greeter.toml", tmp_path / "parent_app.py"
     config.write_text("app = 'parent_app:first'")
     app.write_text("def first(peer): return 'one'")
     args = workers("--workers", count, "--config", str(config))
     async with greeter_process(*args, env={"PYTHONPATH": str(tmp_path)}) as process:
 
-        async def reloaded(text: str, *says: Any) -> bytes:
-            app.write_text(text)
-            await reload(process, *says)
+        async def reloaded(source: str, *text: Any) -> bytes:
+            app.write_text(source)
+            await reload(process, *text)
             return (await greeter.greet(port=process.port)).data
 
         both = "def first(peer): return 'two!'\ndef second(peer): return 'three'"
@@ -162,7 +160,7 @@ async def test_a_reload_imports_the_app_anew_and_a_broken_one_does_not_count(
     assert "ZeroDivisionError" in await process.line_with("reload failed")
 
 
-async def test_a_greeter_in_the_current_directory_is_not_for_workers(tmp_path: Path) -> None:
+async def test_workers_ignore_a_greeter_package_in_the_current_directory(tmp_path: Path) -> None:
     (tmp_path / "greeter").mkdir()
     (tmp_path / "greeter" / "__init__.py").write_text("raise SystemExit('another greeter')")
     (tmp_path / "parent_app.py").write_text("text = 'from the current directory'")
@@ -173,7 +171,7 @@ async def test_a_greeter_in_the_current_directory_is_not_for_workers(tmp_path: P
     assert process.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
 
 
-async def test_a_reload_replaces_the_workers_and_a_bad_one_does_not(tmp_path: Path) -> None:
+async def test_a_reload_replaces_the_workers_and_a_failed_one_does_not(tmp_path: Path) -> None:
     file = tmp_path / "greeting"
     file.write_text("one")
     async with greeter_process(*workers("--greeting-file", str(file))) as process:
@@ -190,35 +188,35 @@ async def test_a_reload_replaces_the_workers_and_a_bad_one_does_not(tmp_path: Pa
         assert await process.stop(signal.SIGINT) == 0
 
 
-async def test_reloads_and_a_stop_under_load_lose_nobody(tmp_path: Path, accept: str) -> None:
+async def test_reloads_and_a_stop_under_load_lose_no_client(tmp_path: Path, accept: str) -> None:
     file = tmp_path / "greeting"
-    words = [b"greeting number %d" % number for number in range(4)]
-    file.write_bytes(words[0])
+    greetings = [b"greeting number %d" % number for number in range(4)]
+    file.write_bytes(greetings[0])
     async with greeter_process(*workers("--greeting-file", str(file), "--accept", accept)) as process:
-        async with crowd(process.port, whole=lambda heard, _: heard in words) as clients:
+        async with crowd(process.port, whole=lambda data, _: data in greetings) as clients:
             for number in range(1, 4):
                 await clients.more(100)
                 before = children(process.pid)
-                file.with_suffix(".new").write_bytes(words[number])
+                file.with_suffix(".new").write_bytes(greetings[number])
                 file.with_suffix(".new").rename(file)
                 process.process.send_signal(signal.SIGHUP)
                 await lines_with(process, "Reloaded", number)
         assert (clients.lost, clients.refused) == ([], 0)
         pair: set[int] = set()
 
-        def only_the_new() -> bool:
+        def only_new_workers() -> bool:
             pair.clear()
             pair.update(children(process.pid))
             return len(pair) == 2 and not pair & set(before)
 
-        await until(only_the_new, "the last two workers are alone")
-        for other in pair:  # each has the last greeting
+        await until(only_new_workers, "only the last two workers run")
+        for other in pair:  # each worker has the last greeting
             os.kill(other, signal.SIGSTOP)
             try:
-                assert (await greeter.greet(port=process.port)).data == words[3]
+                assert (await greeter.greet(port=process.port)).data == greetings[3]
             finally:
                 os.kill(other, signal.SIGCONT)
-        async with crowd(process.port, whole=lambda heard, _: heard == words[3]) as last:
+        async with crowd(process.port, whole=lambda data, _: data == greetings[3]) as last:
             await last.more(150)
             assert await process.stop() == 0
             last.give_up()
@@ -228,8 +226,8 @@ async def test_reloads_and_a_stop_under_load_lose_nobody(tmp_path: Path, accept:
     assert process.lines[-1] == f"Stopped: {greeted} greeted of {greeted} accepted, 0 failed"
 
 
-async def test_workers_cut_off_who_is_stuck_at_the_drain_deadline(accept: str) -> None:
-    """They do it themselves: their parent need not kill them."""
+async def test_workers_abort_stuck_clients_at_the_drain_deadline(accept: str) -> None:
+    """The workers do it themselves: the parent does not kill them."""
     args = workers("--drain-timeout", "0.3", "--linger-timeout", "60", "--accept", accept)
     async with greeter_process(*args) as process:
         with contextlib.ExitStack() as held:
@@ -265,14 +263,16 @@ async def test_a_worker_that_hangs_is_replaced_when_there_is_a_watchdog(tmp_path
             os.kill(first, signal.SIGSTOP)
             assert (
                 await process.line_with(f"worker {first} ")
-                == f"error: worker {first} does not answer: killed"
+                == f"error: worker {first} does not respond: killed"
             )
             await until(lambda: len(set(children(process.pid)) - {first}) == 2, "it is replaced")
             assert await process.stop() == 0
 
 
-async def test_after_a_reload_that_fails_a_dead_worker_is_replaced_by_one_like_it(tmp_path: Path) -> None:
-    """Whatever the files say by then: the configuration and the certificate broken, the greeting gone."""
+async def test_after_a_failed_reload_a_dead_worker_is_replaced_with_the_old_configuration(
+    tmp_path: Path,
+) -> None:
+    """The configuration and the certificate are broken by then, and the greeting file is gone."""
     authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     certificate, greeting = tmp_path / "both.pem", tmp_path / "greeting"
@@ -290,7 +290,7 @@ async def test_after_a_reload_that_fails_a_dead_worker_is_replaced_by_one_like_i
         before = set(children(process.pid))
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        for _ in range(2):  # they wait in the queue until there is somebody
+        for _ in range(2):  # the clients wait in the accept queue for a worker
             assert (await greeter.greet(port=process.port, ssl=context)).data == b"the old one"
         await until(lambda: len(set(children(process.pid)) - before) == 2, "both are replaced")
         assert await process.stop() == 0
@@ -298,7 +298,7 @@ async def test_after_a_reload_that_fails_a_dead_worker_is_replaced_by_one_like_i
     assert not [line for line in process.lines if "before it was ready" in line]
 
 
-async def test_a_start_that_fails_leaves_nobody() -> None:
+async def test_a_failed_start_leaves_no_worker() -> None:
     async with greeter_process(*workers()) as process:
         async with greeter_process("serve", "--workers", "2", "--listen", process.address, ready="") as other:
             assert await other.ended() == 1

@@ -1,4 +1,4 @@
-"""From options to what a server needs, and what of new ones a reload brings into force."""
+"""Which options a reload changes, and which need a restart."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from greeter import Endpoint
 from greeter.config.options import ServeOptions
-from greeter.config.prepare import in_force, need_restart
+from greeter.config.server_config import reloaded_options, restart_required
 
 OLD = ServeOptions(tls_cert=Path("old.pem"), tls_key=Path("old.key"))
 NEW = ServeOptions(
@@ -42,21 +42,21 @@ def flags(names: Any) -> set[str]:
 @pytest.mark.parametrize(
     ("workers", "kept"), [(True, NEVER), (False, {**NEVER, "accept": "auto", "greet_timeout": 10.0})]
 )
-def test_what_is_said_to_need_a_restart_keeps_its_old_value(workers: bool, kept: dict[str, Any]) -> None:
-    assert in_force(OLD, NEW, workers=workers) == dataclasses.replace(NEW, **kept)
-    assert set(need_restart(OLD, NEW, workers=workers)) == flags(kept)
+def test_an_option_that_needs_a_restart_keeps_its_old_value(workers: bool, kept: dict[str, Any]) -> None:
+    assert reloaded_options(OLD, NEW, workers=workers) == dataclasses.replace(NEW, **kept)
+    assert set(restart_required(OLD, NEW, workers=workers)) == flags(kept)
 
 
 @pytest.mark.parametrize("turn", [(OLD, ServeOptions()), (ServeOptions(), OLD)])
-def test_only_new_workers_can_turn_tls_on_or_off(turn: tuple[ServeOptions, ServeOptions]) -> None:
+def test_only_a_reload_of_workers_turns_tls_on_or_off(turn: tuple[ServeOptions, ServeOptions]) -> None:
     old, new = turn
-    assert in_force(old, new, workers=True) == new
-    assert need_restart(old, new, workers=True) == []
-    assert in_force(old, new, workers=False) == old
-    assert set(need_restart(old, new, workers=False)) == {"--tls-cert", "--tls-key"}
+    assert reloaded_options(old, new, workers=True) == new
+    assert restart_required(old, new, workers=True) == []
+    assert reloaded_options(old, new, workers=False) == old
+    assert set(restart_required(old, new, workers=False)) == {"--tls-cert", "--tls-key"}
 
 
-def test_a_reload_without_a_change() -> None:
+def test_a_reload_without_a_change_needs_no_restart() -> None:
     for workers in (True, False):
-        assert in_force(NEW, NEW, workers=workers) == NEW
-        assert need_restart(NEW, NEW, workers=workers) == []
+        assert reloaded_options(NEW, NEW, workers=workers) == NEW
+        assert restart_required(NEW, NEW, workers=workers) == []

@@ -1,0 +1,117 @@
+"""From the options of ``greeter serve`` to the configuration of a server, at the start and at every reload.
+
+Invariants:
+
+- A wrong configuration is rejected here, before a socket is opened or a running server is changed.
+- An option that a reload cannot change keeps its old value and is named in a warning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from greeter.config.sources import greeting_from_app, greeting_from_file
+from greeter.core.admission import Limits
+from greeter.core.greeting import Greeting
+from greeter.errors import ConfigError
+from greeter.system import tls
+
+if TYPE_CHECKING:
+    import ssl
+
+    from greeter.config.options import ServeOptions
+
+# The options that a reload changes in a running server. The others belong to the sockets, the processes or
+# the log, and need a restart.
+TLS_FILES = {"tls_cert", "tls_key", "tls_client_ca"}  # renewed; TLS is not turned on or off
+RELOADABLE = {"greeting", "greeting_file", "app", *TLS_FILES}
+RELOADABLE |= {"max_connections", "max_per_ip", "rate_per_ip", "allow", "deny"}
+# The options that a reload changes in addition if it replaces the workers.
+RELOADABLE_BY_WORKERS = {"greet_timeout", "linger_timeout", "access_log", "accept", "loop"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """The configuration of one server, checked and loaded.
+
+    Args:
+        greeting: The greeting to send.
+        limits: Which connections are admitted, and how many.
+        tls: The TLS context, or None to serve without TLS.
+        certificate_expiry: When the certificate expires, in seconds since the epoch; None without TLS.
+        proxy_from: The networks of trusted proxies, or None if there is no PROXY header.
+    """
+
+    greeting: Greeting
+    limits: Limits
+    tls: ssl.SSLContext | None
+    certificate_expiry: float | None
+    proxy_from: tuple[str, ...] | None
+
+
+def load_server_config(options: ServeOptions) -> ServerConfig:
+    """Load what the options name: the greeting, the certificate, the limits.
+
+    Args:
+        options: The options of ``greeter serve``.
+
+    Returns:
+        The configuration of a server.
+
+    Raises:
+        ConfigError: Options contradict each other, or a file or a module cannot be loaded.
+    """
+    if bool(options.proxy_from) != options.proxy_protocol:
+        raise ConfigError("--proxy-protocol and --proxy-from go together: name the trusted proxies")
+    if options.tls_cert is None and (options.tls_key or options.tls_client_ca):
+        raise ConfigError("--tls-key and --tls-client-ca go with --tls-cert")
+    context = expiry = None
+    if options.tls_cert is not None:
+        context, expiry = tls.load_server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
+    return ServerConfig(
+        greeting=_greeting(options),
+        limits=Limits(
+            max_connections=options.max_connections,
+            max_per_ip=options.max_per_ip,
+            rate_per_ip=options.rate_per_ip,
+            allow=options.allow,
+            deny=options.deny,
+        ),
+        tls=context,
+        certificate_expiry=expiry,
+        proxy_from=options.proxy_from or None,
+    )
+
+
+def reloaded_options(old: ServeOptions, new: ServeOptions, *, workers: bool) -> ServeOptions:
+    """Return the options in effect after a reload.
+
+    Args:
+        old: The options before the reload.
+        new: The options that the reload has read.
+        workers: True if the reload replaces the workers.
+
+    Returns:
+        ``new``, with the values of ``old`` for what needs a restart.
+    """
+    changed = RELOADABLE | (RELOADABLE_BY_WORKERS if workers else set())
+    if (old.tls_cert is None) != (new.tls_cert is None) and not workers:
+        changed -= TLS_FILES
+    fields = (field.name for field in dataclasses.fields(new) if field.name not in changed)
+    return dataclasses.replace(new, **{name: getattr(old, name) for name in fields})
+
+
+def restart_required(old: ServeOptions, new: ServeOptions, *, workers: bool) -> list[str]:
+    """Return the flags whose change needs a restart. The arguments are those of ``reloaded_options``."""
+    reloaded = reloaded_options(old, new, workers=workers)
+    names = (field.name for field in dataclasses.fields(new))
+    return ["--" + name.replace("_", "-") for name in names if getattr(reloaded, name) != getattr(new, name)]
+
+
+def _greeting(options: ServeOptions) -> Greeting:
+    if options.app is not None:
+        return greeting_from_app(options.app)
+    if options.greeting_file is not None:
+        return greeting_from_file(options.greeting_file)
+    return Greeting(options.greeting)

@@ -1,0 +1,219 @@
+"""A worker process as its parent sees it, from its start to its exit.
+
+Invariants:
+
+- A worker is a direct child and inherits only the descriptors that it is given.
+- Its exit is a readable pidfd (pidfd_open(2)): there is no SIGCHLD handler and no polling.
+- Messages that it sent before its exit are processed before the exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import threading
+from typing import TYPE_CHECKING, Any
+
+from greeter.errors import GreeterError
+from greeter.service.channel import WORKER_VARIABLE, Channel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+logger = logging.getLogger("greeter")
+
+
+class WorkerFailed(GreeterError):
+    """A worker did not become ready. The message has the reason, from the worker itself if it sent one."""
+
+
+class WorkerProcess:
+    """A running worker process.
+
+    Args:
+        command: The command to run.
+        fds: The descriptors that it inherits, besides its channel.
+        task: The task to send to it: a value that JSON can represent.
+        on_stats: Called after each report.
+        on_exit: Called after its exit.
+
+    Raises:
+        OSError: The system cannot start it.
+
+    - ``pid``: its process ID.
+    - ``ready``: a future that is done when the worker serves; WorkerFailed if it exits before.
+    - ``ready_at``: the loop's time of that, in seconds.
+    - ``serving``: True from then on until its exit.
+    - ``exited``: a future of its exit status; negative is the number of a signal.
+    - ``stats``: its last report, or None.
+    - ``retire_timed_out``: True if it was killed because it did not exit in time after ``retire``.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        fds: Sequence[int],
+        task: object,
+        on_stats: Callable[[WorkerProcess], None],
+        on_exit: Callable[[WorkerProcess], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.stats: dict[str, Any] | None = None
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        self.ready_at = self._loop.time()
+        self.serving = self.retire_timed_out = self._killed = False
+        self.exited: asyncio.Future[int] = self._loop.create_future()
+        self._on_stats = on_stats
+        self._on_exit = on_exit
+        self._failure = ""
+        self._pending_report: asyncio.Future[None] | None = None
+        self._liveness_report: asyncio.Future[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        parent_sock, worker_sock = socket.socketpair()
+        with worker_sock:
+            try:
+                passed = [worker_sock.fileno(), *fds]
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=passed,
+                    env={**os.environ, WORKER_VARIABLE: ",".join(map(str, passed))},
+                    process_group=0,  # Ctrl-C reaches the parent only, which retires its workers
+                )
+            except BaseException:
+                parent_sock.close()
+                raise
+        self.pid = self._process.pid
+        self._channel = Channel(parent_sock, self._on_message, self._on_end)
+        self._channel.open()
+        self._channel.send("task", task)
+        self._watch_exit()
+
+    def report(self) -> asyncio.Future[None]:
+        """Request a report. Returns a future that is done when it has arrived or the worker has exited."""
+        if self._pending_report is None:
+            self._pending_report = self._loop.create_future()
+            self._channel.send("report")
+        return self._pending_report
+
+    def kill_unresponsive(self) -> None:
+        """Kill the worker if it has not reported since the last call, else request a report.
+
+        A worker that does not serve yet, or was told to retire, is not killed: it has a deadline already.
+        """
+        if not self.serving or self._killed or self._deadline is not None:
+            return
+        self._channel.read()  # the report may have arrived while this process was stalled
+        if self._liveness_report is None or self._liveness_report.done():
+            self._liveness_report = self.report()
+        else:
+            logger.error("worker %d does not respond: killed", self.pid, extra={"event": "worker"})
+            self.kill()
+
+    def retire(self, seconds: float, *, last: bool = False) -> None:
+        """Tell the worker to drain and exit, and kill it if it does not exit in time.
+
+        Args:
+            seconds: The time to exit. A further call replaces it.
+            last: True if no other process accepts from the listening sockets.
+        """
+        if self.exited.done():
+            return
+        if self._deadline is None:
+            self._channel.send("stop" if last else "retire")
+        else:
+            self._deadline.cancel()
+        self._deadline = self._loop.call_later(seconds, self._on_retire_timeout, seconds)
+
+    def kill(self) -> None:
+        """Kill the worker with SIGKILL."""
+        if not self.exited.done():
+            self._killed = True
+            self._process.kill()
+
+    def _on_retire_timeout(self, seconds: float) -> None:
+        logger.warning(
+            "worker %d did not exit within %g s: killed", self.pid, seconds, extra={"event": "worker"}
+        )
+        self.retire_timed_out = True
+        self.kill()
+
+    def _watch_exit(self) -> None:
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except (AttributeError, OSError):  # not Linux, or Linux before 5.3
+            threading.Thread(
+                target=self._wait_in_thread, name=f"greeter-worker-{self.pid}", daemon=True
+            ).start()
+        else:
+            self._loop.add_reader(self._pidfd, self._on_pidfd)
+
+    def _on_pidfd(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._handle_exit()
+
+    def _wait_in_thread(self) -> None:
+        self._process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop was closed before the worker exited
+            self._loop.call_soon_threadsafe(self._handle_exit)
+
+    def _handle_exit(self) -> None:
+        status = self._process.wait()
+        self._channel.read()  # the last messages may still be in the socket
+        self._channel.close()
+        if self._deadline is not None:
+            self._deadline.cancel()
+            if status and not self._killed:
+                logger.error(
+                    "%s while it was retiring", self.describe_exit(status), extra={"event": "worker"}
+                )
+        self.serving = False
+        self._resolve_report()
+        if not self.ready.done():
+            self.ready.set_exception(WorkerFailed(f"{self.describe_exit(status)} before it was ready"))
+            self.ready.exception()  # mark it as retrieved: a future without a waiter would be logged
+        self.exited.set_result(status)
+        self._on_exit(self)
+
+    def describe_exit(self, status: int) -> str:
+        """Return how the worker exited, and the reason that it sent, as text.
+
+        Args:
+            status: The exit status, as in ``exited``.
+        """
+        if status < 0:
+            with contextlib.suppress(ValueError):  # a signal without a name
+                return f"worker {self.pid} was killed by {signal.Signals(-status).name}"
+            return f"worker {self.pid} was killed by signal {-status}"
+        return f"worker {self.pid} exited with code {status}" + (self._failure and f" ({self._failure})")
+
+    def _resolve_report(self) -> None:
+        report, self._pending_report = self._pending_report, None
+        if report is not None and not report.done():
+            report.set_result(None)
+
+    def _on_message(self, name: str, value: Any) -> None:
+        if name == "stats":
+            self.stats = value
+            self._resolve_report()
+            try:
+                self._on_stats(self)
+            except Exception as error:  # the worker may run another version
+                logger.error("worker %d sent invalid stats: %r", self.pid, error, extra={"event": "worker"})
+        elif name == "ready" and not self.ready.done():
+            self.ready_at = self._loop.time()
+            self.serving = True
+            self.ready.set_result(None)
+        elif name == "failed":
+            self._failure = str(value)
+
+    def _on_end(self, problem: str) -> None:
+        if problem:
+            logger.error("worker %d %s: killed", self.pid, problem, extra={"event": "worker"})
+            self.kill()
