@@ -14,7 +14,7 @@ Example::
     report = await load(LoadPlan("127.0.0.1:9999", rate=1000, duration=10))
 """
 
-from greeter.loadtest.metrics.snapshot import Snapshot
+from greeter.loadtest.metrics.run_snapshot import Snapshot
 from greeter.loadtest.plan.pacer import Stage
 from greeter.loadtest.plan.plan import LoadPlan, parse_stage
 from greeter.loadtest.plan.threshold import Threshold

@@ -15,16 +15,16 @@ from greeter.loadtest.generator import kernel
 from greeter.loadtest.generator.engine import Engine
 from greeter.loadtest.generator.preflight import preflight
 from greeter.loadtest.generator.target import resolve
-from greeter.loadtest.generator.workers import Workers
-from greeter.loadtest.metrics.histogram import package
-from greeter.loadtest.metrics.snapshot import Snapshot
+from greeter.loadtest.generator.worker_pool import WorkerPool
+from greeter.loadtest.metrics.histogram import import_hdrh
+from greeter.loadtest.metrics.run_snapshot import Snapshot
 from greeter.loadtest.report import report
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from greeter.loadtest.generator.target import Target
-    from greeter.loadtest.metrics.metrics import Metrics
+    from greeter.loadtest.metrics.run_metrics import RunMetrics
     from greeter.loadtest.metrics.timeline import Interval, OnInterval
     from greeter.loadtest.plan.plan import LoadPlan
     from greeter.loadtest.report.report import LoadReport
@@ -48,9 +48,9 @@ async def load(
     Resource handling: cancelling it closes every connection and ends every worker before it returns.
 
     Raises MissingExtra without the packages of the extra ``load``, ConfigError for a plan that cannot be
-    carried out here, ConnectFailed for a target that does not resolve, and WorkerFailed.
+    carried out here, ConnectFailed for a target that does not resolve, and LoadWorkerFailed.
     """
-    package()
+    import_hdrh()
     target = await resolve(plan)
     in_process = plan.workers == 1 and not isolate
     notes = preflight(plan, target, in_process=in_process)
@@ -58,9 +58,9 @@ async def load(
     before = kernel.counters() if local else {}
     started_at = report.stamp(datetime.now(UTC))
     run = _in_this_loop if in_process else _in_processes
-    metrics, uvloop = await run(plan, target, _collector(on_snapshot), stop)
+    metrics, uvloop = await run(plan, target, _interval_callback(on_snapshot), stop)
     if local:
-        cores = kernel.cpus()
+        cores = kernel.cpu_count()
         notes.append(f"server and generator shared this machine and its {cores} core{'s' * (cores > 1)}")
     return report.build(
         plan,
@@ -75,21 +75,21 @@ async def load(
 
 async def _in_this_loop(
     plan: LoadPlan, target: Target, on_interval: OnInterval | None, stop: asyncio.Event | None
-) -> tuple[Metrics, str | None]:
+) -> tuple[RunMetrics, str | None]:
     engine = Engine(plan, target, on_interval=on_interval)
-    async with _watching(stop, engine.stop):
+    async with _calling_on_stop(stop, engine.stop):
         metrics = await engine.run()
     return metrics, kernel.uvloop_version(asyncio.get_running_loop())
 
 
 async def _in_processes(
     plan: LoadPlan, target: Target, on_interval: OnInterval | None, stop: asyncio.Event | None
-) -> tuple[Metrics, str | None]:
-    async with Workers(plan, target, on_interval) as workers, _watching(stop, workers.stop):
+) -> tuple[RunMetrics, str | None]:
+    async with WorkerPool(plan, target, on_interval) as workers, _calling_on_stop(stop, workers.stop):
         return await workers.run(), workers.uvloop
 
 
-def _collector(on_snapshot: Callable[[Snapshot], None] | None) -> OnInterval | None:
+def _interval_callback(on_snapshot: Callable[[Snapshot], None] | None) -> OnInterval | None:
     """Add intervals up to a snapshot for ``on_snapshot``; nothing at all where nobody looks."""
     if on_snapshot is None:
         return None
@@ -103,7 +103,7 @@ def _collector(on_snapshot: Callable[[Snapshot], None] | None) -> OnInterval | N
 
 
 @asynccontextmanager
-async def _watching(stop: asyncio.Event | None, end: Callable[[], None]) -> AsyncIterator[None]:
+async def _calling_on_stop(stop: asyncio.Event | None, end: Callable[[], None]) -> AsyncIterator[None]:
     """Call ``end`` when ``stop`` is set in the meantime."""
     if stop is None:
         yield

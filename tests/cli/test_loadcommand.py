@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
 from tests.loadtest.report.test_report import metrics, report
-from tests.support.loadtest_peers import GREETING, greet, serving, unattended
+from tests.support.loadtest_peers import GREETING, greet, never_accepting, serving
 from tests.support.service_peers import children
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ async def _status(*command: str) -> int:
 
 
 async def test_a_full_queue() -> None:
-    with unattended(backlog=5) as (_, target):
+    with never_accepting(backlog=5) as (_, target):
         options = ("-c", "30", "-n", "30", "--timeout", "300ms", "--connect-timeout", "200ms", "--quiet")
         code, out, err = await run_greeter("load", target, *options)
     assert (code, err) == (1, "")

@@ -25,15 +25,15 @@ import pytest
 
 from greeter.loadtest import LoadReport
 from greeter.loadtest.metrics.histogram import lowest
-from greeter.loadtest.metrics.metrics import HISTOGRAMS, Metrics
+from greeter.loadtest.metrics.run_metrics import HISTOGRAMS, RunMetrics
 from tests.conftest import PATIENCE, ROOT, greeter_process
 from tests.support.loadtest_peers import (
     checked,
-    clients,
     greet,
     refused_endpoint,
     serving,
     serving_and_counting,
+    wait_for_clients,
 )
 
 pytestmark = pytest.mark.one_interpreter
@@ -183,7 +183,9 @@ async def two_workers_and_a_master(fleet: Fleet) -> None:
     assert report.plan["workers"] == 2
     assert "MISSED  response:p50<2us" in master.out
 
-    counted = [Metrics.from_json(json.loads(path.read_text())) for path in fleet.directory.glob("*_*.json")]
+    counted = [
+        RunMetrics.from_json(json.loads(path.read_text())) for path in fleet.directory.glob("*_*.json")
+    ]
     parts = report.generator["parts"]
     connections = report.connections
     assert len(counted) == len(parts) == 2
@@ -241,7 +243,7 @@ async def a_worker_dies(fleet: Fleet) -> None:
         options = ("-H", target, "-t", "3s", "--greeter-rate", "100")
         master = await fleet.master(*options, *(("--greeter-html", str(page)) if drawn else ()))
         workers = [await fleet.worker() for _ in range(2)]
-        await clients(came, 50)
+        await wait_for_clients(came, 50)
         workers[0].process.kill()
         code = await master.ended()
         assert await workers[1].ended() == 0
@@ -271,7 +273,7 @@ async def a_generator_dies(fleet: Fleet) -> None:
     async with serving_and_counting(greet) as (target, came):
         master = await fleet.master("-H", target, "-t", "60s", "--greeter-rate", "100", workers=1)
         worker = await fleet.worker()
-        await clients(came, 20)
+        await wait_for_clients(came, 20)
         [generator] = generators(worker.process.pid)
         os.kill(generator, signal.SIGKILL)
         assert await master.ended() == 99
@@ -284,7 +286,7 @@ async def interrupted(fleet: Fleet) -> None:
     async with serving_and_counting(greet) as (target, came):
         master = await fleet.master("-H", target, "-t", "60s", "--greeter-rate", "100", workers=1)
         worker = await fleet.worker()
-        await clients(came, 50)
+        await wait_for_clients(came, 50)
         master.process.send_signal(signal.SIGINT)
         assert await master.ended() == 130
         assert await worker.ended() == 0
@@ -300,7 +302,7 @@ async def a_script_interrupted(fleet: Fleet) -> None:
     async with serving_and_counting(greet) as (target, came):
         options = ("-H", target, "-t", "60s", "--greeter-rate", "100", "--greeter-json", str(fleet.json))
         script = await fleet.start("examples/distributed/run.py", *options)
-        await clients(came, 50)
+        await wait_for_clients(came, 50)
         os.killpg(script.process.pid, signal.SIGINT)
         assert await script.ended() == 130
     assert script.complaints() == []
@@ -340,7 +342,7 @@ async def a_generator_freezes(fleet: Fleet) -> None:
         options = ("-H", target, "-t", "2s", "--greeter-rate", "100", "--greeter-timeout", "1s")
         master = await fleet.master(*options, file=impatient, workers=1)
         worker = await fleet.worker(file=fleet.locustfile(DISTURBED.format("none", "pass"), "worker"))
-        await clients(came, 20)
+        await wait_for_clients(came, 20)
         [generator] = generators(worker.process.pid)
         os.kill(generator, signal.SIGSTOP)
         assert await master.ended() == 1
@@ -403,7 +405,7 @@ async def interrupted_in_vain(fleet: Fleet) -> None:
         options = ("-H", target, "-t", "60s", "--greeter-rate", "100")
         master = await fleet.master(*options, file=impatient, workers=1)
         worker = await fleet.worker()
-        await clients(came, 20)
+        await wait_for_clients(came, 20)
         worker.process.send_signal(signal.SIGSTOP)
         master.process.send_signal(signal.SIGINT)
         assert await master.ended() == 130

@@ -18,10 +18,10 @@ from tests.support.loadtest_peers import (
     GREETING,
     checked,
     greet,
+    never_accepting,
     refused_endpoint,
     serving,
-    unattended,
-    wait_for_client,
+    wait_for_close,
 )
 
 
@@ -56,7 +56,7 @@ async def test_a_plan_becomes_a_report(isolate: bool) -> None:
 
 @pytest.mark.usefixtures("no_fd_leak")
 async def test_stop_ends_it_with_what_was_measured(isolate: bool) -> None:
-    async with serving(wait_for_client) as target:
+    async with serving(wait_for_close) as target:
         stop = asyncio.Event()
         running = asyncio.create_task(load(LoadPlan(target, duration=60.0), stop=stop, isolate=isolate))
         asyncio.get_running_loop().call_later(0.25, stop.set)
@@ -68,7 +68,7 @@ async def test_stop_ends_it_with_what_was_measured(isolate: bool) -> None:
 
 @pytest.mark.usefixtures("no_fd_leak")
 async def test_cancelled_it_leaves_nothing_behind(isolate: bool) -> None:
-    async with serving(wait_for_client) as target:
+    async with serving(wait_for_close) as target:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.25):
                 await load(LoadPlan(target, duration=60.0), isolate=isolate)
@@ -174,7 +174,7 @@ async def test_a_server_that_freezes_is_held_against_it_for_as_long_as_that() ->
 
 
 async def test_a_full_queue_is_never_a_greeting() -> None:
-    with unattended(backlog=5) as (_, target):
+    with never_accepting(backlog=5) as (_, target):
         plan = LoadPlan(target, count=30, connections=30, timeout=0.2, connect_timeout=0.1)
         report = checked(await load(plan))
     assert report.connections["greeted"] == 0

@@ -74,21 +74,21 @@ async def serving(
 @contextlib.asynccontextmanager
 async def serving_and_counting(handler: Handler) -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
     """A server, and a semaphore that is released for every client."""
-    came = asyncio.Semaphore(0)
+    accepted = asyncio.Semaphore(0)
 
     async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        came.release()
+        accepted.release()
         await handler(reader, writer)
 
     async with serving(counted) as target:
-        yield target, came
+        yield target, accepted
 
 
-async def clients(came: asyncio.Semaphore, count: int) -> None:
+async def wait_for_clients(accepted: asyncio.Semaphore, count: int) -> None:
     """Wait until so many have come."""
     async with asyncio.timeout(PATIENCE):
         for _ in range(count):
-            await came.acquire()
+            await accepted.acquire()
 
 
 async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -96,11 +96,11 @@ async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(GREETING)
 
 
-async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def close_at_once(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Close at once."""
 
 
-async def wait_for_client(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+async def wait_for_close(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
     """Say nothing until the client has gone."""
     await reader.read()
 
@@ -118,7 +118,7 @@ def abort_with_reset(writer: asyncio.StreamWriter) -> None:
 
 
 @contextlib.contextmanager
-def unattended(backlog: int = 0, path: str | None = None) -> Any:
+def never_accepting(backlog: int = 0, path: str | None = None) -> Any:
     """A listening socket that nobody accepts from: the socket, and its endpoint's text."""
     with socket.socket(socket.AF_UNIX if path is not None else socket.AF_INET) as sock:
         sock.bind(path if path is not None else ("127.0.0.1", 0))

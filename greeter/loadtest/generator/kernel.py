@@ -82,13 +82,13 @@ def environment(uvloop: str | None) -> dict[str, Any]:
         "uvloop": uvloop,
         "kernel": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
-        "cpus": cpus(),
+        "cpus": cpu_count(),
         "open_files": fd_limit(),
         "sysctl": sysctls(),
     }
 
 
-def cpus() -> int:
+def cpu_count() -> int:
     """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from greeter.loadtest.plan.plan import LoadPlan
 
 # A process has some descriptors of its own: standard streams, the loop's, those of a live display.
-RESERVE = 32
+FD_RESERVE = 32
 
 # The side that closes first keeps its port in TIME_WAIT: 60 s, or 1 s where tcp_tw_reuse lets it go.
 _TIME_WAIT_SECONDS = 60
@@ -31,25 +31,25 @@ def preflight(plan: LoadPlan, target: Target, *, in_process: bool = True) -> lis
     ``in_process`` says that the connections are to be this process's own. Raises ConfigError when the
     plan does not fit.
     """
-    notes = make_room(plan.slots, plan.workers, taken=_open_files() if in_process else 0)
+    notes = ensure_fd_limit(plan.slots, plan.workers, taken=_open_fd_count() if in_process else 0)
     if not isinstance(target.address, str):
         notes += port_notes(plan, target)
     return notes
 
 
-def make_room(connections: int, workers: int, taken: int) -> list[str]:
+def ensure_fd_limit(connections: int, workers: int, taken: int) -> list[str]:
     """Raise the soft limit of open files so that each of ``workers`` processes can hold its share.
 
     ``taken`` is what a process has open already. Raises ConfigError when the hard limit is too low.
     """
     share = -(-connections // workers)
-    need = share + taken + RESERVE
+    need = share + taken + FD_RESERVE
     before = fd_limit()
     if before is None or need <= before:
         return []
     limit = raise_fd_limit()
     if limit is not None and need > limit:
-        fit = max(0, limit - taken - RESERVE) * workers
+        fit = max(0, limit - taken - FD_RESERVE) * workers
         raise ConfigError(
             f"{connections} connections do not fit: the limit of {limit} open files (ulimit -n) "
             f"leaves room for {fit} with {workers} worker{'s' * (workers > 1)}"
@@ -81,7 +81,7 @@ def port_notes(plan: LoadPlan, target: Target) -> list[str]:
     ]
 
 
-def _open_files() -> int:
+def _open_fd_count() -> int:
     """How many descriptors this process has open."""
     try:
         return len(os.listdir("/dev/fd"))

@@ -41,7 +41,7 @@ class Target:
     sources: Sequence[Address] = ()
     ssl_context: ssl.SSLContext | None = None
     server_name: str | None = None
-    _turn: int = field(default=0, init=False)
+    _run_once: int = field(default=0, init=False)
 
     def open(self) -> socket.SocketType:
         """A new non-blocking socket, bound to the next source address. Raises OSError."""
@@ -58,8 +58,8 @@ class Target:
         return sock
 
     def _bind(self, sock: socket.SocketType) -> None:
-        source = self.sources[self._turn % len(self.sources)]
-        self._turn += 1
+        source = self.sources[self._run_once % len(self.sources)]
+        self._run_once += 1
         with suppress(OSError):  # then ports run out sooner
             sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
         sock.bind(source)
@@ -101,7 +101,7 @@ async def resolve(plan: LoadPlan) -> Target:
     """
     endpoint = plan.endpoint
     if endpoint.kind == "unix":
-        return dress(Target(socket.AF_UNIX, endpoint.path), plan)
+        return with_tls(Target(socket.AF_UNIX, endpoint.path), plan)
     sources = [_source(address) for address in plan.source_ips]
     families = {family for family, _ in sources}
     if len(families) > 1:
@@ -110,13 +110,13 @@ async def resolve(plan: LoadPlan) -> Target:
     targets = [Target(family, address, tuple(source for _, source in sources)) for family, address in found]
     if len(targets) > 1:
         for target in targets:
-            if await _takes_connections(target, plan.connect_timeout):
-                return dress(target, plan)
+            if await _accepts_connections(target, plan.connect_timeout):
+                return with_tls(target, plan)
     # The only one; or all refuse, and the figures are about the one that the resolver prefers.
-    return dress(targets[0], plan)
+    return with_tls(targets[0], plan)
 
 
-def dress(target: Target, plan: LoadPlan) -> Target:
+def with_tls(target: Target, plan: LoadPlan) -> Target:
     """Give ``target`` what the plan says about TLS. Raises ConfigError."""
     if not plan.tls:
         return target
@@ -162,7 +162,7 @@ def _source(text: str) -> tuple[int, Address]:
     return family, (host, 0, *scope)
 
 
-async def _takes_connections(target: Target, timeout: float) -> bool:
+async def _accepts_connections(target: Target, timeout: float) -> bool:
     loop = asyncio.get_running_loop()
     with socket.socket(target.family, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)

@@ -43,8 +43,8 @@ def highest(index: int) -> int:
 
 
 _LAST = index_of(HIGHEST_US)
-_MOST_COUNT = 2**40
-_NONE = [0] * (_LAST + 1)
+_MAX_COUNT = 2**40
+_ZEROS = [0] * (_LAST + 1)
 
 
 class Histogram:
@@ -59,7 +59,7 @@ class Histogram:
     def __init__(
         self, counts: Mapping[int, int] | None = None, over: int = 0, *, sparse: bool = False
     ) -> None:
-        self._counts: list[int] | defaultdict[int, int] = defaultdict(int) if sparse else _NONE[:]
+        self._counts: list[int] | defaultdict[int, int] = defaultdict(int) if sparse else _ZEROS[:]
         self._over = over
         self._recorded: list[float] = []
         # To record is to note: between two system calls, that is a tenth of what it takes to count.
@@ -173,7 +173,7 @@ def encode(counts: Mapping[int, int], digits: int) -> str:
 
     Raises MissingExtra without the package.
     """
-    hdr = package().HdrHistogram(LOWEST_US, HIGHEST_US, digits)
+    hdr = import_hdrh().HdrHistogram(LOWEST_US, HIGHEST_US, digits)
     for us, count in counts.items():
         hdr.record_value(us, count)
     return cast("bytes", hdr.encode()).decode("ascii")
@@ -185,7 +185,7 @@ def decode(text: str) -> dict[int, int]:
     What is beyond our range is put at its end. Raises ValueError for what is no encoding, or of more than
     there can have been.
     """
-    histogram = package().HdrHistogram
+    histogram = import_hdrh().HdrHistogram
     try:
         hdr = histogram.decode(text)
     except Exception as error:  # the package lets through what base64, zlib and ctypes raise
@@ -193,13 +193,13 @@ def decode(text: str) -> dict[int, int]:
     counts: defaultdict[int, int] = defaultdict(int)
     for index in range(hdr.counts_len):
         if count := hdr.get_count_at_index(index):
-            if count > _MOST_COUNT:  # or the sum of several would not fit where they are added up
+            if count > _MAX_COUNT:  # or the sum of several would not fit where they are added up
                 raise ValueError(f"a count of {count:,} in an HdrHistogram encoding")
             counts[min(max(hdr.get_value_from_index(index), LOWEST_US), HIGHEST_US)] += count
     return dict(counts)
 
 
-def package() -> Any:
+def import_hdrh() -> Any:
     """The module ``hdrh.histogram``, imported when it is needed. Raises MissingExtra without it."""
     try:
         from hdrh import histogram  # type: ignore[import-untyped]  # the package has no types

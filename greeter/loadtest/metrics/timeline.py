@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 INTERVAL = 0.25
-FIRST_WIDTH = 1.0
-MOST_BUCKETS = 600
+INITIAL_WIDTH = 1.0
+MAX_BUCKETS = 600
 
 # A bucket keeps the leading 8 bits of each latency, which is HdrHistogram's two digits.
 BITS, _DIGITS = 8, 2
@@ -114,7 +114,7 @@ class Timeline:
     """Buckets from the beginning of the run; ``width`` seconds each."""
 
     def __init__(self) -> None:
-        self.width = FIRST_WIDTH
+        self.width = INITIAL_WIDTH
         self.buckets: list[Bucket] = []
         self._coarse = _coarse()  # made now, and not in the middle of a run
 
@@ -144,7 +144,7 @@ class Timeline:
             mine.add(theirs, alongside=True)
 
     def _bucket(self, t: float) -> Bucket:
-        while t >= self.width * MOST_BUCKETS:
+        while t >= self.width * MAX_BUCKETS:
             self._double()
         index = int(t / self.width)
         while len(self.buckets) <= index:

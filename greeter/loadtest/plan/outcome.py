@@ -11,7 +11,7 @@ import errno
 GREETED = "greeted"
 
 # What each failure means, in the words of the summary.
-FAILURES = {
+FAILURE_CLASSES = {
     "connect_refused": "nothing listens there, or a firewall answers for it",
     "connect_timeout": "no connection by the connect deadline: packets lost, or a full accept queue",
     "connect_error": "no connection: unreachable, not permitted, no such socket",

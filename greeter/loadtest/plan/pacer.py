@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 # An arrival that is this late is late, and one that is later still when the schedule ends has not begun.
-LATE = 0.01
+LATE_TOLERANCE = 0.01
 
 
 class Pacer(Protocol):
@@ -44,7 +44,7 @@ class Pacer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class ClosedLoop:
     """As fast as places come free, until ``total`` have begun or ``length`` seconds have passed."""
 
     total: int | None = None
@@ -71,7 +71,7 @@ class Stage:
     rate: float
 
 
-class Open:
+class OpenLoop:
     """Arrivals on a schedule: ``stages`` one after the other, from ``rate`` arrivals per second.
 
     ``limit`` ends the schedule after so many arrivals. Worker ``index`` of ``workers`` takes every
@@ -110,7 +110,7 @@ class Open:
             self._all = limit
             self.length = self._moment(limit)
             self.mean = limit / self.length
-        self.end = self.length + LATE
+        self.end = self.length + LATE_TOLERANCE
         self.total = max(0, -((index - self._all) // workers))
 
     def arrival(self, k: int) -> float:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint, host_name
 from greeter.errors import ConfigError
-from greeter.loadtest.plan.pacer import Closed, Open, Pacer, Stage
+from greeter.loadtest.plan.pacer import ClosedLoop, OpenLoop, Pacer, Stage
 from greeter.loadtest.plan.threshold import Threshold
-from greeter.loadtest.plan.units import MOST, parse_duration, parse_quantity
+from greeter.loadtest.plan.units import MAX_QUANTITY, parse_duration, parse_quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,12 +30,12 @@ class PlanError(ConfigError):
     """A plan that cannot be. ``text`` is the line with the names of LoadPlan's fields in braces."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(_spelled(text, _words))
+        super().__init__(_fill_field_names(text, _plain_name))
         self.text = text
 
-    def spelled(self, spell: Callable[[str], str]) -> ConfigError:
+    def with_field_names(self, spell: Callable[[str], str]) -> ConfigError:
         """The same error with each field as ``spell`` writes it, which is how it was given."""
-        return ConfigError(_spelled(self.text, spell))
+        return ConfigError(_fill_field_names(self.text, spell))
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,17 @@ class LoadPlan:
     thresholds: Sequence[Threshold] = ()
 
     def __post_init__(self) -> None:
-        self._fill_in()
+        self._fill_defaults()
         self._check_numbers()
         self._check_names()
         if self.mode == "open":
             total, _ = self.schedule
             if not total:
                 raise ConfigError("the plan has no connection to make: rate, stages and count come to none")
-            if total > MOST:
-                raise ConfigError(f"the plan has more than {MOST:,} connections to make: they never end")
+            if total > MAX_QUANTITY:
+                raise ConfigError(
+                    f"the plan has more than {MAX_QUANTITY:,} connections to make: they never end"
+                )
 
     @property
     def mode(self) -> Literal["open", "closed"]:
@@ -123,7 +125,7 @@ class LoadPlan:
     def mean_rate(self) -> float | None:
         """The arrivals per second that an open loop asks for, on average; None in a closed loop."""
         pacer = self._pacer(0, 1)
-        return pacer.mean if isinstance(pacer, Open) else None
+        return pacer.mean if isinstance(pacer, OpenLoop) else None
 
     def pacer(self, index: int = 0) -> Pacer:
         """The schedule of worker ``index``, without the warm-up."""
@@ -133,9 +135,9 @@ class LoadPlan:
         """The schedule of worker ``index`` before the run: at ``rate``, or at that of the first stage, for a
         ramp from nothing begins with none."""
         if self.mode == "closed":
-            return Closed(length=self.warmup)
+            return ClosedLoop(length=self.warmup)
         rate = self.rate if self.rate is not None else self.stages[0].rate
-        return Open([Stage(self.warmup, rate)], rate, index=index, workers=self.workers)
+        return OpenLoop([Stage(self.warmup, rate)], rate, index=index, workers=self.workers)
 
     def share(self, index: int) -> int:
         """How many connections worker ``index`` may have open at once."""
@@ -144,14 +146,14 @@ class LoadPlan:
     def _pacer(self, index: int, workers: int) -> Pacer:
         if self.mode == "closed":
             count = None if self.count is None else _share(self.count, index, workers)
-            return Closed(count, self.duration)
+            return ClosedLoop(count, self.duration)
         stages, rate = self.stages, self.rate or 0.0
         if not stages:
             duration = self.duration
             if duration is None:  # then there is a count, and a rate that is not zero
                 duration = cast("int", self.count) / rate
             stages = [Stage(duration, rate)]
-        return Open(stages, rate, limit=self.count, index=index, workers=workers)
+        return OpenLoop(stages, rate, limit=self.count, index=index, workers=workers)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON, durations with their unit in the name."""
@@ -176,7 +178,7 @@ class LoadPlan:
             values["duration"] = None  # it follows from them
         return cls(**values)
 
-    def _fill_in(self) -> None:
+    def _fill_defaults(self) -> None:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)  # the value is frozen once this has run
 
@@ -259,13 +261,13 @@ def _share(whole: int, index: int, workers: int) -> int:
 def _check_number(what: str, value: float, right: bool, bound: str) -> None:
     if not right:
         raise PlanError(f"{what} must be {bound}, not {value:g}")
-    if value > MOST:
-        raise PlanError(f"{what} must be {MOST:,} at the most, not {value:g}")
+    if value > MAX_QUANTITY:
+        raise PlanError(f"{what} must be {MAX_QUANTITY:,} at the most, not {value:g}")
 
 
-def _words(name: str) -> str:
+def _plain_name(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _spelled(text: str, spell: Callable[[str], str]) -> str:
+def _fill_field_names(text: str, spell: Callable[[str], str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda field: spell(field[1]), text)

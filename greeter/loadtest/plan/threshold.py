@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import ConfigError
-from greeter.loadtest.plan.outcome import FAILURES
+from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.units import SECONDS, parse_duration, parse_quantity
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Threshold:
         metric, stat, op, value = match.groups()
         known = {
             **dict.fromkeys(PHASES, STATS),
-            "errors": ("rate", "count", *FAILURES),
+            "errors": ("rate", "count", *FAILURE_CLASSES),
             "rate": ("achieved", "greeted"),
         }
         if metric not in known:
@@ -74,7 +74,7 @@ class Threshold:
                 f"threshold {text!r} has the unknown {metric}:{stat}; known are {', '.join(known[metric])}"
             )
         try:
-            number, unit = _read(metric, stat, value)
+            number, unit = _parse_value(metric, stat, value)
         except ConfigError as error:
             raise ConfigError(f"threshold {text!r}: {error}") from None
         return cls(metric, stat, op, number, unit, "".join(text.split()))
@@ -102,7 +102,7 @@ class Threshold:
         return {"expr": self.expr, "actual": actual, "unit": self.unit, "passed": passed}
 
 
-def _read(metric: str, stat: str, value: str) -> tuple[float, str]:
+def _parse_value(metric: str, stat: str, value: str) -> tuple[float, str]:
     """The number and the unit of ``value``, which must be what the figure is measured in."""
     if metric == "rate":
         return parse_quantity(value.removesuffix("/s")), "/s"

@@ -11,7 +11,7 @@ from math import nan
 
 from greeter.errors import ConfigError
 
-MOST = 10**12  # connections of a run: more than anybody has the time for
+MAX_QUANTITY = 10**12  # connections of a run: more than anybody has the time for
 
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 MULTIPLES = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
@@ -43,10 +43,10 @@ def parse_quantity(text: str) -> float:
 
 
 def parse_count(text: str) -> int:
-    """A whole number of things up to MOST; ``1.5k`` is one, ``1.5`` is not. Raises ConfigError."""
+    """A whole number of things up to MAX_QUANTITY; ``1.5k`` is one, ``1.5`` is not. Raises ConfigError."""
     value = parse_quantity(text)
-    if value > MOST:
-        raise ConfigError(f"{text[:40]!r} is more than {MOST:,}, the most there can be")
+    if value > MAX_QUANTITY:
+        raise ConfigError(f"{text[:40]!r} is more than {MAX_QUANTITY:,}, the most there can be")
     if value != int(value):
         raise ConfigError(f"{text!r} is no whole number, as in 250, 10k or 1.5M")
     return int(value)

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter.loadtest import LoadPlan, Stage
-from greeter.loadtest.generator import alarm, engine
-from greeter.loadtest.generator.connection import oldest
+from greeter.loadtest.generator import engine, timer
 from greeter.loadtest.generator.engine import Engine
-from greeter.loadtest.generator.poller import Epoll, Readers
+from greeter.loadtest.generator.event_poller import EpollPoller, ReaderPoller
+from greeter.loadtest.generator.load_connection import earliest_start
 from greeter.loadtest.generator.target import Target, resolve
 from greeter.loadtest.plan.outcome import GREETED
 from tests.conftest import PATIENCE
 from tests.support.loadtest_peers import (
     GREETING,
     abort_with_reset,
+    close_at_once,
     greet,
     greet_and_stay,
+    never_accepting,
     refused_endpoint,
-    say_nothing,
     serving,
-    unattended,
-    wait_for_client,
+    wait_for_close,
 )
 from tests.support.peers import until
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import MethodType
 
-    from greeter.loadtest.metrics.metrics import Metrics
+    from greeter.loadtest.metrics.run_metrics import RunMetrics
     from greeter.loadtest.metrics.timeline import Interval
     from tests.support.loadtest_peers import Handler
 
@@ -49,8 +49,8 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 def eyes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine with epoll and timerfd, and as it is on a system without them."""
     if request.param == "readers":
-        monkeypatch.setattr(engine, "new_poller", Readers)
-        monkeypatch.setattr(alarm, "_timerfd", lambda: None)
+        monkeypatch.setattr(engine, "new_poller", ReaderPoller)
+        monkeypatch.setattr(timer, "_timerfd", lambda: None)
 
 
 class Clock:
@@ -73,7 +73,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
 
-    class ClockAlarm:
+    class FakeTimer:
         def __init__(self, loop: asyncio.AbstractEventLoop, callback: MethodType) -> None:
             self._loop, self._callback, self._when, self._closed = loop, callback, inf, False
             assert isinstance(callback.__self__, Engine)
@@ -103,11 +103,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
                 self._callback()
 
     monkeypatch.setattr(engine, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(engine, "Alarm", ClockAlarm)
+    monkeypatch.setattr(engine, "PreciseTimer", FakeTimer)
     return clock
 
 
-async def run(target: str, **options: Any) -> Metrics:
+async def run(target: str, **options: Any) -> RunMetrics:
     options = {"timeout": 5.0, **options}
     plan = LoadPlan(target, **options)
     metrics = await Engine(plan, await resolve(plan)).run()
@@ -116,7 +116,7 @@ async def run(target: str, **options: Any) -> Metrics:
     return metrics
 
 
-def outcomes(metrics: Metrics) -> dict[str, int]:
+def outcomes(metrics: RunMetrics) -> dict[str, int]:
     return {outcome: count for outcome, count in metrics.outcomes.items() if count}
 
 
@@ -166,11 +166,11 @@ async def megabyte(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
         (talkative, {"until": "line", "expect": "SECOND"}, "unexpected_greeting"),
         (megabyte, {"max_bytes": 1_000_000}, GREETED),
         (greet, {"until": "line"}, GREETED),  # the end of the stream ends a line too
-        (say_nothing, {}, "empty"),
+        (close_at_once, {}, "empty"),
         (greet, {"expect": "Hello"}, "unexpected_greeting"),
         (greet_and_stay, {"until": "line", "expect": "Hello"}, "unexpected_greeting"),
         (megabyte, {"max_bytes": 999_999}, "too_large"),
-        (wait_for_client, {"timeout": 0.05}, "connected_no_greeting"),
+        (wait_for_close, {"timeout": 0.05}, "connected_no_greeting"),
         (stall, {"timeout": 0.05}, "greeting_timeout"),
         (stall, {"until": "line", "timeout": 0.05}, "greeting_timeout"),
         (reset_at_once, {}, "reset"),
@@ -201,7 +201,7 @@ async def test_nobody_listens() -> None:
 
 
 async def test_a_queue_that_nobody_accepts_from() -> None:
-    with unattended(backlog=3) as (_, target):
+    with never_accepting(backlog=3) as (_, target):
         metrics = await run(target, count=12, connections=12, timeout=0.3, connect_timeout=0.15)
     found = outcomes(metrics)
     assert GREETED not in found
@@ -225,7 +225,7 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("eyes")
 async def test_a_unix_queue_that_is_full_is_waited_for(tmp_path: Path) -> None:
-    with unattended(path=str(tmp_path / "s")) as (listener, target):
+    with never_accepting(path=str(tmp_path / "s")) as (listener, target):
         listener.setblocking(False)
         running = asyncio.create_task(run(target, count=5, connections=5))
         loop = asyncio.get_running_loop()
@@ -235,7 +235,7 @@ async def test_a_unix_queue_that_is_full_is_waited_for(tmp_path: Path) -> None:
             client.close()
         metrics = await running
     assert outcomes(metrics) == {GREETED: 5}
-    with unattended(path=str(tmp_path / "t")) as (_, target):
+    with never_accepting(path=str(tmp_path / "t")) as (_, target):
         metrics = await run(target, count=5, connections=5, timeout=0.1, connect_timeout=0.05)
     assert outcomes(metrics) == {"connected_no_greeting": 1, "connect_timeout": 4}
 
@@ -322,7 +322,7 @@ async def test_what_has_ended_is_held_too() -> None:
     assert time.monotonic() - began >= 0.2
 
 
-class Echoing(Epoll):
+class Echoing(EpollPoller):
     """Reports everything twice, as epoll does when the end of a stream arrives while it tells of the data."""
 
     def __init__(self, *args: Any) -> None:
@@ -401,7 +401,7 @@ async def test_at_the_end_of_the_time_nobody_is_held_in_either_loop(load: dict[s
 
 
 async def test_who_waits_for_his_greeting_at_the_end_of_the_time_has_his_timeout() -> None:
-    with unattended(backlog=100) as (_, target):
+    with never_accepting(backlog=100) as (_, target):
         metrics = await run(target, rate=100, duration=0.1, hold=60.0, timeout=0.3)
     assert outcomes(metrics) == {"connected_no_greeting": metrics.attempted}
     assert (metrics.failed.percentiles(0)[0] or 0) >= 300_000
@@ -419,14 +419,14 @@ async def test_without_a_duration_they_are_held_for_as_long_as_was_asked_for() -
 
 async def test_a_place_that_a_held_one_leaves_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     free: list[int] = []  # at the end of each turn, while there was somebody to begin
-    real = Engine._turn
+    real = Engine._run_once
 
     def turn(self: Engine) -> None:
         real(self)
-        if not self._over and self._started:
-            free.append(self._free)
+        if not self._schedule_done and self._started:
+            free.append(self._free_slots)
 
-    monkeypatch.setattr(Engine, "_turn", turn)
+    monkeypatch.setattr(Engine, "_run_once", turn)
     async with serving(greet_and_stay) as target:
         metrics = await run(target, connections=1, count=5, until="line", hold=0.02)
     assert outcomes(metrics) == {GREETED: 5}
@@ -435,21 +435,21 @@ async def test_a_place_that_a_held_one_leaves_is_taken_at_once(monkeypatch: pyte
 
 @pytest.mark.parametrize("outcome", ["connect_timeout", "connected_no_greeting"])
 async def test_each_has_a_deadline_of_its_own(outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Engine._turn
+    real = Engine._run_once
 
     def turn(self: Engine) -> None:
         real(self)
         # Whoever begins just behind a look at the deadlines is not left until the next but one.
-        assert self._check_at <= oldest(self._waiting) + self._timeout
-        assert self._check_at <= oldest(self._connecting) + self._connect_timeout
+        assert self._check_at <= earliest_start(self._waiting) + self._timeout
+        assert self._check_at <= earliest_start(self._connecting) + self._connect_timeout
 
-    monkeypatch.setattr(Engine, "_turn", turn)
+    monkeypatch.setattr(Engine, "_run_once", turn)
     timeouts = {"connect_timeout": 0.1, "timeout": 5.0}
     if outcome == "connected_no_greeting":
         timeouts = {"connect_timeout": 5.0, "timeout": 0.1}
     length = 0 if outcome == "connect_timeout" else 100
     with (
-        unattended(length) as (listener, target),
+        never_accepting(length) as (listener, target),
         socket.create_connection(listener.getsockname()),  # now a queue of no length is full
     ):
         metrics = await run(target, rate=50, duration=0.3, **timeouts)
@@ -471,7 +471,7 @@ async def test_a_duration_ends_it_and_whoever_has_begun_is_followed_to_the_end()
 
 
 async def test_a_closed_loop_that_waits_for_the_last_was_not_busy_meanwhile() -> None:
-    with unattended(backlog=100) as (_, target):
+    with never_accepting(backlog=100) as (_, target):
         metrics = await run(target, count=20, connections=20, timeout=1.0)
     (busy,) = metrics.cpu_percent
     assert metrics.outcomes["connected_no_greeting"] == 20
@@ -570,7 +570,7 @@ async def test_stop_gives_the_figures_so_far() -> None:
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         came.release()
-        await wait_for_client(reader, writer)
+        await wait_for_close(reader, writer)
 
     async with serving(hold) as target:
         plan = LoadPlan(target, rate=100, duration=60.0, timeout=60.0)
@@ -602,7 +602,7 @@ async def test_a_start_is_taken_back_where_it_was_counted(monkeypatch: pytest.Mo
         return real(self)
 
     monkeypatch.setattr(Engine, "_begin_due", later)
-    with unattended(backlog=100) as (_, target):
+    with never_accepting(backlog=100) as (_, target):
         plan = LoadPlan(target, rate=2, duration=60.0, timeout=30.0)
         worker = Engine(plan, await resolve(plan))
         running = asyncio.create_task(worker.run())

@@ -11,7 +11,7 @@ import pytest
 from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, Stage
 from greeter.loadtest.generator import kernel, preflight
-from greeter.loadtest.generator.preflight import RESERVE, make_room, port_notes
+from greeter.loadtest.generator.preflight import FD_RESERVE, ensure_fd_limit, port_notes
 from greeter.loadtest.generator.target import Target
 
 if TYPE_CHECKING:
@@ -31,34 +31,34 @@ def limits() -> Iterator[tuple[int, int]]:
 
 
 def test_what_fits_changes_nothing(limits: tuple[int, int]) -> None:
-    assert make_room(256 - RESERVE - 10, 1, taken=10) == []
+    assert ensure_fd_limit(256 - FD_RESERVE - 10, 1, taken=10) == []
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 256
 
 
 def test_the_limit_is_raised_and_said(limits: tuple[int, int]) -> None:
     soft, hard = limits
-    assert make_room(300, 1, taken=10) == [f"raised the limit of open files from 256 to {hard}"]
+    assert ensure_fd_limit(300, 1, taken=10) == [f"raised the limit of open files from 256 to {hard}"]
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
 
 
 def test_what_cannot_fit_is_refused_with_what_would(limits: tuple[int, int]) -> None:
     hard = limits[1]
-    for workers, fit in ((1, hard - RESERVE - 10), (3, 3 * (hard - RESERVE - 10))):
+    for workers, fit in ((1, hard - FD_RESERVE - 10), (3, 3 * (hard - FD_RESERVE - 10))):
         complaint = (
             f"{fit + 1} connections do not fit: the limit of {hard} open files (ulimit -n) "
             f"leaves room for {fit} with {workers} worker"
         )
         with pytest.raises(ConfigError, match=re.escape(complaint)):
-            make_room(fit + 1, workers, taken=10)
-        make_room(fit, workers, taken=10)
+            ensure_fd_limit(fit + 1, workers, taken=10)
+        ensure_fd_limit(fit, workers, taken=10)
 
 
 def test_workers_share_the_connections(limits: tuple[int, int]) -> None:
-    assert make_room(400, 2, taken=0) == []
+    assert ensure_fd_limit(400, 2, taken=0) == []
 
 
 def test_a_plan_is_checked_in_the_process_that_carries_it_out(limits: tuple[int, int]) -> None:
-    plan = LoadPlan(connections=256 - RESERVE)
+    plan = LoadPlan(connections=256 - FD_RESERVE)
     assert preflight.preflight(plan, LOOPBACK, in_process=False) == []
     assert len(preflight.preflight(plan, LOOPBACK)) == 1, "this process has some files open already"
 

@@ -8,9 +8,9 @@ import pytest
 
 from greeter.errors import ConfigError, ConnectFailed
 from greeter.loadtest import LoadPlan
-from greeter.loadtest import target as target_module
-from greeter.loadtest.generator.target import Target, dress, resolve
-from tests.support.loadtest_peers import unattended
+from greeter.loadtest.generator import target as target_module
+from greeter.loadtest.generator.target import Target, resolve, with_tls
+from tests.support.loadtest_peers import never_accepting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,7 @@ async def test_a_name_that_is_none() -> None:
 
 
 async def test_the_first_address_that_takes_a_connection() -> None:
-    with unattended(backlog=5) as (_, endpoint):
+    with never_accepting(backlog=5) as (_, endpoint):
         port = int(endpoint.rpartition(":")[2])
         with pytest.MonkeyPatch.context() as patch:
             answers(patch, ("127.0.0.9", port), ("127.0.0.1", port), ("127.0.0.8", port))
@@ -58,14 +58,14 @@ async def test_the_first_address_that_takes_a_connection() -> None:
 
 
 async def test_when_all_refuse_it_is_the_one_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    with unattended() as (_, endpoint):
+    with never_accepting() as (_, endpoint):
         port = int(endpoint.rpartition(":")[2])
     answers(monkeypatch, ("127.0.0.9", port), ("127.0.0.8", port))
     assert (await resolve(LoadPlan(f"name:{port}"))).address == ("127.0.0.9", port)
 
 
 async def test_one_address_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    with unattended(backlog=5) as (listener, endpoint):
+    with never_accepting(backlog=5) as (listener, endpoint):
         answers(monkeypatch, listener.getsockname())
         await resolve(LoadPlan(endpoint))
         listener.setblocking(False)
@@ -114,14 +114,14 @@ def test_a_target_travels_as_json() -> None:
 
 def test_tls_files_are_read_before_anything_starts(tmp_path: Path) -> None:
     target = Target(socket.AF_INET, ("127.0.0.1", 7))
-    assert dress(target, LoadPlan()).ssl_context is None
+    assert with_tls(target, LoadPlan()).ssl_context is None
     none = str(tmp_path / "none.pem")
     with pytest.raises(ConfigError, match=rf"cannot use {none} for tls: no such file"):
-        dress(target, LoadPlan(tls=True, tls_ca=none))
+        with_tls(target, LoadPlan(tls=True, tls_ca=none))
     wrong = tmp_path / "wrong.pem"
     wrong.write_text("no certificate")
     with pytest.raises(ConfigError, match=f"cannot use {wrong} for tls: "):
-        dress(target, LoadPlan(tls=True, tls_cert=str(wrong)))
+        with_tls(target, LoadPlan(tls=True, tls_cert=str(wrong)))
     with pytest.raises(ConfigError, match="tls to unix:/x needs a server name"):
-        dress(Target(socket.AF_UNIX, "/x"), LoadPlan("unix:/x", tls=True))
-    assert dress(target, LoadPlan(tls=True)).server_name == "127.0.0.1"
+        with_tls(Target(socket.AF_UNIX, "/x"), LoadPlan("unix:/x", tls=True))
+    assert with_tls(target, LoadPlan(tls=True)).server_name == "127.0.0.1"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greeter.loadtest.metrics.histogram import Histogram, decode
-from greeter.loadtest.metrics.timeline import INTERVAL, MOST_BUCKETS, Interval, Timeline
+from greeter.loadtest.metrics.timeline import INTERVAL, MAX_BUCKETS, Interval, Timeline
 
 
 def interval(begin: float, *latencies: float, open: int = 1, failed: int = 0) -> Interval:
@@ -43,12 +43,12 @@ def test_a_run_shorter_than_a_second_has_one_row() -> None:
 
 def test_when_it_is_full_the_width_doubles_and_nothing_is_lost() -> None:
     timeline = Timeline()
-    for second in range(4 * MOST_BUCKETS + 1):
+    for second in range(4 * MAX_BUCKETS + 1):
         timeline.add(interval(float(second), 0.001, open=second))
-        assert len(timeline.buckets) <= MOST_BUCKETS
+        assert len(timeline.buckets) <= MAX_BUCKETS
     assert timeline.width == 8.0
     rows = timeline.rows()
-    assert sum(row["attempted"] for row in rows) == 4 * MOST_BUCKETS + 1
+    assert sum(row["attempted"] for row in rows) == 4 * MAX_BUCKETS + 1
     assert rows[10]["t"] == 80.0
     assert (rows[10]["attempted"], rows[10]["open"]) == (8, 87)
     assert sum(n for n in decode(rows[10]["histogram"]).values()) == 8
@@ -58,7 +58,7 @@ def test_a_gap_of_hours_is_no_problem() -> None:
     timeline = Timeline()
     timeline.add(interval(0.0, 0.001))
     timeline.add(interval(86_400.0, 0.001))
-    assert len(timeline.buckets) <= MOST_BUCKETS
+    assert len(timeline.buckets) <= MAX_BUCKETS
     assert timeline.width == 256.0
 
 

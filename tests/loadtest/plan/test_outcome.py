@@ -4,11 +4,11 @@ import errno
 
 import pytest
 
-from greeter.loadtest.plan.outcome import ANSWERED, FAILURES, GREETED, connect_failure
+from greeter.loadtest.plan.outcome import ANSWERED, FAILURE_CLASSES, GREETED, connect_failure
 
 
 def test_the_classes_are_those_of_the_conventions() -> None:
-    assert set(FAILURES) == {
+    assert set(FAILURE_CLASSES) == {
         "connect_refused",
         "connect_timeout",
         "connect_error",
@@ -21,7 +21,7 @@ def test_the_classes_are_those_of_the_conventions() -> None:
         "tls_error",
         "local_exhausted",
     }
-    assert all(FAILURES.values()), "each has its sentence"
+    assert all(FAILURE_CLASSES.values()), "each has its sentence"
 
 
 def test_answered_is_an_orderly_end_or_a_whole_greeting() -> None:

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greeter.loadtest.plan.pacer import Closed, Open, Stage
+from greeter.loadtest.plan.pacer import ClosedLoop, OpenLoop, Stage
 
 
 def constant(
     rate: float, duration: float, *, index: int = 0, workers: int = 1, limit: int | None = None
-) -> Open:
-    return Open([Stage(duration, rate)], rate, limit=limit, index=index, workers=workers)
+) -> OpenLoop:
+    return OpenLoop([Stage(duration, rate)], rate, limit=limit, index=index, workers=workers)
 
 
-def arrivals(pacer: Open) -> list[float]:
+def arrivals(pacer: OpenLoop) -> list[float]:
     """Run the pacer in virtual time: whoever asks sleeps exactly as long as it is told."""
     now = 0.0
     moments: list[float] = []
@@ -32,12 +32,12 @@ def arrivals(pacer: Open) -> list[float]:
 
 
 def test_a_closed_loop_is_due_at_once_until_its_count_or_its_time() -> None:
-    pacer = Closed(total=3, length=10.0)
+    pacer = ClosedLoop(total=3, length=10.0)
     assert pacer.pace(0.0, 0) == (0.0, False)
     assert pacer.pace(9.999, 2) == (0.0, False)
     assert pacer.pace(0.0, 3) == (0.0, True)
     assert pacer.pace(10.0, 0) == (0.0, True)
-    assert Closed().pace(1e9, 10**9) == (0.0, False)
+    assert ClosedLoop().pace(1e9, 10**9) == (0.0, False)
     assert pacer.pace(-0.5, 0) == (0.5, False)
 
 
@@ -93,18 +93,18 @@ def test_a_count_ends_a_rate() -> None:
 
 
 def test_a_ramp_is_a_parabola() -> None:
-    pacer = Open([Stage(10, 100)])  # from 0 to 100/s: 5 t**2 arrivals after t seconds
+    pacer = OpenLoop([Stage(10, 100)])  # from 0 to 100/s: 5 t**2 arrivals after t seconds
     assert pacer.total == 500
     for k in (0, 1, 5, 125, 499):
         assert pacer.arrival(k) == pytest.approx((k / 5) ** 0.5)
-    down = Open([Stage(10, 0)], 100)
+    down = OpenLoop([Stage(10, 0)], 100)
     assert down.total == 500
     assert 10 - down.arrival(375) == pytest.approx(5.0)  # half of the time is three quarters of the arrivals
 
 
 def test_stages_follow_each_other() -> None:
     # 0 to 100/s in 2 s, hold for 3 s, jump to 10/s for 1 s, nothing for a second, then 10/s again.
-    pacer = Open(
+    pacer = OpenLoop(
         [
             Stage(2, 100),
             Stage(3, 100),
@@ -128,7 +128,7 @@ def test_stages_follow_each_other() -> None:
 
 
 def test_a_rate_of_nothing_has_no_arrivals() -> None:
-    pacer = Open([Stage(5, 0)])
+    pacer = OpenLoop([Stage(5, 0)])
     assert pacer.total == 0
     assert pacer.pace(0.0, 0) == (0.0, True)
 
@@ -149,7 +149,7 @@ stages = st.lists(
 def test_any_schedule_rises_keeps_its_rate_and_splits_exactly(
     parts: list[Stage], rate: float, workers: int
 ) -> None:
-    pacer = Open(parts, rate)
+    pacer = OpenLoop(parts, rate)
     sums, first = Fraction(0), Fraction(repr(rate))
     for stage in parts:
         sums += (first + Fraction(repr(stage.rate))) / 2 * Fraction(repr(stage.duration))
@@ -159,7 +159,7 @@ def test_any_schedule_rises_keeps_its_rate_and_splits_exactly(
     moments = [pacer.arrival(k) for k in some]
     assert moments == sorted(moments)
     assert all(0 <= moment <= pacer.length for moment in moments)
-    shares = [Open(parts, rate, index=index, workers=workers) for index in range(workers)]
+    shares = [OpenLoop(parts, rate, index=index, workers=workers) for index in range(workers)]
     assert sum(share.total for share in shares) == pacer.total
     for k in some:
         assert shares[k % workers].arrival(k // workers) == pacer.arrival(k)
@@ -170,7 +170,7 @@ def test_any_schedule_rises_keeps_its_rate_and_splits_exactly(
 def test_an_arrival_is_where_the_summed_up_rate_reaches_it(
     parts: list[Stage], rate: float, data: st.DataObject
 ) -> None:
-    pacer = Open(parts, rate)
+    pacer = OpenLoop(parts, rate)
     if not pacer.total:
         return
     k = data.draw(st.integers(0, pacer.total - 1))

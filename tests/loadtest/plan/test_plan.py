@@ -77,7 +77,7 @@ def test_what_cannot_be_is_said_before_anything_starts(options: dict[str, Any], 
 def test_an_error_names_fields_as_they_were_given() -> None:
     with pytest.raises(PlanError) as caught:
         LoadPlan(tls=True, tls_key="x.pem")
-    spelled = caught.value.spelled(lambda field: f"<{field}>")
+    spelled = caught.value.with_field_names(lambda field: f"<{field}>")
     assert str(spelled) == "<tls_key> means nothing without <tls_cert>"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from greeter.errors import ConfigError
-from greeter.loadtest.plan.outcome import FAILURES
+from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import PHASES, STATS, Threshold
 
 
@@ -14,7 +14,7 @@ def report(**changes: Any) -> dict[str, Any]:
     """As much of a report as thresholds look at: each latency is 1 ms, 10 of 1,000 failed."""
     values: dict[str, Any] = {
         "connections": {"attempted": 1000, "failed": 10},
-        "errors": {**dict.fromkeys(FAILURES, 0), "empty": 10},
+        "errors": {**dict.fromkeys(FAILURE_CLASSES, 0), "empty": 10},
         "rate": {"achieved": 950.0, "greeted": 940.0},
         "latency_us": {phase: dict.fromkeys(STATS, 1000) for phase in PHASES},
     }

@@ -4,7 +4,7 @@ import pytest
 
 from greeter.errors import ConfigError
 from greeter.loadtest.plan.units import (
-    MOST,
+    MAX_QUANTITY,
     latency,
     number,
     parse_count,
@@ -63,7 +63,7 @@ def test_a_quantity_may_be_broken_and_a_count_not() -> None:
 def test_a_count_has_a_most(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_count(text)
-    assert str(caught.value) == f"'{text[:40]}' is more than {MOST:,}, the most there can be"
+    assert str(caught.value) == f"'{text[:40]}' is more than {MAX_QUANTITY:,}, the most there can be"
 
 
 @pytest.mark.parametrize(("text", "value"), [("25", 25.0), ("0.5%", 0.5), ("0", 0.0)])

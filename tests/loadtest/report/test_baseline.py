@@ -12,7 +12,7 @@ from tests.loadtest.report.test_report import metrics, report
 from tests.support.loadtest_peers import checked
 
 if TYPE_CHECKING:
-    from greeter.loadtest.metrics.metrics import Metrics
+    from greeter.loadtest.metrics.run_metrics import RunMetrics
 
 
 def values(**latencies: float) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def test_nothing_now_where_there_was_something() -> None:
 
 
 @pytest.mark.parametrize("nothing", [metrics(0, 0, 5), metrics(0, 3, 0), metrics(0, 0, 0)])
-def test_where_nothing_was_greeted_is_no_baseline(nothing: Metrics) -> None:
+def test_where_nothing_was_greeted_is_no_baseline(nothing: RunMetrics) -> None:
     with pytest.raises(ConfigError, match=r"^old\.json is no baseline: nothing was greeted in it$"):
         report().against(report(nothing), name="old.json")
 

@@ -9,7 +9,7 @@ import pytest
 
 from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, LoadReport, Stage, Threshold
-from greeter.loadtest.metrics.metrics import HISTOGRAMS, merged
+from greeter.loadtest.metrics.run_metrics import HISTOGRAMS, merged
 from greeter.loadtest.report.merge import merge
 from greeter.loadtest.report.report import build
 from tests.loadtest.report.test_charts import long_run
@@ -28,7 +28,7 @@ def made(started_at: str = "2026-11-22T20:00:00.500Z", ms: float = 9.0, **option
 
 def test_the_sum_is_what_one_run_would_have_measured() -> None:
     parts = [metrics(98, 1, 1, ms=3.0), lagging(0.4, 60), metrics(0, 0, 5, ms=80.0)]
-    parts[2].reason("connect_refused", "Connection refused")
+    parts[2].count_reason("connect_refused", "Connection refused")
     parts[2].unstarted = 7
     plan = LoadPlan(rate=100, duration=1.0, connections=30, thresholds=[Threshold.parse("errors:rate<3%")])
     reports = [report(part, plan) for part in parts]

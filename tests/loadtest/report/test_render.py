@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def test_a_summary_on_one_page() -> None:
     m = lagging(0.1, 50)
-    m.reason("connect_refused", "Connection refused")
+    m.count_reason("connect_refused", "Connection refused")
     plan = LoadPlan(
         rate=100,
         duration=1.0,

@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
-from greeter.loadtest.generator.poller import ENDED, FAILED, READABLE, WRITABLE, Epoll, Readers, new_poller
+from greeter.loadtest.generator.event_poller import (
+    ENDED,
+    FAILED,
+    READABLE,
+    WRITABLE,
+    EpollPoller,
+    ReaderPoller,
+    new_poller,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Kind: TypeAlias = type[Epoll] | type[Readers]
-both = pytest.mark.parametrize("kind", [Epoll, Readers])
+Kind: TypeAlias = type[EpollPoller] | type[ReaderPoller]
+both = pytest.mark.parametrize("kind", [EpollPoller, ReaderPoller])
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
@@ -54,16 +62,16 @@ def connecting_to(listener: socket.socket) -> socket.socket:
 async def test_what_happens_to_a_connection_is_reported(kind: Kind, listener: socket.socket) -> None:
     eyes = Eyes(kind)
     with connecting_to(listener) as sock:
-        eyes.poller.watch(sock.fileno())
+        eyes.poller.register(sock.fileno())
         await eyes.see(sock.fileno(), WRITABLE)
         peer, _ = listener.accept()
         peer.sendall(b"hello")
         await eyes.see(sock.fileno(), READABLE)
         assert sock.recv(100) == b"hello"
         peer.close()
-        await eyes.see(sock.fileno(), READABLE | (ENDED if kind is Epoll else 0))
-        eyes.poller.forget(sock.fileno())
-        eyes.poller.forget(sock.fileno())  # once is enough, twice no harm
+        await eyes.see(sock.fileno(), READABLE | (ENDED if kind is EpollPoller else 0))
+        eyes.poller.unregister(sock.fileno())
+        eyes.poller.unregister(sock.fileno())  # once is enough, twice no harm
     eyes.poller.close()
 
 
@@ -75,7 +83,7 @@ async def test_a_refusal_says_to_look_at_the_error(kind: Kind, listener: socket.
     listener.close()
     sock.setblocking(False)
     sock.connect_ex(address)
-    eyes.poller.watch(sock.fileno())
+    eyes.poller.register(sock.fileno())
     await eyes.see(sock.fileno(), FAILED)
     eyes.poller.close()
     sock.close()
@@ -85,7 +93,7 @@ async def test_a_refusal_says_to_look_at_the_error(kind: Kind, listener: socket.
 async def test_idle_it_does_not_wake(kind: Kind, listener: socket.socket) -> None:
     eyes = Eyes(kind)
     with connecting_to(listener) as sock:
-        eyes.poller.watch(sock.fileno())
+        eyes.poller.register(sock.fileno())
         await eyes.see(sock.fileno(), WRITABLE)
         for _ in range(3):
             await asyncio.sleep(0)  # what the loop had begun to tell
@@ -94,14 +102,14 @@ async def test_idle_it_does_not_wake(kind: Kind, listener: socket.socket) -> Non
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await eyes.woken.wait()
-        eyes.poller.forget(sock.fileno())
+        eyes.poller.unregister(sock.fileno())
     eyes.poller.close()
 
 
 async def test_what_is_open_at_the_end_is_forgotten(listener: socket.socket) -> None:
-    eyes = Eyes(Readers)
+    eyes = Eyes(ReaderPoller)
     with connecting_to(listener) as sock:
-        eyes.poller.watch(sock.fileno())
+        eyes.poller.register(sock.fileno())
         eyes.poller.close()
         assert not asyncio.get_running_loop().remove_writer(sock.fileno())
 
@@ -109,10 +117,10 @@ async def test_what_is_open_at_the_end_is_forgotten(listener: socket.socket) -> 
 async def test_epoll_where_there_is_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     found = new_poller(loop, lambda: None)
-    assert isinstance(found, Epoll)
+    assert isinstance(found, EpollPoller)
     found.close()
     monkeypatch.delattr(select, "epoll")
-    assert isinstance(new_poller(loop, lambda: None), Readers)
+    assert isinstance(new_poller(loop, lambda: None), ReaderPoller)
 
 
 def test_the_bits_are_epolls() -> None:

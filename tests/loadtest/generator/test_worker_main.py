@@ -16,10 +16,16 @@ import pytest
 
 from greeter.loadtest import LoadPlan
 from greeter.loadtest.generator.target import Target
-from greeter.loadtest.metrics.metrics import Metrics
+from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.plan.outcome import GREETED
 from tests.conftest import PATIENCE
-from tests.support.loadtest_peers import clients, greet, serving, serving_and_counting, wait_for_client
+from tests.support.loadtest_peers import (
+    greet,
+    serving,
+    serving_and_counting,
+    wait_for_clients,
+    wait_for_close,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,7 +51,7 @@ class Parent:
 async def worker(target: str, *, intervals: bool = False, **options: Any) -> AsyncIterator[Parent]:
     """A worker that is ready to begin."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "greeter.loadtest.generator.worker",
+        sys.executable, "-m", "greeter.loadtest.generator.worker_main",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=2**24,
     )  # fmt: skip
     parent = Parent(process)
@@ -79,7 +85,7 @@ async def test_it_begins_when_it_is_told_and_reports() -> None:
             told += message["interval"][1]
             message = await parent.hear()
         assert time.monotonic() >= begin + 0.19
-        metrics = Metrics.from_json(message["metrics"])
+        metrics = RunMetrics.from_json(message["metrics"])
         assert metrics.outcomes[GREETED] == told == 20 - metrics.unstarted
         assert await parent.process.wait() == 0
 
@@ -87,22 +93,22 @@ async def test_it_begins_when_it_is_told_and_reports() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_interrupts_are_for_the_parent_and_stop_is_a_line(number: signal.Signals) -> None:
     async with (
-        serving_and_counting(wait_for_client) as (target, came),
+        serving_and_counting(wait_for_close) as (target, accepted),
         worker(target, duration=60.0, connections=3) as parent,
     ):
         os.kill(parent.process.pid, number)
         parent.say({"begin": time.monotonic()})
-        await clients(came, 3)
+        await wait_for_clients(accepted, 3)
         os.kill(parent.process.pid, number)
         parent.say({"stop": True})
-        metrics = Metrics.from_json((await parent.hear())["metrics"])
+        metrics = RunMetrics.from_json((await parent.hear())["metrics"])
         assert metrics.interrupted
         assert metrics.cut_off == 3
         assert await parent.process.wait() == 0
 
 
 async def test_without_its_parent_it_ends() -> None:
-    async with serving(wait_for_client) as target:
+    async with serving(wait_for_close) as target:
         async with worker(target, duration=60.0) as parent:
             assert parent.process.stdin is not None
             parent.say({"begin": time.monotonic()})
@@ -119,7 +125,7 @@ async def test_without_its_parent_it_ends() -> None:
 async def told(plan: LoadPlan) -> dict[str, Any]:
     """What a worker says to a job without an address."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "greeter.loadtest.generator.worker",
+        sys.executable, "-m", "greeter.loadtest.generator.worker_main",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     job = {"plan": plan.to_dict(), "target": None, "index": 0, "intervals": False}

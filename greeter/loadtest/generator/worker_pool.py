@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import GreeterError
-from greeter.loadtest.metrics.metrics import Metrics, merged
+from greeter.loadtest.metrics.run_metrics import RunMetrics, merged
 from greeter.loadtest.metrics.timeline import Interval
 
 if TYPE_CHECKING:
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from greeter.loadtest.plan.plan import LoadPlan
 
 # From "all are ready" to the common beginning: for the word to reach all of them.
-_LEAD_SECONDS = 0.05
-_COMMAND = (sys.executable, "-P", "-m", "greeter.loadtest.generator.worker")
-_LONGEST_LINE = 2**28
+_START_DELAY = 0.05
+_WORKER_COMMAND = (sys.executable, "-P", "-m", "greeter.loadtest.generator.worker_main")
+_MAX_LINE_BYTES = 2**28
 
 
-def invocation() -> tuple[tuple[str, ...], dict[str, str]]:
+def worker_command() -> tuple[tuple[str, ...], dict[str, str]]:
     """The command that starts a worker process, and its environment.
 
     It finds what this process finds, and no module that lies in the working directory.
     """
-    return _COMMAND, {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return _WORKER_COMMAND, {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-class WorkerFailed(GreeterError):
+class LoadWorkerFailed(GreeterError):
     """A worker process ended without its figures. ``index`` is its number, ``status`` its exit status."""
 
     def __init__(self, index: int, status: int) -> None:
@@ -46,7 +46,7 @@ class WorkerFailed(GreeterError):
         self.index, self.status = index, status
 
 
-class Workers:
+class WorkerPool:
     """The worker processes of a plan, as an asynchronous context: on leaving it, they are gone."""
 
     def __init__(
@@ -59,12 +59,12 @@ class Workers:
         self._plan, self._target, self._on_interval = plan, target, on_interval
         self._processes: list[Process] = []
 
-    async def __aenter__(self) -> Workers:
+    async def __aenter__(self) -> WorkerPool:
         try:
             for index in range(self._plan.workers):
                 self._processes.append(await self._start(index))
             for index in range(self._plan.workers):
-                self.uvloop = (await self._hear(index))["ready"]
+                self.uvloop = (await self._recv(index))["ready"]
         except BaseException:
             await self.__aexit__()
             raise
@@ -77,22 +77,22 @@ class Workers:
         for process in self._processes:
             await process.wait()
 
-    async def run(self) -> Metrics:
-        """Begin together; returns the figures of all when all have reported. Raises WorkerFailed."""
-        begin = time.monotonic() + _LEAD_SECONDS
+    async def run(self) -> RunMetrics:
+        """Begin together; returns the figures of all when all have reported. Raises LoadWorkerFailed."""
+        begin = time.monotonic() + _START_DELAY
         for process in self._processes:
-            _say(process, {"begin": begin})
+            _send(process, {"begin": begin})
         return merged(await asyncio.gather(*map(self._follow, range(len(self._processes)))))
 
     def stop(self) -> None:
         """End the run now; the workers report what they have."""
         for process in self._processes:
-            _say(process, {"stop": True})
+            _send(process, {"stop": True})
 
     async def _start(self, index: int) -> Process:
-        command, environment = invocation()
+        command, environment = worker_command()
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, limit=_LONGEST_LINE, env=environment
+            *command, stdin=PIPE, stdout=PIPE, limit=_MAX_LINE_BYTES, env=environment
         )
         job = {
             "plan": self._plan.to_dict(),
@@ -100,28 +100,28 @@ class Workers:
             "index": index,
             "intervals": self._on_interval is not None,
         }
-        _say(process, job)
+        _send(process, job)
         return process
 
-    async def _follow(self, index: int) -> Metrics:
+    async def _follow(self, index: int) -> RunMetrics:
         while True:
-            message = await self._hear(index)
+            message = await self._recv(index)
             if "metrics" in message:
-                return Metrics.from_json(message["metrics"])
+                return RunMetrics.from_json(message["metrics"])
             if self._on_interval is not None:
                 self._on_interval(Interval.from_json(message["interval"]), index)
 
-    async def _hear(self, index: int) -> dict[str, Any]:
+    async def _recv(self, index: int) -> dict[str, Any]:
         process = self._processes[index]
         assert process.stdout is not None
         line = await process.stdout.readline()
         if not line.endswith(b"\n"):
-            raise WorkerFailed(index, await process.wait())
+            raise LoadWorkerFailed(index, await process.wait())
         message: dict[str, Any] = json.loads(line)
         return message
 
 
-def _say(process: Process, message: dict[str, Any]) -> None:
+def _send(process: Process, message: dict[str, Any]) -> None:
     """Send one line; to a worker that is gone already it is lost, which its silence tells."""
     assert process.stdin is not None
     with suppress(RuntimeError):  # uvloop's word for a pipe that is closed

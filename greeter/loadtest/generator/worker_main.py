@@ -20,8 +20,8 @@ from greeter.errors import ConfigError, GreeterError
 from greeter.loadtest.generator.engine import Engine
 from greeter.loadtest.generator.kernel import uvloop_version
 from greeter.loadtest.generator.preflight import preflight
-from greeter.loadtest.generator.target import Target, dress, resolve
-from greeter.loadtest.metrics.histogram import package
+from greeter.loadtest.generator.target import Target, resolve, with_tls
+from greeter.loadtest.metrics.histogram import import_hdrh
 from greeter.loadtest.plan.plan import LoadPlan
 from greeter.system.loops import run
 
@@ -32,42 +32,42 @@ if TYPE_CHECKING:
 async def work() -> None:
     """The whole life of a worker."""
     loop = asyncio.get_running_loop()
-    orders = asyncio.StreamReader(limit=2**24)
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
-    job = json.loads(await orders.readline())
+    commands = asyncio.StreamReader(limit=2**24)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    job = json.loads(await commands.readline())
     plan = LoadPlan.from_dict(job["plan"])
     notes: list[str] = []
     if job["target"] is not None:
-        target = dress(Target.from_json(job["target"]), plan)
+        target = with_tls(Target.from_json(job["target"]), plan)
     else:
         try:
-            package()
+            import_hdrh()
             target = await resolve(plan)
             notes = preflight(plan, target)
         except GreeterError as error:
-            _tell(error=str(error), usage=isinstance(error, ConfigError))
+            _send(error=str(error), usage=isinstance(error, ConfigError))
             return
-    engine = Engine(plan, target, job["index"], _tell_interval if job["intervals"] else None)
-    _tell(ready=uvloop_version(loop), local=target.local, notes=notes)
-    begin = await orders.readline()
+    engine = Engine(plan, target, job["index"], _send_interval if job["intervals"] else None)
+    _send(ready=uvloop_version(loop), local=target.local, notes=notes)
+    begin = await commands.readline()
     if not begin:
         return  # the parent has thought better of it, or is gone
     running = asyncio.create_task(engine.run(json.loads(begin)["begin"]))
-    stopping = asyncio.create_task(orders.readline())
+    stopping = asyncio.create_task(commands.readline())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
         engine.stop()
     stopping.cancel()
-    _tell(metrics=(await running).to_json())
+    _send(metrics=(await running).to_json())
 
 
-def _tell(**message: Any) -> None:
+def _send(**message: Any) -> None:
     sys.stdout.write(json.dumps(message, separators=(",", ":")) + "\n")
     sys.stdout.flush()
 
 
-def _tell_interval(interval: Interval, _: int) -> None:
-    _tell(interval=interval.to_json())
+def _send_interval(interval: Interval, _: int) -> None:
+    _send(interval=interval.to_json())
 
 
 def main() -> None:

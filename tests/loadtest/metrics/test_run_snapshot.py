@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from greeter.loadtest.metrics.histogram import Histogram
-from greeter.loadtest.metrics.snapshot import Snapshot
+from greeter.loadtest.metrics.run_snapshot import Snapshot
 from greeter.loadtest.metrics.timeline import INTERVAL, Interval
 
 

@@ -1,9 +1,9 @@
 """Which sockets have something to say: epoll in the loop, or the loop alone.
 
-The law: a loop is woken once for many sockets, not once for each. ``Epoll`` is a private epoll object
+The law: a loop is woken once for many sockets, not once for each. ``EpollPoller`` is a private epoll object
 whose own descriptor the loop watches; a socket is registered once, edge-triggered for all that can happen
 to it, and leaves by being closed. So a connection costs one system call for its events instead of five,
-and no callback. ``Readers`` does the same with the loop's readers and writers, where there is no epoll.
+and no callback. ``ReaderPoller`` does the same with the loop's readers and writers, where there is no epoll.
 
 Both report ``(fd, mask)`` with epoll's bits. ``FAILED`` says that the socket may have an error to tell, and
 a poller that cannot know says it when connecting is over. ``ENDED`` says that the peer's end of stream has
@@ -21,37 +21,37 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 READABLE, WRITABLE, FAILED, ENDED = 0x001, 0x004, 0x008, 0x2000  # EPOLLIN, OUT, ERR, RDHUP; sys/epoll.h
-_EVERYTHING = READABLE | WRITABLE | ENDED | 1 << 31  # EPOLLET
+_EVENTS = READABLE | WRITABLE | ENDED | 1 << 31  # EPOLLET
 
 # So many events are taken at a time; the loop gets its turn after a few times so many.
 BATCH = 256
 
 
-class Poller(Protocol):
-    def watch(self, fd: int) -> None:
+class EventPoller(Protocol):
+    def register(self, fd: int) -> None:
         """Report what happens to ``fd``: connected, something to read, the end."""
 
-    def forget(self, fd: int) -> None:
+    def unregister(self, fd: int) -> None:
         """Report nothing more; for a socket that is about to be closed, or has nothing more to say."""
 
     def poll(self) -> list[tuple[int, int]]:
-        """What has happened since the last call. It does not wait."""
+        """What has on_event since the last call. It does not wait."""
 
     def close(self) -> None:
         """Watch nothing more."""
 
 
-class Epoll:
+class EpollPoller:
     """A poller for loops that can watch a descriptor, on Linux."""
 
     def __init__(self, loop: AbstractEventLoop, wake: Callable[[], None]) -> None:
         self._loop = loop
         self._epoll = select.epoll()
-        self.watch: Callable[[int], None] = partial(self._epoll.register, eventmask=_EVERYTHING)
+        self.register: Callable[[int], None] = partial(self._epoll.register, eventmask=_EVENTS)
         self.poll: Callable[[], list[tuple[int, int]]] = partial(self._epoll.poll, 0, BATCH)
         loop.add_reader(self._epoll.fileno(), wake)
 
-    def forget(self, fd: int) -> None:
+    def unregister(self, fd: int) -> None:
         """Nothing to do: closing it takes it out. An edge that was on its way may still be reported."""
 
     def close(self) -> None:
@@ -59,19 +59,19 @@ class Epoll:
         self._epoll.close()
 
 
-class Readers:
+class ReaderPoller:
     """A poller for any loop with ``add_reader``."""
 
     def __init__(self, loop: AbstractEventLoop, wake: Callable[[], None]) -> None:
-        self._loop, self._wake = loop, wake
+        self._loop, self._on_wakeup = loop, wake
         self._ready: dict[int, int] = {}
         self._watched: set[int] = set()
 
-    def watch(self, fd: int) -> None:
+    def register(self, fd: int) -> None:
         self._watched.add(fd)
         self._loop.add_writer(fd, self._writable, fd)
 
-    def forget(self, fd: int) -> None:
+    def unregister(self, fd: int) -> None:
         if fd in self._watched:
             self._watched.remove(fd)
             self._ready.pop(fd, None)
@@ -84,7 +84,7 @@ class Readers:
 
     def close(self) -> None:
         for fd in list(self._watched):
-            self.forget(fd)
+            self.unregister(fd)
 
     def _writable(self, fd: int) -> None:
         """Connecting has ended, well or badly: from now on only what arrives is news."""
@@ -94,9 +94,9 @@ class Readers:
 
     def _happened(self, fd: int, mask: int) -> None:
         self._ready[fd] = self._ready.get(fd, 0) | mask
-        self._wake()
+        self._on_wakeup()
 
 
-def new_poller(loop: AbstractEventLoop, wake: Callable[[], None]) -> Poller:
+def new_poller(loop: AbstractEventLoop, wake: Callable[[], None]) -> EventPoller:
     """The better of the two that this system has."""
-    return Epoll(loop, wake) if hasattr(select, "epoll") else Readers(loop, wake)
+    return EpollPoller(loop, wake) if hasattr(select, "epoll") else ReaderPoller(loop, wake)

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from greeter.loadtest.generator import alarm
-from greeter.loadtest.generator.alarm import Alarm
+from greeter.loadtest.generator import timer
+from greeter.loadtest.generator.timer import PreciseTimer
 
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
@@ -18,9 +18,9 @@ class Bell:
     def __init__(self) -> None:
         self.rang: list[float] = []
         self._heard = asyncio.Event()
-        self.alarm = Alarm(asyncio.get_running_loop(), self._ring)
+        self.alarm = PreciseTimer(asyncio.get_running_loop(), self._on_fire)
 
-    def _ring(self) -> None:
+    def _on_fire(self) -> None:
         self.rang.append(time.monotonic())
         self._heard.set()
 
@@ -34,7 +34,7 @@ class Bell:
 @pytest.fixture(params=["timerfd", "loop"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "loop":
-        monkeypatch.setattr(alarm, "_timerfd", lambda: None)
+        monkeypatch.setattr(timer, "_timerfd", lambda: None)
 
 
 @pytest.mark.usefixtures("kind")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from greeter.loadtest.metrics.timeline import Interval
 
 # A minute of intervals, for a picture of the rate.
-_KEPT = int(60 / INTERVAL)
+_MAX_INTERVALS = int(60 / INTERVAL)
 
 
 class Snapshot:
@@ -37,7 +37,7 @@ class Snapshot:
         self.response.add(interval.response)
         self._open[worker] = interval.open
         self._attempts[interval.begin] = self._attempts.get(interval.begin, 0) + interval.attempted
-        while len(self._attempts) > _KEPT:
+        while len(self._attempts) > _MAX_INTERVALS:
             del self._attempts[min(self._attempts)]
 
     @property

@@ -34,7 +34,7 @@ class _Itimerspec(ctypes.Structure):
 _TIMER_ABSTIME = 1  # TFD_TIMER_ABSTIME
 
 
-class Alarm:
+class PreciseTimer:
     """Calls ``callback`` once at the moment set last, of ``time.monotonic()``."""
 
     def __init__(self, loop: AbstractEventLoop, callback: Callable[[], None]) -> None:
@@ -45,7 +45,7 @@ class Alarm:
         if self._fd is not None:
             self._spec = _Itimerspec()
             self._settime = _libc().timerfd_settime
-            loop.add_reader(self._fd, self._ring)
+            loop.add_reader(self._fd, self._on_fire)
 
     def set(self, when: float) -> None:
         """Ring at ``when``, at once if that has passed, and no longer at the moment that was set before.
@@ -64,7 +64,7 @@ class Alarm:
             return
         if self._handle is not None:
             self._handle.cancel()
-        self._handle = self._loop.call_later(max(0.0, when - time.monotonic()), self._ring)
+        self._handle = self._loop.call_later(max(0.0, when - time.monotonic()), self._on_fire)
 
     def close(self) -> None:
         """Ring no more."""
@@ -75,7 +75,7 @@ class Alarm:
             os.close(self._fd)
             self._fd = None
 
-    def _ring(self) -> None:
+    def _on_fire(self) -> None:
         if self._fd is not None:
             os.read(self._fd, 8)  # how often it rang; until this is read, the descriptor stays readable
         self._when, self._handle = inf, None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.loadtest.metrics.histogram import Histogram
 from greeter.loadtest.metrics.timeline import Interval, Timeline
-from greeter.loadtest.plan.outcome import FAILURES, GREETED
+from greeter.loadtest.plan.outcome import FAILURE_CLASSES, GREETED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,11 +26,11 @@ COUNTS = (
 )
 
 # Of each class so many different reasons are kept, should a TLS library be inventive.
-_MOST_REASONS = 20
+_MAX_REASONS = 20
 
 
 @dataclass(slots=True)
-class Metrics:
+class RunMetrics:
     """The figures of a run.
 
     The histograms ``connect``, ``first_byte`` and ``service`` are timed from the actual connect,
@@ -48,7 +48,7 @@ class Metrics:
     response: Histogram = field(default_factory=Histogram)
     failed: Histogram = field(default_factory=Histogram)
     lag: Histogram = field(default_factory=Histogram)
-    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys((GREETED, *FAILURES), 0))
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys((GREETED, *FAILURE_CLASSES), 0))
     reasons: dict[str, dict[str, int]] = field(default_factory=dict)
     timeline: Timeline = field(default_factory=Timeline)
     unstarted: int = 0
@@ -65,10 +65,10 @@ class Metrics:
     def attempted(self) -> int:
         return sum(self.outcomes.values())
 
-    def reason(self, outcome: str, why: str) -> None:
+    def count_reason(self, outcome: str, why: str) -> None:
         """Remember ``why`` a connection ended in ``outcome``."""
         reasons = self.reasons.setdefault(outcome, {})
-        if why not in reasons and len(reasons) >= _MOST_REASONS:
+        if why not in reasons and len(reasons) >= _MAX_REASONS:
             why = "other reasons"
         reasons[why] = reasons.get(why, 0) + 1
 
@@ -78,14 +78,14 @@ class Metrics:
         for name in HISTOGRAMS:
             getattr(self, name).count()
 
-    def take(self, interval: Interval) -> None:
+    def add_interval(self, interval: Interval) -> None:
         """Add an interval that is over."""
         self.count(interval)
         self.response.add(interval.response)
         self.timeline.add(interval)
         self.peak_open = max(self.peak_open, interval.open)
 
-    def merge(self, other: Metrics) -> None:
+    def merge(self, other: RunMetrics) -> None:
         """Add what another worker measured in the same run."""
         for name in HISTOGRAMS:
             getattr(self, name).add(getattr(other, name))
@@ -105,7 +105,7 @@ class Metrics:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "histograms": {name: _dump(getattr(self, name)) for name in HISTOGRAMS},
+            "histograms": {name: _histogram_to_json(getattr(self, name)) for name in HISTOGRAMS},
             "counts": {name: getattr(self, name) for name in COUNTS},
             "outcomes": self.outcomes,
             "reasons": self.reasons,
@@ -117,7 +117,7 @@ class Metrics:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Metrics:
+    def from_json(cls, values: dict[str, Any]) -> RunMetrics:
         """The figures that ``to_json`` wrote."""
         metrics = cls(
             outcomes=values["outcomes"],
@@ -129,23 +129,23 @@ class Metrics:
             interrupted=values["interrupted"],
         )
         for name in HISTOGRAMS:
-            setattr(metrics, name, _load(values["histograms"][name]))
+            setattr(metrics, name, _histogram_from_json(values["histograms"][name]))
         for name in COUNTS:
             setattr(metrics, name, values["counts"][name])
         return metrics
 
 
-def merged(parts: Iterable[Metrics]) -> Metrics:
+def merged(parts: Iterable[RunMetrics]) -> RunMetrics:
     """The figures of all workers together."""
-    whole = Metrics()
+    whole = RunMetrics()
     for part in parts:
         whole.merge(part)
     return whole
 
 
-def _dump(histogram: Histogram) -> dict[str, Any]:
+def _histogram_to_json(histogram: Histogram) -> dict[str, Any]:
     return {"counts": list(histogram.counts.items()), "over": histogram.over}
 
 
-def _load(values: dict[str, Any]) -> Histogram:
+def _histogram_from_json(values: dict[str, Any]) -> Histogram:
     return Histogram(dict(values["counts"]), values["over"])
