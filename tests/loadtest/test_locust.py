@@ -526,11 +526,14 @@ async def another_version(fleet: Fleet) -> None:
 async def what_is_wrong_with_the_plan(fleet: Fleet) -> None:
     """Said before anybody waits for a worker."""
     for options, words in (
-        (["--greeter-threshold", "response:p99"], "threshold 'response:p99' does not read METRIC:STAT<VALUE"),
-        (["--greeter-rate", "many"], "'many' is no number"),
+        (
+            ["--greeter-threshold", "response:p99"],
+            "threshold 'response:p99' is not of the form METRIC:STAT<VALUE",
+        ),
+        (["--greeter-rate", "many"], "'many' is not a number"),
         (["--greeter-baseline", "/nowhere.json"], "cannot read '/nowhere.json': no such file or directory"),
-        (["--greeter-tolerance", "some"], "'some' is not a number of percent"),
-        (["--greeter-tolerance", "nan"], "'nan' is not a number of percent"),
+        (["--greeter-tolerance", "some"], "'some' is not a percentage"),
+        (["--greeter-tolerance", "nan"], "'nan' is not a percentage"),
         (["--greeter-tolerance", "20"], "--greeter-tolerance means nothing without --greeter-baseline"),
         (["--greeter-csv", "-"], "--greeter-csv takes a path; standard output is /dev/stdout, not -"),
     ):

@@ -1,4 +1,4 @@
-"""What a run counts: histograms, a timeline, outcomes, and how those of several processes add up.
+"""The figures of a run: histograms, a timeline and outcomes; those of several workers can be added.
 
 Entry point: ``RunMetrics`` (run_metrics.py).
 

@@ -22,7 +22,7 @@ def metrics(worker: int) -> RunMetrics:
     return m
 
 
-def test_merging_is_adding() -> None:
+def test_merging_adds_all_figures() -> None:
     whole = merged([metrics(1), metrics(2)])
     assert whole.attempted == 33
     assert whole.outcomes[GREETED] == 30
@@ -39,7 +39,7 @@ def test_merging_is_adding() -> None:
     assert merged([metrics(1), part]).interrupted
 
 
-def test_figures_travel_as_json() -> None:
+def test_figures_survive_json() -> None:
     one = metrics(3)
     one.interrupted = True
     back = RunMetrics.from_json(json.loads(json.dumps(one.to_json())))
@@ -48,11 +48,11 @@ def test_figures_travel_as_json() -> None:
         assert getattr(back, name).counts == getattr(one, name).counts
 
 
-def test_every_class_is_there_from_the_beginning() -> None:
+def test_every_class_has_a_count_from_the_beginning() -> None:
     assert RunMetrics().outcomes == dict.fromkeys((GREETED, *FAILURE_CLASSES), 0)
 
 
-def test_reasons_are_bounded() -> None:
+def test_distinct_reasons_are_limited() -> None:
     m = RunMetrics()
     for n in range(100):
         m.count_reason("tls_error", f"reason {n}")

@@ -240,5 +240,5 @@ def test_a_longer_run_takes_no_more_room() -> None:
 def test_a_histogram_that_is_none() -> None:
     run = report()
     run.histograms["service"] = "HISTnonsense"
-    with pytest.raises(ValueError, match="no HdrHistogram encoding"):
+    with pytest.raises(ValueError, match="not an HdrHistogram encoding"):
         list(charts(run))

@@ -172,7 +172,7 @@ def test_the_figures_of_a_run() -> None:
     assert latencies["response"][:2] == ["99", "3 ms"]
     assert found.rows("Errors")[1:] == [
         ["connect_refused", "1", f"N{FAILURE_CLASSES['connect_refused'][1:]}.1 × Connection refused"],
-        ["empty", "1", "An orderly end without one byte."],
+        ["empty", "1", "Closed by the peer without sending a byte."],
     ]
     assert found.rows("Kernel counters")[1:] == [
         ["ListenOverflows", "3", "Connections that found an accept queue full."]

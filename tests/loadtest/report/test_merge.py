@@ -203,9 +203,12 @@ def broken(path: str, value: Any) -> LoadReport:
         (broken("errors.hiccup", 1), "b has errors of unknown classes: hiccup"),
         (
             broken("histograms.service", "HISTnonsense"),
-            "b has a histogram that cannot be read: no HdrHistogram",
+            "b has a histogram that cannot be read: not an HdrHistogram",
         ),
-        (broken("timeline.0.histogram", "HIST"), "b has a histogram that cannot be read: no HdrHistogram"),
+        (
+            broken("timeline.0.histogram", "HIST"),
+            "b has a histogram that cannot be read: not an HdrHistogram",
+        ),
     ],
 )
 def test_what_cannot_be_added(other: LoadReport, complaint: str) -> None:
