@@ -1,7 +1,9 @@
-"""A load test from beginning to end: look up, make room, run, read the kernel, report.
+"""A load test from beginning to end: resolve, check limits, run, read the kernel's counters, report.
 
-The law: the parts know nothing of each other, and here is the one place where their order is. Nothing is
-printed, no signal is handled and nobody's process ends: that is up to the caller.
+Invariants:
+
+- The parts do not know each other. Their order is defined here only.
+- ``load`` prints nothing, handles no signals and does not exit: that is up to the caller.
 """
 
 from __future__ import annotations
@@ -37,18 +39,31 @@ async def load(
     stop: asyncio.Event | None = None,
     isolate: bool = False,
 ) -> LoadReport:
-    """Carry out ``plan`` and report.
+    """Run a load test.
 
-    - ``on_snapshot`` is called with the figures so far, four times a second (as often for each worker).
-    - ``stop``: setting it ends the run; the report, marked as interrupted, is over what was measured.
-    - ``isolate``: run even a single worker as a process of its own, so that what this process does
-      meanwhile (a server under test, a live display) does not get into the figures. Without it, a single
-      worker is the loop that this is called in.
+    Resource handling: cancelling it closes all connections and ends all workers before it returns.
 
-    Resource handling: cancelling it closes every connection and ends every worker before it returns.
+    Args:
+        plan: what to measure.
+        on_snapshot: called with the figures so far, four times per second for each worker.
+        stop: an event that ends the run when it is set. The report is then marked as interrupted, and has the
+            figures so far.
+        isolate: run a single worker in its own process too, so that the work of this process (a server under
+            test, a live display) does not affect the figures. By default, a single worker runs in the current
+            event loop.
 
-    Raises MissingExtra without the packages of the extra ``load``, ConfigError for a plan that cannot be
-    carried out here, ConnectFailed for a target that does not resolve, and LoadWorkerFailed.
+    Returns:
+        The report.
+
+    Raises:
+        MissingExtra: the packages of the extra ``load`` are not installed.
+        ConfigError: the plan exceeds the limits of this machine, or TLS cannot be set up.
+        ConnectFailed: the target does not resolve.
+        LoadWorkerFailed: a worker process ended without its figures.
+
+    Example::
+
+        report = await load(LoadPlan("127.0.0.1:9999", rate=1000, duration=10))
     """
     import_hdrh()
     target = await resolve(plan)
@@ -90,7 +105,7 @@ async def _in_processes(
 
 
 def _interval_callback(on_snapshot: Callable[[Snapshot], None] | None) -> OnInterval | None:
-    """Add intervals up to a snapshot for ``on_snapshot``; nothing at all where nobody looks."""
+    """Return a callback that adds intervals to a snapshot for ``on_snapshot``; None without one."""
     if on_snapshot is None:
         return None
     snapshot = Snapshot()
@@ -103,15 +118,15 @@ def _interval_callback(on_snapshot: Callable[[Snapshot], None] | None) -> OnInte
 
 
 @asynccontextmanager
-async def _calling_on_stop(stop: asyncio.Event | None, end: Callable[[], None]) -> AsyncIterator[None]:
-    """Call ``end`` when ``stop`` is set in the meantime."""
+async def _calling_on_stop(stop: asyncio.Event | None, callback: Callable[[], None]) -> AsyncIterator[None]:
+    """Call ``callback`` if ``stop`` is set within the context."""
     if stop is None:
         yield
         return
 
     async def watch() -> None:
         await stop.wait()
-        end()
+        callback()
 
     watcher = asyncio.create_task(watch())
     try:

@@ -1,4 +1,4 @@
-"""Making connections on time: the engine, its clock and its sockets, in this process or in workers.
+"""The generator: starts connections on schedule, in this process or in worker processes.
 
 Entry points: ``Engine`` (engine.py), ``WorkerPool`` (worker_pool.py).
 

@@ -1,13 +1,20 @@
-"""Which sockets have something to say: epoll in the loop, or the loop alone.
+"""Events of many sockets, collected by one wake-up of the event loop.
 
-The law: a loop is woken once for many sockets, not once for each. ``EpollPoller`` is a private epoll object
-whose own descriptor the loop watches; a socket is registered once, edge-triggered for all that can happen
-to it, and leaves by being closed. So a connection costs one system call for its events instead of five,
-and no callback. ``ReaderPoller`` does the same with the loop's readers and writers, where there is no epoll.
+``EpollPoller`` is an epoll instance whose own descriptor is a reader of the loop. A socket is registered
+once, edge-triggered for all events, and removed by closing it. So a connection costs one system call for
+its events instead of five, and no callback. ``ReaderPoller`` uses the readers and writers of the loop,
+where there is no epoll.
 
-Both report ``(fd, mask)`` with epoll's bits. ``FAILED`` says that the socket may have an error to tell, and
-a poller that cannot know says it when connecting is over. ``ENDED`` says that the peer's end of stream has
-arrived, behind all of its data; a poller that cannot know leaves it out.
+Both report ``(fd, mask)`` with these bits of epoll:
+
+- ``READABLE``, ``WRITABLE``: as in epoll(7).
+- ``FAILED``: the socket may have a pending error. ReaderPoller always sets it when connecting ends.
+- ``ENDED``: the end of the peer's stream has arrived, after all of its data. ReaderPoller never sets it.
+
+Invariants:
+
+- The loop is woken once for all events that are pending, not once for each socket.
+- ``poll`` never waits, and returns at most ``BATCH`` events of epoll.
 """
 
 from __future__ import annotations
@@ -23,36 +30,38 @@ if TYPE_CHECKING:
 READABLE, WRITABLE, FAILED, ENDED = 0x001, 0x004, 0x008, 0x2000  # EPOLLIN, OUT, ERR, RDHUP; sys/epoll.h
 _EVENTS = READABLE | WRITABLE | ENDED | 1 << 31  # EPOLLET
 
-# So many events are taken at a time; the loop gets its turn after a few times so many.
+# The maximum of events that one poll returns. A wake-up of the engine polls a few times.
 BATCH = 256
 
 
 class EventPoller(Protocol):
+    """Reports the events of registered sockets."""
+
     def register(self, fd: int) -> None:
-        """Report what happens to ``fd``: connected, something to read, the end."""
+        """Report the events of ``fd``, a connecting socket: connected, readable, failed, ended."""
 
     def unregister(self, fd: int) -> None:
-        """Report nothing more; for a socket that is about to be closed, or has nothing more to say."""
+        """Report no more events of ``fd``. Must be called before the socket is closed. May be repeated."""
 
     def poll(self) -> list[tuple[int, int]]:
-        """What has on_event since the last call. It does not wait."""
+        """Return the events since the last call as ``(fd, mask)``, without waiting."""
 
     def close(self) -> None:
-        """Watch nothing more."""
+        """Unregister all sockets."""
 
 
 class EpollPoller:
-    """A poller for loops that can watch a descriptor, on Linux."""
+    """A poller with an epoll instance (Linux), for loops with ``add_reader``."""
 
-    def __init__(self, loop: AbstractEventLoop, wake: Callable[[], None]) -> None:
+    def __init__(self, loop: AbstractEventLoop, on_wakeup: Callable[[], None]) -> None:
         self._loop = loop
         self._epoll = select.epoll()
         self.register: Callable[[int], None] = partial(self._epoll.register, eventmask=_EVENTS)
         self.poll: Callable[[], list[tuple[int, int]]] = partial(self._epoll.poll, 0, BATCH)
-        loop.add_reader(self._epoll.fileno(), wake)
+        loop.add_reader(self._epoll.fileno(), on_wakeup)
 
     def unregister(self, fd: int) -> None:
-        """Nothing to do: closing it takes it out. An edge that was on its way may still be reported."""
+        """Do nothing: closing the socket removes it. An event that is pending may still be reported."""
 
     def close(self) -> None:
         self._loop.remove_reader(self._epoll.fileno())
@@ -60,20 +69,20 @@ class EpollPoller:
 
 
 class ReaderPoller:
-    """A poller for any loop with ``add_reader``."""
+    """A poller with the readers and writers of the loop, for systems without epoll."""
 
-    def __init__(self, loop: AbstractEventLoop, wake: Callable[[], None]) -> None:
-        self._loop, self._on_wakeup = loop, wake
+    def __init__(self, loop: AbstractEventLoop, on_wakeup: Callable[[], None]) -> None:
+        self._loop, self._on_wakeup = loop, on_wakeup
         self._ready: dict[int, int] = {}
-        self._watched: set[int] = set()
+        self._registered: set[int] = set()
 
     def register(self, fd: int) -> None:
-        self._watched.add(fd)
-        self._loop.add_writer(fd, self._writable, fd)
+        self._registered.add(fd)
+        self._loop.add_writer(fd, self._on_writable, fd)
 
     def unregister(self, fd: int) -> None:
-        if fd in self._watched:
-            self._watched.remove(fd)
+        if fd in self._registered:
+            self._registered.remove(fd)
             self._ready.pop(fd, None)
             self._loop.remove_writer(fd)
             self._loop.remove_reader(fd)
@@ -83,20 +92,25 @@ class ReaderPoller:
         return list(ready.items())
 
     def close(self) -> None:
-        for fd in list(self._watched):
+        for fd in list(self._registered):
             self.unregister(fd)
 
-    def _writable(self, fd: int) -> None:
-        """Connecting has ended, well or badly: from now on only what arrives is news."""
+    def _on_writable(self, fd: int) -> None:
+        """Connecting has succeeded or failed. From now on, only input is an event."""
         self._loop.remove_writer(fd)
-        self._loop.add_reader(fd, self._happened, fd, READABLE)
-        self._happened(fd, WRITABLE | FAILED)
+        self._loop.add_reader(fd, self._add_event, fd, READABLE)
+        self._add_event(fd, WRITABLE | FAILED)
 
-    def _happened(self, fd: int, mask: int) -> None:
+    def _add_event(self, fd: int, mask: int) -> None:
         self._ready[fd] = self._ready.get(fd, 0) | mask
         self._on_wakeup()
 
 
-def new_poller(loop: AbstractEventLoop, wake: Callable[[], None]) -> EventPoller:
-    """The better of the two that this system has."""
-    return EpollPoller(loop, wake) if hasattr(select, "epoll") else ReaderPoller(loop, wake)
+def new_poller(loop: AbstractEventLoop, on_wakeup: Callable[[], None]) -> EventPoller:
+    """Return an EpollPoller where there is epoll, else a ReaderPoller.
+
+    Args:
+        loop: the running event loop.
+        on_wakeup: called in the loop when there are events to poll.
+    """
+    return EpollPoller(loop, on_wakeup) if hasattr(select, "epoll") else ReaderPoller(loop, on_wakeup)

@@ -1,8 +1,17 @@
-"""One connection under test, from its socket to the class in which it ends.
+"""One connection under test: connect, receive the greeting, classify the outcome.
 
-The law: a connection looks at its socket only when a poll says that there is something to see, takes all
-that is there, and says in which class it has ended, or that it goes on. It counts nothing and closes
-nothing but itself.
+::
+
+    open() -> connecting -> [TLS handshake] -> receiving -> classified -> [held] -> close()
+
+A connection is classified in any of the first three states: by an event (``on_event``), by its timeout
+(``classify_timeout``) or by an error of its socket. The engine holds or closes it.
+
+Invariants:
+
+- The socket is read only after an event, and then until it is empty.
+- ``on_event`` returns the class in which the connection has ended, or None while it continues.
+- A connection counts nothing and closes only its own socket.
 """
 
 from __future__ import annotations
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
     from greeter.loadtest.generator.target import Target
     from greeter.loadtest.plan.plan import LoadPlan
 
-# Errors of a socket that was connected. Linux says EPIPE for a reset behind the end of the stream.
+# Errors of a connected socket. Linux reports EPIPE for a reset after the end of the stream.
 _RESET_ERRORS = (errno.ECONNRESET, errno.EPIPE)
 
 _IN_PROGRESS = (0, errno.EINPROGRESS)
@@ -31,7 +40,12 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class ConnectionSpec:
-    """What all connections of a run have in common: where they go, and what a whole greeting is."""
+    """What all connections of a run have in common: the target, and what a complete greeting is.
+
+    Args:
+        plan: the plan of the run.
+        target: its resolved target.
+    """
 
     def __init__(self, plan: LoadPlan, target: Target) -> None:
         self.target, self.address, self.open_socket = target, target.address, target.open
@@ -40,18 +54,27 @@ class ConnectionSpec:
         self.expect = None if plan.expect is None else plan.expect.encode(errors="surrogateescape")
         self.keep_data = self.until_line or self.expect is not None
         self.max_bytes = plan.max_bytes
-        self.buffer = memoryview(bytearray(65536))  # of all; nothing stays in it
-        # A read of less than this has emptied the socket. With TLS there may be more, and no event for it.
+        self.buffer = memoryview(bytearray(65536))  # shared: its content is used at once
+        # A shorter read has emptied the socket. With TLS, more may be buffered without an event for it.
         self.drained_below = 0 if plan.tls else len(self.buffer)
 
 
 class LoadConnection:
-    """``intended`` is when it was meant to begin, ``start`` when it did; ``connected`` and ``first`` (its
-    first byte) are 0 until they happen. All are moments of one clock, in seconds.
+    """A connection under test.
 
-    ``fd`` is its descriptor, -1 if none could be had. ``why`` has the system's words for a failure that
-    has any. ``ended`` says that no more can come from the peer, ``measured`` that it is part of the run
-    and not of the warm-up.
+    Times are in seconds of one clock:
+
+    - ``intended``, ``start``: when it should have started and when it did.
+    - ``connected``, ``first_byte``: when it was connected and when its first byte arrived; 0 until then.
+
+    State:
+
+    - ``fd``: its descriptor; -1 if no socket could be opened.
+    - ``received``: the bytes of the greeting so far. ``data`` has them if they are needed.
+    - ``error``: the errno of the socket, or 0. ``error_text``: the text of a failure's error.
+    - ``queue_full``: the queue of a Unix socket was full, and ``connect`` must be called again.
+    - ``ended``: the peer has closed or reset the connection.
+    - ``measured``: it is part of the run, not of the warm-up.
     """
 
     __slots__ = (
@@ -86,10 +109,10 @@ class LoadConnection:
         self.error_text = ""
 
     def open(self) -> str | None:
-        """Make the socket and connect. Returns the class in which that failed, or None.
+        """Open the socket and start to connect. Sets ``queue_full``.
 
-        ``queued`` says afterwards that ``connect`` has to be called again later: a Unix socket whose
-        queue is full says EAGAIN, and there is no event for "no longer" (connect(2)).
+        Returns:
+            The class in which that failed, or None.
         """
         spec = self.spec
         try:
@@ -101,21 +124,30 @@ class LoadConnection:
         return None if code in _IN_PROGRESS else self._connect_failed(code)
 
     def connect(self) -> str | None:
-        """Connect once more."""
+        """Try again to connect. Sets ``queue_full``; returns as ``open``."""
         self.queue_full = False
         code = self.sock.connect_ex(self.spec.address)
         return None if code in _IN_PROGRESS else self._connect_failed(code)
 
     def _connect_failed(self, code: int) -> str | None:
+        # A Unix socket whose queue is full. No event reports that there is space again (connect(2)).
         if code == errno.EAGAIN and self.spec.target.family == socket.AF_UNIX:
             self.queue_full = True
             return None
         return self._classify_connect_error(code)
 
     def on_event(self, mask: int, now: float) -> str | None:
-        """Look at what a poll reported with ``mask`` at ``now``; returns the class it ended in, or None."""
+        """Handle an event.
+
+        Args:
+            mask: the bits that the poll reported.
+            now: the time of the poll.
+
+        Returns:
+            The class in which the connection has ended, or None.
+        """
         if mask & FAILED:
-            # This takes the error from the socket: from here on it gives its data, and then the end.
+            # SO_ERROR clears the error. Further reads return the data, and then the end of the stream.
             code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code and not self.connected and code not in _RESET_ERRORS:
                 return self._classify_connect_error(code)
@@ -125,7 +157,7 @@ class LoadConnection:
         return self.read(mask, now) if mask & READABLE else None
 
     def read(self, mask: int, now: float) -> str | None:
-        """Take what there is: the class in which it has ended, or None if there is more to come."""
+        """Read until the socket is empty. Returns the class in which the connection has ended, or None."""
         spec = self.spec
         while True:
             try:
@@ -139,29 +171,29 @@ class LoadConnection:
             if not self.received:
                 self.first_byte = now
             self.received += size
-            whole = spec.keep_data and self._keep(bytes(spec.buffer[:size]))
+            complete = spec.keep_data and self._keep(bytes(spec.buffer[:size]))
             if self.received > spec.max_bytes:
                 return "too_large"
-            if whole:
-                return self.classify(whole=True)
+            if complete:
+                return self.classify(complete=True)
             if size < spec.drained_below:
                 if not mask & ENDED:
                     return None
-                break  # the socket is empty, and the end is behind that
+                break  # the socket is empty, and the end of the stream has arrived
         self.ended = True
         return self.classify()
 
     def classify_error(self, error: OSError) -> str:
-        """The class of a connection whose socket raised ``error`` when it was read."""
+        """Return the class of a connection whose socket raised ``error`` on a read."""
         self.error = error.errno or errno.EIO
         self.ended = True
         return self.classify()
 
-    def classify(self, *, whole: bool = False) -> str:
-        """The class of a connection whose greeting is ``whole``, or whose stream has ended."""
+    def classify(self, *, complete: bool = False) -> str:
+        """Return the class of a connection whose greeting is ``complete``, or whose stream has ended."""
         expect = self.spec.expect
-        if self.error and self.error != errno.EPIPE and not whole:
-            # No end came before the reset: only the expected text can tell that the greeting was whole.
+        if self.error and self.error != errno.EPIPE and not complete:
+            # A reset without an end of stream: only the expected text shows that the greeting is complete.
             if expect is None or not self.received or expect not in self.data:
                 self.error_text = "" if self.error == errno.ECONNRESET else os.strerror(self.error)
                 return "reset"
@@ -172,7 +204,7 @@ class LoadConnection:
         return GREETED
 
     def drain(self) -> bool:
-        """Discard what comes behind the greeting; true when the peer has closed or reset it."""
+        """Discard what follows the greeting. Returns True if the peer has closed or reset the connection."""
         try:
             while self.sock.recv_into(self.spec.buffer):
                 pass
@@ -183,22 +215,24 @@ class LoadConnection:
         return True
 
     def classify_timeout(self) -> str:
-        """The class of a connection whose deadline has passed."""
+        """Return the class of a connection whose connect timeout or timeout has passed."""
         if not self.connected:
             return "connect_timeout"
         return "greeting_timeout" if self.received else "connected_no_greeting"
 
     def close(self) -> None:
-        """Close it, in whatever state it is."""
+        """Close the socket, in any state."""
         try:
             sock = self.sock
-        except AttributeError:  # none could be had
+        except AttributeError:  # no socket could be opened
             return
         sock.close()
 
     def _keep(self, data: bytes) -> bool:
-        """Keep ``data``; true if the greeting is whole before the end of the stream. What is behind a line is
-        no part of it, however it came."""
+        """Keep ``data``. Returns True if the greeting is complete before the end of the stream.
+
+        Data after the first line is not part of a greeting that ends with a line.
+        """
         end = data.find(b"\n") + 1 if self.spec.until_line else 0
         if end:
             self.received -= len(data) - end
@@ -212,14 +246,17 @@ class LoadConnection:
 
 
 class TLSLoadConnection(LoadConnection):
-    """A connection that shakes hands before it reads; ``sock`` becomes an SSLSocket when it is connected."""
+    """A connection with a TLS handshake before the greeting.
+
+    ``sock`` is replaced by an SSLSocket when it is connected. ``handshake_done`` exists from then on.
+    """
 
     __slots__ = ("handshake_done",)
 
     def on_event(self, mask: int, now: float) -> str | None:
         outcome = super().on_event(mask, now)
         if outcome is None and self.connected and not isinstance(self.sock, ssl.SSLSocket):
-            return self.read(mask, now)  # nothing to read yet: in TLS it is the client that speaks first
+            return self.read(mask, now)  # start the handshake: in TLS the client sends first
         return outcome
 
     def read(self, mask: int, now: float) -> str | None:
@@ -232,7 +269,7 @@ class TLSLoadConnection(LoadConnection):
         return super().read(mask, now)
 
     def classify_error(self, error: OSError) -> str:
-        # After a reset, whose error ``on_event`` has taken, TLS sees an end that it did not expect.
+        # After a reset, whose error ``on_event`` has cleared, OpenSSL reports an unexpected end.
         if isinstance(error, ssl.SSLError) and not (self.error and isinstance(error, ssl.SSLEOFError)):
             self.error_text = str(error.reason or error).lower().replace("_", " ")
             return "tls_error"
@@ -240,12 +277,12 @@ class TLSLoadConnection(LoadConnection):
 
     def close(self) -> None:
         if self.connected and isinstance(self.sock, ssl.SSLSocket):
-            with suppress(OSError, ValueError):  # say goodbye, if that needs no waiting
+            with suppress(OSError, ValueError):  # send close_notify if that does not block
                 self.sock.unwrap()
         super().close()
 
     def _do_handshake(self) -> None:
-        """Begin the handshake, or go on with it; raises SSLWantReadError until it is done."""
+        """Start or continue the handshake. Raises SSLWantReadError or SSLWantWriteError until it is done."""
         if not isinstance(self.sock, ssl.SSLSocket):
             target = self.spec.target
             assert target.ssl_context is not None
@@ -262,10 +299,10 @@ class TLSLoadConnection(LoadConnection):
 
 
 def started_by(moment: float, waiting: dict[int, LoadConnection]) -> list[LoadConnection]:
-    """Those begun by then; they are in the order of their beginning."""
+    """Return the connections started at ``moment`` or before. ``waiting`` is in the order of the starts."""
     return list(takewhile(lambda connection: connection.start <= moment, waiting.values()))
 
 
 def earliest_start(waiting: dict[int, LoadConnection]) -> float:
-    """When the first of them began."""
+    """Return when the first connection of ``waiting`` was started; infinity if it is empty."""
     return next((connection.start for connection in waiting.values()), inf)

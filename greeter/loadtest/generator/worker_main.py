@@ -1,10 +1,21 @@
-"""A worker process: one engine, told by its parent over pipes what to do and when to begin.
+"""The program of a worker process: one engine, controlled by its parent over pipes.
 
-The law: a worker does nothing of its own accord. It reads a job (one line of JSON) from standard input and
-says that it is ready; reads the moment to begin, of the clock that all processes of a machine share; tells
-of each interval, if it was asked to; and writes its figures when the run is over. A line ``stop``, or the
-end of its input because its parent is gone, ends the run at once. Interrupts are for the parent. A job
-without an address is that of a machine of its own: the worker looks it up, and makes room, itself.
+Both sides write lines of JSON:
+
+=========  ==================================================================================
+parent     ``plan``, ``target`` (null: resolve it here), ``index``, ``intervals`` (report them)
+worker     ``ready`` (the version of uvloop or null), ``local``, ``notes``; or ``error``, ``usage``
+parent     ``begin``: when to begin, of the monotonic clock, which all processes of a machine share
+worker     ``interval``, for each interval, if the parent asked for them
+parent     ``stop``, to end the run early
+worker     ``metrics``, at the end of the run
+=========  ==================================================================================
+
+Invariants:
+
+- The end of the input, because the parent has ended, ends the run.
+- Signals are handled by the parent: SIGINT and SIGTERM are ignored.
+- A worker that resolves the target runs the preflight checks too.
 """
 
 from __future__ import annotations
@@ -29,8 +40,8 @@ if TYPE_CHECKING:
     from greeter.loadtest.metrics.timeline import Interval
 
 
-async def work() -> None:
-    """The whole life of a worker."""
+async def run_worker() -> None:
+    """Carry out one job from standard input."""
     loop = asyncio.get_running_loop()
     commands = asyncio.StreamReader(limit=2**24)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
@@ -51,7 +62,7 @@ async def work() -> None:
     _send(ready=uvloop_version(loop), local=target.local, notes=notes)
     begin = await commands.readline()
     if not begin:
-        return  # the parent has thought better of it, or is gone
+        return  # the parent has cancelled the run, or has ended
     running = asyncio.create_task(engine.run(json.loads(begin)["begin"]))
     stopping = asyncio.create_task(commands.readline())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -72,10 +83,10 @@ def _send_interval(interval: Interval, _: int) -> None:
 
 def main() -> None:
     """Run a worker, on uvloop where it is installed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and timeout(1) signal the whole group
+    for number in (signal.SIGINT, signal.SIGTERM):  # terminals and timeout(1) signal the group
         signal.signal(number, signal.SIG_IGN)
-    with suppress(BrokenPipeError):  # the parent is gone, and its figures with it
-        run(work())
+    with suppress(BrokenPipeError):  # the parent has ended
+        run(run_worker())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Several worker processes as one: started together, stopped together, their figures added up.
+"""Worker processes: start and stop them together, and add up their figures.
 
-The law: a run is whole or it is an error. Every worker reports, or the run fails with the name and the
-end of the one that did not; and none of them outlives it.
+Invariants:
+
+- A run is complete or fails. If a worker ends without its figures, the run raises LoadWorkerFailed.
+- No worker process outlives the pool.
 """
 
 from __future__ import annotations
@@ -24,30 +26,42 @@ if TYPE_CHECKING:
     from greeter.loadtest.metrics.timeline import OnInterval
     from greeter.loadtest.plan.plan import LoadPlan
 
-# From "all are ready" to the common beginning: for the word to reach all of them.
+# From the last worker being ready to the common beginning: the command must reach all workers.
 _START_DELAY = 0.05
 _WORKER_COMMAND = (sys.executable, "-P", "-m", "greeter.loadtest.generator.worker_main")
 _MAX_LINE_BYTES = 2**28
 
 
 def worker_command() -> tuple[tuple[str, ...], dict[str, str]]:
-    """The command that starts a worker process, and its environment.
+    """Return the command line of a worker process, and its environment.
 
-    It finds what this process finds, and no module that lies in the working directory.
+    The worker imports from the same paths as this process, and not from the working directory.
     """
     return _WORKER_COMMAND, {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 class LoadWorkerFailed(GreeterError):
-    """A worker process ended without its figures. ``index`` is its number, ``status`` its exit status."""
+    """A worker process ended without its figures.
+
+    ``index`` is its number, from 0. ``status`` is its exit status, negative for a signal.
+    """
 
     def __init__(self, index: int, status: int) -> None:
-        super().__init__(f"load worker {index} ended with status {status} before it reported")
+        super().__init__(f"load worker {index} exited with status {status} before it reported")
         self.index, self.status = index, status
 
 
 class WorkerPool:
-    """The worker processes of a plan, as an asynchronous context: on leaving it, they are gone."""
+    """The worker processes of a plan, as an asynchronous context manager.
+
+    Entering it starts the workers and waits until they are ready; leaving it kills those that still run.
+    ``uvloop`` is the version of uvloop that they use, or None.
+
+    Args:
+        plan: the plan to run.
+        target: its resolved target.
+        on_interval: called with each Interval of a worker as it ends, and the number of the worker.
+    """
 
     def __init__(
         self,
@@ -78,14 +92,21 @@ class WorkerPool:
             await process.wait()
 
     async def run(self) -> RunMetrics:
-        """Begin together; returns the figures of all when all have reported. Raises LoadWorkerFailed."""
+        """Run the plan.
+
+        Returns:
+            The sum of the figures of all workers.
+
+        Raises:
+            LoadWorkerFailed: a worker ended without its figures.
+        """
         begin = time.monotonic() + _START_DELAY
         for process in self._processes:
             _send(process, {"begin": begin})
         return merged(await asyncio.gather(*map(self._follow, range(len(self._processes)))))
 
     def stop(self) -> None:
-        """End the run now; the workers report what they have."""
+        """End the run now. The workers report the figures so far."""
         for process in self._processes:
             _send(process, {"stop": True})
 
@@ -122,7 +143,7 @@ class WorkerPool:
 
 
 def _send(process: Process, message: dict[str, Any]) -> None:
-    """Send one line; to a worker that is gone already it is lost, which its silence tells."""
+    """Send a line. If the worker has ended, it is dropped; ``_recv`` reports the end."""
     assert process.stdin is not None
-    with suppress(RuntimeError):  # uvloop's word for a pipe that is closed
+    with suppress(RuntimeError):  # uvloop raises it for a closed pipe
         process.stdin.write(json.dumps(message).encode() + b"\n")

@@ -133,21 +133,21 @@ class OpenLoop:
         self.mean = float(arrivals / begin) if begin else 0.0
         if limit is not None and limit < total:
             total = limit
-            self.length = self._moment(limit)
+            self.length = self._due_at(limit)
             self.mean = limit / self.length
         self.end = self.length + LATE_TOLERANCE
         self.total = max(0, -((index - total) // workers))
 
     def arrival(self, k: int) -> float:
         """Return when arrival ``k`` (from 0) of this worker is due, in seconds from the beginning."""
-        return self._moment(self._index + k * self._workers)
+        return self._due_at(self._index + k * self._workers)
 
     def pace(self, elapsed: float, started: int) -> tuple[float, bool]:
         if started >= self.total or elapsed >= self.end:
             return 0.0, True
         return self.arrival(started) - elapsed, False
 
-    def _moment(self, k: int) -> float:
+    def _due_at(self, k: int) -> float:
         stage = bisect_right(self._arrivals_before, k) - 1
         first, change = self._ramps[stage]
         missing = k - self._arrivals_before[stage]

@@ -25,15 +25,15 @@ both = pytest.mark.parametrize("kind", [EpollPoller, ReaderPoller])
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
-class Eyes:
-    """A poller, and what it has reported."""
+class Recorder:
+    """A poller, and a wait for its reports."""
 
     def __init__(self, kind: Kind) -> None:
         self.woken = asyncio.Event()
         self.poller = kind(asyncio.get_running_loop(), self.woken.set)
 
-    async def see(self, fd: int, mask: int) -> int:
-        """Wait until everything in ``mask`` was reported of ``fd``; what was reported until then."""
+    async def wait_for(self, fd: int, mask: int) -> int:
+        """Wait until all bits of ``mask`` were reported for ``fd``. Returns the bits reported until then."""
         seen = 0
         async with asyncio.timeout(10):
             while seen & mask != mask:
@@ -59,62 +59,62 @@ def connecting_to(listener: socket.socket) -> socket.socket:
 
 
 @both
-async def test_what_happens_to_a_connection_is_reported(kind: Kind, listener: socket.socket) -> None:
-    eyes = Eyes(kind)
+async def test_the_events_of_a_connection_are_reported(kind: Kind, listener: socket.socket) -> None:
+    recorder = Recorder(kind)
     with connecting_to(listener) as sock:
-        eyes.poller.register(sock.fileno())
-        await eyes.see(sock.fileno(), WRITABLE)
+        recorder.poller.register(sock.fileno())
+        await recorder.wait_for(sock.fileno(), WRITABLE)
         peer, _ = listener.accept()
         peer.sendall(b"hello")
-        await eyes.see(sock.fileno(), READABLE)
+        await recorder.wait_for(sock.fileno(), READABLE)
         assert sock.recv(100) == b"hello"
         peer.close()
-        await eyes.see(sock.fileno(), READABLE | (ENDED if kind is EpollPoller else 0))
-        eyes.poller.unregister(sock.fileno())
-        eyes.poller.unregister(sock.fileno())  # once is enough, twice no harm
-    eyes.poller.close()
+        await recorder.wait_for(sock.fileno(), READABLE | (ENDED if kind is EpollPoller else 0))
+        recorder.poller.unregister(sock.fileno())
+        recorder.poller.unregister(sock.fileno())  # may be repeated
+    recorder.poller.close()
 
 
 @both
-async def test_a_refusal_says_to_look_at_the_error(kind: Kind, listener: socket.socket) -> None:
-    eyes = Eyes(kind)
+async def test_a_refused_connection_is_reported_as_failed(kind: Kind, listener: socket.socket) -> None:
+    recorder = Recorder(kind)
     sock = socket.socket()
     address = listener.getsockname()
     listener.close()
     sock.setblocking(False)
     sock.connect_ex(address)
-    eyes.poller.register(sock.fileno())
-    await eyes.see(sock.fileno(), FAILED)
-    eyes.poller.close()
+    recorder.poller.register(sock.fileno())
+    await recorder.wait_for(sock.fileno(), FAILED)
+    recorder.poller.close()
     sock.close()
 
 
 @both
-async def test_idle_it_does_not_wake(kind: Kind, listener: socket.socket) -> None:
-    eyes = Eyes(kind)
+async def test_an_idle_socket_does_not_wake_the_loop(kind: Kind, listener: socket.socket) -> None:
+    recorder = Recorder(kind)
     with connecting_to(listener) as sock:
-        eyes.poller.register(sock.fileno())
-        await eyes.see(sock.fileno(), WRITABLE)
+        recorder.poller.register(sock.fileno())
+        await recorder.wait_for(sock.fileno(), WRITABLE)
         for _ in range(3):
-            await asyncio.sleep(0)  # what the loop had begun to tell
-        assert eyes.poller.poll() == []
-        eyes.woken.clear()
+            await asyncio.sleep(0)  # callbacks that were scheduled already
+        assert recorder.poller.poll() == []
+        recorder.woken.clear()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await eyes.woken.wait()
-        eyes.poller.unregister(sock.fileno())
-    eyes.poller.close()
+                await recorder.woken.wait()
+        recorder.poller.unregister(sock.fileno())
+    recorder.poller.close()
 
 
-async def test_what_is_open_at_the_end_is_forgotten(listener: socket.socket) -> None:
-    eyes = Eyes(ReaderPoller)
+async def test_closing_unregisters_all_sockets(listener: socket.socket) -> None:
+    recorder = Recorder(ReaderPoller)
     with connecting_to(listener) as sock:
-        eyes.poller.register(sock.fileno())
-        eyes.poller.close()
+        recorder.poller.register(sock.fileno())
+        recorder.poller.close()
         assert not asyncio.get_running_loop().remove_writer(sock.fileno())
 
 
-async def test_epoll_where_there_is_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_epoll_is_used_where_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     found = new_poller(loop, lambda: None)
     assert isinstance(found, EpollPoller)
@@ -123,7 +123,7 @@ async def test_epoll_where_there_is_epoll(monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(new_poller(loop, lambda: None), ReaderPoller)
 
 
-def test_the_bits_are_epolls() -> None:
+def test_the_bits_are_those_of_epoll() -> None:
     assert (READABLE, WRITABLE, FAILED, ENDED) == (
         select.EPOLLIN,
         select.EPOLLOUT,

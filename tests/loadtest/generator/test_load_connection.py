@@ -1,4 +1,4 @@
-"""TLS and the single connection; what plain connections end in is shown by the engine's tests."""
+"""TLS, and single connections. The classes of plain connections are tested in test_engine.py."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Authority:
-    """A certificate authority, a server's context and the files that a plan names."""
+    """A certificate authority, the TLS context of a server, and PEM files for plans."""
 
     def __init__(self, folder: Path) -> None:
         ca = trustme.CA()
@@ -79,30 +79,34 @@ async def large(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         (greet, {"server_name": "else.example"}, "tls_error"),
     ],
 )
-async def test_tls_ends_in_the_same_classes(
+async def test_tls_connections_end_in_the_same_classes(
     handler: Handler, options: dict[str, Any], outcome: str, authority: Authority
 ) -> None:
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda *_: None)  # the server's opinion about a client that hangs up
+    loop.set_exception_handler(lambda *_: None)  # the server logs clients that abort
     async with serving(handler, ssl_context=authority.server) as target:
         assert await run(target, tls_ca=authority.ca, **options) == {outcome: 6}
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_tls_that_does_not_come_about(authority: Authority) -> None:
-    # They read what the client says first: closing with something unread would be a reset.
-    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def test_a_failed_handshake_has_its_class(authority: Authority) -> None:
+    # The servers read the ClientHello first: closing with unread data would be a reset.
+    async def send_plain_text(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(65536)
         writer.write(b"220 plain text, and not a little of it\r\n")
 
-    async def hear_and_close(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    async def read_and_close(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read(65536)
 
-    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def read_and_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(65536)
         abort_with_reset(writer)
 
-    for handler, outcome in ((babble, "tls_error"), (hear_and_close, "tls_error"), (hang_up, "reset")):
+    for handler, outcome in (
+        (send_plain_text, "tls_error"),
+        (read_and_close, "tls_error"),
+        (read_and_reset, "reset"),
+    ):
         async with serving(handler) as target:
             assert await run(target, tls_ca=authority.ca) == {outcome: 6}
     async with serving(wait_for_close) as target:
@@ -110,7 +114,7 @@ async def test_tls_that_does_not_come_about(authority: Authority) -> None:
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_a_client_certificate_is_shown(authority: Authority) -> None:
+async def test_a_client_certificate_is_sent(authority: Authority) -> None:
     strict = authority.server
     strict.verify_mode = ssl.CERT_REQUIRED
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
@@ -122,12 +126,12 @@ async def test_a_client_certificate_is_shown(authority: Authority) -> None:
         strict.verify_mode = ssl.CERT_NONE
 
 
-# -- a single connection, its poll's answers given by hand
+# -- a single connection, with events made by the test
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[LoadConnection, socket.socket]]:
-    """A connection that has connected, and the server's end of it."""
+    """A connected connection, and its socket at the server."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         target = Target(socket.AF_INET, ("127.0.0.1", listener.getsockname()[1]))
         connection = LoadConnection(ConnectionSpec(LoadPlan(), target), 0.0, 0.0)
@@ -142,7 +146,7 @@ def pair() -> Iterator[tuple[LoadConnection, socket.socket]]:
 
 
 def wait_for(connection: LoadConnection, mask: int) -> int:
-    """Wait until the kernel reports ``mask`` of a connection; returns all that it reports."""
+    """Wait until the kernel reports all bits of ``mask`` for a connection. Returns all reported bits."""
     with select.epoll() as poll:
         poll.register(connection.fd, READABLE | ENDED)
         while True:
@@ -151,7 +155,7 @@ def wait_for(connection: LoadConnection, mask: int) -> int:
                     return found
 
 
-def test_the_first_byte_and_the_end_have_their_moments(pair: tuple[LoadConnection, socket.socket]) -> None:
+def test_the_first_byte_and_the_end_are_timestamped(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, peer = pair
     peer.sendall(b"Thank you ")
     assert connection.on_event(wait_for(connection, READABLE), 2.0) is None
@@ -161,7 +165,7 @@ def test_the_first_byte_and_the_end_have_their_moments(pair: tuple[LoadConnectio
     assert (connection.first_byte, connection.received, connection.ended) == (2.0, len(GREETING), True)
 
 
-def test_a_poll_without_news_changes_nothing(pair: tuple[LoadConnection, socket.socket]) -> None:
+def test_a_spurious_event_changes_nothing(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, _ = pair
     assert connection.on_event(READABLE, 2.0) is None
     assert connection.on_event(READABLE | FAILED, 2.0) is None
@@ -179,7 +183,7 @@ def test_a_reset_between_poll_and_read_is_a_reset(pair: tuple[LoadConnection, so
     assert connection.error_text == ""
 
 
-def test_a_reset_behind_a_whole_line_is_behind_the_greeting() -> None:
+def test_a_reset_after_a_complete_line_does_not_affect_the_greeting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         target = Target(socket.AF_INET, ("127.0.0.1", listener.getsockname()[1]))
         connection = LoadConnection(ConnectionSpec(LoadPlan(until="line"), target), 0.0, 0.0)
@@ -194,14 +198,14 @@ def test_a_reset_behind_a_whole_line_is_behind_the_greeting() -> None:
         connection.close()
 
 
-def test_another_error_says_which(pair: tuple[LoadConnection, socket.socket]) -> None:
+def test_an_error_other_than_a_reset_has_its_text(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, _ = pair
     connection.error = errno.ETIMEDOUT
     assert connection.classify() == "reset"
     assert connection.error_text == "Connection timed out"
 
 
-def test_a_reset_behind_the_end_is_known(pair: tuple[LoadConnection, socket.socket]) -> None:
+def test_a_reset_after_the_end_is_recorded(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, peer = pair
     peer.sendall(GREETING)
     peer.shutdown(socket.SHUT_WR)
@@ -212,7 +216,7 @@ def test_a_reset_behind_the_end_is_known(pair: tuple[LoadConnection, socket.sock
     assert connection.error == errno.EPIPE
 
 
-def test_what_is_held_is_read_away_until_its_end(pair: tuple[LoadConnection, socket.socket]) -> None:
+def test_a_held_connection_discards_data_until_its_end(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, peer = pair
     peer.sendall(b"250 more\r\n")
     wait_for(connection, READABLE)
@@ -222,7 +226,7 @@ def test_what_is_held_is_read_away_until_its_end(pair: tuple[LoadConnection, soc
     assert connection.drain()
 
 
-def test_a_held_connection_that_is_reset_is_closed(pair: tuple[LoadConnection, socket.socket]) -> None:
+def test_a_held_connection_reports_a_reset(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, peer = pair
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peer.close()
@@ -231,7 +235,7 @@ def test_a_held_connection_that_is_reset_is_closed(pair: tuple[LoadConnection, s
     assert connection.error == errno.ECONNRESET
 
 
-def test_rules_know_which_kind_of_connection() -> None:
+def test_the_spec_selects_the_class_of_connections() -> None:
     target = Target(socket.AF_INET, ("127.0.0.1", 9))
     assert ConnectionSpec(LoadPlan(), target).connection_class is LoadConnection
     assert ConnectionSpec(LoadPlan(tls=True), target).connection_class is TLSLoadConnection

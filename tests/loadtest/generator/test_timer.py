@@ -12,23 +12,24 @@ from greeter.loadtest.generator.timer import PreciseTimer
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
-class Bell:
-    """An alarm that notes when it rang."""
+class Recorder:
+    """A timer, and the times of its callbacks."""
 
     def __init__(self) -> None:
-        self.rang: list[float] = []
-        self._heard = asyncio.Event()
-        self.alarm = PreciseTimer(asyncio.get_running_loop(), self._on_fire)
+        self.calls: list[float] = []
+        self._called = asyncio.Event()
+        self.timer = PreciseTimer(asyncio.get_running_loop(), self._on_fire)
 
     def _on_fire(self) -> None:
-        self.rang.append(time.monotonic())
-        self._heard.set()
+        self.calls.append(time.monotonic())
+        self._called.set()
 
     async def wait(self) -> float:
+        """Wait for the next callback. Returns its time."""
         async with asyncio.timeout(10):
-            await self._heard.wait()
-        self._heard.clear()
-        return self.rang[-1]
+            await self._called.wait()
+        self._called.clear()
+        return self.calls[-1]
 
 
 @pytest.fixture(params=["timerfd", "loop"])
@@ -38,52 +39,52 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.usefixtures("kind")
-async def test_it_rings_once_and_not_early() -> None:
-    bell = Bell()
+async def test_it_calls_back_once_and_not_early() -> None:
+    recorder = Recorder()
     when = time.monotonic() + 0.03
-    bell.alarm.set(when)
-    rang = await bell.wait()
-    assert rang >= when - (0.001 if bell.alarm._fd is None else 1e-6)
+    recorder.timer.set(when)
+    called = await recorder.wait()
+    assert called >= when - (0.001 if recorder.timer._fd is None else 1e-6)
     await asyncio.sleep(0.02)
-    assert len(bell.rang) == 1
-    bell.alarm.close()
+    assert len(recorder.calls) == 1
+    recorder.timer.close()
 
 
 @pytest.mark.usefixtures("kind")
-async def test_the_past_is_at_once() -> None:
-    bell = Bell()
-    bell.alarm.set(time.monotonic() - 5)
-    await bell.wait()
-    bell.alarm.set(0.0)
-    await bell.wait()
-    bell.alarm.close()
+async def test_a_time_in_the_past_calls_back_at_once() -> None:
+    recorder = Recorder()
+    recorder.timer.set(time.monotonic() - 5)
+    await recorder.wait()
+    recorder.timer.set(0.0)
+    await recorder.wait()
+    recorder.timer.close()
 
 
 @pytest.mark.usefixtures("kind")
-async def test_an_earlier_moment_replaces_a_later_one_and_not_the_other_way_round() -> None:
-    bell = Bell()
+async def test_an_earlier_time_replaces_a_later_one_and_not_the_reverse() -> None:
+    recorder = Recorder()
     now = time.monotonic()
-    bell.alarm.set(now + 60)
-    bell.alarm.set(now + 0.02)
-    bell.alarm.set(now + 30)
-    assert await bell.wait() < now + 5
-    bell.alarm.set(now + 0.03)
-    await bell.wait()
-    assert len(bell.rang) == 2
-    bell.alarm.close()
+    recorder.timer.set(now + 60)
+    recorder.timer.set(now + 0.02)
+    recorder.timer.set(now + 30)
+    assert await recorder.wait() < now + 5
+    recorder.timer.set(now + 0.03)
+    await recorder.wait()
+    assert len(recorder.calls) == 2
+    recorder.timer.close()
 
 
 @pytest.mark.usefixtures("kind")
-async def test_closed_it_rings_no_more() -> None:
-    bell = Bell()
-    bell.alarm.set(time.monotonic() + 0.01)
-    bell.alarm.close()
+async def test_a_closed_timer_does_not_call_back() -> None:
+    recorder = Recorder()
+    recorder.timer.set(time.monotonic() + 0.01)
+    recorder.timer.close()
     await asyncio.sleep(0.03)
-    assert bell.rang == []
+    assert recorder.calls == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="timerfd is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="timerfd exists on Linux only")
 async def test_on_linux_it_is_a_timerfd() -> None:
-    bell = Bell()
-    assert bell.alarm._fd is not None
-    bell.alarm.close()
+    recorder = Recorder()
+    assert recorder.timer._fd is not None
+    recorder.timer.close()

@@ -9,8 +9,8 @@ from greeter.loadtest.plan.outcome import FAILURE_CLASSES, GREETED
 
 def metrics(worker: int) -> RunMetrics:
     m = RunMetrics()
-    for place, name in enumerate(HISTOGRAMS):
-        getattr(m, name).record((1 + place + 10 * worker) / 1000)
+    for position, name in enumerate(HISTOGRAMS):
+        getattr(m, name).record((1 + position + 10 * worker) / 1000)
     m.outcomes[GREETED] = 10 * worker
     m.outcomes["empty"] = worker
     m.count_reason("connect_error", "No route to host")
