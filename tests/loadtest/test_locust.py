@@ -265,7 +265,11 @@ async def a_worker_dies(fleet: Fleet) -> None:
 def generators(pid: int) -> list[int]:
     """The generators among the children of a process, and not Locust's other helpers."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(c) for c in children if b"loadtest.worker" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    return [
+        int(c)
+        for c in children
+        if b"loadtest.generator.worker_main" in Path(f"/proc/{c}/cmdline").read_bytes()
+    ]
 
 
 async def a_generator_dies(fleet: Fleet) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from greeter.core.endpoint import Endpoint
     from greeter.loadtest.plan.plan import LoadPlan
 
-Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
+SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 
 # New in Python 3.12; in Linux since 4.2 (ip(7)). With it, connect(2) chooses a port for each destination.
 # Without it, bind(2) reserves a port for all destinations, so ports run out earlier.
@@ -45,8 +45,8 @@ class Target:
     """
 
     family: int
-    address: Address
-    sources: Sequence[Address] = ()
+    address: SocketAddress
+    sources: Sequence[SocketAddress] = ()
     ssl_context: ssl.SSLContext | None = None
     server_name: str | None = None
     _next_source: int = field(default=0, init=False)
@@ -84,7 +84,7 @@ class Target:
     def from_json(cls, values: dict[str, Any]) -> Target:
         """Return the target that ``to_json`` made ``values`` from, without TLS."""
 
-        def parse_address(value: Any) -> Address:
+        def parse_address(value: Any) -> SocketAddress:
             return value if isinstance(value, str) else tuple(value)  # JSON has lists only
 
         sources = tuple(parse_address(source) for source in values["sources"])
@@ -154,7 +154,7 @@ def with_tls(target: Target, plan: LoadPlan) -> Target:
     return target
 
 
-async def _addresses(endpoint: Endpoint, family: int) -> list[tuple[int, Address]]:
+async def _addresses(endpoint: Endpoint, family: int) -> list[tuple[int, SocketAddress]]:
     """Resolve an endpoint. Returns families and addresses in the order of the resolver."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
@@ -167,10 +167,10 @@ async def _addresses(endpoint: Endpoint, family: int) -> list[tuple[int, Address
         raise ConnectFailed(str(endpoint), error) from error
     except UnicodeError as error:
         raise ConnectFailed(str(endpoint), "not a host name") from error
-    return list(dict.fromkeys((family, cast("Address", address)) for family, _, _, _, address in found))
+    return list(dict.fromkeys((family, cast("SocketAddress", address)) for family, _, _, _, address in found))
 
 
-def _source_address(text: str) -> tuple[int, Address]:
+def _source_address(text: str) -> tuple[int, SocketAddress]:
     """Return the family and the address to bind to. Raises ConfigError if it is not one of this machine."""
     family = socket.AF_INET if ip_address(text).version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_STREAM) as probe:
