@@ -25,7 +25,7 @@ from greeter.cli.cli import cli
 from greeter.config.options import ServeOptions
 from greeter.config.server_config import RELOADABLE, RELOADABLE_BY_WORKERS, restart_required
 from greeter.core.stats import FAILURES, REJECTIONS
-from greeter.loadtest.plan.outcome import FAILURES as LOAD_FAILURES
+from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import PHASES, STATS, Threshold
 from greeter.service.logs import _FIELDS
 from greeter.service.metrics import render
@@ -366,7 +366,7 @@ def test_the_entry_points_exist() -> None:
 
 def test_the_classes_of_failures_are_those_in_the_table() -> None:
     rows = rows_of(LOAD, "class")
-    assert {row[0].strip("`"): row[1] for row in rows} == LOAD_FAILURES
+    assert {row[0].strip("`"): row[1] for row in rows} == FAILURE_CLASSES
 
 
 def test_the_thresholds_in_the_table_can_be_read() -> None:

@@ -142,7 +142,7 @@ def plan_of(options: LoadOptions, spell: Callable[[str], str] = _flag) -> LoadPl
             thresholds=[Threshold.parse(text) for text in options.threshold],
         )
     except PlanError as error:
-        raise error.spelled(spell) from None
+        raise error.with_field_names(spell) from None
 
 
 async def _load(plan: LoadPlan, *, quiet: bool) -> LoadReport:

@@ -1,7 +1,9 @@
-"""A load test from beginning to end: look up, make room, run, read the kernel, report.
+"""A load test from beginning to end: resolve, check limits, run, read the kernel's counters, report.
 
-The law: the parts know nothing of each other, and here is the one place where their order is. Nothing is
-printed, no signal is handled and nobody's process ends: that is up to the caller.
+Invariants:
+
+- The parts do not know each other. Their order is defined here only.
+- ``load`` prints nothing, handles no signals and does not exit: that is up to the caller.
 """
 
 from __future__ import annotations
@@ -15,16 +17,16 @@ from greeter.loadtest.generator import kernel
 from greeter.loadtest.generator.engine import Engine
 from greeter.loadtest.generator.preflight import preflight
 from greeter.loadtest.generator.target import resolve
-from greeter.loadtest.generator.workers import Workers
-from greeter.loadtest.metrics.histogram import package
-from greeter.loadtest.metrics.snapshot import Snapshot
+from greeter.loadtest.generator.worker_pool import WorkerPool
+from greeter.loadtest.metrics.histogram import import_hdrh
+from greeter.loadtest.metrics.run_snapshot import Snapshot
 from greeter.loadtest.report import report
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from greeter.loadtest.generator.target import Target
-    from greeter.loadtest.metrics.metrics import Metrics
+    from greeter.loadtest.metrics.run_metrics import RunMetrics
     from greeter.loadtest.metrics.timeline import Interval, OnInterval
     from greeter.loadtest.plan.plan import LoadPlan
     from greeter.loadtest.report.report import LoadReport
@@ -37,20 +39,33 @@ async def load(
     stop: asyncio.Event | None = None,
     isolate: bool = False,
 ) -> LoadReport:
-    """Carry out ``plan`` and report.
+    """Run a load test.
 
-    - ``on_snapshot`` is called with the figures so far, four times a second (as often for each worker).
-    - ``stop``: setting it ends the run; the report, marked as interrupted, is over what was measured.
-    - ``isolate``: run even a single worker as a process of its own, so that what this process does
-      meanwhile (a server under test, a live display) does not get into the figures. Without it, a single
-      worker is the loop that this is called in.
+    Resource handling: cancelling it closes all connections and ends all workers before it returns.
 
-    Resource handling: cancelling it closes every connection and ends every worker before it returns.
+    Args:
+        plan: what to measure.
+        on_snapshot: called with the figures so far, four times per second for each worker.
+        stop: an event that ends the run when it is set. The report is then marked as interrupted, and has the
+            figures so far.
+        isolate: run a single worker in its own process too, so that the work of this process (a server under
+            test, a live display) does not affect the figures. By default, a single worker runs in the current
+            event loop.
 
-    Raises MissingExtra without the packages of the extra ``load``, ConfigError for a plan that cannot be
-    carried out here, ConnectFailed for a target that does not resolve, and WorkerFailed.
+    Returns:
+        The report.
+
+    Raises:
+        MissingExtra: the packages of the extra ``load`` are not installed.
+        ConfigError: the plan exceeds the limits of this machine, or TLS cannot be set up.
+        ConnectFailed: the target does not resolve.
+        LoadWorkerFailed: a worker process ended without its figures.
+
+    Example::
+
+        report = await load(LoadPlan("127.0.0.1:9999", rate=1000, duration=10))
     """
-    package()
+    import_hdrh()
     target = await resolve(plan)
     in_process = plan.workers == 1 and not isolate
     notes = preflight(plan, target, in_process=in_process)
@@ -58,9 +73,9 @@ async def load(
     before = kernel.counters() if local else {}
     started_at = report.stamp(datetime.now(UTC))
     run = _in_this_loop if in_process else _in_processes
-    metrics, uvloop = await run(plan, target, _collector(on_snapshot), stop)
+    metrics, uvloop = await run(plan, target, _interval_callback(on_snapshot), stop)
     if local:
-        cores = kernel.cpus()
+        cores = kernel.cpu_count()
         notes.append(f"server and generator shared this machine and its {cores} core{'s' * (cores > 1)}")
     return report.build(
         plan,
@@ -75,22 +90,22 @@ async def load(
 
 async def _in_this_loop(
     plan: LoadPlan, target: Target, on_interval: OnInterval | None, stop: asyncio.Event | None
-) -> tuple[Metrics, str | None]:
+) -> tuple[RunMetrics, str | None]:
     engine = Engine(plan, target, on_interval=on_interval)
-    async with _watching(stop, engine.stop):
+    async with _calling_on_stop(stop, engine.stop):
         metrics = await engine.run()
     return metrics, kernel.uvloop_version(asyncio.get_running_loop())
 
 
 async def _in_processes(
     plan: LoadPlan, target: Target, on_interval: OnInterval | None, stop: asyncio.Event | None
-) -> tuple[Metrics, str | None]:
-    async with Workers(plan, target, on_interval) as workers, _watching(stop, workers.stop):
+) -> tuple[RunMetrics, str | None]:
+    async with WorkerPool(plan, target, on_interval) as workers, _calling_on_stop(stop, workers.stop):
         return await workers.run(), workers.uvloop
 
 
-def _collector(on_snapshot: Callable[[Snapshot], None] | None) -> OnInterval | None:
-    """Add intervals up to a snapshot for ``on_snapshot``; nothing at all where nobody looks."""
+def _interval_callback(on_snapshot: Callable[[Snapshot], None] | None) -> OnInterval | None:
+    """Return a callback that adds intervals to a snapshot for ``on_snapshot``; None without one."""
     if on_snapshot is None:
         return None
     snapshot = Snapshot()
@@ -103,15 +118,15 @@ def _collector(on_snapshot: Callable[[Snapshot], None] | None) -> OnInterval | N
 
 
 @asynccontextmanager
-async def _watching(stop: asyncio.Event | None, end: Callable[[], None]) -> AsyncIterator[None]:
-    """Call ``end`` when ``stop`` is set in the meantime."""
+async def _calling_on_stop(stop: asyncio.Event | None, callback: Callable[[], None]) -> AsyncIterator[None]:
+    """Call ``callback`` if ``stop`` is set within the context."""
     if stop is None:
         yield
         return
 
     async def watch() -> None:
         await stop.wait()
-        end()
+        callback()
 
     watcher = asyncio.create_task(watch())
     try:

@@ -272,7 +272,7 @@ def error_of(result: tuple[int, str, str]) -> tuple[int, str]:
         (["greet", ":1", "--tls-cert", "cert.pem"], "--tls-cert needs --tls"),
         (["greet", ":1", "--server-name", "a.example"], "--server-name needs --tls"),
         (["greet", ":1", "--tls", "--tls-key", "key.pem"], "--tls-key needs --tls-cert"),
-        (["load", ":1", "--rate", "0"], "--rate must be more than 0, not 0"),
+        (["load", ":1", "--rate", "0"], "--rate must be greater than 0, not 0"),
         (["greet", ":1", "--tls", "--tls-cert", "/no/such"], "certificate '/no/such': no such file or direc"),
         (["greet", "127.0.0.1:nosuchservice"], "this machine knows no service 'nosuchservice'"),
         (["serve", "--listen", ":nosuchservice"], "endpoint ':nosuchservice': this machine knows no service"),
@@ -336,13 +336,13 @@ def test_an_error_of_the_command_line_does_not_name_the_variable(
 @pytest.mark.parametrize(
     ("args", "variables", "line"),
     [
-        (["load"], {"GREETER_LOAD_RATE": "0"}, "GREETER_LOAD_RATE must be more than 0, not 0"),
+        (["load"], {"GREETER_LOAD_RATE": "0"}, "GREETER_LOAD_RATE must be greater than 0, not 0"),
         (
             ["load", "-z", "1s"],
             {"GREETER_LOAD_STAGE": "1s:5"},
-            "--duration is given beside GREETER_LOAD_STAGE, which say how long the run is",
+            "--duration cannot be combined with GREETER_LOAD_STAGE, which set the duration",
         ),
-        (["load"], {"GREETER_LOAD_TLS_CA": "x"}, "GREETER_LOAD_TLS_CA means nothing without --tls"),
+        (["load"], {"GREETER_LOAD_TLS_CA": "x"}, "GREETER_LOAD_TLS_CA requires --tls"),
         (["greet"], {"GREETER_TLS_CA": "x"}, "GREETER_TLS_CA needs --tls"),
         (["greet"], {"GREETER_JSON": "1", "GREETER_RAW": "1"}, "give one of GREETER_JSON and GREETER_RAW"),
     ],

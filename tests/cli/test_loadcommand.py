@@ -202,7 +202,7 @@ async def _status(*command: str) -> int:
     return await asyncio.wait_for(process.wait(), PATIENCE)
 
 
-async def test_a_full_accept_queue_fails_the_connections() -> None:
+async def test_a_full_queue() -> None:
     with never_accepting(backlog=5) as (_, target):
         options = ("-c", "30", "-n", "30", "--timeout", "300ms", "--connect-timeout", "200ms", "--quiet")
         code, out, err = await run_greeter("load", target, *options)
@@ -362,7 +362,7 @@ async def test_an_invalid_baseline_is_rejected_before_the_run(tmp_path: Path) ->
     ("args", "text"),
     [
         (("-c", "0"), "not 0"),
-        (("--rate", "-5"), "'-5' is no number from 0 on"),
+        (("--rate", "-5"), "'-5' is not a number of 0 or more"),
         (("-c", "100M"), "100000000 connections do not fit: the limit of "),
         (("--threshold", "speed:p99<1s"), "speed"),
         (("--baseline", "/nonexistent"), "/nonexistent"),
@@ -370,14 +370,14 @@ async def test_an_invalid_baseline_is_rejected_before_the_run(tmp_path: Path) ->
         (("--json", "-"), "--json takes a path; standard output is /dev/stdout"),
         (("--json", "/nonexistent/x"), "--json: cannot write /nonexistent/x: no such file or directory"),
         (("--csv", "same", "--hdr", "./same"), "--csv and --hdr name the same file"),
-        (("-n", "9" * 400), "is more than 1,000,000,000,000"),
-        (("-r", "10000000000000g", "-z", "10ms"), "--rate must be 1,000,000,000,000 at the most"),
-        (("-r", "1000g", "-z", "2s"), "the plan has more than 1,000,000,000,000 connections to make"),
+        (("-n", "9" * 400), "is more than the maximum of 1,000,000,000,000"),
+        (("-r", "10000000000000g", "-z", "10ms"), "--rate must be at most 1,000,000,000,000"),
+        (("-r", "1000g", "-z", "2s"), "the plan makes more than 1,000,000,000,000 connections"),
         (("--tls", "--server-name", ".x"), "'.x' is not a host name"),
-        (("--tls-ca", "x.pem"), "--tls-ca means nothing without --tls"),
-        (("--tls", "--tls-key", "x.pem"), "--tls-key means nothing without --tls-cert"),
-        (("--connect-timeout", "0"), "--connect-timeout must be more than 0, not 0"),
-        (("--stage", "1s:5", "-z", "1s"), "--duration is given beside --stage"),
+        (("--tls-ca", "x.pem"), "--tls-ca requires --tls"),
+        (("--tls", "--tls-key", "x.pem"), "--tls-key requires --tls-cert"),
+        (("--connect-timeout", "0"), "--connect-timeout must be greater than 0, not 0"),
+        (("--stage", "1s:5", "-z", "1s"), "--duration cannot be combined with --stage"),
     ],
 )
 async def test_a_usage_error_is_one_line(args: tuple[str, ...], text: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from greeter.loadtest import LoadPlan, LoadReport
 from tests.conftest import PATIENCE, ROOT
 from tests.loadtest.report.test_report import report
-from tests.support.loadtest_peers import close_without_greeting, greet, refused_endpoint, serving
+from tests.support.loadtest_peers import close_at_once, greet, refused_endpoint, serving
 
 
 async def run(example: str, *args: str) -> tuple[int, str]:
@@ -55,7 +55,7 @@ async def a_gate() -> None:
     assert code == exit_code(page), page
     assert " 0 failed" in page
     assert "MISSED  errors" not in page
-    async with serving(close_without_greeting) as bad:
+    async with serving(close_at_once) as bad:
         code, page = await run("load_ci_gate.py", bad)
     assert code == exit_code(page) != 0
     assert "MISSED  errors:rate<0.1%             100%" in page

@@ -37,7 +37,7 @@ VALUES: list[Any] = [None, "5s", -1, 0, 1e-12, 2**62, 10**400, float("nan"), []]
 def made(plan: LoadPlan, second: int = 0) -> LoadReport:
     """A report with something everywhere."""
     counted = metrics()
-    counted.reason("connect_refused", "Connection refused")
+    counted.count_reason("connect_refused", "Connection refused")
     environment = {**ENVIRONMENT, "uvloop": "1", "sysctl": {"somaxconn": "4096"}}
     return report(
         counted,

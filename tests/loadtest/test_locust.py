@@ -25,10 +25,10 @@ import pytest
 
 from greeter.loadtest import LoadReport
 from greeter.loadtest.metrics.histogram import lowest
-from greeter.loadtest.metrics.metrics import HISTOGRAMS, Metrics
+from greeter.loadtest.metrics.run_metrics import HISTOGRAMS, RunMetrics
 from tests.conftest import PATIENCE, ROOT, greeter_process
 from tests.support.loadtest_peers import (
-    check_report,
+    checked,
     greet,
     refused_endpoint,
     serving,
@@ -144,7 +144,7 @@ class Fleet:
         return str(path)
 
     def report(self) -> LoadReport:
-        return check_report(LoadReport.from_json(self.json.read_text()))
+        return checked(LoadReport.from_json(self.json.read_text()))
 
 
 # It keeps what every worker reported, as it came.
@@ -183,7 +183,9 @@ async def two_workers_and_a_master(fleet: Fleet) -> None:
     assert report.plan["workers"] == 2
     assert "MISSED  response:p50<2us" in master.out
 
-    counted = [Metrics.from_json(json.loads(path.read_text())) for path in fleet.directory.glob("*_*.json")]
+    counted = [
+        RunMetrics.from_json(json.loads(path.read_text())) for path in fleet.directory.glob("*_*.json")
+    ]
     parts = report.generator["parts"]
     connections = report.connections
     assert len(counted) == len(parts) == 2
@@ -264,7 +266,9 @@ def generators(pid: int) -> list[int]:
     """The generators among the children of a process, and not Locust's other helpers."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [
-        int(c) for c in children if b"loadtest.generator.worker" in Path(f"/proc/{c}/cmdline").read_bytes()
+        int(c)
+        for c in children
+        if b"loadtest.generator.worker_main" in Path(f"/proc/{c}/cmdline").read_bytes()
     ]
 
 
@@ -526,11 +530,14 @@ async def another_version(fleet: Fleet) -> None:
 async def what_is_wrong_with_the_plan(fleet: Fleet) -> None:
     """Said before anybody waits for a worker."""
     for options, words in (
-        (["--greeter-threshold", "response:p99"], "threshold 'response:p99' does not read METRIC:STAT<VALUE"),
-        (["--greeter-rate", "many"], "'many' is no number"),
+        (
+            ["--greeter-threshold", "response:p99"],
+            "threshold 'response:p99' is not of the form METRIC:STAT<VALUE",
+        ),
+        (["--greeter-rate", "many"], "'many' is not a number"),
         (["--greeter-baseline", "/nowhere.json"], "cannot read '/nowhere.json': no such file or directory"),
-        (["--greeter-tolerance", "some"], "'some' is not a number of percent"),
-        (["--greeter-tolerance", "nan"], "'nan' is not a number of percent"),
+        (["--greeter-tolerance", "some"], "'some' is not a percentage"),
+        (["--greeter-tolerance", "nan"], "'nan' is not a percentage"),
         (["--greeter-tolerance", "20"], "--greeter-tolerance means nothing without --greeter-baseline"),
         (["--greeter-csv", "-"], "--greeter-csv takes a path; standard output is /dev/stdout, not -"),
     ):

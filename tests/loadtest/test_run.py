@@ -1,4 +1,4 @@
-"""``load`` from beginning to end, and the scenarios that show that its figures can be trusted."""
+"""``load`` from beginning to end, and scenarios with known figures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from greeter.errors import ConfigError, ConnectFailed, MissingExtra
 from greeter.loadtest import LoadPlan, LoadReport, Snapshot, Threshold, load
 from tests.support.loadtest_peers import (
     GREETING,
-    check_report,
+    checked,
     greet,
     never_accepting,
     refused_endpoint,
     serving,
-    wait_for_eof,
+    wait_for_close,
 )
 
 
@@ -31,22 +31,22 @@ def isolate(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_a_plan_becomes_a_report(isolate: bool) -> None:
+async def test_load_reports_on_its_plan(isolate: bool) -> None:
     seen: list[tuple[int, int]] = []
 
-    def look(snapshot: Snapshot) -> None:
+    def on_snapshot(snapshot: Snapshot) -> None:
         seen.append((snapshot.attempted, snapshot.greeted))
 
     async with serving(greet) as target:
         limit = Threshold.parse("errors:count<1")
         plan = LoadPlan(target, rate=300, duration=0.2, expect="Thank you", thresholds=[limit])
-        report = check_report(await load(plan, on_snapshot=look, isolate=isolate))
+        report = checked(await load(plan, on_snapshot=on_snapshot, isolate=isolate))
     assert report.target == target
     greeted = report.connections["greeted"]
     assert greeted + report.connections["unstarted"] == 60
     assert seen[-1] == (greeted, greeted)
     assert report.passed
-    assert report.exit_code == (98 if report.generator["saturated"] else 0)  # on a machine that is busy
+    assert report.exit_code == (98 if report.generator["saturated"] else 0)  # saturated on a busy machine
     assert report.plan == plan.to_dict()
     assert report.started_at.endswith("Z")
     assert "ListenOverflows" in report.kernel
@@ -55,35 +55,35 @@ async def test_a_plan_becomes_a_report(isolate: bool) -> None:
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_stop_ends_it_with_what_was_measured(isolate: bool) -> None:
-    async with serving(wait_for_eof) as target:
+async def test_stop_ends_the_run_with_the_figures_so_far(isolate: bool) -> None:
+    async with serving(wait_for_close) as target:
         stop = asyncio.Event()
         running = asyncio.create_task(load(LoadPlan(target, duration=60.0), stop=stop, isolate=isolate))
         asyncio.get_running_loop().call_later(0.25, stop.set)
-        report = check_report(await running)
+        report = checked(await running)
     assert report.exit_code == 130
     assert report.connections["attempted"] == 0
     assert report.duration_s < 10
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_cancelled_it_leaves_nothing_behind(isolate: bool) -> None:
-    async with serving(wait_for_eof) as target:
+async def test_cancelling_closes_everything(isolate: bool) -> None:
+    async with serving(wait_for_close) as target:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.25):
                 await load(LoadPlan(target, duration=60.0), isolate=isolate)
 
 
-async def test_workers() -> None:
+async def test_workers_share_a_run() -> None:
     async with serving(greet) as target:
-        report = check_report(await load(LoadPlan(target, count=50, connections=4, workers=2)))
+        report = checked(await load(LoadPlan(target, count=50, connections=4, workers=2)))
     assert report.connections["greeted"] == 50
     assert len(report.generator["cpu_percent"]) == 2
 
 
-async def test_what_goes_wrong_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConnectFailed, match=r"nobody\.invalid:1"):
-        await load(LoadPlan("nobody.invalid:1"))
+async def test_errors_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConnectFailed, match=r"no-such-host\.invalid:1"):
+        await load(LoadPlan("no-such-host.invalid:1"))
     with pytest.raises(ConfigError, match="connections do not fit"):
         await load(LoadPlan(connections=2_000_000_000))
     monkeypatch.setitem(sys.modules, "hdrh", None)
@@ -91,13 +91,13 @@ async def test_what_goes_wrong_before_it_starts(monkeypatch: pytest.MonkeyPatch)
         await load(LoadPlan())
 
 
-async def test_a_target_that_refuses_everything() -> None:
-    report = check_report(await load(LoadPlan(refused_endpoint(), count=100)))
+async def test_a_target_that_refuses_every_connection() -> None:
+    report = checked(await load(LoadPlan(refused_endpoint(), count=100)))
     assert report.exit_code == 1
     assert report.verdict == "Nothing was greeted: 100 connect_refused (Connection refused)."
 
 
-def test_the_public_names_are_there() -> None:
+def test_the_public_names_exist() -> None:
     for name in ("LoadPlan", "LoadReport", "Snapshot", "Stage", "Threshold", "load", "parse_stage"):
         assert name in greeter.loadtest.__all__
         assert hasattr(greeter.loadtest, name)
@@ -112,20 +112,22 @@ def ms(report: LoadReport, phase: str, stat: str) -> float:
     return figure / 1000
 
 
-async def test_the_figures_are_those_of_a_server_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """98 % take 5 ms, 1.5 % 50 ms, 0.5 % 200 ms, of a time that passes in the server alone; 1 % are empty."""
-    turn, now = itertools.count(), time.monotonic()
+async def test_the_figures_are_those_of_a_server_with_known_latencies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """98 % take 5 ms, 1.5 % 50 ms, 0.5 % 200 ms, on a clock that only the server advances; 1 % are empty."""
+    number, now = itertools.count(), time.monotonic()
     monkeypatch.setattr("greeter.loadtest.generator.engine.monotonic", lambda: now)
 
     async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal now
-        n = next(turn)
+        n = next(number)
         now += 0.2 if n % 200 == 7 else 0.05 if n % 200 in (20, 90, 160) else 0.005
         if n % 100 != 55:
             writer.write(GREETING)
 
     async with serving(slow) as target:
-        known = check_report(await load(LoadPlan(target, count=400, connections=1)))
+        known = checked(await load(LoadPlan(target, count=400, connections=1)))
     assert known.connections["attempted"] == 400
     assert known.errors["empty"] == 4
     for phase in ("service", "response", "first_byte"):
@@ -146,8 +148,8 @@ asyncio.run(main())
 """
 
 
-async def test_a_server_that_freezes_is_held_against_it_for_as_long_as_that() -> None:
-    """A server that does nothing for about the second between 0.5 s and 1.5 s of a run of 2.5 s."""
+async def test_the_latency_of_a_frozen_server_is_counted_in_full() -> None:
+    """The server is stopped from about 0.5 s to 1.5 s of a run of 2.5 s."""
     moments: list[float] = []
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-c", FREEZING, stdout=asyncio.subprocess.PIPE
@@ -162,44 +164,46 @@ async def test_a_server_that_freezes_is_held_against_it_for_as_long_as_that() ->
     try:
         target = f"127.0.0.1:{int(await server.stdout.readline())}"
         plan = LoadPlan(target, rate=200, duration=2.5, connections=50, timeout=60.0)
-        report = check_report(await load(plan, on_snapshot=freeze, isolate=True))
+        report = checked(await load(plan, on_snapshot=freeze, isolate=True))
     finally:
         server.kill()
         await server.communicate()
     frozen = 1000 * (moments[1] - moments[0])
     assert report.connections["attempted"] + report.connections["unstarted"] == 500
-    assert ms(report, "response", "max") > frozen - 20, "one is due every 5 ms"
-    assert ms(report, "response", "p90") > frozen / 2, "two fifths of them were due while it was frozen"
-    assert ms(report, "service", "p50") < frozen / 2, "no more than 50 were under way then"
+    assert ms(report, "response", "max") > frozen - 20, "one connection is due every 5 ms"
+    assert ms(report, "response", "p90") > frozen / 2, (
+        "two fifths of the connections were due while it was frozen"
+    )
+    assert ms(report, "service", "p50") < frozen / 2, "at most 50 connections were open then"
 
 
-async def test_a_full_queue_is_never_a_greeting() -> None:
+async def test_a_full_queue_never_counts_as_a_greeting() -> None:
     with never_accepting(backlog=5) as (_, target):
         plan = LoadPlan(target, count=30, connections=30, timeout=0.2, connect_timeout=0.1)
-        report = check_report(await load(plan))
+        report = checked(await load(plan))
     assert report.connections["greeted"] == 0
     assert report.errors["connected_no_greeting"] >= 6
     assert report.errors["connected_no_greeting"] + report.errors["connect_timeout"] == 30
     assert report.exit_code == 1
 
 
-async def test_more_than_the_generator_can_make_is_said() -> None:
+async def test_a_rate_above_the_generators_limit_is_reported() -> None:
     async with serving(greet) as target:
-        # With slots to spare, it is late by its own fault however busy the machine is.
-        report = check_report(await load(LoadPlan(target, rate=200_000, duration=0.3, connections=5_000)))
+        # With free slots, the lag is that of the generator, however busy the machine is.
+        report = checked(await load(LoadPlan(target, rate=200_000, duration=0.3, connections=5_000)))
     assert report.exit_code == 98
     assert report.generator["saturated"]
     assert report.verdict.startswith("The generator was the limit: ")
     assert report.connections["attempted"] + report.connections["unstarted"] == 60_000
 
 
-async def test_it_runs_beside_other_tasks_of_the_loop() -> None:
-    turns = 0
+async def test_other_tasks_of_the_loop_run_during_a_load() -> None:
+    iterations = 0
 
     async def other() -> None:
-        nonlocal turns
+        nonlocal iterations
         while True:
-            turns += 1
+            iterations += 1
             await asyncio.sleep(0.001)
 
     async with serving(greet) as target:
@@ -208,4 +212,4 @@ async def test_it_runs_beside_other_tasks_of_the_loop() -> None:
         await load(LoadPlan(target, duration=0.2))
         elapsed = time.monotonic() - began
         task.cancel()
-    assert turns > 10 * elapsed, "a closed loop at full speed leaves turns to others"
+    assert iterations > 10 * elapsed, "a closed loop at full speed lets other tasks run"

@@ -1,4 +1,4 @@
-"""Servers for the tests of the load tester. Each behaves, or misbehaves, in one known way."""
+"""Servers for the tests of the load tester. Each behaves in one known way."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def serving(
     path: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[str]:
-    """Run a server in this loop and yield its endpoint's text. Open connections are aborted at the end."""
+    """Run a server in this loop. Yields its endpoint as text. Closes open connections at the end."""
     writers: set[asyncio.StreamWriter] = set()
 
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,8 +57,8 @@ async def serving(
     try:
         yield endpoint
     finally:
-        # asyncio leaks an accepted socket if the server is closed before the transport is created, a few
-        # iterations of the loop later (cpython #109564). uvloop creates both at once.
+        # asyncio leaks an accepted socket if the server is closed before its transport exists, which takes
+        # a few iterations of the loop (cpython #109564). uvloop creates both at once.
         loop = asyncio.get_running_loop()
         if isinstance(loop, asyncio.SelectorEventLoop):
             for sock in server.sockets:
@@ -73,7 +73,7 @@ async def serving(
 
 @contextlib.asynccontextmanager
 async def serving_and_counting(handler: Handler) -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
-    """Run a server, and yield its endpoint's text and a semaphore that is released for every connection."""
+    """Run a server. Yields its endpoint and a semaphore that is released for every connection."""
     accepted = asyncio.Semaphore(0)
 
     async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -92,34 +92,34 @@ async def wait_for_clients(accepted: asyncio.Semaphore, count: int) -> None:
 
 
 async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Greet and close."""
+    """Send the greeting and close."""
     writer.write(GREETING)
 
 
-async def close_without_greeting(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Close without sending anything."""
+async def close_at_once(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Close at once."""
 
 
-async def wait_for_eof(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-    """Send nothing, and close when the client has closed."""
+async def wait_for_close(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    """Send nothing until the client closes."""
     await reader.read()
 
 
-async def greet_and_keep_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Send a greeting line, as SMTP does, and close when the client has closed."""
+async def greet_and_stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send a line, as SMTP does, and wait for the client to close."""
     writer.write(b"220 " + GREETING + b"\r\n")
     await reader.read()
 
 
 def abort_with_reset(writer: asyncio.StreamWriter) -> None:
-    """Close with a reset (socket(7), SO_LINGER with a time of 0)."""
+    """Close with a reset (socket(7), SO_LINGER with a timeout of 0)."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
 
 @contextlib.contextmanager
 def never_accepting(backlog: int = 0, path: str | None = None) -> Any:
-    """Yield a listening socket from which no connection is accepted, and its endpoint's text."""
+    """A listening socket that is never accepted from. Yields the socket and its endpoint as text."""
     with socket.socket(socket.AF_UNIX if path is not None else socket.AF_INET) as sock:
         sock.bind(path if path is not None else ("127.0.0.1", 0))
         sock.listen(backlog)
@@ -129,7 +129,7 @@ def never_accepting(backlog: int = 0, path: str | None = None) -> Any:
             yield sock, f"127.0.0.1:{sock.getsockname()[1]}"
 
 
-# Bound but not listening until the process exits, so that the kernel gives its port to no other test.
+# Bound but not listening while the process lives, so that no other test gets its port.
 _REFUSING = socket.socket()
 _REFUSING.bind(("127.0.0.1", 0))
 atexit.register(_REFUSING.close)
@@ -147,8 +147,8 @@ def _validator() -> Any:
     return jsonschema.Draft202012Validator(schema)
 
 
-def check_report(report: LoadReport) -> LoadReport:
-    """Check what holds for every report: the published schema, the sums, the round trip through JSON."""
+def checked(report: LoadReport) -> LoadReport:
+    """Check what holds for every report: the published schema, the sums, and JSON in both directions."""
     values = json.loads(report.to_json())
     _validator().validate(values)
     connections, errors = values["connections"], values["errors"]

@@ -22,7 +22,7 @@ from greeter import __version__
 from greeter.errors import ConfigError, GreeterError
 from greeter.loadtest.distributed.fleet import Clock, Part, assemble, compared
 from greeter.loadtest.distributed.station import ANSWER, ORDER, RESULT
-from greeter.loadtest.metrics.metrics import Metrics
+from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.report.report import stamp
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class Conductor:
             return
         part.heard = tuple(result.get("heard", part.heard))
         if "metrics" in result:
-            part.metrics, part.kernel = Metrics.from_json(result["metrics"]), result["kernel"]
+            part.metrics, part.kernel = RunMetrics.from_json(result["metrics"]), result["kernel"]
         part.lost = result.get("lost", part.lost)
         self._news.set()
 

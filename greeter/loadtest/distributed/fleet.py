@@ -12,7 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from greeter.loadtest.generator import kernel
-from greeter.loadtest.metrics.metrics import Metrics, merged
+from greeter.loadtest.metrics.run_metrics import RunMetrics, merged
 from greeter.loadtest.plan.units import latency, number, seconds
 from greeter.loadtest.report.report import build, part_row
 
@@ -65,7 +65,7 @@ class Part:
     notes: Sequence[str] = ()
     heard: tuple[float, int] = (0.0, 0)
     kernel: dict[str, int] = field(default_factory=dict)
-    metrics: Metrics | None = None
+    metrics: RunMetrics | None = None
     lost: str | None = None
 
 
@@ -93,7 +93,7 @@ def _row(plan: LoadPlan, part: Part, started_at: str) -> dict[str, Any]:
     report = build(
         plan,
         str(plan.endpoint),
-        part.metrics or Metrics(),
+        part.metrics or RunMetrics(),
         started_at=started_at,
         kernel={},
         environment=part.environment,

@@ -23,7 +23,7 @@ from locust.stats import StatsEntry, StatsError
 from greeter import __version__
 from greeter.errors import ConfigError, GreeterError
 from greeter.loadtest.generator import kernel
-from greeter.loadtest.generator.workers import invocation
+from greeter.loadtest.generator.worker_pool import worker_command
 from greeter.loadtest.metrics.histogram import lowest
 from greeter.loadtest.metrics.timeline import INTERVAL, Interval
 from greeter.loadtest.plan.outcome import GREETED
@@ -70,7 +70,7 @@ class Station:
             raise ConfigError(f"it has greeter {__version__}, and the master {order['version']}")
         self._stop({})
         self._result = {"run": order["run"]}
-        command, environment = invocation()
+        command, environment = worker_command()
         self._generator = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )

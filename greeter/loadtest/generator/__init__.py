@@ -1,6 +1,6 @@
-"""Making connections on time: the engine, its clock and its sockets, in this process or in workers.
+"""The generator: starts connections on schedule, in this process or in worker processes.
 
-Entry points: ``Engine`` (engine.py), ``Workers`` (workers.py).
+Entry points: ``Engine`` (engine.py), ``WorkerPool`` (worker_pool.py).
 
 Must not import: the report, and what is above it; never the server.
 """

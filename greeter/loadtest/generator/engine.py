@@ -1,12 +1,16 @@
-"""One worker's connections: begun when the pacer says so, followed to their end, counted.
+"""The connections of one worker: start them on schedule, follow them to their end, count them.
 
-The law: whatever happens is stamped with the moment at which the poll that told of it came back, and a
-start with the moment of its connect; so a batch that takes us long is not held against the server. A
-connection that is late by our schedule is timed from the moment that it was meant to begin.
+The loop calls ``_run_once`` when sockets have events, or when the timer expires: for the next arrival, the
+next deadline or the end of an interval. It handles the events, starts the connections that are due and
+sets the timer.
 
-The loop wakes ``_turn`` when sockets have something to say or when the alarm rings for the next arrival,
-deadline or interval. A turn handles what happened, begins what is due and sets the alarm; it is bounded,
-so that other tasks of the loop get theirs. There is no task, no callback and no timer for a connection.
+Invariants:
+
+- Events are timestamped when poll() returns, and starts just before connect(2), not when they are processed.
+  So time spent in our own batch never counts as server latency.
+- Response times count from the intended start, so a late start does not hide latency.
+- There is no task, callback or timer for each connection.
+- The work of one wake-up is bounded, so that other tasks of the loop can run.
 """
 
 from __future__ import annotations
@@ -18,13 +22,18 @@ from time import monotonic, thread_time
 from typing import TYPE_CHECKING
 
 from greeter.core.deadlines import Deadlines
-from greeter.loadtest.generator.alarm import Alarm
-from greeter.loadtest.generator.connection import Connection, Rules, begun_by, oldest
-from greeter.loadtest.generator.poller import BATCH, FAILED, new_poller
-from greeter.loadtest.metrics.metrics import Metrics
+from greeter.loadtest.generator.event_poller import BATCH, FAILED, new_poller
+from greeter.loadtest.generator.load_connection import (
+    ConnectionSpec,
+    LoadConnection,
+    earliest_start,
+    started_by,
+)
+from greeter.loadtest.generator.timer import PreciseTimer
+from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.metrics.timeline import INTERVAL, Interval
 from greeter.loadtest.plan.outcome import ANSWERED, GREETED
-from greeter.loadtest.plan.pacer import LATE
+from greeter.loadtest.plan.pacer import LATE_TOLERANCE
 
 if TYPE_CHECKING:
     from greeter.loadtest.generator.target import Target
@@ -32,137 +41,149 @@ if TYPE_CHECKING:
     from greeter.loadtest.plan.pacer import Pacer
     from greeter.loadtest.plan.plan import LoadPlan
 
-# After many events a turn looks whether there are more, but so often at the most: the loop has others.
-_MANY = 64
-_ROUNDS = 4
-# So often a Unix socket whose queue is full is tried again.
+# A wake-up polls again after _MANY_EVENTS events or more, but _MAX_POLLS times at most: other tasks must run.
+_MANY_EVENTS = 64
+_MAX_POLLS = 4
+# The delay between connects to a Unix socket whose queue is full.
 _RETRY_SECONDS = 0.005
-# A closed loop that ran out of ports or descriptors would fail as fast as it can; it waits so long.
+# The delay of a closed loop that ran out of ports or descriptors, which would fail at full speed.
 _PAUSE_SECONDS = 0.01
 
 
 class Engine:
-    """Carries out worker ``index``'s part of ``plan`` against ``target``.
+    """Runs the share of one worker in a plan. Can be used once.
 
-    ``on_interval`` gets every Interval of a quarter of a second as it ends, and ``index``, in the engine's
-    own time: it has to be quick. An Engine is used once.
+    Args:
+        plan: the plan of all workers.
+        target: its resolved target.
+        index: the number of this worker, from 0.
+        on_interval: called with each Interval of a quarter of a second as it ends, and ``index``. It delays
+            the engine, so it must be fast.
     """
 
     def __init__(
         self, plan: LoadPlan, target: Target, index: int = 0, on_interval: OnInterval | None = None
     ) -> None:
-        self.metrics = Metrics()
+        self.metrics = RunMetrics()
         self._plan, self._index, self._on_interval = plan, index, on_interval
         self._open_loop = plan.mode == "open"
         self._schedules: list[tuple[Pacer, float]] = [(plan.pacer(index), 0.0)]
         if plan.warmup:
             self._schedules.insert(0, (plan.warmup_pacer(index), -plan.warmup))
-        self._rules = Rules(plan, target)
+        self._spec = ConnectionSpec(plan, target)
         self._timeout, self._connect_timeout, self._hold = plan.timeout, plan.connect_timeout, plan.hold
-        # Who is waited for, by descriptor and in the order of their beginning, which is that of their
-        # deadlines too: those without a greeting yet, and of these those without a connection yet.
-        self._waiting: dict[int, Connection] = {}
-        self._connecting: dict[int, Connection] = {}
-        self._held: dict[int, Connection] = {}
-        self._held_until: Deadlines[Connection] = Deadlines()
-        self._last_hold = inf  # nobody is held beyond: the time of the run is over
-        self._queued: list[Connection] = []  # Unix connects to be tried again …
-        self._retry_at = inf  # … at this moment
-        self._slots = self._free = plan.share(index)
-        self._freed = -inf  # when a slot last came free after there had been none
+        # Connections by descriptor, in the order of their starts and so of their deadlines: those without a
+        # complete greeting, and the subset that is not connected yet.
+        self._waiting: dict[int, LoadConnection] = {}
+        self._connecting: dict[int, LoadConnection] = {}
+        self._held: dict[int, LoadConnection] = {}
+        self._held_until: Deadlines[LoadConnection] = Deadlines()
+        self._hold_deadline = inf  # when the duration of the run is over, no connection is held
+        self._connect_retries: list[LoadConnection] = []  # to a full Unix socket; retried at _retry_at
+        self._retry_at = inf
+        self._slots = self._free_slots = plan.share(index)
+        self._slot_freed_at = -inf  # when a slot last became free after all were in use
         self._interval, self._interval_end = Interval(), inf
-        self._check_at = -inf  # no deadline passes before
-        self._uncounted, self._over = 0, False
+        self._check_at = -inf  # no deadline is earlier
+        self._uncounted, self._schedule_done = 0, False
 
-    async def run(self, begin: float | None = None) -> Metrics:
-        """Make the load, from the moment ``begin`` of ``time.monotonic()`` (now) on.
+    async def run(self, begin: float | None = None) -> RunMetrics:
+        """Run the plan.
 
-        When it is cancelled, it closes what is open at once, and ``metrics`` has what was measured.
+        Resource handling: cancelling it closes all connections. ``metrics`` then has the figures so far.
+
+        Args:
+            begin: when to begin, as a time of ``time.monotonic()``. Default: now.
+
+        Returns:
+            The figures of this worker.
         """
         loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = loop.create_future()
-        self._poller = new_poller(loop, self._wake)
-        self._alarm = Alarm(loop, self._wake)
+        self._poller = new_poller(loop, self._on_wakeup)
+        self._timer = PreciseTimer(loop, self._on_wakeup)
         try:
-            self._zero = (monotonic() if begin is None else begin) + self._plan.warmup
-            self._last_end = self._interval_end = self._zero
-            if self._plan.duration is not None:  # behind which an open loop still begins what was due
-                self._last_hold = self._zero + self._plan.duration + LATE * self._open_loop
-            self._alarm.set(self._next_schedule(self._zero))
+            self._start_time = (monotonic() if begin is None else begin) + self._plan.warmup
+            self._last_end = self._interval_end = self._start_time
+            if self._plan.duration is not None:  # an open loop starts what was due
+                self._hold_deadline = (
+                    self._start_time + self._plan.duration + LATE_TOLERANCE * self._open_loop
+                )
+            self._timer.set(self._next_schedule(self._start_time))
             await self._done
         finally:
             self._finish()
-            self._alarm.close()
+            self._timer.close()
             self._poller.close()
         return self.metrics
 
     def stop(self) -> None:
-        """End the run now; the figures are over what has ended so far."""
+        """End the run now. The figures are those of the connections that have ended so far."""
         if not self._done.done():
             self.metrics.interrupted = True
             self._done.set_result(None)
 
-    # -- a turn
+    # -- a wake-up
 
-    def _wake(self) -> None:
+    def _on_wakeup(self) -> None:
         if self._done.done():
             return
         try:
-            self._turn()
-        except Exception as error:  # the loop would log it, and the run would wait for ever
+            self._run_once()
+        except Exception as error:  # the loop would log it, and the run would never end
             self._done.set_exception(error)
 
-    def _turn(self) -> None:
+    def _run_once(self) -> None:
         poll, waiting, connecting = self._poller.poll, self._waiting, self._connecting
-        for _ in range(_ROUNDS):
+        for _ in range(_MAX_POLLS):
             events = poll()
             now = monotonic()
             if now >= self._interval_end:
-                self._turn_interval(now)
+                self._rotate_interval(now)
             for fd, mask in events:
                 connection = waiting.get(fd)
                 if connection is None:
-                    self._happened_to_held(fd, mask, now)
+                    self._on_held_event(fd, mask, now)
                     continue
-                outcome = connection.happened(mask, now)
+                outcome = connection.on_event(mask, now)
                 if connection.connected == now:
                     connecting.pop(fd, None)
                 if outcome is not None:
                     self._end(connection, outcome, now)
             if now >= self._check_at:
-                self._expire(now)  # first, for it gives slots free
+                self._expire(now)  # before the starts, because it frees slots
             due = self._begin_due()
-            if len(events) < _MANY:
+            if len(events) < _MANY_EVENTS:
                 break
-        self._interval.open = max(self._interval.open, self._slots - self._free)
-        if self._uncounted >= _MANY:
+        self._interval.open = max(self._interval.open, self._slots - self._free_slots)
+        if self._uncounted >= _MANY_EVENTS:
             self._uncounted = 0
             self.metrics.count(self._interval)
-        if self._over and not self._waiting and not self.metrics.cpu_percent:
-            self._note_cpu()
-        if self._over and self._free == self._slots:
+        if self._schedule_done and not self._waiting and not self.metrics.cpu_percent:
+            self._record_cpu()
+        if self._schedule_done and self._free_slots == self._slots:
             self._done.set_result(None)
             return
-        self._alarm.set(min(due, self._check_at, self._interval_end))
+        self._timer.set(min(due, self._check_at, self._interval_end))
 
-    def _turn_interval(self, now: float) -> None:
-        """Close the interval that is over and begin the one that ``now`` is in."""
+    def _rotate_interval(self, now: float) -> None:
+        """End the current interval, and begin the one that contains ``now``."""
         interval = self._interval
-        if self._zero < self._interval_end:
-            self.metrics.take(interval)
+        if self._start_time < self._interval_end:
+            self.metrics.add_interval(interval)
             if self._on_interval is not None:
                 self._on_interval(interval, self._index)
-        number = int((now - self._zero) / INTERVAL)
-        self._interval = Interval(number * INTERVAL, open=self._slots - self._free)
-        self._interval_end = self._zero + (number + 1) * INTERVAL
+        number = int((now - self._start_time) / INTERVAL)
+        self._interval = Interval(number * INTERVAL, open=self._slots - self._free_slots)
+        self._interval_end = self._start_time + (number + 1) * INTERVAL
 
-    # -- beginning
+    # -- starts
 
     def _begin_due(self) -> float:
-        """Begin what is due and has a free slot; returns the moment at which there is more to do."""
-        if self._over:
+        """Start the connections that are due, as far as there are slots. Returns when to call it again."""
+        if self._schedule_done:
             return inf
-        rules, pace, watch = self._rules, self._pacer.pace, self._poller.watch
+        spec, pace, register = self._spec, self._pacer.pace, self._poller.register
         for _ in range(BATCH):
             now = monotonic()
             wait, stop = pace(now - self._origin, self._started)
@@ -170,113 +191,113 @@ class Engine:
                 return self._next_schedule(now)
             if wait > 0:
                 return now + wait
-            if not self._free:
+            if not self._free_slots:
                 return self._origin + (self._pacer.end or inf)
-            if now >= self._interval_end:  # it counts where it belongs, and is taken back there
-                self._turn_interval(now)
+            if now >= self._interval_end:  # count the start, and remove it if cut off, in its own interval
+                self._rotate_interval(now)
             self._started += 1
-            self._free -= 1
-            connection = rules.connection(rules, now + wait, now, self._measuring)
+            self._free_slots -= 1
+            connection = spec.connection_class(spec, now + wait, now, self._measuring)
             if self._measuring:
                 self._interval.attempted += 1
                 if self._open_loop:
-                    self.metrics.lag.record(now - max(now + wait, self._freed))
+                    self.metrics.lag.record(now - max(now + wait, self._slot_freed_at))
             outcome = connection.open()
             if outcome is None:
                 fd = connection.fd
                 self._waiting[fd] = self._connecting[fd] = connection
-                if connection.queued:
-                    self._try_again(connection, now)
+                if connection.queue_full:
+                    self._schedule_retry(connection, now)
                 else:
-                    watch(fd)
+                    register(fd)
             else:
                 self._end(connection, outcome, now)
                 if outcome == "local_exhausted" and not self._open_loop:
                     return now + _PAUSE_SECONDS
         return now
 
-    def _try_again(self, connection: Connection, now: float) -> None:
-        """Connect again later: a Unix socket whose queue is full."""
-        self._queued.append(connection)
+    def _schedule_retry(self, connection: LoadConnection, now: float) -> None:
+        """Connect again later, to a Unix socket whose queue is full."""
+        self._connect_retries.append(connection)
         self._retry_at = min(self._retry_at, now + _RETRY_SECONDS)
         self._check_at = min(self._check_at, self._retry_at)
 
-    def _retry(self, now: float) -> None:
-        """Connect those again whose queue was full, first come first."""
-        queued, self._queued, self._retry_at = self._queued, [], inf
+    def _retry_connects(self, now: float) -> None:
+        """Connect again, in the order of the first attempts."""
+        queued, self._connect_retries, self._retry_at = self._connect_retries, [], inf
         for connection in queued:
             if self._waiting.get(connection.fd) is not connection:
                 continue  # its deadline has passed
             outcome = connection.connect()
             if outcome is not None:
                 self._end(connection, outcome, now)
-            elif connection.queued:
-                self._try_again(connection, now)
+            elif connection.queue_full:
+                self._schedule_retry(connection, now)
             else:
-                self._poller.watch(connection.fd)
+                self._poller.register(connection.fd)
 
     # -- deadlines
 
     def _expire(self, now: float) -> None:
-        """End, or let go, whoever has waited for as long as he may; and know when to look again."""
+        """Handle the deadlines that have passed, and compute the next one."""
         if now >= self._retry_at:
-            self._retry(now)
+            self._retry_connects(now)
         for time, waiting in ((self._connect_timeout, self._connecting), (self._timeout, self._waiting)):
-            for connection in begun_by(now - time, waiting):
-                self._end(connection, connection.overdue(), now)
+            for connection in started_by(now - time, waiting):
+                self._end(connection, connection.classify_timeout(), now)
         for connection in self._held_until.expire(now):
-            self._let_go(connection, now)
-        # Whoever comes later has at least the shortest of the times before him.
+            self._release(connection, now)
+        # A connection that starts later has a deadline after the shorter timeout from now.
         self._check_at = min(
             now + min(self._connect_timeout, self._timeout),
-            oldest(self._connecting) + self._connect_timeout,
-            oldest(self._waiting) + self._timeout,
+            earliest_start(self._connecting) + self._connect_timeout,
+            earliest_start(self._waiting) + self._timeout,
             self._held_until.first() or inf,
             self._retry_at,
         )
 
-    def _happened_to_held(self, fd: int, mask: int, now: float) -> None:
+    def _on_held_event(self, fd: int, mask: int, now: float) -> None:
         connection = self._held.get(fd)
         if connection is None or (connection.ended and not mask & FAILED):
-            return  # the end of the stream may be told of twice, and is no reason not to hold
+            return  # the end of the stream may be reported twice, and does not end the hold
         if connection.ended or connection.drain():
             self.metrics.closed_while_held += connection.measured
-            self._let_go(connection, now)
+            self._release(connection, now)
 
-    def _let_go(self, connection: Connection, now: float) -> None:
-        """Close a connection that was held."""
+    def _release(self, connection: LoadConnection, now: float) -> None:
+        """Close a held connection."""
         del self._held[connection.fd]
         self._held_until.discard(connection)
         self._close(connection, now)
 
-    # -- ending
+    # -- ends
 
-    def _end(self, connection: Connection, outcome: str, now: float) -> None:
-        """Count a connection that has ended in ``outcome``; hold it or close it."""
+    def _end(self, connection: LoadConnection, outcome: str, now: float) -> None:
+        """Count a connection that has ended in class ``outcome``, and hold or close it."""
         fd = connection.fd
         self._waiting.pop(fd, None)
         if not connection.connected:
             self._connecting.pop(fd, None)
         if connection.measured:
             self._count(connection, outcome, now)
-        if self._hold and outcome == GREETED and now < self._last_hold:
-            until = min(now + self._hold, self._last_hold)
+        if self._hold and outcome == GREETED and now < self._hold_deadline:
+            until = min(now + self._hold, self._hold_deadline)
             self._held[fd] = connection
             self._held_until.add(connection, until)
             self._check_at = min(self._check_at, until)
             if connection.ended:
-                self._poller.forget(fd)
+                self._poller.unregister(fd)
         else:
             self._close(connection, now)
 
-    def _count(self, connection: Connection, outcome: str, now: float) -> None:
+    def _count(self, connection: LoadConnection, outcome: str, now: float) -> None:
         metrics, interval, start = self.metrics, self._interval, connection.start
         metrics.outcomes[outcome] += 1
         if connection.connected:
             metrics.connect.record(connection.connected - start)
         if outcome in ANSWERED:
-            if connection.first:
-                metrics.first_byte.record(connection.first - start)
+            if connection.first_byte:
+                metrics.first_byte.record(connection.first_byte - start)
             interval.response.record(now - connection.intended)
             if self._open_loop:
                 metrics.service.record(now - start)
@@ -286,64 +307,64 @@ class Engine:
         else:
             interval.failed += 1
             metrics.failed.record(now - start)
-            if connection.why:
-                metrics.reason(outcome, connection.why)
+            if connection.error_text:
+                metrics.count_reason(outcome, connection.error_text)
         self._last_end = now
         self._uncounted += 1
 
-    def _close(self, connection: Connection, now: float) -> None:
-        """Close a connection, and give its slot free."""
-        if not self._free:
-            self._freed = now
-        self._free += 1
-        self._poller.forget(connection.fd)
+    def _close(self, connection: LoadConnection, now: float) -> None:
+        """Close a connection and free its slot."""
+        if not self._free_slots:
+            self._slot_freed_at = now
+        self._free_slots += 1
+        self._poller.unregister(connection.fd)
         connection.close()
 
     # -- the end of the run
 
     def _next_schedule(self, now: float) -> float:
-        """Go over from the warm-up to the run, or from the run to its end; returns when that is due."""
+        """Go from the warm-up to the run, or from the run to its end. Returns when the schedule begins."""
         if not self._schedules:
             self._end_schedule(now)
             return inf
         self._pacer, begin = self._schedules.pop(0)
-        self._origin, self._started = self._zero + begin, 0
+        self._origin, self._started = self._start_time + begin, 0
         self._measuring = not self._schedules
         self._cpu = thread_time()
         return self._origin
 
     def _end_schedule(self, now: float) -> None:
-        """No more connections will be begun: the schedule is over, or the run was interrupted."""
-        self._over = True
+        """Start no more connections: the schedule is over, or the run was interrupted."""
+        self._schedule_done = True
         metrics, pacer = self.metrics, self._pacer
-        metrics.scheduled = elapsed = max(0.0, now - self._zero)
+        metrics.scheduled = elapsed = max(0.0, now - self._start_time)
         if self._open_loop and self._measuring:
-            self._note_cpu()
+            self._record_cpu()
             total = pacer.total or 0
             due = bisect_right(range(total), elapsed, key=lambda k: pacer.pace(0.0, k)[0])
             metrics.unstarted = max(0, due - self._started)
             if self._started + metrics.unstarted == total:
                 metrics.scheduled = pacer.length or 0.0
 
-    def _note_cpu(self) -> None:
-        """Work out the share of a core, until the end of the schedule, in a closed loop until the last."""
-        elapsed = monotonic() - self._zero
+    def _record_cpu(self) -> None:
+        """Compute the share of a core, to the end of the schedule or (closed loop) the last connection."""
+        elapsed = monotonic() - self._start_time
         self.metrics.cpu_percent = [100 * (thread_time() - self._cpu) / elapsed if elapsed > 0 else 0.0]
 
     def _finish(self) -> None:
-        """Close what is open, and the books."""
+        """Complete the figures and close all connections."""
         now, metrics = monotonic(), self.metrics
-        if not self._over:
+        if not self._schedule_done:
             self._end_schedule(now)
         if not metrics.cpu_percent:
-            self._note_cpu()
-        self._turn_interval(now)
+            self._record_cpu()
+        self._rotate_interval(now)
         for connection in self._waiting.values():
             if connection.measured:
                 metrics.cut_off += 1
-                metrics.timeline.retract(connection.start - self._zero)
+                metrics.timeline.retract(connection.start - self._start_time)
         for connection in (*self._waiting.values(), *self._held.values()):
             self._close(connection, now)
         if not self._open_loop:
             metrics.service.add(metrics.response)
-        metrics.elapsed = max(metrics.scheduled, self._last_end - self._zero)
+        metrics.elapsed = max(metrics.scheduled, self._last_end - self._start_time)

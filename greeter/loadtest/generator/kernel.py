@@ -1,7 +1,9 @@
-"""What the kernel has to say: its counters of the accept path, and the settings that bear on a test.
+"""Facts about this machine: the kernel's counters of the accept path, and settings that affect a test.
 
-The law: figures about a machine are read, not guessed, and what cannot be read is left out. The counters
-are those of this network namespace as a whole; they speak about the target when it is on this machine.
+Invariants:
+
+- Values are read from the system. What cannot be read is left out.
+- The counters are those of the whole network namespace. They describe the target only if it is local.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 
 from greeter.system.fdlimit import fd_limit
 
-# /proc/net/netstat, all of its TcpExt line. What each is worth saying:
+# Counters of the line TcpExt in /proc/net/netstat, and what each counts.
 COUNTERS = {
     "ListenOverflows": "connections that found an accept queue full",
     "ListenDrops": "connection attempts that a listener dropped",
@@ -37,12 +39,12 @@ _SYS = Path("/proc/sys")
 
 
 def counters(path: Path = _NETSTAT) -> dict[str, int]:
-    """The counters as they stand; empty where there are none to read."""
+    """Read COUNTERS. Returns an empty dict on a system without them."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
         return {}
-    # Lines come in pairs: names, then values, each behind the same word.
+    # Lines come in pairs, names and values, which begin with the same prefix.
     for names, values in zip(lines[::2], lines[1::2], strict=False):
         if names.startswith("TcpExt:"):
             found = dict(zip(names.split()[1:], map(int, values.split()[1:]), strict=False))
@@ -51,29 +53,33 @@ def counters(path: Path = _NETSTAT) -> dict[str, int]:
 
 
 def difference(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
-    """What was counted in between."""
+    """Return by how much each counter has increased, of those in both readings."""
     return {name: after[name] - before[name] for name in before if name in after}
 
 
 def sysctls(root: Path = _SYS) -> dict[str, str]:
-    """The settings of the accept path, by their dotted names."""
+    """Read the sysctls that affect a test. Returns them by their dotted names."""
     found = {}
     for name in _SYSCTLS:
         try:
             found[name.replace("/", ".")] = " ".join((root / name).read_text().split())
         except OSError:
-            continue  # a kernel without it
+            continue  # this kernel does not have it
     return found
 
 
 def port_range(root: Path = _SYS) -> tuple[int, int] | None:
-    """The first and the last port that connect may choose."""
+    """Return the first and the last local port that connect(2) may choose; None if unknown."""
     text = sysctls(root).get("net.ipv4.ip_local_port_range", "").split()
     return (int(text[0]), int(text[1])) if len(text) == 2 else None
 
 
 def environment(uvloop: str | None) -> dict[str, Any]:
-    """Where a test ran; ``uvloop`` is the version of it that the engine ran on, if it did."""
+    """Describe the machine and the software of a run, for its report.
+
+    Args:
+        uvloop: the version of uvloop that the engine ran on; None for asyncio.
+    """
     from greeter import __version__
 
     return {
@@ -82,21 +88,21 @@ def environment(uvloop: str | None) -> dict[str, Any]:
         "uvloop": uvloop,
         "kernel": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
-        "cpus": cpus(),
+        "cpus": cpu_count(),
         "open_files": fd_limit(),
         "sysctl": sysctls(),
     }
 
 
-def cpus() -> int:
-    """How many cores this process may use."""
+def cpu_count() -> int:
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def uvloop_version(loop: object) -> str | None:
-    """The version of uvloop if ``loop`` is one of its loops."""
+    """Return the version of uvloop if ``loop`` is one of its loops, else None."""
     if type(loop).__module__.split(".")[0] != "uvloop":
         return None
     from importlib.metadata import version

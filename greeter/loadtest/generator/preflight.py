@@ -1,7 +1,8 @@
-"""Before anything starts: make room for the plan, refuse what cannot fit, warn of what will run short.
+"""Checks before a run: raise the limit of open files, and compare the plan with the limits of the machine.
 
-The law: a limit that would spoil the run is found here and named with its number, not by ten thousand
-``local_exhausted`` afterwards.
+Invariants:
+
+- A limit that would invalidate the run is reported here with its number, before any connection is started.
 """
 
 from __future__ import annotations
@@ -18,71 +19,96 @@ if TYPE_CHECKING:
     from greeter.loadtest.generator.target import Target
     from greeter.loadtest.plan.plan import LoadPlan
 
-# A process has some descriptors of its own: standard streams, the loop's, those of a live display.
-RESERVE = 32
+# Descriptors that a process needs besides its connections: standard streams, the event loop, a live display.
+FD_RESERVE = 32
 
-# The side that closes first keeps its port in TIME_WAIT: 60 s, or 1 s where tcp_tw_reuse lets it go.
+# The side that closes first keeps its port in TIME_WAIT for 60 s, or 1 s if tcp_tw_reuse applies (ip-sysctl).
 _TIME_WAIT_SECONDS = 60
 
 
 def preflight(plan: LoadPlan, target: Target, *, in_process: bool = True) -> list[str]:
-    """Raise the limit of open files as far as the plan needs it; returns what is worth telling.
+    """Raise the limit of open files as far as the plan needs, and check the plan against the local ports.
 
-    ``in_process`` says that the connections are to be this process's own. Raises ConfigError when the
-    plan does not fit.
+    Args:
+        plan: the plan to run.
+        target: its resolved target.
+        in_process: True if this process makes the connections, False if new worker processes do.
+
+    Returns:
+        Notes for the report.
+
+    Raises:
+        ConfigError: the plan needs more open files than the hard limit.
     """
-    notes = make_room(plan.slots, plan.workers, taken=_open_files() if in_process else 0)
+    notes = ensure_fd_limit(plan.slots, plan.workers, already_open=_open_fd_count() if in_process else 0)
     if not isinstance(target.address, str):
         notes += port_notes(plan, target)
     return notes
 
 
-def make_room(connections: int, workers: int, taken: int) -> list[str]:
-    """Raise the soft limit of open files so that each of ``workers`` processes can hold its share.
+def ensure_fd_limit(connections: int, workers: int, already_open: int) -> list[str]:
+    """Raise the soft limit of open files as far as the connections need.
 
-    ``taken`` is what a process has open already. Raises ConfigError when the hard limit is too low.
+    Args:
+        connections: the maximum of open connections, shared by ``workers``.
+        workers: the number of processes.
+        already_open: the descriptors that each process has open already.
+
+    Returns:
+        Notes for the report.
+
+    Raises:
+        ConfigError: the hard limit is too low.
     """
     share = -(-connections // workers)
-    need = share + taken + RESERVE
+    need = share + already_open + FD_RESERVE
     before = fd_limit()
     if before is None or need <= before:
         return []
     limit = raise_fd_limit()
     if limit is not None and need > limit:
-        fit = max(0, limit - taken - RESERVE) * workers
+        fit = max(0, limit - already_open - FD_RESERVE) * workers
         raise ConfigError(
             f"{connections} connections do not fit: the limit of {limit} open files (ulimit -n) "
-            f"leaves room for {fit} with {workers} worker{'s' * (workers > 1)}"
+            f"allows {fit} with {workers} worker{'s' * (workers > 1)}"
         )
     return [f"raised the limit of open files from {before} to {limit or 'none'}"]
 
 
 def port_notes(plan: LoadPlan, target: Target) -> list[str]:
-    """Whether there are ports enough, for what is open at once and for the rate."""
+    """Check that there are enough local ports, for the open connections and for the rate.
+
+    Args:
+        plan: the plan to run.
+        target: its resolved target, a TCP address.
+
+    Returns:
+        A note for the report if they will run out.
+    """
     ports = kernel.port_range()
     if ports is None:
         return []
     sources = max(1, len(plan.source_ips))
-    have = (ports[1] - ports[0] + 1) * sources
-    which = f"{number(have)} ports of {ports[0]}-{ports[1]}" + f" on {sources} addresses" * (sources > 1)
-    if plan.slots > have:
+    available = (ports[1] - ports[0] + 1) * sources
+    which = f"{number(available)} ports of {ports[0]}-{ports[1]}" + f" on {sources} addresses" * (sources > 1)
+    if plan.slots > available:
         return [f"{number(plan.slots)} connections share {which}: the rest will be local_exhausted"]
     rate = max((plan.rate or 0.0, *(stage.rate for stage in plan.stages)))
-    # The server closes first, unless we do not wait for it to.
+    # With until == "eof", the server closes first, and the ports in TIME_WAIT are those of the server.
     if plan.until == "eof" or not rate:
         return []
     reuse = kernel.sysctls().get("net.ipv4.tcp_tw_reuse")
-    kept = 1 if reuse == "1" or (reuse == "2" and target.loopback) else _TIME_WAIT_SECONDS
-    if rate * kept <= have:
+    time_wait = 1 if reuse == "1" or (reuse == "2" and target.loopback) else _TIME_WAIT_SECONDS
+    if rate * time_wait <= available:
         return []
     return [
-        f"{number(rate)}/s use up {which} in {have / rate:.1f} s, and each rests {kept} s in TIME_WAIT, "
-        "because this side closes first: add source addresses"
+        f"{number(rate)}/s use up {which} in {available / rate:.1f} s, and each stays in TIME_WAIT for "
+        f"{time_wait} s, because this side closes first: add source addresses"
     ]
 
 
-def _open_files() -> int:
-    """How many descriptors this process has open."""
+def _open_fd_count() -> int:
+    """Return the number of descriptors that this process has open."""
     try:
         return len(os.listdir("/dev/fd"))
     except OSError:

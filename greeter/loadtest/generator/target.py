@@ -1,8 +1,10 @@
-"""Where connections go and where they come from: the target looked up once, and sockets towards it.
+"""The target of a load test: its resolved address, and sockets to connect to it.
 
-The law: a load test asks the resolver once, before it begins. A name with several addresses is tried in
-the resolver's order, and the first that takes a connection is the target; one address is not tried, so
-that a server counts exactly the connections of the plan.
+Invariants:
+
+- The name is resolved once, before the run.
+- If it has several addresses, the target is the first, in the order of the resolver, that accepts a
+  connection. A single address is not tried, so the server counts exactly the connections of the plan.
 """
 
 from __future__ import annotations
@@ -23,29 +25,39 @@ if TYPE_CHECKING:
     from greeter.core.endpoint import Endpoint
     from greeter.loadtest.plan.plan import LoadPlan
 
-Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
+SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 
-# Python has the name from 3.12 on, Linux the option from 4.2 on (ip(7)). With it, a port is chosen at
-# connect, per destination; without it bind takes one for all destinations, and they run out sooner.
+# New in Python 3.12; in Linux since 4.2 (ip(7)). With it, connect(2) chooses a port for each destination.
+# Without it, bind(2) reserves a port for all destinations, so ports run out earlier.
 _BIND_ADDRESS_NO_PORT: int = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)
 _NONBLOCK: int = getattr(socket, "SOCK_NONBLOCK", 0)
-_TYPE = int(socket.SOCK_STREAM) | _NONBLOCK  # a plain number: an enum costs its arithmetic every time
+_TYPE = int(socket.SOCK_STREAM) | _NONBLOCK  # an int, because the arithmetic of enums is slow
 
 
 @dataclass
 class Target:
-    """An address, and how to open sockets towards it."""
+    """A resolved address, and what is needed to connect to it.
+
+    - ``family``: the address family of its sockets.
+    - ``address``: as ``socket.connect`` takes it.
+    - ``sources``: local addresses to bind to, in turn.
+    - ``ssl_context``, ``server_name``: for TLS; None without.
+    """
 
     family: int
-    address: Address
-    sources: Sequence[Address] = ()
+    address: SocketAddress
+    sources: Sequence[SocketAddress] = ()
     ssl_context: ssl.SSLContext | None = None
     server_name: str | None = None
-    _turn: int = field(default=0, init=False)
+    _next_source: int = field(default=0, init=False)
 
     def open(self) -> socket.SocketType:
-        """A new non-blocking socket, bound to the next source address. Raises OSError."""
-        # The C type: socket.socket adds enum properties and methods that are not needed here, and 2 µs.
+        """Return a new non-blocking socket, bound to the next source address.
+
+        Raises:
+            OSError: from socket(2) or bind(2).
+        """
+        # The C type: socket.socket adds 2 µs for properties and methods that are not needed here.
         sock = socket.SocketType(self.family, _TYPE)
         try:
             if not _NONBLOCK:
@@ -58,27 +70,29 @@ class Target:
         return sock
 
     def _bind(self, sock: socket.SocketType) -> None:
-        source = self.sources[self._turn % len(self.sources)]
-        self._turn += 1
-        with suppress(OSError):  # then ports run out sooner
+        source = self.sources[self._next_source % len(self.sources)]
+        self._next_source += 1
+        with suppress(OSError):  # without the option, ports run out earlier
             sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
         sock.bind(source)
 
     def to_json(self) -> dict[str, Any]:
-        """Where it is, for another process, which dresses it itself."""
+        """Return the addresses as JSON, for a worker process, which adds TLS with ``with_tls``."""
         return {"family": int(self.family), "address": self.address, "sources": list(self.sources)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Target:
-        def address(value: Any) -> Address:
+        """Return the target that ``to_json`` made ``values`` from, without TLS."""
+
+        def parse_address(value: Any) -> SocketAddress:
             return value if isinstance(value, str) else tuple(value)  # JSON has lists only
 
-        sources = tuple(address(one) for one in values["sources"])
-        return cls(values["family"], address(values["address"]), sources)
+        sources = tuple(parse_address(source) for source in values["sources"])
+        return cls(values["family"], parse_address(values["address"]), sources)
 
     @property
     def local(self) -> bool:
-        """Whether the target is this machine: only then can its address be bound to."""
+        """True if the target is this machine: only then can its address be bound to."""
         if isinstance(self.address, str):
             return True
         with socket.socket(self.family, socket.SOCK_DGRAM) as probe:
@@ -90,55 +104,61 @@ class Target:
 
     @property
     def loopback(self) -> bool:
-        """Whether the address is one that no packet leaves the machine for."""
+        """True for a Unix socket or an address of the loopback interface."""
         return isinstance(self.address, str) or ip_address(self.address[0].partition("%")[0]).is_loopback
 
 
 async def resolve(plan: LoadPlan) -> Target:
-    """Look the plan's target up, and see that the source addresses are this machine's.
+    """Resolve the target of a plan, and check its source addresses and TLS files.
 
-    Raises ConnectFailed for a name that does not resolve, ConfigError for what the plan has wrong.
+    Raises:
+        ConnectFailed: the name does not resolve.
+        ConfigError: a source address is not one of this machine, or TLS cannot be set up.
     """
     endpoint = plan.endpoint
     if endpoint.kind == "unix":
-        return dress(Target(socket.AF_UNIX, endpoint.path), plan)
-    sources = [_source(address) for address in plan.source_ips]
+        return with_tls(Target(socket.AF_UNIX, endpoint.path), plan)
+    sources = [_source_address(address) for address in plan.source_ips]
     families = {family for family, _ in sources}
     if len(families) > 1:
-        raise ConfigError("source addresses are of two families; a target has one")
+        raise ConfigError("source addresses must be all IPv4 or all IPv6")
     found = await _addresses(endpoint, families.pop() if families else socket.AF_UNSPEC)
     targets = [Target(family, address, tuple(source for _, source in sources)) for family, address in found]
     if len(targets) > 1:
         for target in targets:
-            if await _takes_connections(target, plan.connect_timeout):
-                return dress(target, plan)
-    # The only one; or all refuse, and the figures are about the one that the resolver prefers.
-    return dress(targets[0], plan)
+            if await _accepts_connections(target, plan.connect_timeout):
+                return with_tls(target, plan)
+    # The only address; or no address accepts, and the first one is measured.
+    return with_tls(targets[0], plan)
 
 
-def dress(target: Target, plan: LoadPlan) -> Target:
-    """Give ``target`` what the plan says about TLS. Raises ConfigError."""
+def with_tls(target: Target, plan: LoadPlan) -> Target:
+    """Add what the plan says about TLS to ``target``, and return it.
+
+    Raises:
+        ConfigError: a file cannot be used, or there is no server name to verify.
+    """
     if not plan.tls:
         return target
     target.server_name = plan.server_name or plan.endpoint.host
     if not target.server_name:
-        raise ConfigError(f"tls to {plan.endpoint} needs a server name, which certificates are checked for")
+        raise ConfigError(f"tls to {plan.endpoint} requires a server name to verify")
     try:
         context = ssl.create_default_context(cafile=plan.tls_ca)
         if plan.tls_cert is not None:
             context.load_cert_chain(plan.tls_cert, plan.tls_key)
-    except OSError as error:  # ssl.SSLError is one
+    except OSError as error:  # includes ssl.SSLError
         paths = " ".join(path for path in (plan.tls_ca, plan.tls_cert, plan.tls_key) if path)
         raise ConfigError(f"cannot use {paths} for tls: {reason(error)}") from error
     target.ssl_context = context
     return target
 
 
-async def _addresses(endpoint: Endpoint, family: int) -> list[tuple[int, Address]]:
-    """What the resolver gives, in its order. Raises ConnectFailed."""
+async def _addresses(endpoint: Endpoint, family: int) -> list[tuple[int, SocketAddress]]:
+    """Resolve an endpoint. Returns families and addresses in the order of the resolver."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
-            endpoint.host or None,  # no host means this machine
+            endpoint.host or None,  # no host is this machine
             endpoint.port,
             family=family,
             type=socket.SOCK_STREAM,
@@ -147,11 +167,11 @@ async def _addresses(endpoint: Endpoint, family: int) -> list[tuple[int, Address
         raise ConnectFailed(str(endpoint), error) from error
     except UnicodeError as error:
         raise ConnectFailed(str(endpoint), "not a host name") from error
-    return list(dict.fromkeys((family, cast("Address", address)) for family, _, _, _, address in found))
+    return list(dict.fromkeys((family, cast("SocketAddress", address)) for family, _, _, _, address in found))
 
 
-def _source(text: str) -> tuple[int, Address]:
-    """The family and the address to bind to of a source address. Raises ConfigError if it is not ours."""
+def _source_address(text: str) -> tuple[int, SocketAddress]:
+    """Return the family and the address to bind to. Raises ConfigError if it is not one of this machine."""
     family = socket.AF_INET if ip_address(text).version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         try:
@@ -162,7 +182,7 @@ def _source(text: str) -> tuple[int, Address]:
     return family, (host, 0, *scope)
 
 
-async def _takes_connections(target: Target, timeout: float) -> bool:
+async def _accepts_connections(target: Target, timeout: float) -> bool:
     loop = asyncio.get_running_loop()
     with socket.socket(target.family, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)

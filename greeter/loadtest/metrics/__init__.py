@@ -1,6 +1,6 @@
-"""What a run counts: histograms, a timeline, outcomes, and how those of several processes add up.
+"""The figures of a run: histograms, a timeline and outcomes; those of several workers can be added.
 
-Entry point: ``Metrics`` (metrics.py).
+Entry point: ``RunMetrics`` (run_metrics.py).
 
 Must not import: the generator, and what is above it.
 """

@@ -1,9 +1,11 @@
-"""Latencies counted as HdrHistogram counts them: 1 µs to 60 s, three significant digits.
+"""Latency histograms with the buckets of HdrHistogram: 1 µs to 60 s, three significant digits.
 
-The law: what is recorded here is what the ``hdrhistogram`` package would have recorded, bucket for
-bucket. It is kept in a plain list, because that takes a fraction of the time of the package's
-``record_value`` and has one size for ever. The package does the encoding, so that every tool that knows
-HdrHistogram reads the result.
+Invariants:
+
+- The counts equal those of the ``hdrhistogram`` package, bucket for bucket.
+- The memory of a histogram is constant. Its counts are in a list, because counting there takes a fraction
+  of the time of the package's ``record_value``.
+- The package encodes and decodes, so every tool for HdrHistogram can read the result.
 """
 
 from __future__ import annotations
@@ -19,39 +21,41 @@ if TYPE_CHECKING:
 LOWEST_US, HIGHEST_US, DIGITS = 1, 60_000_000, 3
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99}
 
-# Three digits take 2,048 buckets one apart; from there on each doubling has 1,024, twice as far apart as
-# in the one before: HdrHistogram's sub_bucket_half_count. An index is made of the doubling and the place.
+# Three digits need 2,048 buckets of 1 µs. Above, each doubling of the value has 1,024 buckets (HdrHistogram's
+# sub_bucket_half_count), twice as wide as those below. An index combines the doubling and the place in it.
 _BITS = 11
 _HALF = 1 << (_BITS - 1)
 
 
 def index_of(us: int) -> int:
-    """The bucket of ``us`` microseconds."""
+    """Return the index of the bucket of ``us`` microseconds."""
     shift = us.bit_length() - _BITS
     return us if shift <= 0 else shift * _HALF + (us >> shift)
 
 
 def lowest(index: int) -> int:
-    """The smallest value in µs of the bucket at ``index``."""
+    """Return the smallest value in µs of the bucket at ``index``."""
     shift = max(0, index // _HALF - 1)
     return (index - shift * _HALF) << shift
 
 
 def highest(index: int) -> int:
-    """The largest value in µs of the bucket at ``index``."""
+    """Return the largest value in µs of the bucket at ``index``."""
     return lowest(index + 1) - 1
 
 
 _LAST = index_of(HIGHEST_US)
-_MOST_COUNT = 2**40
-_NONE = [0] * (_LAST + 1)
+_MAX_COUNT = 2**40
+_ZEROS = [0] * (_LAST + 1)
 
 
 class Histogram:
-    """Counts of latencies. ``record(seconds)`` takes one in.
+    """Counts of latencies. ``record(seconds)`` adds one.
 
-    It begins with ``counts``, ``{index of a bucket: count}``. A ``sparse`` one takes room only for the
-    buckets that are in use: for a moment, and not for a run.
+    Args:
+        counts: the counts to begin with, by the index of their bucket.
+        over: how many of them were over 60 s.
+        sparse: store only the buckets in use. This suits short intervals, not whole runs.
     """
 
     __slots__ = ("_counts", "_over", "_recorded", "record")
@@ -59,19 +63,19 @@ class Histogram:
     def __init__(
         self, counts: Mapping[int, int] | None = None, over: int = 0, *, sparse: bool = False
     ) -> None:
-        self._counts: list[int] | defaultdict[int, int] = defaultdict(int) if sparse else _NONE[:]
+        self._counts: list[int] | defaultdict[int, int] = defaultdict(int) if sparse else _ZEROS[:]
         self._over = over
         self._recorded: list[float] = []
-        # To record is to note: between two system calls, that is a tenth of what it takes to count.
+        # record only appends: a tenth of the time of counting, which ``count`` does later, in a batch.
         self.record: Callable[[float], None] = self._recorded.append
         self._add(counts or {})
 
     def count(self) -> None:
-        """Count what was recorded since the last time. Whoever records calls this now and then."""
+        """Count what was recorded since the last call. Must be called regularly, to free the records."""
         counts = self._counts
         for seconds in self._recorded:
             us = int(seconds * 1e6 + 0.5)
-            if us < 2048:  # index_of, written out
+            if us < 2048:  # index_of, inlined
                 counts[us or LOWEST_US] += 1
             elif us <= HIGHEST_US:
                 shift = us.bit_length() - 11
@@ -82,7 +86,7 @@ class Histogram:
         self._recorded.clear()
 
     def add(self, other: Histogram) -> None:
-        """Count everything that ``other`` counted."""
+        """Add the counts of another histogram."""
         self._add(other.unordered())
         self._over += other.over
 
@@ -97,7 +101,7 @@ class Histogram:
         return dict(sorted(self.unordered().items()))
 
     def unordered(self) -> Mapping[int, int]:
-        """The same in any order, and for less; it is not to be kept."""
+        """Return ``counts`` in any order, without the cost of sorting. Do not keep it: it may change."""
         self.count()
         if isinstance(self._counts, defaultdict):
             return self._counts
@@ -105,20 +109,28 @@ class Histogram:
 
     @property
     def over(self) -> int:
-        """How many latencies were over 60 s; they are counted as 60 s."""
+        """The number of latencies over 60 s, which are counted as 60 s."""
         self.count()
         return self._over
 
     @property
     def total(self) -> int:
+        """The number of latencies."""
         return sum(self.counts.values())
 
     def percentiles(self, *percents: float) -> list[float | None]:
-        """The values in µs that so many percent of the latencies do not exceed, in ascending order."""
+        """Return percentiles.
+
+        Args:
+            percents: from 0 to 100, in ascending order.
+
+        Returns:
+            For each, the value in µs that this share of the latencies does not exceed, or None without any.
+        """
         return [highest(index) for index in keys_at(self.counts, *percents)] or [None] * len(percents)
 
     def summary(self) -> dict[str, float | None]:
-        """Count, min, mean, percentiles and max in µs, as the report has them."""
+        """Return count, min, mean, percentiles and max, in µs, as reports have them."""
         counts = self.counts
         total = sum(counts.values())
         if not total:
@@ -134,26 +146,41 @@ class Histogram:
         }
 
     def between(self, begin: float, end: float) -> int:
-        """How many latencies were from ``begin`` to ``end`` seconds, to the width of a bucket."""
+        """Count the latencies from ``begin`` to ``end`` (seconds), to the precision of a bucket."""
         return sum(n for index, n in self.counts.items() if begin * 1e6 <= highest(index) < end * 1e6)
 
     def encode(self) -> str:
-        """HdrHistogram's V2 encoding, compressed, in base64."""
+        """Encode as HdrHistogram V2, compressed, in base64.
+
+        Raises:
+            MissingExtra: the ``hdrhistogram`` package is not installed.
+        """
         return encode({lowest(index): count for index, count in self.counts.items()}, DIGITS)
 
     @classmethod
     def decode(cls, text: str) -> Histogram:
-        """The histogram that ``encode`` wrote, or another program. Raises ValueError for what is none."""
+        """Decode an encoding of ``encode`` or of another program.
+
+        Raises:
+            ValueError: ``text`` is not an encoding.
+            MissingExtra: the ``hdrhistogram`` package is not installed.
+        """
         histogram = cls()
         for us, count in decode(text).items():
-            histogram._counts[index_of(us)] += count  # by value: it may be of another shape
+            histogram._counts[index_of(us)] += count  # by value: its buckets may differ from ours
         return histogram
 
 
 def keys_at(counts: Mapping[int, int], *percents: float) -> list[int]:
-    """The keys at or below which so many percent of ``counts`` lie, for ascending ``percents``.
+    """Find the keys of percentiles. Ranks are rounded as HdrHistogram rounds them.
 
-    The rank is rounded as HdrHistogram rounds it. Of nothing there are no percentiles.
+    Args:
+        counts: counts by key, in any order.
+        percents: from 0 to 100, in ascending order.
+
+    Returns:
+        For each percentage, the smallest key such that this share of the counts is at or below it. An empty
+        list if there are no counts.
     """
     total = sum(counts.values())
     if not total:
@@ -169,38 +196,54 @@ def keys_at(counts: Mapping[int, int], *percents: float) -> list[int]:
 
 
 def encode(counts: Mapping[int, int], digits: int) -> str:
-    """``{value in µs: count}`` in HdrHistogram's V2 encoding, to so many digits.
+    """Encode counts as HdrHistogram V2, compressed, in base64.
 
-    Raises MissingExtra without the package.
+    Args:
+        counts: counts by value in µs.
+        digits: the significant digits of the values.
+
+    Raises:
+        MissingExtra: the ``hdrhistogram`` package is not installed.
     """
-    hdr = package().HdrHistogram(LOWEST_US, HIGHEST_US, digits)
+    hdr = import_hdrh().HdrHistogram(LOWEST_US, HIGHEST_US, digits)
     for us, count in counts.items():
         hdr.record_value(us, count)
     return cast("bytes", hdr.encode()).decode("ascii")
 
 
 def decode(text: str) -> dict[int, int]:
-    """``{least value in µs of a bucket: count}`` of an encoding of any shape.
+    """Decode an HdrHistogram encoding with any range and precision.
 
-    What is beyond our range is put at its end. Raises ValueError for what is no encoding, or of more than
-    there can have been.
+    Args:
+        text: the encoding, in base64.
+
+    Returns:
+        The counts by the lowest value in µs of their bucket. Values outside 1 µs to 60 s are clamped.
+
+    Raises:
+        ValueError: ``text`` is not an encoding, or has a count of more than 2**40.
+        MissingExtra: the ``hdrhistogram`` package is not installed.
     """
-    histogram = package().HdrHistogram
+    histogram = import_hdrh().HdrHistogram
     try:
         hdr = histogram.decode(text)
-    except Exception as error:  # the package lets through what base64, zlib and ctypes raise
-        raise ValueError(f"no HdrHistogram encoding: {text[:40]!r}") from error
+    except Exception as error:  # the package raises what base64, zlib and ctypes raise
+        raise ValueError(f"not an HdrHistogram encoding: {text[:40]!r}") from error
     counts: defaultdict[int, int] = defaultdict(int)
     for index in range(hdr.counts_len):
         if count := hdr.get_count_at_index(index):
-            if count > _MOST_COUNT:  # or the sum of several would not fit where they are added up
-                raise ValueError(f"a count of {count:,} in an HdrHistogram encoding")
+            if count > _MAX_COUNT:  # the sum of several could overflow 64 bits
+                raise ValueError(f"an HdrHistogram encoding with a count of {count:,}")
             counts[min(max(hdr.get_value_from_index(index), LOWEST_US), HIGHEST_US)] += count
     return dict(counts)
 
 
-def package() -> Any:
-    """The module ``hdrh.histogram``, imported when it is needed. Raises MissingExtra without it."""
+def import_hdrh() -> Any:
+    """Import ``hdrh.histogram`` on first use.
+
+    Raises:
+        MissingExtra: the ``hdrhistogram`` package is not installed.
+    """
     try:
         from hdrh import histogram  # type: ignore[import-untyped]  # the package has no types
     except ImportError:

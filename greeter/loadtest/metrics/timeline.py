@@ -1,9 +1,13 @@
-"""The run as a series in time, in constant memory.
+"""The figures of a run over time, in constant memory.
 
-The law: there are never more than 600 buckets. They are a second wide until they are full; then each two
-become one, twice as wide, and so on, so that an hour of load takes the room of ten minutes and nothing is
-dropped. The engine counts into an Interval, a quarter of a second; intervals add up to buckets, buckets
-of several workers add up too.
+The engine counts in an Interval of a quarter of a second. Intervals are added to buckets, and the buckets
+of several workers can be added.
+
+Invariants:
+
+- There are at most 600 buckets. They are 1 s wide at first. When all are in use, each two become one of
+  twice the width: an hour takes as much memory as ten minutes.
+- No connection is dropped from the timeline.
 """
 
 from __future__ import annotations
@@ -28,11 +32,11 @@ from greeter.loadtest.metrics.histogram import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-INTERVAL = 0.25
-FIRST_WIDTH = 1.0
-MOST_BUCKETS = 600
+INTERVAL = 0.25  # seconds
+INITIAL_WIDTH = 1.0  # seconds
+MAX_BUCKETS = 600
 
-# A bucket keeps the leading 8 bits of each latency, which is HdrHistogram's two digits.
+# A bucket keeps the leading 8 bits of each latency, like an HdrHistogram of two digits.
 BITS, _DIGITS = 8, 2
 
 
@@ -42,10 +46,13 @@ def _sparse() -> Histogram:
 
 @dataclass(slots=True)
 class Interval:
-    """What happened in a quarter of a second that began ``begin`` seconds into the run.
+    """The figures of a quarter of a second.
 
-    ``attempted`` by when they were begun, ``greeted`` and ``failed`` by when they ended; ``open`` is the
-    most that were open at once.
+    - ``begin``: its beginning, in seconds since that of the run.
+    - ``attempted``: connections started in it.
+    - ``greeted``, ``failed``: connections that ended in it.
+    - ``open``: the maximum of open connections.
+    - ``response``: the response times of the connections that ended in it.
     """
 
     begin: float = 0.0
@@ -56,6 +63,7 @@ class Interval:
     response: Histogram = field(default_factory=_sparse)
 
     def to_json(self) -> list[Any]:
+        """Return the interval as JSON."""
         return [
             self.begin,
             self.attempted,
@@ -67,17 +75,21 @@ class Interval:
 
     @classmethod
     def from_json(cls, values: list[Any]) -> Interval:
+        """Return the interval that ``to_json`` made ``values`` from."""
         begin, attempted, greeted, failed, most, *pairs = values
         return cls(begin, attempted, greeted, failed, most, Histogram(dict(pairs), sparse=True))
 
 
-# Who wants to know of each interval as it ends, with the number of the worker.
+# Called with each interval as it ends, and the number of its worker.
 OnInterval: TypeAlias = Callable[[Interval, int], None]
 
 
 @dataclass(slots=True)
 class Bucket:
-    """As an Interval. Its latencies are packed, the least µs of a class and a count in turns."""
+    """The figures of a part of the timeline, like those of an Interval.
+
+    ``packed`` has the response times: the lowest value of a class in µs and its count, alternating.
+    """
 
     attempted: int = 0
     greeted: int = 0
@@ -87,22 +99,27 @@ class Bucket:
 
     @property
     def latencies(self) -> dict[int, int]:
-        """``{least µs of a class of latencies: how many}``, in ascending order."""
+        """The counts by the lowest value in µs of their class, in ascending order."""
         return dict(zip(self.packed[::2], self.packed[1::2], strict=True))
 
     def count(self, latencies: Iterable[tuple[int, int]]) -> None:
-        """Count latencies in µs, each so many times."""
+        """Count latencies, given as pairs of a value in µs and a count."""
         self.count_classes((us >> shift(us) << shift(us), count) for us, count in latencies)
 
     def count_classes(self, latencies: Iterable[tuple[int, int]]) -> None:
-        """Count latencies that are given as the least µs of their classes."""
+        """Count latencies, given as pairs of the lowest value in µs of a class and a count."""
         counts = self.latencies
         for us, count in latencies:
             counts[us] = counts.get(us, 0) + count
         self.packed = array("Q", chain.from_iterable(sorted(counts.items())))
 
     def add(self, other: Bucket, *, alongside: bool) -> None:
-        """Take in another bucket: of the same time (another worker's) or of the time that follows."""
+        """Add another bucket.
+
+        Args:
+            other: the bucket to add.
+            alongside: True if it has the same time (of another worker), False if it follows this one.
+        """
         self.attempted += other.attempted
         self.greeted += other.greeted
         self.failed += other.failed
@@ -111,15 +128,15 @@ class Bucket:
 
 
 class Timeline:
-    """Buckets from the beginning of the run; ``width`` seconds each."""
+    """The buckets of a run, from its beginning; each is ``width`` seconds wide."""
 
     def __init__(self) -> None:
-        self.width = FIRST_WIDTH
+        self.width = INITIAL_WIDTH
         self.buckets: list[Bucket] = []
-        self._coarse = _coarse()  # made now, and not in the middle of a run
+        self._coarse = _coarse()  # computed now, not during the run
 
     def add(self, interval: Interval) -> None:
-        """Count what happened in ``interval``."""
+        """Add an interval."""
         bucket = self._bucket(interval.begin)
         bucket.attempted += interval.attempted
         bucket.greeted += interval.greeted
@@ -129,11 +146,15 @@ class Timeline:
         bucket.count_classes((coarse[index], count) for index, count in interval.response.unordered().items())
 
     def retract(self, begin: float) -> None:
-        """Take back one connection that was begun at ``begin`` and cut off by the end of the run."""
+        """Remove one connection that was cut off by the end of the run.
+
+        Args:
+            begin: its start, in seconds since the beginning of the run.
+        """
         self._bucket(begin).attempted -= 1
 
     def merge(self, other: Timeline) -> None:
-        """Add another worker's timeline of the same run."""
+        """Add the timeline of another worker of the same run."""
         while self.width < other.width:
             self._double()
         while other.width < self.width:
@@ -144,7 +165,7 @@ class Timeline:
             mine.add(theirs, alongside=True)
 
     def _bucket(self, t: float) -> Bucket:
-        while t >= self.width * MOST_BUCKETS:
+        while t >= self.width * MAX_BUCKETS:
             self._double()
         index = int(t / self.width)
         while len(self.buckets) <= index:
@@ -158,7 +179,7 @@ class Timeline:
         del self.buckets[1::2]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row of figures for each bucket, as the report has them; the histogram has two digits."""
+        """Return a row for each bucket, as reports have them. Their histograms have two digits."""
         return [
             {
                 "t": index * self.width,
@@ -174,7 +195,15 @@ class Timeline:
 
     @classmethod
     def from_rows(cls, width: float, rows: list[dict[str, Any]]) -> Timeline:
-        """The timeline whose ``rows`` these are."""
+        """Return the timeline that ``rows`` was made from.
+
+        Args:
+            width: of each bucket, in seconds.
+            rows: the rows of a report.
+
+        Raises:
+            ValueError: a histogram is not an HdrHistogram encoding.
+        """
         timeline = cls()
         timeline.width = width
         for row in rows:
@@ -185,18 +214,18 @@ class Timeline:
 
 
 def _percentiles(latencies: dict[int, int]) -> dict[str, float | None]:
-    """The median and the 99th percentile in µs: the upper ends of their classes."""
+    """Return the median and the 99th percentile in µs, as the highest values of their classes."""
     found = [us + (1 << shift(us)) - 1 for us in keys_at(latencies, 50, 99)]
     return dict(zip(("p50_us", "p99_us"), found or (None, None), strict=True))
 
 
 @cache
 def _coarse() -> array[int]:
-    """The least µs of the class of every bucket of a Histogram; a table, because each interval needs it."""
+    """Return a table: the lowest value in µs of the class of each bucket of a Histogram."""
     values = map(lowest, range(index_of(HIGHEST_US) + 1))
     return array("L", [us >> shift(us) << shift(us) for us in values])
 
 
 def shift(us: int, bits: int = BITS) -> int:
-    """By how many bits a latency is longer than its leading ``bits``."""
+    """Return by how many bits a latency in µs is longer than its leading ``bits``."""
     return max(0, us.bit_length() - bits)

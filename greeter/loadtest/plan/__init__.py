@@ -1,4 +1,4 @@
-"""What is to be measured: the plan of a run, its schedule, its thresholds, and the units of all of them.
+"""The plan of a load test: what to measure, the schedule of connections, thresholds, and their units.
 
 Entry points: ``LoadPlan`` (plan.py), ``Threshold`` (threshold.py).
 

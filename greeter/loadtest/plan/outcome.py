@@ -1,7 +1,9 @@
-"""What became of a connection, in exactly one word.
+"""The classes of outcomes: how a connection of a load test ended.
 
-The law: every connection that was begun ends in one of these classes, so the classes add up to what was
-attempted, and nothing is called a success because nobody looked.
+Invariants:
+
+- Every connection that was started ends in exactly one class, so the classes add up to ``attempted``.
+- Only an observed greeting counts as a success.
 """
 
 from __future__ import annotations
@@ -10,22 +12,22 @@ import errno
 
 GREETED = "greeted"
 
-# What each failure means, in the words of the summary.
-FAILURES = {
-    "connect_refused": "nothing listens there, or a firewall answers for it",
-    "connect_timeout": "no connection by the connect deadline: packets lost, or a full accept queue",
-    "connect_error": "no connection: unreachable, not permitted, no such socket",
-    "connected_no_greeting": "connected, yet not one byte by the deadline",
-    "greeting_timeout": "some bytes, no end of the greeting by the deadline",
+# The classes of failures, and their meaning as the summary and the page state it.
+FAILURE_CLASSES = {
+    "connect_refused": "nothing listens there, or a firewall rejects it",
+    "connect_timeout": "not connected before the connect timeout: lost packets or a full accept queue",
+    "connect_error": "connect failed: unreachable, not permitted, or no such socket",
+    "connected_no_greeting": "connected, but received no byte before the timeout",
+    "greeting_timeout": "received only part of the greeting before the timeout",
     "reset": "reset by the peer before the end of the greeting",
-    "empty": "an orderly end without one byte",
-    "unexpected_greeting": "a whole greeting, without the expected text",
-    "too_large": "more bytes than a greeting may have",
-    "tls_error": "no TLS session, or one that broke",
+    "empty": "closed by the peer without sending a byte",
+    "unexpected_greeting": "a complete greeting without the expected text",
+    "too_large": "a greeting larger than the maximum",
+    "tls_error": "TLS handshake failed, or the TLS session broke",
     "local_exhausted": "this machine ran out of ports, descriptors or memory",
 }
 
-# An orderly end or a whole greeting, also of one that was not the expected: the server did answer.
+# The server answered: an orderly close, or a complete greeting, expected or not.
 ANSWERED = frozenset({GREETED, "empty", "unexpected_greeting"})
 
 EXHAUSTED = frozenset(
@@ -34,15 +36,22 @@ EXHAUSTED = frozenset(
         errno.ENFILE,
         errno.ENOBUFS,
         errno.ENOMEM,
-        errno.EADDRNOTAVAIL,  # connect(2): every port of the range is in use for this destination
-        errno.EADDRINUSE,  # bind(2) to port 0 of a source address: the same, without IP_BIND_ADDRESS_NO_PORT
-        errno.EAGAIN,  # connect(2), but for Unix sockets, where it is a full queue and tried again
+        errno.EADDRNOTAVAIL,  # connect(2): all ports of the range are in use for this destination
+        errno.EADDRINUSE,  # the same from bind(2) to port 0, without IP_BIND_ADDRESS_NO_PORT
+        errno.EAGAIN,  # connect(2) of TCP; for a Unix socket it means a full queue, and is retried
     }
 )
 
 
 def connect_failure(code: int) -> str:
-    """The class of a connection that ended with errno ``code`` before it was one."""
+    """Classify a failed connect.
+
+    Args:
+        code: the errno of connect(2), or of opening the socket.
+
+    Returns:
+        A key of FAILURE_CLASSES.
+    """
     if code == errno.ECONNREFUSED:
         return "connect_refused"
     if code == errno.ETIMEDOUT:

@@ -1,14 +1,14 @@
-"""When the next connection is to begin: a pure function of the time and of how many have begun.
+"""Schedules: when the next connection is due, as a pure function of time and of connections started.
 
-The law: ``pace(elapsed, started) -> (wait, stop)``. ``elapsed`` is seconds since the beginning,
-``started`` how many connections have begun; ``wait`` is the seconds until the next is due, negative when
-it is overdue, so that ``now + wait`` is the very moment at which it was meant to begin, however late the
-caller asks. ``stop`` ends the run: no more will ever be due.
+``pace(elapsed, started) -> (wait, stop)`` is the interface. In a closed loop, the next connection is due
+as soon as a slot is free. In an open loop, arrival ``k`` (from 0) is due when the integral of the rate
+reaches ``k``, whatever the server does.
 
-In a closed loop the next one is due as soon as there is a place for it. In an open loop arrival number
-``k`` (from 0) has its place in time whatever the server does: the moment at which the rate, summed up
-since the beginning, reaches ``k``. Along a stage, in which the rate goes in a straight line from one value
-to another, that sum is a parabola, which is solved and not stepped through: no error adds up.
+Invariants:
+
+- ``now + wait`` is the intended start of the next connection, however late the caller asks.
+- Within a stage the rate is linear, so its integral is a quadratic. It is solved in closed form, not
+  stepped through: errors do not accumulate.
 """
 
 from __future__ import annotations
@@ -23,29 +23,42 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-# An arrival that is this late is late, and one that is later still when the schedule ends has not begun.
-LATE = 0.01
+# In seconds. A start later than this counts as late. An arrival that is still later when the schedule ends
+# is not started.
+LATE_TOLERANCE = 0.01
 
 
 class Pacer(Protocol):
-    """``total`` is how many arrivals there will be, ``length`` how long they take in seconds, if known;
-    ``end`` is when the last chance to begin is over."""
+    """A schedule of connections. All times are in seconds from its beginning."""
 
     @property
-    def total(self) -> int | None: ...
+    def total(self) -> int | None:
+        """The number of connections; None if the schedule does not limit it."""
 
     @property
-    def length(self) -> float | None: ...
+    def length(self) -> float | None:
+        """The duration of the schedule; None if it is not limited."""
 
     @property
-    def end(self) -> float | None: ...
+    def end(self) -> float | None:
+        """The time after which no connection is started; None if there is none."""
 
-    def pace(self, elapsed: float, started: int) -> tuple[float, bool]: ...
+    def pace(self, elapsed: float, started: int) -> tuple[float, bool]:
+        """Say when the next connection is due.
+
+        Args:
+            elapsed: seconds since the beginning of the schedule; negative before it.
+            started: connections started so far.
+
+        Returns:
+            ``(wait, stop)``: the seconds until the next connection is due, negative if it is overdue; and
+            True if no further connection will be due.
+        """
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
-    """As fast as places come free, until ``total`` have begun or ``length`` seconds have passed."""
+class ClosedLoop:
+    """Start a connection whenever a slot is free, ``total`` times or for ``length`` seconds."""
 
     total: int | None = None
     length: float | None = None
@@ -62,21 +75,31 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``duration`` seconds in which the rate goes in a straight line to ``rate`` arrivals per second.
+    """A part of a schedule in which the rate changes linearly to ``rate``.
 
-    A stage of no duration is a jump; one at the rate of the stage before holds it.
+    A stage with the rate of the stage before it holds that rate. A stage of 0 seconds changes it at once.
+
+    Args:
+        duration: in seconds, 0 or more.
+        rate: arrivals per second at the end of the stage, 0 or more.
     """
 
     duration: float
     rate: float
 
 
-class Open:
-    """Arrivals on a schedule: ``stages`` one after the other, from ``rate`` arrivals per second.
+class OpenLoop:
+    """Arrivals on a fixed schedule.
 
-    ``limit`` ends the schedule after so many arrivals. Worker ``index`` of ``workers`` takes every
-    ``workers``-th arrival of the schedule, beginning with its own: the parts are the whole, exactly.
-    ``mean`` is the rate of the whole on average.
+    Worker ``index`` of ``workers`` takes the arrivals ``index``, ``index + workers``, …: together, the
+    workers take each arrival once. ``mean`` is the average rate of all workers, in arrivals per second.
+
+    Args:
+        stages: carried out one after the other.
+        rate: the rate at the beginning of the first stage, in arrivals per second.
+        limit: ends the schedule after this many arrivals of all workers.
+        index: the number of this worker, from 0.
+        workers: how many workers share the schedule.
     """
 
     def __init__(
@@ -89,49 +112,51 @@ class Open:
         workers: int = 1,
     ) -> None:
         self._index, self._workers = index, workers
-        self._begins: list[float] = []  # of each stage with arrivals: its time in seconds …
-        self._before: list[float] = []  # … the arrivals before it …
-        self._shapes: list[tuple[float, float]] = []  # … and its first rate, and how that changes per second
+        # Of each stage with arrivals: when it begins, in seconds; the arrivals before it; and its ramp: the
+        # rate at its beginning, and the change of the rate per second.
+        self._stage_begins: list[float] = []
+        self._arrivals_before: list[float] = []
+        self._ramps: list[tuple[float, float]] = []
         begin, arrivals, first = Fraction(0), Fraction(0), _exact(rate)
         for stage in stages:
             duration, last = _exact(stage.duration), _exact(stage.rate)
             during = (first + last) / 2 * duration
             if during:
-                self._begins.append(float(begin))
-                self._before.append(float(arrivals))
-                self._shapes.append((float(first), float((last - first) / duration)))
+                self._stage_begins.append(float(begin))
+                self._arrivals_before.append(float(arrivals))
+                self._ramps.append((float(first), float((last - first) / duration)))
             begin, arrivals, first = begin + duration, arrivals + during, last
-        # Arrival k is part of the schedule if its sum is reached before the end: k < arrivals. Fractions,
-        # because 1.1/s over 10 s is 11 arrivals, and 11.000000000000002 would be 12.
-        self._all = ceil(arrivals)
+        # Arrival k belongs to the schedule if it is due before the end: k < arrivals. Computed in fractions,
+        # because 1.1/s over 10 s is 11 arrivals, and ceil(11.000000000000002) would be 12.
+        total = ceil(arrivals)
         self.length = float(begin)
         self.mean = float(arrivals / begin) if begin else 0.0
-        if limit is not None and limit < self._all:
-            self._all = limit
-            self.length = self._moment(limit)
+        if limit is not None and limit < total:
+            total = limit
+            self.length = self._due_at(limit)
             self.mean = limit / self.length
-        self.end = self.length + LATE
-        self.total = max(0, -((index - self._all) // workers))
+        self.end = self.length + LATE_TOLERANCE
+        self.total = max(0, -((index - total) // workers))
 
     def arrival(self, k: int) -> float:
-        """The moment of this worker's arrival number ``k``, in seconds from the beginning."""
-        return self._moment(self._index + k * self._workers)
+        """Return when arrival ``k`` (from 0) of this worker is due, in seconds from the beginning."""
+        return self._due_at(self._index + k * self._workers)
 
     def pace(self, elapsed: float, started: int) -> tuple[float, bool]:
         if started >= self.total or elapsed >= self.end:
             return 0.0, True
         return self.arrival(started) - elapsed, False
 
-    def _moment(self, k: int) -> float:
-        stage = bisect_right(self._before, k) - 1
-        first, change = self._shapes[stage]
-        missing = k - self._before[stage]
+    def _due_at(self, k: int) -> float:
+        stage = bisect_right(self._arrivals_before, k) - 1
+        first, change = self._ramps[stage]
+        missing = k - self._arrivals_before[stage]
         if not missing:
-            return self._begins[stage]
-        # missing = first * t + change / 2 * t**2, solved for t in the form that also serves change = 0
-        # and does not cancel. The root is of nothing below zero, but for rounding at the foot of a ramp.
+            return self._stage_begins[stage]
+        # Solve missing = first * t + change / 2 * t**2 for t, in the form that also works for change = 0 and
+        # does not cancel. The radicand is below zero only by rounding, at the foot of a ramp.
         root = sqrt(max(0.0, first * first + 2 * change * missing))
-        return self._begins[stage] + 2 * missing / (first + root)
+        return self._stage_begins[stage] + 2 * missing / (first + root)
 
 
 def _exact(value: float) -> Fraction:

@@ -1,8 +1,10 @@
-"""What to do: one frozen value that holds every choice of a load test.
+"""The plan of a load test: one immutable value with all of its options.
 
-The law: a plan that exists can be carried out as far as anybody can tell without opening a socket, says
-everything (what was left open has its default filled in), and travels as JSON: to worker processes, and
-into the report.
+Invariants:
+
+- Every LoadPlan is valid, as far as that can be checked without opening a socket.
+- Every option has a value: the defaults are filled in.
+- ``to_dict`` and ``from_dict`` are inverse. Plans are sent to worker processes and stored in reports as JSON.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint, host_name
 from greeter.errors import ConfigError
-from greeter.loadtest.plan.pacer import Closed, Open, Pacer, Stage
+from greeter.loadtest.plan.pacer import ClosedLoop, OpenLoop, Pacer, Stage
 from greeter.loadtest.plan.threshold import Threshold
-from greeter.loadtest.plan.units import MOST, parse_duration, parse_quantity
+from greeter.loadtest.plan.units import MAX_QUANTITY, parse_duration, parse_quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,42 +29,62 @@ DEFAULT_CONNECTIONS = {"closed": 50, "open": 1000}
 
 
 class PlanError(ConfigError):
-    """A plan that cannot be. ``text`` is the line with the names of LoadPlan's fields in braces."""
+    """A plan is invalid. ``text`` is the message with the names of LoadPlan's fields in braces."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(_spelled(text, _words))
+        super().__init__(_fill_field_names(text, _plain_name))
         self.text = text
 
-    def spelled(self, spell: Callable[[str], str]) -> ConfigError:
-        """The same error with each field as ``spell`` writes it, which is how it was given."""
-        return ConfigError(_spelled(self.text, spell))
+    def with_field_names(self, spell: Callable[[str], str]) -> ConfigError:
+        """Return the same error with the names under which the user gave the fields.
+
+        Args:
+            spell: maps the name of a field to its name in the message, as in ``tls_ca`` to ``--tls-ca``.
+        """
+        return ConfigError(_fill_field_names(self.text, spell))
 
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """All options of a load test; durations are in seconds. Raises ConfigError for what cannot be.
+    """All options of a load test.
 
-    - ``target``: an Endpoint, or its text (``127.0.0.1:9999``, ``unix:/run/x.sock``).
-    - ``connections``: how many are open at once, at the most (50; in an open loop 1,000).
-    - ``count``, ``duration``: what ends the run, whichever comes first (10 s when neither is given).
-    - ``rate``: arrivals per second, in all. With it, or with stages, the loop is open: connections
-      begin on time, whether or not earlier ones have ended.
-    - ``stages``: the rate goes in a straight line to each stage's rate within its duration, beginning at
-      ``rate`` (0 when not given). The stages say how long the run is.
-    - ``hold``: keep each connection open for so long after its greeting; at the end of the duration, nobody
-      is held any longer.
-    - ``timeout``, ``connect_timeout``: deadlines of a connection, from its beginning to the end of its
-      greeting and to being connected.
-    - ``until``: the greeting ends with the stream (``eof``), or with its first line (``line``: SMTP, SSH,
-      FTP and others that keep the connection).
-    - ``expect``: text that a greeting must contain.
-    - ``max_bytes``: a greeting that is longer is ``too_large``.
-    - ``workers``: processes that share rate, count and connections.
-    - ``warmup``: so long, before the run begins, the load is made and not measured, at ``rate``, or else at
-      the rate of the first stage.
-    - ``source_ips``: local addresses to connect from, in turn; each adds its own range of ports.
-    - ``tls`` and what goes with it: paths of PEM files, and the name to ask for and to check.
-    - ``thresholds``: limits that the figures must keep.
+    With ``rate`` or ``stages``, the loop is open: connections start on schedule, whether or not earlier ones
+    have ended. Without, it is closed: a connection starts when a slot is free.
+
+    Args:
+        target: an Endpoint or its text, as in ``127.0.0.1:9999`` or ``unix:/run/x.sock``.
+        connections: the maximum of open connections. Default: 50, in an open loop 1,000.
+        count: the number of connections after which the run ends.
+        duration: the time in seconds after which the run ends. Default: 10, unless ``count`` is given. With
+            both, the run ends at whichever comes first.
+        rate: arrivals per second, of all workers.
+        stages: how the rate changes: linearly to the rate of each stage within its duration, from ``rate``
+            (default: 0). The stages set the duration.
+        hold: how long to keep a connection open after its greeting, in seconds. Held connections are closed
+            when the duration is over.
+        timeout: seconds from the start of a connection to the end of its greeting.
+        connect_timeout: seconds from the start of a connection until it is connected.
+        until: what ends a greeting: the end of the stream (``eof``) or of its first line (``line``, for SMTP,
+            SSH, FTP and other protocols that keep the connection open).
+        expect: text that a greeting must contain.
+        max_bytes: the maximum size of a greeting; a larger one is ``too_large``.
+        workers: processes that share rate, count and connections.
+        warmup: how long the load runs before the measurement begins, in seconds: at ``rate``, or at the rate
+            of the first stage.
+        source_ips: local addresses to connect from, in turn. Each adds a range of ports.
+        tls: use TLS and verify the certificate of the server.
+        tls_ca: path of a PEM file with the certificates to trust instead of those of the system.
+        tls_cert: path of a PEM file with the certificate of the client.
+        tls_key: path of a PEM file with its key, if ``tls_cert`` does not contain it.
+        server_name: the name to request and to verify. Default: the host of the target.
+        thresholds: limits that the figures must keep.
+
+    Raises:
+        ConfigError: the plan is invalid. It is a PlanError if the message names fields.
+
+    Example::
+
+        LoadPlan("127.0.0.1:9999", rate=1000, duration=10, thresholds=[Threshold.parse("response:p99<20ms")])
     """
 
     target: Endpoint | str = DEFAULT_ENDPOINT
@@ -89,72 +111,75 @@ class LoadPlan:
     thresholds: Sequence[Threshold] = ()
 
     def __post_init__(self) -> None:
-        self._fill_in()
+        self._fill_defaults()
         self._check_numbers()
         self._check_names()
         if self.mode == "open":
             total, _ = self.schedule
             if not total:
-                raise ConfigError("the plan has no connection to make: rate, stages and count come to none")
-            if total > MOST:
-                raise ConfigError(f"the plan has more than {MOST:,} connections to make: they never end")
+                raise ConfigError("the plan makes no connections: rate, stages and count give none")
+            if total > MAX_QUANTITY:
+                raise ConfigError(f"the plan makes more than {MAX_QUANTITY:,} connections")
 
     @property
     def mode(self) -> Literal["open", "closed"]:
+        """``open`` with a rate or stages, else ``closed``."""
         return "closed" if self.rate is None and not self.stages else "open"
 
     @property
     def endpoint(self) -> Endpoint:
-        """The target, read."""
+        """``target`` as an Endpoint."""
         return cast("Endpoint", self.target)
 
     @property
     def slots(self) -> int:
-        """``connections``, filled in."""
+        """``connections`` as an int: the maximum of open connections of all workers."""
         return cast("int", self.connections)
 
     @property
     def schedule(self) -> tuple[int, float]:
-        """How many arrivals an open loop has in all, and in how many seconds."""
+        """The arrivals of all workers in an open loop, and the duration of its schedule in seconds."""
         pacer = self._pacer(0, 1)
         return pacer.total or 0, pacer.length or 0.0
 
     @property
     def mean_rate(self) -> float | None:
-        """The arrivals per second that an open loop asks for, on average; None in a closed loop."""
+        """The average rate of an open loop, in arrivals per second; None in a closed loop."""
         pacer = self._pacer(0, 1)
-        return pacer.mean if isinstance(pacer, Open) else None
+        return pacer.mean if isinstance(pacer, OpenLoop) else None
 
     def pacer(self, index: int = 0) -> Pacer:
-        """The schedule of worker ``index``, without the warm-up."""
+        """Return the schedule of worker ``index`` (from 0), without the warm-up."""
         return self._pacer(index, self.workers)
 
     def warmup_pacer(self, index: int = 0) -> Pacer:
-        """The schedule of worker ``index`` before the run: at ``rate``, or at that of the first stage, for a
-        ramp from nothing begins with none."""
+        """Return the schedule of the warm-up of worker ``index`` (from 0).
+
+        Its rate is ``rate``, or else that of the first stage, because a ramp from 0 begins without load.
+        """
         if self.mode == "closed":
-            return Closed(length=self.warmup)
+            return ClosedLoop(length=self.warmup)
         rate = self.rate if self.rate is not None else self.stages[0].rate
-        return Open([Stage(self.warmup, rate)], rate, index=index, workers=self.workers)
+        return OpenLoop([Stage(self.warmup, rate)], rate, index=index, workers=self.workers)
 
     def share(self, index: int) -> int:
-        """How many connections worker ``index`` may have open at once."""
+        """Return how many connections worker ``index`` (from 0) may have open at a time."""
         return _share(self.slots, index, self.workers)
 
     def _pacer(self, index: int, workers: int) -> Pacer:
         if self.mode == "closed":
             count = None if self.count is None else _share(self.count, index, workers)
-            return Closed(count, self.duration)
+            return ClosedLoop(count, self.duration)
         stages, rate = self.stages, self.rate or 0.0
         if not stages:
             duration = self.duration
-            if duration is None:  # then there is a count, and a rate that is not zero
+            if duration is None:  # then count is given, and rate is greater than 0
                 duration = cast("int", self.count) / rate
             stages = [Stage(duration, rate)]
-        return Open(stages, rate, limit=self.count, index=index, workers=workers)
+        return OpenLoop(stages, rate, limit=self.count, index=index, workers=workers)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON, durations with their unit in the name."""
+        """Return the plan as JSON. The names of durations end with their unit, ``_s``."""
         plan: dict[str, Any] = {"mode": self.mode}
         for field in fields(self):
             plan[field.name + ("_s" if field.name in _DURATIONS else "")] = getattr(self, field.name)
@@ -166,26 +191,31 @@ class LoadPlan:
 
     @classmethod
     def from_dict(cls, plan: dict[str, Any]) -> LoadPlan:
-        """The plan that ``to_dict`` wrote."""
+        """Return the plan that ``to_dict`` made ``plan`` from.
+
+        Raises:
+            ConfigError: the plan is invalid.
+            KeyError: a field is missing.
+        """
         values = {
             field.name: plan[field.name + ("_s" if field.name in _DURATIONS else "")] for field in fields(cls)
         }
         values["stages"] = [Stage(stage["duration_s"], stage["rate"]) for stage in plan["stages"]]
         values["thresholds"] = [Threshold.parse(expr) for expr in plan["thresholds"]]
         if values["stages"]:
-            values["duration"] = None  # it follows from them
+            values["duration"] = None  # the stages set it
         return cls(**values)
 
-    def _fill_in(self) -> None:
+    def _fill_defaults(self) -> None:
         def put(name: str, value: object) -> None:
-            object.__setattr__(self, name, value)  # the value is frozen once this has run
+            object.__setattr__(self, name, value)  # the plan is frozen for its users
 
         if isinstance(self.target, str):
             put("target", Endpoint.parse(self.target))
         for name in ("stages", "source_ips", "thresholds"):
             put(name, tuple(getattr(self, name)))
         if self.stages and self.duration is not None:
-            raise PlanError("{duration} is given beside {stages}, which say how long the run is")
+            raise PlanError("{duration} cannot be combined with {stages}, which set the duration")
         if self.stages:
             put("duration", sum(stage.duration for stage in self.stages))
         elif self.duration is None and self.count is None:
@@ -208,28 +238,28 @@ class LoadPlan:
         for name in ("rate", "duration", "timeout", "connect_timeout"):
             value = getattr(self, name)
             if value is not None:
-                _check_number(f"{{{name}}}", value, isfinite(value) and value > 0, "more than 0")
+                _check_number(f"{{{name}}}", value, isfinite(value) and value > 0, "greater than 0")
         if self.workers > self.slots:
             raise ConfigError(f"{self.workers} workers cannot share {self.slots} connections")
 
     def _check_names(self) -> None:
         endpoint = self.endpoint
         if endpoint.kind == "fd":
-            raise ConfigError(f"target {endpoint} is a listening socket of this process; it has no address")
+            raise ConfigError(f"target {endpoint} is a listening socket of this process, not an address")
         if self.until not in ("eof", "line"):
-            raise ConfigError(f"until is 'eof' or 'line', not {self.until!r}")
+            raise ConfigError(f"until must be 'eof' or 'line', not {self.until!r}")
         for address in self.source_ips:
             try:
                 ip_address(address)
             except ValueError:
-                raise ConfigError(f"source address {address!r} is no IP address") from None
+                raise ConfigError(f"source address {address!r} is not an IP address") from None
         if self.source_ips and endpoint.kind == "unix":
-            raise ConfigError(f"target {endpoint} is no TCP endpoint, so that source addresses mean nothing")
+            raise ConfigError(f"source addresses require a TCP target, not {endpoint}")
         for name in ("tls_ca", "tls_cert", "tls_key", "server_name"):
             if getattr(self, name) is not None and not self.tls:
-                raise PlanError(f"{{{name}}} means nothing without {{tls}}")
+                raise PlanError(f"{{{name}}} requires {{tls}}")
         if self.tls_key is not None and self.tls_cert is None:
-            raise PlanError("{tls_key} means nothing without {tls_cert}")
+            raise PlanError("{tls_key} requires {tls_cert}")
         if self.server_name is not None:
             try:
                 host_name(self.server_name)
@@ -241,31 +271,40 @@ _DURATIONS = ("duration", "hold", "timeout", "connect_timeout", "warmup")
 
 
 def parse_stage(text: str) -> Stage:
-    """A stage from ``DURATION:RATE``, as in ``30s:500``. Raises ConfigError."""
+    """Parse a stage.
+
+    Args:
+        text: ``DURATION:RATE``, as in ``30s:500``.
+
+    Raises:
+        ConfigError: ``text`` is not a stage.
+    """
     duration, colon, rate = text.partition(":")
     try:
         if not colon:
-            raise ConfigError("has no rate")
+            raise ConfigError("it has no rate")
         return Stage(parse_duration(duration), parse_quantity(rate))
     except ConfigError as error:
-        raise ConfigError(f"stage {text!r} does not read DURATION:RATE, as in 30s:500: {error}") from None
+        raise ConfigError(
+            f"stage {text!r} is not of the form DURATION:RATE, as in 30s:500: {error}"
+        ) from None
 
 
 def _share(whole: int, index: int, workers: int) -> int:
-    """The part of worker ``index``: parts differ by one at the most, and add up to the whole."""
+    """Return the share of worker ``index``. Shares differ by at most one and add up to ``whole``."""
     return whole // workers + (index < whole % workers)
 
 
-def _check_number(what: str, value: float, right: bool, bound: str) -> None:
-    if not right:
+def _check_number(what: str, value: float, valid: bool, bound: str) -> None:
+    if not valid:
         raise PlanError(f"{what} must be {bound}, not {value:g}")
-    if value > MOST:
-        raise PlanError(f"{what} must be {MOST:,} at the most, not {value:g}")
+    if value > MAX_QUANTITY:
+        raise PlanError(f"{what} must be at most {MAX_QUANTITY:,}, not {value:g}")
 
 
-def _words(name: str) -> str:
+def _plain_name(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _spelled(text: str, spell: Callable[[str], str]) -> str:
+def _fill_field_names(text: str, spell: Callable[[str], str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda field: spell(field[1]), text)

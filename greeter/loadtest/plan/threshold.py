@@ -1,7 +1,10 @@
-"""A limit that a run must keep, as one line of text: ``METRIC:STAT OP VALUE``.
+"""Thresholds: limits that the figures of a run must keep, as text: ``METRIC:STAT OP VALUE``.
 
-The law: a threshold that means nothing is found when it is read, not after the run; and a threshold over
-nothing measured is missed, except a limit on failures, of which none is the best there can be.
+Invariants:
+
+- An invalid threshold is rejected when it is parsed, not after the run.
+- A threshold whose figure was not measured is missed. The exception is a limit on the latency of failures:
+  it passes when there are none.
 
 =======================  ============================================================  =========
 ``connect`` …            connect, first_byte, service, response, failed:               ``20ms``
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import ConfigError
-from greeter.loadtest.plan.outcome import FAILURES
+from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.units import SECONDS, parse_duration, parse_quantity
 
 if TYPE_CHECKING:
@@ -44,7 +47,11 @@ _MICROSECONDS = {unit: seconds * 1e6 for unit, seconds in SECONDS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """One limit. ``value`` is in ``unit``: a unit of time, ``%``, ``/s``, or nothing for a count."""
+    """A limit on one figure of a report.
+
+    ``expr`` is its text without spaces, ``op`` one of ``<``, ``<=``, ``>`` and ``>=``. ``value`` is in
+    ``unit``: a unit of time, ``%``, ``/s``, or the empty string for a count.
+    """
 
     metric: str
     stat: str
@@ -55,32 +62,45 @@ class Threshold:
 
     @classmethod
     def parse(cls, text: str) -> Threshold:
-        """Read ``response:p99<20ms``; raises ConfigError with the text and what is wrong with it."""
+        """Parse a threshold.
+
+        Args:
+            text: as in ``response:p99<20ms``.
+
+        Raises:
+            ConfigError: the text is not a threshold; the message has the text and the reason.
+        """
         match = _EXPRESSION.fullmatch(text)
         if not match:
-            raise ConfigError(f"threshold {text!r} does not read METRIC:STAT<VALUE, as in response:p99<20ms")
+            raise ConfigError(
+                f"threshold {text!r} is not of the form METRIC:STAT<VALUE, as in response:p99<20ms"
+            )
         metric, stat, op, value = match.groups()
         known = {
             **dict.fromkeys(PHASES, STATS),
-            "errors": ("rate", "count", *FAILURES),
+            "errors": ("rate", "count", *FAILURE_CLASSES),
             "rate": ("achieved", "greeted"),
         }
         if metric not in known:
             raise ConfigError(
-                f"threshold {text!r} has the unknown metric {metric!r}; known are {', '.join(known)}"
+                f"threshold {text!r}: unknown metric {metric!r}; choose from {', '.join(known)}"
             )
         if stat not in known[metric]:
             raise ConfigError(
-                f"threshold {text!r} has the unknown {metric}:{stat}; known are {', '.join(known[metric])}"
+                f"threshold {text!r}: unknown {metric}:{stat}; choose from {', '.join(known[metric])}"
             )
         try:
-            number, unit = _read(metric, stat, value)
+            number, unit = _parse_value(metric, stat, value)
         except ConfigError as error:
             raise ConfigError(f"threshold {text!r}: {error}") from None
         return cls(metric, stat, op, number, unit, "".join(text.split()))
 
     def actual(self, report: Mapping[str, Any]) -> float | None:
-        """The figure that this limit is about, in its unit, from a report's JSON; None if not measured."""
+        """Return the figure that is limited, in ``unit``; None if it was not measured.
+
+        Args:
+            report: the JSON of a report.
+        """
         figure: float | None
         if self.metric == "rate":
             figure = report["rate"][self.stat]
@@ -96,24 +116,31 @@ class Threshold:
         return figure
 
     def check(self, report: Mapping[str, Any]) -> dict[str, Any]:
-        """The verdict on a report's JSON, as its ``thresholds`` hold it."""
+        """Check a report.
+
+        Args:
+            report: the JSON of a report.
+
+        Returns:
+            The row of its ``thresholds``: ``expr``, ``actual``, ``unit`` and ``passed``.
+        """
         actual = self.actual(report)
         passed = self.metric == "failed" if actual is None else _OPERATORS[self.op](actual, self.value)
         return {"expr": self.expr, "actual": actual, "unit": self.unit, "passed": passed}
 
 
-def _read(metric: str, stat: str, value: str) -> tuple[float, str]:
-    """The number and the unit of ``value``, which must be what the figure is measured in."""
+def _parse_value(metric: str, stat: str, value: str) -> tuple[float, str]:
+    """Parse ``value``, which must have the unit of the figure. Returns the number and the unit."""
     if metric == "rate":
         return parse_quantity(value.removesuffix("/s")), "/s"
     if metric == "errors" and stat != "rate":
         return parse_quantity(value), ""
     if metric == "errors":
         if not value.endswith("%"):
-            raise ConfigError(f"{value!r} is no percentage, as in 0.1%")
+            raise ConfigError(f"{value!r} is not a percentage, as in 0.1%")
         return parse_quantity(value[:-1]), "%"
     match = _VALUE.fullmatch(value)
     if not match:
-        raise ConfigError(f"{value!r} is no time with its unit, as in 500us, 20ms or 1s")
-    parse_duration(value)  # for its opinion about the number
+        raise ConfigError(f"{value!r} is not a time with a unit, as in 500us, 20ms or 1s")
+    parse_duration(value)  # raises for a malformed number
     return float(match[1]), match[2]

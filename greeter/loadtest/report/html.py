@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.errors import ConfigError, MissingExtra
 from greeter.loadtest.generator.kernel import COUNTERS
-from greeter.loadtest.plan.outcome import FAILURES
+from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import STATS
 from greeter.loadtest.plan.units import latency, number, seconds
 from greeter.loadtest.report import verdict
@@ -84,7 +84,7 @@ def page(report: LoadReport, baseline: LoadReport | None = None) -> str:
         actual=verdict.actual,
         phases=PHASES,
         stats=STATS,
-        failures=FAILURES,
+        failures=FAILURE_CLASSES,
         counters=COUNTERS,
         plan=_plan(report.plan),
         environment=_flat(report.environment),

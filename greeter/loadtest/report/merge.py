@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.errors import ConfigError
 from greeter.loadtest.metrics.histogram import Histogram
-from greeter.loadtest.metrics.metrics import COUNTS, HISTOGRAMS, Metrics, merged
+from greeter.loadtest.metrics.run_metrics import COUNTS, HISTOGRAMS, RunMetrics, merged
 from greeter.loadtest.metrics.timeline import Timeline
-from greeter.loadtest.plan.outcome import FAILURES, GREETED
+from greeter.loadtest.plan.outcome import FAILURE_CLASSES, GREETED
 from greeter.loadtest.plan.plan import LoadPlan
 from greeter.loadtest.plan.units import seconds
 from greeter.loadtest.report.report import build, part_row
@@ -90,7 +90,7 @@ def _rows(name: str, report: LoadReport) -> list[dict[str, Any]]:
     return [part_row(name, report)]
 
 
-def _metrics(name: str, report: LoadReport) -> Metrics:
+def _metrics(name: str, report: LoadReport) -> RunMetrics:
     """The counts that ``report`` was made of."""
     try:
         return _counted(name, report)
@@ -100,11 +100,11 @@ def _metrics(name: str, report: LoadReport) -> Metrics:
         raise ConfigError(f"{name} has a histogram that cannot be read: {error}") from None
 
 
-def _counted(name: str, report: LoadReport) -> Metrics:
-    unknown = report.errors.keys() - FAILURES
+def _counted(name: str, report: LoadReport) -> RunMetrics:
+    unknown = report.errors.keys() - FAILURE_CLASSES
     if unknown:
         raise ConfigError(f"{name} has errors of unknown classes: {', '.join(sorted(unknown))}")
-    metrics = Metrics(
+    metrics = RunMetrics(
         reasons={outcome: dict(reasons) for outcome, reasons in report.error_reasons.items()},
         timeline=Timeline.from_rows(report.timeline_width_s, report.timeline),
         elapsed=report.duration_s,

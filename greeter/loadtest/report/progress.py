@@ -17,7 +17,7 @@ from greeter.loadtest.plan.units import latency, number, seconds
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greeter.loadtest.metrics.snapshot import Snapshot
+    from greeter.loadtest.metrics.run_snapshot import Snapshot
     from greeter.loadtest.plan.plan import LoadPlan
 
     Watcher = Callable[[Snapshot], None]

@@ -11,7 +11,7 @@ import io
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from greeter.loadtest.plan.outcome import FAILURES
+from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import PHASES, STATS
 from greeter.loadtest.plan.units import latency, number, seconds
 from greeter.loadtest.report import verdict
@@ -112,7 +112,7 @@ def _errors(values: dict[str, Any]) -> list[str]:
     for name, count in values["errors"].items():
         if count:
             reasons = ", ".join(values["error_reasons"].get(name, ()))
-            meaning = FAILURES.get(name, "") + f" ({reasons})" * bool(reasons)
+            meaning = FAILURE_CLASSES.get(name, "") + f" ({reasons})" * bool(reasons)
             lines.append(f"  {number(count):>9} {name:<22} {meaning}")
     return lines
 

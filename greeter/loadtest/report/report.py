@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.errors import ConfigError
 from greeter.loadtest.metrics.histogram import Histogram
-from greeter.loadtest.metrics.metrics import HISTOGRAMS
+from greeter.loadtest.metrics.run_metrics import HISTOGRAMS
 from greeter.loadtest.plan.outcome import GREETED
-from greeter.loadtest.plan.pacer import LATE
+from greeter.loadtest.plan.pacer import LATE_TOLERANCE
 from greeter.loadtest.plan.threshold import PHASES, STATS
 from greeter.loadtest.report import verdict
 from greeter.loadtest.report.baseline import DEFAULT_TOLERANCE, compare
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from greeter.loadtest.metrics.metrics import Metrics
+    from greeter.loadtest.metrics.run_metrics import RunMetrics
     from greeter.loadtest.plan.plan import LoadPlan
 
 SCHEMA = 1
 
-# A start with a free slot that is LATE at p99 says that the generator was the limit; with a core that is
-# used up, being so many seconds late says it.
+# If starts that had a free slot are later than LATE_TOLERANCE at p99, the generator was the limit. If its
+# core is used up, BUSY_LATE (seconds) is enough.
 BUSY_LATE = 0.001
 
 
@@ -155,7 +155,7 @@ def _missing(values: dict[str, Any]) -> list[str]:
 def build(
     plan: LoadPlan,
     target: str,
-    metrics: Metrics,
+    metrics: RunMetrics,
     *,
     started_at: str,
     kernel: dict[str, int],
@@ -227,16 +227,16 @@ def stamp(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def saturated(plan: LoadPlan, metrics: Metrics) -> bool:
+def saturated(plan: LoadPlan, metrics: RunMetrics) -> bool:
     """Whether the figures of an open loop are the generator's own."""
     if plan.mode == "closed":
         return False
     late = (metrics.lag.percentiles(99)[0] or 0) / 1e6
     busy = max(metrics.cpu_percent, default=0.0) >= verdict.BUSY_PERCENT
-    return late > LATE or (busy and (late > BUSY_LATE or metrics.unstarted > 0))
+    return late > LATE_TOLERANCE or (busy and (late > BUSY_LATE or metrics.unstarted > 0))
 
 
-def _rates(plan: LoadPlan, metrics: Metrics) -> dict[str, float | None]:
+def _rates(plan: LoadPlan, metrics: RunMetrics) -> dict[str, float | None]:
     def per_second(count: int, seconds: float) -> float:
         return round(count / seconds, 3) if seconds > 0 else 0.0
 

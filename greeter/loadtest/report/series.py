@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.loadtest.metrics.histogram import keys_at, lowest
 from greeter.loadtest.metrics.timeline import Bucket, Timeline, shift
-from greeter.loadtest.plan.pacer import Open, Stage
+from greeter.loadtest.plan.pacer import OpenLoop, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +87,7 @@ def asked_for(plan: dict[str, Any]) -> list[tuple[float, float]]:
         return []
     if not stages:
         stages = [Stage(plan["duration_s"] or (count or 0) / rate, rate)]
-    end = Open(stages, rate, limit=count).length
+    end = OpenLoop(stages, rate, limit=count).length
     corners = [(0.0, rate)]
     for stage in stages:
         at, before = corners[-1]

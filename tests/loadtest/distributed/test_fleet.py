@@ -10,11 +10,11 @@ import pytest
 
 from greeter.loadtest import LoadPlan, Threshold
 from greeter.loadtest.distributed.fleet import Clock, Part, assemble, compared
-from greeter.loadtest.metrics.metrics import Metrics
+from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.metrics.timeline import Interval
 from greeter.loadtest.plan.outcome import GREETED
 from tests.loadtest.report.test_report import ENVIRONMENT
-from tests.support.loadtest_peers import check_report
+from tests.support.loadtest_peers import checked
 
 if TYPE_CHECKING:
     from greeter.loadtest import LoadReport
@@ -23,9 +23,9 @@ STARTED = "2026-11-22T20:00:00Z"
 PLAN = LoadPlan("127.0.0.1:9999", rate=1000, duration=2.0, workers=2)
 
 
-def measured(latencies: list[float]) -> Metrics:
+def measured(latencies: list[float]) -> RunMetrics:
     """A run of two seconds, as it comes from another machine."""
-    m = Metrics()
+    m = RunMetrics()
     interval = Interval(0.0, attempted=len(latencies), greeted=len(latencies))
     for latency in latencies:
         for histogram in (m.connect, m.first_byte, m.service, m.response, interval.response):
@@ -35,7 +35,7 @@ def measured(latencies: list[float]) -> Metrics:
     m.timeline.add(interval)
     m.elapsed = m.scheduled = 2.0
     m.cpu_percent = [50.0]
-    return Metrics.from_json(json.loads(json.dumps(m.to_json())))
+    return RunMetrics.from_json(json.loads(json.dumps(m.to_json())))
 
 
 def part(index: int, latencies: list[float], host: str = "") -> Part:
@@ -53,7 +53,7 @@ def part(index: int, latencies: list[float], host: str = "") -> Part:
 
 
 def whole(*parts: Part, plan: LoadPlan = PLAN) -> LoadReport:
-    return check_report(assemble(plan, parts, STARTED))
+    return checked(assemble(plan, parts, STARTED))
 
 
 def exact(latencies: list[float], percent: float) -> float:

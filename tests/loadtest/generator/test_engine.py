@@ -1,4 +1,4 @@
-"""The engine against real sockets, on every loop; each server misbehaves in one known way."""
+"""The engine with real sockets, on every loop. Each server behaves in one known way."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter.loadtest import LoadPlan, Stage
-from greeter.loadtest.generator import alarm, engine
-from greeter.loadtest.generator.connection import oldest
+from greeter.loadtest.generator import engine, timer
 from greeter.loadtest.generator.engine import Engine
-from greeter.loadtest.generator.poller import Epoll, Readers
+from greeter.loadtest.generator.event_poller import EpollPoller, ReaderPoller
+from greeter.loadtest.generator.load_connection import earliest_start
 from greeter.loadtest.generator.target import Target, resolve
 from greeter.loadtest.plan.outcome import GREETED
 from tests.conftest import PATIENCE
 from tests.support.loadtest_peers import (
     GREETING,
     abort_with_reset,
-    close_without_greeting,
+    close_at_once,
     greet,
-    greet_and_keep_open,
+    greet_and_stay,
     never_accepting,
     refused_endpoint,
     serving,
-    wait_for_eof,
+    wait_for_close,
 )
 from tests.support.peers import until
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import MethodType
 
-    from greeter.loadtest.metrics.metrics import Metrics
+    from greeter.loadtest.metrics.run_metrics import RunMetrics
     from greeter.loadtest.metrics.timeline import Interval
     from tests.support.loadtest_peers import Handler
 
@@ -46,17 +46,17 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
 @pytest.fixture(params=["epoll", "readers"])
-def eyes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine with epoll and timerfd, and as it is on a system without them."""
+def poller_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the engine with epoll and timerfd, and without them."""
     if request.param == "readers":
-        monkeypatch.setattr(engine, "new_poller", Readers)
-        monkeypatch.setattr(alarm, "_timerfd", lambda: None)
+        monkeypatch.setattr(engine, "new_poller", ReaderPoller)
+        monkeypatch.setattr(timer, "_timerfd", lambda: None)
 
 
 class Clock:
-    """The engine's time, which passes at once: from one moment at which something is due to the next.
+    """The engine's clock. It advances at once to the next time at which something is due.
 
-    It stands still while a connection is under way whose handler does not ``sleep`` in this time.
+    It stops while a connection is open whose handler does not ``sleep`` on this clock.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
 
-    class ClockAlarm:
+    class FakeTimer:
         def __init__(self, loop: asyncio.AbstractEventLoop, callback: MethodType) -> None:
             self._loop, self._callback, self._when, self._closed = loop, callback, inf, False
             assert isinstance(callback.__self__, Engine)
@@ -87,7 +87,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             self._closed = True
 
         def _look(self) -> None:
-            """In every turn of the loop: pass on to the next moment, if nothing is under way."""
+            """In every iteration of the loop: advance the clock if no connection is active."""
             if self._closed:
                 return
             self._loop.call_soon(self._look)
@@ -98,16 +98,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
                 clock.now, awake = clock.asleep.pop(0)
                 awake.set_result(None)
             elif self._when < inf:
-                # A nanosecond later, for to the digits of a float it may be before the moment that is due.
+                # Add a nanosecond: rounded, the time could be before the one that is due.
                 clock.now, self._when = max(clock.now, self._when) + 1e-9, inf
                 self._callback()
 
     monkeypatch.setattr(engine, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(engine, "Alarm", ClockAlarm)
+    monkeypatch.setattr(engine, "PreciseTimer", FakeTimer)
     return clock
 
 
-async def run(target: str, **options: Any) -> Metrics:
+async def run(target: str, **options: Any) -> RunMetrics:
     options = {"timeout": 5.0, **options}
     plan = LoadPlan(target, **options)
     metrics = await Engine(plan, await resolve(plan)).run()
@@ -116,23 +116,23 @@ async def run(target: str, **options: Any) -> Metrics:
     return metrics
 
 
-def outcomes(metrics: Metrics) -> dict[str, int]:
+def outcomes(metrics: RunMetrics) -> dict[str, int]:
     return {outcome: count for outcome, count in metrics.outcomes.items() if count}
 
 
-async def pieces(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def send_bytewise(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     for byte in GREETING:
         writer.write(bytes((byte,)))
         await writer.drain()
         await asyncio.sleep(0)
 
 
-async def talkative(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def send_lines(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"hi there\n" + bytes(500) + b"SECOND\n")
     await reader.read()
 
 
-async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def never_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(GREETING)
     await reader.read()
 
@@ -141,42 +141,42 @@ async def reset_at_once(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     abort_with_reset(writer)
 
 
-async def reset_behind(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def reset_after_greeting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(GREETING)
     await asyncio.sleep(0.02)
     abort_with_reset(writer)
 
 
-async def megabyte(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def send_megabyte(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(bytes(1_000_000))
     await writer.drain()
 
 
-@pytest.mark.usefixtures("eyes")
+@pytest.mark.usefixtures("poller_kind")
 @pytest.mark.parametrize(
     ("handler", "options", "outcome"),
     [
         (greet, {}, GREETED),
         (greet, {"expect": "you for"}, GREETED),
-        (pieces, {"expect": "Thank you for connecting"}, GREETED),
-        (greet_and_keep_open, {"until": "line", "expect": "220 "}, GREETED),
-        (talkative, {"until": "line", "max_bytes": 100}, GREETED),
-        (talkative, {"until": "line", "max_bytes": 9, "expect": "hi there"}, GREETED),
-        (talkative, {"until": "line", "max_bytes": 8}, "too_large"),
-        (talkative, {"until": "line", "expect": "SECOND"}, "unexpected_greeting"),
-        (megabyte, {"max_bytes": 1_000_000}, GREETED),
-        (greet, {"until": "line"}, GREETED),  # the end of the stream ends a line too
-        (close_without_greeting, {}, "empty"),
+        (send_bytewise, {"expect": "Thank you for connecting"}, GREETED),
+        (greet_and_stay, {"until": "line", "expect": "220 "}, GREETED),
+        (send_lines, {"until": "line", "max_bytes": 100}, GREETED),
+        (send_lines, {"until": "line", "max_bytes": 9, "expect": "hi there"}, GREETED),
+        (send_lines, {"until": "line", "max_bytes": 8}, "too_large"),
+        (send_lines, {"until": "line", "expect": "SECOND"}, "unexpected_greeting"),
+        (send_megabyte, {"max_bytes": 1_000_000}, GREETED),
+        (greet, {"until": "line"}, GREETED),  # the end of the stream also ends a line
+        (close_at_once, {}, "empty"),
         (greet, {"expect": "Hello"}, "unexpected_greeting"),
-        (greet_and_keep_open, {"until": "line", "expect": "Hello"}, "unexpected_greeting"),
-        (megabyte, {"max_bytes": 999_999}, "too_large"),
-        (wait_for_eof, {"timeout": 0.05}, "connected_no_greeting"),
-        (stall, {"timeout": 0.05}, "greeting_timeout"),
-        (stall, {"until": "line", "timeout": 0.05}, "greeting_timeout"),
+        (greet_and_stay, {"until": "line", "expect": "Hello"}, "unexpected_greeting"),
+        (send_megabyte, {"max_bytes": 999_999}, "too_large"),
+        (wait_for_close, {"timeout": 0.05}, "connected_no_greeting"),
+        (never_end, {"timeout": 0.05}, "greeting_timeout"),
+        (never_end, {"until": "line", "timeout": 0.05}, "greeting_timeout"),
         (reset_at_once, {}, "reset"),
-        (reset_behind, {}, "reset"),
-        (reset_behind, {"expect": "connecting"}, GREETED),
-        (reset_behind, {"expect": "Hello"}, "reset"),
+        (reset_after_greeting, {}, "reset"),
+        (reset_after_greeting, {"expect": "connecting"}, GREETED),
+        (reset_after_greeting, {"expect": "Hello"}, "reset"),
     ],
 )
 async def test_every_connection_ends_in_its_class(
@@ -186,33 +186,35 @@ async def test_every_connection_ends_in_its_class(
         metrics = await run(target, count=20, connections=20, **options)
     assert outcomes(metrics) == {outcome: 20}
     assert metrics.connect.total == 20
-    assert metrics.reset_after_greeting == (20 if handler is reset_behind and outcome == GREETED else 0)
+    assert metrics.reset_after_greeting == (
+        20 if handler is reset_after_greeting and outcome == GREETED else 0
+    )
     answered = outcome in (GREETED, "empty", "unexpected_greeting")
     assert metrics.service.total == metrics.response.total == 20 * answered
     assert metrics.first_byte.total == 20 * (answered and outcome != "empty")
 
 
-@pytest.mark.usefixtures("eyes")
-async def test_nobody_listens() -> None:
+@pytest.mark.usefixtures("poller_kind")
+async def test_a_refused_connection_has_its_class() -> None:
     metrics = await run(refused_endpoint(), count=20)
     assert outcomes(metrics) == {"connect_refused": 20}
     assert metrics.connect.total == 0
     assert metrics.reasons == {"connect_refused": {"Connection refused": 20}}
 
 
-async def test_a_queue_that_nobody_accepts_from() -> None:
+async def test_a_queue_that_is_not_accepted_from() -> None:
     with never_accepting(backlog=3) as (_, target):
         metrics = await run(target, count=12, connections=12, timeout=0.3, connect_timeout=0.15)
     found = outcomes(metrics)
     assert GREETED not in found
-    # The queue takes one more than its length; those in it are connected as far as they can know.
+    # The kernel queues one connection more than the backlog. Queued connections are connected for the client.
     assert found["connected_no_greeting"] >= 4
     assert set(found) <= {"connected_no_greeting", "connect_timeout"}
     assert metrics.connect.total == found["connected_no_greeting"]
 
 
-@pytest.mark.usefixtures("eyes")
-async def test_a_unix_socket(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("poller_kind")
+async def test_unix_sockets(tmp_path: Path) -> None:
     async with serving(greet, path=str(tmp_path / "s")) as target:
         assert outcomes(await run(target, count=30, connections=7)) == {GREETED: 30}
     async with serving(greet, path=f"\0greeter-load-{os.getpid()}") as target:
@@ -223,8 +225,8 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     assert metrics.reasons == {"connect_error": {"No such file or directory": 2}}
 
 
-@pytest.mark.usefixtures("eyes")
-async def test_a_unix_queue_that_is_full_is_waited_for(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("poller_kind")
+async def test_a_full_unix_queue_is_retried(tmp_path: Path) -> None:
     with never_accepting(path=str(tmp_path / "s")) as (listener, target):
         listener.setblocking(False)
         running = asyncio.create_task(run(target, count=5, connections=5))
@@ -259,11 +261,13 @@ async def test_source_addresses_take_turns() -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EADDRINUSE])
-async def test_running_out_is_this_machines_doing(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, turn = Target.open, itertools.count()
+async def test_running_out_of_descriptors_or_addresses_is_local_exhausted(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, number = Target.open, itertools.count()
 
     def every_other(self: Target) -> Any:
-        if next(turn) % 2:
+        if next(number) % 2:
             raise OSError(code, "injected")
         return real(self)
 
@@ -273,7 +277,7 @@ async def test_running_out_is_this_machines_doing(code: int, monkeypatch: pytest
     assert outcomes(metrics) == {GREETED: 10, "local_exhausted": 10}
 
 
-async def test_out_of_ports_is_this_machines_doing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_running_out_of_ports_is_local_exhausted(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoPorts(socket.socket):
         def connect_ex(self, _: Any) -> int:
             return errno.EADDRNOTAVAIL
@@ -288,18 +292,18 @@ async def test_out_of_ports_is_this_machines_doing(monkeypatch: pytest.MonkeyPat
     assert metrics.attempted + metrics.unstarted == 10
 
 
-@pytest.mark.usefixtures("eyes")
-async def test_hold_keeps_them_open_together() -> None:
-    async with serving(greet_and_keep_open) as target:
+@pytest.mark.usefixtures("poller_kind")
+async def test_hold_keeps_connections_open() -> None:
+    async with serving(greet_and_stay) as target:
         metrics = await run(target, count=50, connections=50, until="line", hold=0.3)
     assert outcomes(metrics) == {GREETED: 50}
     assert metrics.peak_open == 50
     assert metrics.closed_while_held == 0
-    assert (metrics.response.percentiles(0)[0] or 0) < 300_000, "the time that it is held is not the server's"
+    assert (metrics.response.percentiles(0)[0] or 0) < 300_000, "the time of the hold is not latency"
 
 
-@pytest.mark.usefixtures("eyes")
-async def test_a_server_may_close_what_is_held() -> None:
+@pytest.mark.usefixtures("poller_kind")
+async def test_a_server_may_close_held_connections() -> None:
     async def brief(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 ready\r\n250 and some more\r\n")
         await asyncio.sleep(0.05)
@@ -312,8 +316,8 @@ async def test_a_server_may_close_what_is_held() -> None:
     assert time.monotonic() - began < 60.0
 
 
-@pytest.mark.usefixtures("eyes")
-async def test_what_has_ended_is_held_too() -> None:
+@pytest.mark.usefixtures("poller_kind")
+async def test_a_connection_closed_by_the_server_is_held() -> None:
     async with serving(greet) as target:
         began = time.monotonic()
         metrics = await run(target, count=5, connections=5, hold=0.2)
@@ -322,8 +326,8 @@ async def test_what_has_ended_is_held_too() -> None:
     assert time.monotonic() - began >= 0.2
 
 
-class Echoing(Epoll):
-    """Reports everything twice, as epoll does when the end of a stream arrives while it tells of the data."""
+class Echoing(EpollPoller):
+    """Reports each event twice, as epoll does if the end of the stream arrives while data is reported."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -338,7 +342,7 @@ class Echoing(Epoll):
         self.poll = twice
 
 
-async def test_an_end_that_is_told_of_twice_lets_nobody_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_end_that_is_reported_twice_does_not_end_the_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "new_poller", Echoing)
     async with serving(greet) as target:
         began = time.monotonic()
@@ -349,7 +353,7 @@ async def test_an_end_that_is_told_of_twice_lets_nobody_go(monkeypatch: pytest.M
     assert time.monotonic() - began >= 0.6
 
 
-async def test_who_is_reset_behind_his_end_is_no_longer_held() -> None:
+async def test_a_reset_after_the_end_ends_the_hold() -> None:
     async def end_and_reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(GREETING)
         writer.write_eof()
@@ -364,12 +368,12 @@ async def test_who_is_reset_behind_his_end_is_no_longer_held() -> None:
     assert time.monotonic() - began < 60.0
 
 
-async def test_when_the_time_is_over_nobody_is_held_any_longer() -> None:
+async def test_the_end_of_the_duration_ends_the_hold() -> None:
     async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.15)
         writer.write(GREETING)
 
-    for handler in (greet, slow):  # one greets within the time, one behind it
+    for handler in (greet, slow):  # one greets within the duration, one after it
         async with serving(handler) as target:
             began = time.monotonic()
             metrics = await run(target, connections=5, duration=0.1, hold=60.0)
@@ -381,14 +385,14 @@ async def test_when_the_time_is_over_nobody_is_held_any_longer() -> None:
 @pytest.mark.parametrize(
     "load",
     [
-        {"connections": 5, "count": 5, "duration": 0.2},  # all have begun long before the end
+        {"connections": 5, "count": 5, "duration": 0.2},  # all start long before the end
         {"rate": 100, "duration": 0.2},
         {"stages": [Stage(0.2, 200)]},
-        {"rate": 100, "duration": 0.2, "connections": 5},  # the others wait for a place, and get none
+        {"rate": 100, "duration": 0.2, "connections": 5},  # the others wait for a slot in vain
     ],
 )
-async def test_at_the_end_of_the_time_nobody_is_held_in_either_loop(load: dict[str, Any]) -> None:
-    async with serving(greet_and_keep_open) as target:
+async def test_the_end_of_the_duration_ends_the_hold_in_both_loops(load: dict[str, Any]) -> None:
+    async with serving(greet_and_stay) as target:
         began = time.monotonic()
         metrics = await run(target, until="line", hold=60.0, **load)
         assert time.monotonic() - began < 60.0
@@ -397,18 +401,18 @@ async def test_at_the_end_of_the_time_nobody_is_held_in_either_loop(load: dict[s
     due = 5 if "count" in load else 20
     assert metrics.attempted + metrics.unstarted == due
     if "connections" in load:
-        assert metrics.attempted == 5, "the end of the time is no place for a burst"
+        assert metrics.attempted == 5, "the end of the duration does not start a burst"
 
 
-async def test_who_waits_for_his_greeting_at_the_end_of_the_time_has_his_timeout() -> None:
+async def test_a_connection_that_waits_at_the_end_of_the_duration_has_its_timeout() -> None:
     with never_accepting(backlog=100) as (_, target):
         metrics = await run(target, rate=100, duration=0.1, hold=60.0, timeout=0.3)
     assert outcomes(metrics) == {"connected_no_greeting": metrics.attempted}
     assert (metrics.failed.percentiles(0)[0] or 0) >= 300_000
 
 
-async def test_without_a_duration_they_are_held_for_as_long_as_was_asked_for() -> None:
-    async with serving(greet_and_keep_open) as target:
+async def test_without_a_duration_hold_is_not_shortened() -> None:
+    async with serving(greet_and_stay) as target:
         began = time.monotonic()
         metrics = await run(target, rate=1000, count=30, connections=100, until="line", hold=0.5)
     assert outcomes(metrics) == {GREETED: metrics.attempted}
@@ -417,47 +421,47 @@ async def test_without_a_duration_they_are_held_for_as_long_as_was_asked_for() -
     assert time.monotonic() - began >= 0.5
 
 
-async def test_a_place_that_a_held_one_leaves_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    free: list[int] = []  # at the end of each turn, while there was somebody to begin
-    real = Engine._turn
+async def test_the_slot_of_a_held_connection_is_reused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    free: list[int] = []  # at the end of each wake-up with connections to start
+    real = Engine._run_once
 
-    def turn(self: Engine) -> None:
+    def run_once(self: Engine) -> None:
         real(self)
-        if not self._over and self._started:
-            free.append(self._free)
+        if not self._schedule_done and self._started:
+            free.append(self._free_slots)
 
-    monkeypatch.setattr(Engine, "_turn", turn)
-    async with serving(greet_and_keep_open) as target:
+    monkeypatch.setattr(Engine, "_run_once", run_once)
+    async with serving(greet_and_stay) as target:
         metrics = await run(target, connections=1, count=5, until="line", hold=0.02)
     assert outcomes(metrics) == {GREETED: 5}
     assert set(free) == {0}
 
 
 @pytest.mark.parametrize("outcome", ["connect_timeout", "connected_no_greeting"])
-async def test_each_has_a_deadline_of_its_own(outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Engine._turn
+async def test_each_connection_has_its_own_deadline(outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Engine._run_once
 
-    def turn(self: Engine) -> None:
+    def run_once(self: Engine) -> None:
         real(self)
-        # Whoever begins just behind a look at the deadlines is not left until the next but one.
-        assert self._check_at <= oldest(self._waiting) + self._timeout
-        assert self._check_at <= oldest(self._connecting) + self._connect_timeout
+        # A connection that starts just after a check of the deadlines is not missed by the next check.
+        assert self._check_at <= earliest_start(self._waiting) + self._timeout
+        assert self._check_at <= earliest_start(self._connecting) + self._connect_timeout
 
-    monkeypatch.setattr(Engine, "_turn", turn)
+    monkeypatch.setattr(Engine, "_run_once", run_once)
     timeouts = {"connect_timeout": 0.1, "timeout": 5.0}
     if outcome == "connected_no_greeting":
         timeouts = {"connect_timeout": 5.0, "timeout": 0.1}
     length = 0 if outcome == "connect_timeout" else 100
     with (
         never_accepting(length) as (listener, target),
-        socket.create_connection(listener.getsockname()),  # now a queue of no length is full
+        socket.create_connection(listener.getsockname()),  # now a queue with a backlog of 0 is full
     ):
         metrics = await run(target, rate=50, duration=0.3, **timeouts)
     assert outcomes(metrics) == {outcome: metrics.attempted}
     assert (metrics.failed.percentiles(0)[0] or 0) >= 100_000
 
 
-async def test_a_duration_ends_it_and_whoever_has_begun_is_followed_to_the_end() -> None:
+async def test_connections_open_at_the_end_of_the_duration_are_completed() -> None:
     async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.1)
         writer.write(GREETING)
@@ -470,22 +474,22 @@ async def test_a_duration_ends_it_and_whoever_has_begun_is_followed_to_the_end()
     assert metrics.cut_off == 0
 
 
-async def test_a_closed_loop_that_waits_for_the_last_was_not_busy_meanwhile() -> None:
+async def test_waiting_for_the_last_connection_counts_as_idle_in_a_closed_loop() -> None:
     with never_accepting(backlog=100) as (_, target):
         metrics = await run(target, count=20, connections=20, timeout=1.0)
     (busy,) = metrics.cpu_percent
     assert metrics.outcomes["connected_no_greeting"] == 20
-    assert 0 < busy < 90, "they began in a moment at full speed, and then there was a second of silence"
+    assert 0 < busy < 90, "all start at once, and then the engine waits for a second"
 
 
-async def test_nobody_uses_more_than_a_core() -> None:
-    for _ in range(20):  # each is over in a turn or two of the loop
+async def test_the_share_of_a_core_is_at_most_all_of_it() -> None:
+    for _ in range(20):  # each run takes one or two iterations of the loop
         metrics = await run(refused_endpoint(), count=200, connections=200)
         assert 0 < metrics.cpu_percent[0] <= 101  # two clocks, read one after the other
 
 
 @pytest.mark.usefixtures("clock")
-async def test_the_warm_up_is_left_out() -> None:
+async def test_the_warm_up_is_not_counted() -> None:
     served = 0
 
     async def count(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -501,7 +505,7 @@ async def test_the_warm_up_is_left_out() -> None:
     assert sum(row["attempted"] for row in metrics.timeline.rows()) == 40
 
 
-async def test_the_warm_up_of_a_closed_loop_is_left_out() -> None:
+async def test_the_warm_up_of_a_closed_loop_is_not_counted() -> None:
     served = 0
 
     async def count(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -514,12 +518,12 @@ async def test_the_warm_up_of_a_closed_loop_is_left_out() -> None:
     assert 0 < metrics.attempted < served
 
 
-@pytest.mark.usefixtures("eyes")
-async def test_an_open_loop_follows_the_clock() -> None:
+@pytest.mark.usefixtures("poller_kind")
+async def test_an_open_loop_follows_the_real_clock() -> None:
     async with serving(greet) as target:
         metrics = await run(target, rate=200, duration=0.3)
     assert outcomes(metrics) == {GREETED: metrics.attempted}
-    assert metrics.attempted + metrics.unstarted == 60, "fewer only on a machine that is busy at the very end"
+    assert metrics.attempted + metrics.unstarted == 60, "fewer only if the machine is busy at the end"
     assert metrics.scheduled == 0.3
     assert metrics.elapsed >= 0.3
     assert metrics.lag.total == metrics.attempted
@@ -540,25 +544,25 @@ async def test_an_open_loop_keeps_its_schedule(clock: Clock) -> None:
     assert (metrics.lag.percentiles(100)[0] or 0) <= 1
 
 
-async def test_without_a_free_slot_arrivals_wait_and_are_timed_from_when_they_were_due(clock: Clock) -> None:
+async def test_without_a_free_slot_arrivals_wait_and_count_from_their_intended_start(clock: Clock) -> None:
     async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await clock.sleep(0.05)
         writer.write(GREETING)
 
     async with serving(slow) as target:
         metrics = await run(target, rate=80, duration=0.4, connections=2)
-    # Two at a time, a twentieth of a second each: 40 a second of the 80 that are due, and one at the end.
+    # Two at a time, 0.05 s each: 40 per second of the 80 that are due, and one more at the end.
     assert metrics.attempted + metrics.unstarted == 32
     assert metrics.attempted == 17
     service, response = metrics.service.percentiles(0, 100), metrics.response.percentiles(50, 100)
     assert service == pytest.approx([50_000, 50_000], rel=0.001)
     last = (0.45 - 16 / 80) * 1e6  # it waited for half of the run
     assert response[1] == pytest.approx(last, rel=0.001)
-    assert (metrics.lag.percentiles(100)[0] or 0) <= 1, "which is not the generator's doing"
+    assert (metrics.lag.percentiles(100)[0] or 0) <= 1, "a missing slot is not lag of the generator"
 
 
 @pytest.mark.usefixtures("clock")
-async def test_stages_are_followed() -> None:
+async def test_stages_are_carried_out() -> None:
     async with serving(greet) as target:
         metrics = await run(target, rate=100, stages=[Stage(0.2, 100), Stage(0.2, 0)])
     assert outcomes(metrics) == {GREETED: 30}
@@ -566,18 +570,18 @@ async def test_stages_are_followed() -> None:
 
 
 async def test_stop_gives_the_figures_so_far() -> None:
-    came = asyncio.Semaphore(0)
+    accepted = asyncio.Semaphore(0)
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        came.release()
-        await wait_for_eof(reader, writer)
+        accepted.release()
+        await wait_for_close(reader, writer)
 
     async with serving(hold) as target:
         plan = LoadPlan(target, rate=100, duration=60.0, timeout=60.0)
         worker = Engine(plan, await resolve(plan))
         running = asyncio.create_task(worker.run())
         for _ in range(20):
-            await came.acquire()
+            await accepted.acquire()
         worker.stop()
         metrics = await running
     assert metrics.interrupted
@@ -586,10 +590,10 @@ async def test_stop_gives_the_figures_so_far() -> None:
     assert metrics.elapsed == metrics.scheduled >= 0.19
     assert metrics.cut_off + metrics.unstarted == pytest.approx(100 * metrics.scheduled, abs=1)
     assert sum(row["attempted"] for row in metrics.timeline.rows()) == 0
-    worker.stop()  # once more is no harm
+    worker.stop()  # may be repeated
 
 
-async def test_a_start_is_taken_back_where_it_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_that_is_cut_off_is_removed_from_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     ahead, begun = 0.0, asyncio.Event()
     monkeypatch.setattr(engine, "monotonic", lambda: time.monotonic() + ahead)
     real = Engine._begin_due
@@ -614,19 +618,19 @@ async def test_a_start_is_taken_back_where_it_was_counted(monkeypatch: pytest.Mo
     assert {row["attempted"] for row in metrics.timeline.rows()} == {0}
 
 
-async def test_cancelling_leaves_nothing_open_and_keeps_the_figures() -> None:
-    async with serving(greet_and_keep_open) as target:
+async def test_cancelling_closes_all_connections_and_keeps_the_figures() -> None:
+    async with serving(greet_and_stay) as target:
         plan = LoadPlan(target, connections=20, until="line", hold=30.0)
         worker = Engine(plan, await resolve(plan))
         running = asyncio.create_task(worker.run())
-        await until(lambda: outcomes(worker.metrics) == {GREETED: 20}, "all are held")
+        await until(lambda: outcomes(worker.metrics) == {GREETED: 20}, "all connections are held")
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
     assert outcomes(worker.metrics) == {GREETED: 20}
 
 
-async def test_an_error_of_the_engine_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_in_the_engine_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("injected")
 
@@ -636,12 +640,14 @@ async def test_an_error_of_the_engine_ends_the_run(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("clock")
-async def test_intervals_are_told_as_they_end() -> None:
-    told: list[tuple[Interval, int]] = []
+async def test_intervals_are_reported_as_they_end() -> None:
+    reported: list[tuple[Interval, int]] = []
     async with serving(greet) as target:
         plan = LoadPlan(target, rate=100, duration=0.6, workers=2)
-        worker = Engine(plan, await resolve(plan), 1, lambda interval, index: told.append((interval, index)))
+        worker = Engine(
+            plan, await resolve(plan), 1, lambda interval, index: reported.append((interval, index))
+        )
         metrics = await worker.run()
-    assert [index for _, index in told] == [1] * len(told)
-    assert [interval.begin for interval, _ in told] == [0.0, 0.25, 0.5]
-    assert sum(interval.attempted for interval, _ in told) == metrics.attempted == 30
+    assert [index for _, index in reported] == [1] * len(reported)
+    assert [interval.begin for interval, _ in reported] == [0.0, 0.25, 0.5]
+    assert sum(interval.attempted for interval, _ in reported) == metrics.attempted == 30

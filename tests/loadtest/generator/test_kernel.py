@@ -21,7 +21,7 @@ IpExt: 7 8
 """
 
 
-def test_counters_are_read_by_their_names(tmp_path: Path) -> None:
+def test_counters_are_read_by_name(tmp_path: Path) -> None:
     file = tmp_path / "netstat"
     file.write_text(NETSTAT)
     assert kernel.counters(file) == {
@@ -33,7 +33,7 @@ def test_counters_are_read_by_their_names(tmp_path: Path) -> None:
     }
 
 
-def test_an_older_kernel_has_fewer_and_another_system_none(tmp_path: Path) -> None:
+def test_counters_that_a_system_lacks_are_left_out(tmp_path: Path) -> None:
     file = tmp_path / "netstat"
     assert kernel.counters(file) == {}
     file.write_text("IpExt: InNoRoutes\nIpExt: 7\n")
@@ -42,17 +42,17 @@ def test_an_older_kernel_has_fewer_and_another_system_none(tmp_path: Path) -> No
     assert kernel.counters(file) == {"ListenDrops": 4}
 
 
-@pytest.mark.skipif(platform.system() != "Linux", reason="/proc is Linux's")
-def test_this_kernel_has_them_all() -> None:
+@pytest.mark.skipif(platform.system() != "Linux", reason="/proc exists on Linux only")
+def test_this_kernel_has_all_counters() -> None:
     assert set(kernel.counters()) == set(kernel.COUNTERS)
 
 
-def test_the_difference_is_what_was_counted_in_between() -> None:
+def test_the_difference_of_two_readings_is_by_counter() -> None:
     assert kernel.difference({"a": 3, "b": 1}, {"a": 5, "b": 1, "c": 9}) == {"a": 2, "b": 0}
     assert kernel.difference({}, {"a": 5}) == {}
 
 
-def test_settings_that_are_there(tmp_path: Path) -> None:
+def test_the_settings_that_exist_are_read(tmp_path: Path) -> None:
     (tmp_path / "net/ipv4").mkdir(parents=True)
     (tmp_path / "net/ipv4/ip_local_port_range").write_text("32768\t60999\n")
     assert kernel.sysctls(tmp_path) == {"net.ipv4.ip_local_port_range": "32768 60999"}
@@ -60,7 +60,7 @@ def test_settings_that_are_there(tmp_path: Path) -> None:
     assert kernel.port_range(tmp_path / "none") is None
 
 
-async def test_the_environment_says_where_it_ran() -> None:
+async def test_the_environment_has_the_versions_and_the_cores() -> None:
     loop = asyncio.get_running_loop()
     version = importlib.metadata.version("uvloop") if "uvloop" in type(loop).__module__ else None
     assert kernel.uvloop_version(loop) == version
@@ -71,6 +71,6 @@ async def test_the_environment_says_where_it_ran() -> None:
     assert found["greeter"]
 
 
-def test_cores_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cores_of_a_system_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert kernel.cpus() >= 1
+    assert kernel.cpu_count() >= 1

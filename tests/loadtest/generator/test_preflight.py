@@ -11,59 +11,59 @@ import pytest
 from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, Stage
 from greeter.loadtest.generator import kernel, preflight
-from greeter.loadtest.generator.preflight import RESERVE, make_room, port_notes
+from greeter.loadtest.generator.preflight import FD_RESERVE, ensure_fd_limit, port_notes
 from greeter.loadtest.generator.target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOOPBACK = Target(socket.AF_INET, ("127.0.0.1", 9))
-AWAY = Target(socket.AF_INET, ("192.0.2.1", 9))
+REMOTE = Target(socket.AF_INET, ("192.0.2.1", 9))
 
 
 @pytest.fixture
 def limits() -> Iterator[tuple[int, int]]:
-    """The limits of open files, which a test may lower (the soft one) and get back."""
+    """Lower the soft limit of open files for a test, and restore it. Yields the limits before."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     yield soft, hard
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_what_fits_changes_nothing(limits: tuple[int, int]) -> None:
-    assert make_room(256 - RESERVE - 10, 1, taken=10) == []
+def test_a_sufficient_limit_is_not_changed(limits: tuple[int, int]) -> None:
+    assert ensure_fd_limit(256 - FD_RESERVE - 10, 1, already_open=10) == []
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 256
 
 
-def test_the_limit_is_raised_and_said(limits: tuple[int, int]) -> None:
+def test_a_raised_limit_is_noted(limits: tuple[int, int]) -> None:
     soft, hard = limits
-    assert make_room(300, 1, taken=10) == [f"raised the limit of open files from 256 to {hard}"]
+    assert ensure_fd_limit(300, 1, already_open=10) == [f"raised the limit of open files from 256 to {hard}"]
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
 
 
-def test_what_cannot_fit_is_refused_with_what_would(limits: tuple[int, int]) -> None:
+def test_a_plan_above_the_hard_limit_is_rejected_with_what_fits(limits: tuple[int, int]) -> None:
     hard = limits[1]
-    for workers, fit in ((1, hard - RESERVE - 10), (3, 3 * (hard - RESERVE - 10))):
-        complaint = (
+    for workers, fit in ((1, hard - FD_RESERVE - 10), (3, 3 * (hard - FD_RESERVE - 10))):
+        message = (
             f"{fit + 1} connections do not fit: the limit of {hard} open files (ulimit -n) "
-            f"leaves room for {fit} with {workers} worker"
+            f"allows {fit} with {workers} worker"
         )
-        with pytest.raises(ConfigError, match=re.escape(complaint)):
-            make_room(fit + 1, workers, taken=10)
-        make_room(fit, workers, taken=10)
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            ensure_fd_limit(fit + 1, workers, already_open=10)
+        ensure_fd_limit(fit, workers, already_open=10)
 
 
 def test_workers_share_the_connections(limits: tuple[int, int]) -> None:
-    assert make_room(400, 2, taken=0) == []
+    assert ensure_fd_limit(400, 2, already_open=0) == []
 
 
-def test_a_plan_is_checked_in_the_process_that_carries_it_out(limits: tuple[int, int]) -> None:
-    plan = LoadPlan(connections=256 - RESERVE)
+def test_open_files_count_only_in_the_process_that_makes_the_connections(limits: tuple[int, int]) -> None:
+    plan = LoadPlan(connections=256 - FD_RESERVE)
     assert preflight.preflight(plan, LOOPBACK, in_process=False) == []
     assert len(preflight.preflight(plan, LOOPBACK)) == 1, "this process has some files open already"
 
 
-def test_without_a_list_of_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_files_that_cannot_be_counted_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: str) -> list[str]:
         raise FileNotFoundError
 
@@ -73,14 +73,14 @@ def test_without_a_list_of_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ports(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A thousand ports, and settings to change."""
+    """1,000 local ports, as settings that a test may change."""
     settings = {"net.ipv4.ip_local_port_range": "40000 40999", "net.ipv4.tcp_tw_reuse": "2"}
     monkeypatch.setattr(kernel, "sysctls", lambda *_: settings)
     return settings
 
 
 @pytest.mark.usefixtures("ports")
-def test_more_connections_than_ports() -> None:
+def test_more_connections_than_ports_are_noted() -> None:
     assert port_notes(LoadPlan(connections=1000), LOOPBACK) == []
     assert port_notes(LoadPlan(connections=1001), LOOPBACK) == [
         "1,001 connections share 1,000 ports of 40000-40999: the rest will be local_exhausted"
@@ -94,15 +94,15 @@ def test_more_connections_than_ports() -> None:
 def test_a_rate_that_uses_up_the_ports(ports: dict[str, str]) -> None:
     fast = LoadPlan(rate=100, until="line", connections=10)
     assert port_notes(fast, LOOPBACK) == [], "the loopback's ports are free again after a second"
-    assert port_notes(fast, AWAY) == [
-        "100/s use up 1,000 ports of 40000-40999 in 10.0 s, and each rests 60 s in TIME_WAIT, "
+    assert port_notes(fast, REMOTE) == [
+        "100/s use up 1,000 ports of 40000-40999 in 10.0 s, and each stays in TIME_WAIT for 60 s, "
         "because this side closes first: add source addresses"
     ]
-    assert port_notes(LoadPlan(rate=100, connections=10), AWAY) == [], "the server closes first"
-    assert port_notes(LoadPlan(until="line"), AWAY) == [], "a closed loop has no rate to speak of"
-    assert port_notes(LoadPlan(stages=[Stage(1, 1), Stage(1, 100)], until="line", connections=10), AWAY)
+    assert port_notes(LoadPlan(rate=100, connections=10), REMOTE) == [], "the server closes first"
+    assert port_notes(LoadPlan(until="line"), REMOTE) == [], "a closed loop has no rate in advance"
+    assert port_notes(LoadPlan(stages=[Stage(1, 1), Stage(1, 100)], until="line", connections=10), REMOTE)
     ports["net.ipv4.tcp_tw_reuse"] = "1"
-    assert port_notes(fast, AWAY) == []
+    assert port_notes(fast, REMOTE) == []
     ports["net.ipv4.tcp_tw_reuse"] = "0"
     assert port_notes(fast, LOOPBACK)
     del ports["net.ipv4.ip_local_port_range"]

@@ -1,4 +1,4 @@
-"""Our counts against the hdrhistogram package, bucket for bucket."""
+"""Histograms compared with those of the hdrhistogram package, bucket for bucket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from greeter.loadtest.metrics.histogram import (
     lowest,
 )
 
-# Small values, values around each doubling, and any.
+# Small values, values around each doubling, and values of the whole range.
 microseconds = st.one_of(
     st.integers(LOWEST_US, 5000),
     st.builds(lambda bits, off: max(1, (1 << bits) + off), st.integers(0, 25), st.integers(-2, 2)),
@@ -42,7 +42,7 @@ def recorded(values: list[int]) -> tuple[Histogram, Any]:
 @given(st.lists(microseconds, min_size=1, max_size=50))
 @example([HIGHEST_US])
 @example([1, 2047, 2048, 2049])
-def test_every_figure_is_that_of_the_package(values: list[int]) -> None:
+def test_every_figure_equals_that_of_the_package(values: list[int]) -> None:
     ours, theirs = recorded(values)
     summary = ours.summary()
     assert summary.pop("count") == theirs.get_total_count() == len(values)
@@ -54,7 +54,7 @@ def test_every_figure_is_that_of_the_package(values: list[int]) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(microseconds, max_size=30))
-def test_what_is_encoded_is_what_was_recorded(values: list[int]) -> None:
+def test_an_encoding_has_what_was_recorded(values: list[int]) -> None:
     ours, theirs = recorded(values)
     back = HdrHistogram.decode(ours.encode())
     assert back.equals(theirs)
@@ -63,19 +63,19 @@ def test_what_is_encoded_is_what_was_recorded(values: list[int]) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(microseconds)
-def test_a_bucket_holds_its_value_to_three_digits(us: int) -> None:
+def test_a_bucket_is_exact_to_three_digits(us: int) -> None:
     index = index_of(us)
     assert lowest(index) <= us <= highest(index)
     assert (highest(index) - lowest(index)) <= us / 1000
     assert index_of(lowest(index)) == index_of(highest(index)) == index
     one = Histogram()
     one.record(us / 1e6)
-    assert one.counts == {index: 1}, "record has index_of written out"
+    assert one.counts == {index: 1}, "record has index_of inlined"
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(microseconds, max_size=30), st.lists(microseconds, max_size=30))
-def test_adding_is_recording_all(some: list[int], others: list[int]) -> None:
+def test_adding_equals_recording_all(some: list[int], others: list[int]) -> None:
     whole = recorded(some)[0]
     whole.add(recorded(others)[0])
     assert whole.counts == recorded(some + others)[0].counts
@@ -84,7 +84,7 @@ def test_adding_is_recording_all(some: list[int], others: list[int]) -> None:
     assert sparse.counts == whole.counts
 
 
-def test_the_ends_of_the_range() -> None:
+def test_values_outside_the_range_are_clamped() -> None:
     histogram = Histogram()
     histogram.record(0.0)
     histogram.record(0.2e-6)
@@ -105,14 +105,14 @@ def test_the_percentiles_of_a_known_series() -> None:
     assert keys_at({}, 50) == []
 
 
-def test_nothing_recorded_has_no_figures() -> None:
+def test_an_empty_histogram_has_no_figures() -> None:
     empty = Histogram()
     assert empty.summary() == {"count": 0, **dict.fromkeys(("min", "mean", *PERCENTILES, "max"))}
     assert empty.percentiles(50, 99) == [None, None]
     assert HdrHistogram.decode(empty.encode()).get_total_count() == 0
 
 
-def test_between_counts_a_band() -> None:
+def test_between_counts_a_range() -> None:
     histogram = Histogram()
     for s in (0.5, 0.999, 1.0, 1.02, 2.9, 3.1, 7.5):
         histogram.record(s)
@@ -120,20 +120,20 @@ def test_between_counts_a_band() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "HISTFAAAAB", "!!!!"])
-def test_what_is_no_encoding_is_said(text: str) -> None:
-    with pytest.raises(ValueError, match="no HdrHistogram encoding"):
+def test_text_that_is_not_an_encoding_is_rejected(text: str) -> None:
+    with pytest.raises(ValueError, match="not an HdrHistogram encoding"):
         Histogram.decode(text)
 
 
-def test_more_than_there_can_have_been_is_said() -> None:
-    """Or the sum of several would not fit where they are added up."""
+def test_an_encoding_with_a_huge_count_is_rejected() -> None:
+    """The sum of several could overflow 64 bits."""
     theirs = HdrHistogram(LOWEST_US, HIGHEST_US, 3)
     theirs.record_value(5, 2**50)
-    with pytest.raises(ValueError, match="a count of 1,125,899,906,842,624 in an HdrHistogram encoding"):
+    with pytest.raises(ValueError, match="an HdrHistogram encoding with a count of 1,125,899,906,842,624"):
         Histogram.decode(theirs.encode().decode())
 
 
-def test_an_encoding_of_another_shape_is_read() -> None:
+def test_an_encoding_with_another_range_is_decoded() -> None:
     other = HdrHistogram(1, 3_600_000_000, 2)
     other.record_value(5000, 3)
     other.record_value(120_000_000)  # beyond our range
@@ -142,7 +142,7 @@ def test_an_encoding_of_another_shape_is_read() -> None:
     assert back.counts[index_of(HIGHEST_US)] == 1
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hdrh", None)
     for call in (Histogram().encode, lambda: Histogram.decode("HIST")):
         with pytest.raises(MissingExtra, match=r"greeter load needs .*'\.\[load\]' in greeter's source tree"):

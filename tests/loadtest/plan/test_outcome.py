@@ -4,11 +4,11 @@ import errno
 
 import pytest
 
-from greeter.loadtest.plan.outcome import ANSWERED, FAILURES, GREETED, connect_failure
+from greeter.loadtest.plan.outcome import ANSWERED, FAILURE_CLASSES, GREETED, connect_failure
 
 
-def test_the_classes_are_those_of_the_conventions() -> None:
-    assert set(FAILURES) == {
+def test_the_classes_of_failures_are_the_documented_ones() -> None:
+    assert set(FAILURE_CLASSES) == {
         "connect_refused",
         "connect_timeout",
         "connect_error",
@@ -21,10 +21,10 @@ def test_the_classes_are_those_of_the_conventions() -> None:
         "tls_error",
         "local_exhausted",
     }
-    assert all(FAILURES.values()), "each has its sentence"
+    assert all(FAILURE_CLASSES.values()), "each has a description"
 
 
-def test_answered_is_an_orderly_end_or_a_whole_greeting() -> None:
+def test_answered_is_an_orderly_close_or_a_complete_greeting() -> None:
     assert {GREETED, "empty", "unexpected_greeting"} == ANSWERED
 
 

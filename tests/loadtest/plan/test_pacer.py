@@ -1,4 +1,4 @@
-"""The pacer in virtual time: every figure here is exact, none is timed."""
+"""Schedules in virtual time: every figure is computed, none is measured."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greeter.loadtest.plan.pacer import Closed, Open, Stage
+from greeter.loadtest.plan.pacer import ClosedLoop, OpenLoop, Stage
 
 
 def constant(
     rate: float, duration: float, *, index: int = 0, workers: int = 1, limit: int | None = None
-) -> Open:
-    return Open([Stage(duration, rate)], rate, limit=limit, index=index, workers=workers)
+) -> OpenLoop:
+    return OpenLoop([Stage(duration, rate)], rate, limit=limit, index=index, workers=workers)
 
 
-def arrivals(pacer: Open) -> list[float]:
-    """Run the pacer in virtual time: whoever asks sleeps exactly as long as it is told."""
+def arrivals(pacer: OpenLoop) -> list[float]:
+    """Run a schedule in virtual time, in which each wait takes exactly as long as it should."""
     now = 0.0
     moments: list[float] = []
     while True:
@@ -31,17 +31,17 @@ def arrivals(pacer: Open) -> list[float]:
             moments.append(now + wait)
 
 
-def test_a_closed_loop_is_due_at_once_until_its_count_or_its_time() -> None:
-    pacer = Closed(total=3, length=10.0)
+def test_a_closed_loop_is_due_at_once_until_its_count_or_its_duration() -> None:
+    pacer = ClosedLoop(total=3, length=10.0)
     assert pacer.pace(0.0, 0) == (0.0, False)
     assert pacer.pace(9.999, 2) == (0.0, False)
     assert pacer.pace(0.0, 3) == (0.0, True)
     assert pacer.pace(10.0, 0) == (0.0, True)
-    assert Closed().pace(1e9, 10**9) == (0.0, False)
+    assert ClosedLoop().pace(1e9, 10**9) == (0.0, False)
     assert pacer.pace(-0.5, 0) == (0.5, False)
 
 
-def test_a_constant_rate_is_kept_to_the_arrival() -> None:
+def test_a_constant_rate_has_the_exact_number_of_arrivals() -> None:
     pacer = constant(400, 10)
     assert pacer.total == 4000
     moments = arrivals(pacer)
@@ -49,20 +49,20 @@ def test_a_constant_rate_is_kept_to_the_arrival() -> None:
     assert moments == pytest.approx([k / 400 for k in range(4000)], abs=1e-9)
 
 
-def test_who_asks_late_learns_when_it_was_meant_to_be() -> None:
+def test_a_late_call_returns_when_the_arrival_was_due() -> None:
     pacer = constant(100, 10)
     wait, stop = pacer.pace(0.5, 10)
     assert wait == pytest.approx(-0.4)
     assert not stop
-    # Half a second of a stall makes 50 overdue, each with its own moment.
+    # A stall of half a second makes 50 arrivals overdue, each at its own time.
     overdue = [pacer.pace(0.5, k)[0] for k in range(60)]
     assert sum(wait <= 1e-12 for wait in overdue) == 51
     assert [0.5 + wait for wait in overdue] == pytest.approx([k / 100 for k in range(60)])
 
 
-def test_the_schedule_ends_whatever_has_not_begun() -> None:
+def test_a_schedule_ends_with_arrivals_not_started() -> None:
     pacer = constant(100, 10)
-    assert not pacer.pace(10.0099, 400)[1], "the last may be a little late, as any other"
+    assert not pacer.pace(10.0099, 400)[1], "the last arrival may be as late as any other"
     assert pacer.pace(10.01, 400)[1]
     assert (pacer.length, pacer.end) == (10.0, 10.01)
 
@@ -79,12 +79,12 @@ def test_the_schedule_ends_whatever_has_not_begun() -> None:
         (333.3, 3, 1000),
     ],
 )
-def test_totals_are_those_of_arithmetic_not_of_floats(rate: float, duration: float, total: int) -> None:
-    # An arrival at the very end of the schedule is not part of it: 1.1/s over 10 s is 0 … 9.09 s, 11 of them.
+def test_totals_are_exact_despite_floats(rate: float, duration: float, total: int) -> None:
+    # An arrival due at the end of the schedule is not part of it: 1.1/s over 10 s is 0 … 9.09 s, 11 arrivals.
     assert constant(rate, duration).total == total
 
 
-def test_a_count_ends_a_rate() -> None:
+def test_a_limit_ends_the_schedule() -> None:
     pacer = constant(10, 100.0, limit=7)
     assert pacer.total == 7
     assert pacer.length == pytest.approx(0.7)
@@ -92,19 +92,19 @@ def test_a_count_ends_a_rate() -> None:
     assert constant(10, 1.0, limit=70).total == 10
 
 
-def test_a_ramp_is_a_parabola() -> None:
-    pacer = Open([Stage(10, 100)])  # from 0 to 100/s: 5 t**2 arrivals after t seconds
+def test_the_arrivals_of_a_ramp_are_quadratic() -> None:
+    pacer = OpenLoop([Stage(10, 100)])  # from 0 to 100/s: 5 t**2 arrivals after t seconds
     assert pacer.total == 500
     for k in (0, 1, 5, 125, 499):
         assert pacer.arrival(k) == pytest.approx((k / 5) ** 0.5)
-    down = Open([Stage(10, 0)], 100)
+    down = OpenLoop([Stage(10, 0)], 100)
     assert down.total == 500
     assert 10 - down.arrival(375) == pytest.approx(5.0)  # half of the time is three quarters of the arrivals
 
 
-def test_stages_follow_each_other() -> None:
+def test_stages_are_carried_out_in_order() -> None:
     # 0 to 100/s in 2 s, hold for 3 s, jump to 10/s for 1 s, nothing for a second, then 10/s again.
-    pacer = Open(
+    pacer = OpenLoop(
         [
             Stage(2, 100),
             Stage(3, 100),
@@ -127,8 +127,8 @@ def test_stages_follow_each_other() -> None:
     assert pacer.arrival(419) == pytest.approx(7.9)
 
 
-def test_a_rate_of_nothing_has_no_arrivals() -> None:
-    pacer = Open([Stage(5, 0)])
+def test_a_rate_of_0_has_no_arrivals() -> None:
+    pacer = OpenLoop([Stage(5, 0)])
     assert pacer.total == 0
     assert pacer.pace(0.0, 0) == (0.0, True)
 
@@ -146,10 +146,10 @@ stages = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(stages, st.floats(0, 1000).map(lambda x: round(x, 2)), st.integers(1, 5))
-def test_any_schedule_rises_keeps_its_rate_and_splits_exactly(
+def test_any_schedule_is_monotonic_keeps_its_rate_and_splits_exactly(
     parts: list[Stage], rate: float, workers: int
 ) -> None:
-    pacer = Open(parts, rate)
+    pacer = OpenLoop(parts, rate)
     sums, first = Fraction(0), Fraction(repr(rate))
     for stage in parts:
         sums += (first + Fraction(repr(stage.rate))) / 2 * Fraction(repr(stage.duration))
@@ -159,7 +159,7 @@ def test_any_schedule_rises_keeps_its_rate_and_splits_exactly(
     moments = [pacer.arrival(k) for k in some]
     assert moments == sorted(moments)
     assert all(0 <= moment <= pacer.length for moment in moments)
-    shares = [Open(parts, rate, index=index, workers=workers) for index in range(workers)]
+    shares = [OpenLoop(parts, rate, index=index, workers=workers) for index in range(workers)]
     assert sum(share.total for share in shares) == pacer.total
     for k in some:
         assert shares[k % workers].arrival(k // workers) == pacer.arrival(k)
@@ -167,10 +167,10 @@ def test_any_schedule_rises_keeps_its_rate_and_splits_exactly(
 
 @settings(max_examples=60, deadline=None)
 @given(stages, st.floats(1, 1000).map(lambda x: round(x, 2)), st.data())
-def test_an_arrival_is_where_the_summed_up_rate_reaches_it(
+def test_an_arrival_is_due_when_the_integral_of_the_rate_reaches_it(
     parts: list[Stage], rate: float, data: st.DataObject
 ) -> None:
-    pacer = Open(parts, rate)
+    pacer = OpenLoop(parts, rate)
     if not pacer.total:
         return
     k = data.draw(st.integers(0, pacer.total - 1))

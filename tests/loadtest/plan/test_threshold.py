@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from greeter.errors import ConfigError
-from greeter.loadtest.plan.outcome import FAILURES
+from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import PHASES, STATS, Threshold
 
 
 def report(**changes: Any) -> dict[str, Any]:
-    """As much of a report as thresholds look at: each latency is 1 ms, 10 of 1,000 failed."""
+    """The part of a report that thresholds read: every latency is 1 ms, 10 of 1,000 connections failed."""
     values: dict[str, Any] = {
         "connections": {"attempted": 1000, "failed": 10},
-        "errors": {**dict.fromkeys(FAILURES, 0), "empty": 10},
+        "errors": {**dict.fromkeys(FAILURE_CLASSES, 0), "empty": 10},
         "rate": {"achieved": 950.0, "greeted": 940.0},
         "latency_us": {phase: dict.fromkeys(STATS, 1000) for phase in PHASES},
     }
@@ -53,36 +53,36 @@ def test_a_threshold_is_checked_in_its_own_unit(expr: str, actual: float, unit: 
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("stat", STATS)
-def test_every_phase_and_figure_can_be_limited(phase: str, stat: str) -> None:
+def test_every_phase_and_statistic_can_be_limited(phase: str, stat: str) -> None:
     assert Threshold.parse(f"{phase}:{stat}<2ms").check(report())["passed"]
 
 
 @pytest.mark.parametrize(
-    ("expr", "complaint"),
+    ("expr", "message"),
     [
-        ("", "does not read METRIC:STAT<VALUE"),
-        ("response p99", "does not read"),
-        ("response:p99=20ms", "does not read"),
-        ("latency:p99<20ms", "unknown metric 'latency'; known are connect, "),
-        ("response:p95<20ms", "unknown response:p95; known are min, mean, p50, "),
-        ("errors:nonsense<1", "unknown errors:nonsense; known are rate, count, connect_refused, "),
-        ("rate:target>1", "unknown rate:target; known are achieved, greeted"),
-        ("response:p99<20", "'20' is no time with its unit"),
-        ("response:p99<20%", "'20%' is no time with its unit"),
-        ("response:p99<1.2.3ms", "is no duration"),
-        ("errors:rate<0.1", "'0.1' is no percentage"),
-        ("errors:rate<x%", "'x' is no number"),
-        ("errors:count<1%", "'1%' is no number"),
-        ("rate:achieved>=10ms", "'10ms' is no number"),
+        ("", "is not of the form METRIC:STAT<VALUE"),
+        ("response p99", "is not of the form"),
+        ("response:p99=20ms", "is not of the form"),
+        ("latency:p99<20ms", "unknown metric 'latency'; choose from connect, "),
+        ("response:p95<20ms", "unknown response:p95; choose from min, mean, p50, "),
+        ("errors:nonsense<1", "unknown errors:nonsense; choose from rate, count, connect_refused, "),
+        ("rate:target>1", "unknown rate:target; choose from achieved, greeted"),
+        ("response:p99<20", "'20' is not a time with a unit"),
+        ("response:p99<20%", "'20%' is not a time with a unit"),
+        ("response:p99<1.2.3ms", "is not a duration"),
+        ("errors:rate<0.1", "'0.1' is not a percentage"),
+        ("errors:rate<x%", "'x' is not a number"),
+        ("errors:count<1%", "'1%' is not a number"),
+        ("rate:achieved>=10ms", "'10ms' is not a number"),
     ],
 )
-def test_what_means_nothing_is_said_at_once(expr: str, complaint: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(complaint)) as caught:
+def test_an_invalid_threshold_is_rejected_when_parsed(expr: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         Threshold.parse(expr)
     assert f"threshold {expr!r}" in str(caught.value)
 
 
-def test_over_nothing_measured_a_threshold_is_missed_but_for_failures() -> None:
+def test_a_threshold_without_a_figure_is_missed_except_on_failures() -> None:
     nothing = report(
         connections={"attempted": 0, "failed": 0},
         latency_us={phase: dict.fromkeys(STATS) for phase in PHASES},

@@ -4,7 +4,7 @@ import pytest
 
 from greeter.errors import ConfigError
 from greeter.loadtest.plan.units import (
-    MOST,
+    MAX_QUANTITY,
     latency,
     number,
     parse_count,
@@ -32,12 +32,12 @@ from greeter.loadtest.plan.units import (
         ("0s", 0.0),
     ],
 )
-def test_durations_carry_a_unit_or_are_seconds(text: str, value: float) -> None:
+def test_a_duration_has_a_unit_or_is_in_seconds(text: str, value: float) -> None:
     assert parse_duration(text) == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize("text", ["", "s", "ms", "-1s", "1d", "1 s", "1.2.3s", "1e3s", "inf", "nan", "٣s"])
-def test_no_durations(text: str) -> None:
+def test_text_that_is_not_a_duration_is_rejected(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_duration(text)
     assert repr(text.strip()) in str(caught.value)
@@ -47,44 +47,44 @@ def test_no_durations(text: str) -> None:
     ("text", "value"),
     [("250", 250), ("10k", 10_000), ("1.5M", 1_500_000), ("2G", 2_000_000_000), ("1K", 1000)],
 )
-def test_counts_carry_a_multiple(text: str, value: int) -> None:
+def test_a_count_may_have_a_multiple(text: str, value: int) -> None:
     assert parse_count(text) == value
     assert parse_quantity(text) == value
 
 
-def test_a_quantity_may_be_broken_and_a_count_not() -> None:
+def test_a_quantity_may_have_a_fraction_and_a_count_not() -> None:
     assert parse_quantity("0.5") == 0.5
     assert parse_count("1.5k") == 1500
-    with pytest.raises(ConfigError, match=r"'1\.5' is no whole number"):
+    with pytest.raises(ConfigError, match=r"'1\.5' is not a whole number"):
         parse_count("1.5")
 
 
 @pytest.mark.parametrize("text", ["9" * 400, "1001g"])
-def test_a_count_has_a_most(text: str) -> None:
+def test_a_count_has_a_maximum(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_count(text)
-    assert str(caught.value) == f"'{text[:40]}' is more than {MOST:,}, the most there can be"
+    assert str(caught.value) == f"'{text[:40]}' is more than the maximum of {MAX_QUANTITY:,}"
 
 
 @pytest.mark.parametrize(("text", "value"), [("25", 25.0), ("0.5%", 0.5), ("0", 0.0)])
-def test_a_sign_may_follow_a_number_of_percent(text: str, value: float) -> None:
+def test_a_percentage_may_end_with_its_sign(text: str, value: float) -> None:
     assert parse_percent(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "%", "nan", "-50", "inf", "1e7", "some"])
-def test_no_percent(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{text!r} is not a number of percent$"):
+def test_text_that_is_not_a_percentage_is_rejected(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{text!r} is not a percentage, as in 25 or 25%$"):
         parse_percent(text)
 
 
 @pytest.mark.parametrize("text", ["", "k", "-1", "1kk", "1 k", "10x", "1e3", "inf"])
-def test_no_quantities(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no number"):
+def test_text_that_is_not_a_quantity_is_rejected(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a number"):
         parse_quantity(text)
 
 
-def test_a_negative_number_is_said_to_be_one() -> None:
-    with pytest.raises(ConfigError, match=r"^'-5' is no number from 0 on, as in 250, 10k or 1\.5M$"):
+def test_a_negative_number_is_rejected_as_such() -> None:
+    with pytest.raises(ConfigError, match=r"^'-5' is not a number of 0 or more, as in 250, 10k or 1\.5M$"):
         parse_quantity("-5")
 
 
@@ -105,11 +105,11 @@ def test_a_negative_number_is_said_to_be_one() -> None:
         (60_000_000, "60 s"),
     ],
 )
-def test_latencies_are_shown_in_the_unit_that_suits_them(us: float | None, text: str) -> None:
+def test_a_latency_is_formatted_in_the_unit_that_suits_it(us: float | None, text: str) -> None:
     assert latency(us) == text
 
 
-def test_times_and_numbers_for_people() -> None:
+def test_durations_and_numbers_are_formatted() -> None:
     assert [seconds(s) for s in (0.25, 10.0, 119.9, 120, 125.4)] == [
         "0.25 s",
         "10 s",

@@ -9,10 +9,10 @@ from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, Stage
 from greeter.loadtest.report.baseline import compare
 from tests.loadtest.report.test_report import metrics, report
-from tests.support.loadtest_peers import check_report
+from tests.support.loadtest_peers import checked
 
 if TYPE_CHECKING:
-    from greeter.loadtest.metrics.metrics import Metrics
+    from greeter.loadtest.metrics.run_metrics import RunMetrics
 
 
 def values(**latencies: float) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def test_nothing_now_where_there_was_something() -> None:
 
 
 @pytest.mark.parametrize("nothing", [metrics(0, 0, 5), metrics(0, 3, 0), metrics(0, 0, 0)])
-def test_where_nothing_was_greeted_is_no_baseline(nothing: Metrics) -> None:
+def test_where_nothing_was_greeted_is_no_baseline(nothing: RunMetrics) -> None:
     with pytest.raises(ConfigError, match=r"^old\.json is no baseline: nothing was greeted in it$"):
         report().against(report(nothing), name="old.json")
 
@@ -112,8 +112,8 @@ def test_in_a_closed_loop_service_is_response() -> None:
 
 def test_the_report_holds_the_comparison() -> None:
     new, old = report(metrics(2000, ms=5)), report(metrics(2000))
-    against = check_report(new.against(old, name="old.json"))
+    against = checked(new.against(old, name="old.json"))
     assert not against.passed
     assert against.exit_code == 99
     assert against.verdict.startswith("Not passed: connect mean went from 3 ms to 5 ms (+66.7 %); ")
-    assert check_report(old.against(new)).exit_code == 0
+    assert checked(old.against(new)).exit_code == 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter.loadtest import LoadPlan, LoadReport, Stage
-from greeter.loadtest.metrics.metrics import Metrics
+from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.metrics.timeline import Interval
 from greeter.loadtest.plan.outcome import GREETED
 from greeter.loadtest.report.charts import charts
@@ -31,7 +31,7 @@ IDS = ["rates", "open", "failures", "latencies", "heat", "percentiles"]
 
 def long_run(length: int, *, slower: float = 1.0, seed: int = 1) -> LoadReport:
     """A run of so many seconds with latencies that spread and grow, and an error now and then."""
-    chance, m = random.Random(seed), Metrics()
+    chance, m = random.Random(seed), RunMetrics()
     for second in range(length):
         failed = second % 17 == 3
         interval = Interval(float(second), PER_SECOND, PER_SECOND - failed, int(failed), second % 7 + 1)
@@ -66,7 +66,7 @@ RUNS: dict[str, Callable[[], LoadReport]] = {
     "a minute": lambda: long_run(60),
     "ten minutes": lambda: long_run(600),
     "all failed": lambda: report(metrics(0, 0, 3)),
-    "nothing at all": lambda: report(Metrics()),
+    "nothing at all": lambda: report(RunMetrics()),
     "closed": lambda: report(plan=LoadPlan(connections=7)),
 }
 
@@ -240,5 +240,5 @@ def test_a_longer_run_takes_no_more_room() -> None:
 def test_a_histogram_that_is_none() -> None:
     run = report()
     run.histograms["service"] = "HISTnonsense"
-    with pytest.raises(ValueError, match="no HdrHistogram encoding"):
+    with pytest.raises(ValueError, match="not an HdrHistogram encoding"):
         list(charts(run))

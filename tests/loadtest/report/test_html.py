@@ -15,8 +15,8 @@ import pytest
 
 from greeter.errors import ConfigError, MissingExtra
 from greeter.loadtest import LoadPlan, LoadReport, Threshold
-from greeter.loadtest.metrics.metrics import Metrics
-from greeter.loadtest.plan.outcome import FAILURES
+from greeter.loadtest.metrics.run_metrics import RunMetrics
+from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.report.html import packages, page
 from tests.loadtest.report.test_charts import PAIRS, long_run, named
 from tests.loadtest.report.test_report import lagging, metrics, report
@@ -154,7 +154,7 @@ def test_every_chart_has_a_table_and_a_name() -> None:
 
 def test_the_figures_of_a_run() -> None:
     m = metrics()
-    m.reason("connect_refused", "Connection refused")
+    m.count_reason("connect_refused", "Connection refused")
     plan = LoadPlan(
         rate=100,
         duration=1.0,
@@ -171,8 +171,8 @@ def test_the_figures_of_a_run() -> None:
     assert list(latencies) == ["Phase", "connect", "first byte", "service", "response", "failed after"]
     assert latencies["response"][:2] == ["99", "3 ms"]
     assert found.rows("Errors")[1:] == [
-        ["connect_refused", "1", f"N{FAILURES['connect_refused'][1:]}.1 × Connection refused"],
-        ["empty", "1", "An orderly end without one byte."],
+        ["connect_refused", "1", f"N{FAILURE_CLASSES['connect_refused'][1:]}.1 × Connection refused"],
+        ["empty", "1", "Closed by the peer without sending a byte."],
     ]
     assert found.rows("Kernel counters")[1:] == [
         ["ListenOverflows", "3", "Connections that found an accept queue full."]
@@ -239,7 +239,7 @@ def test_the_plan_says_what_was_chosen() -> None:
 def hostile() -> LoadReport:
     """A report in which whatever is text, is hostile."""
     m = metrics()
-    m.reason("connect_refused", HOSTILE)
+    m.count_reason("connect_refused", HOSTILE)
     environment = {**report().environment, "python": HOSTILE, "sysctl": {HOSTILE: HOSTILE}}
     plan = LoadPlan(rate=100, duration=1.0, expect=HOSTILE)
     run = report(m, plan, notes=[HOSTILE], environment=environment, kernel={HOSTILE: 1})
@@ -345,6 +345,6 @@ def test_a_report_with_a_broken_histogram() -> None:
 
 
 def test_a_report_on_nothing() -> None:
-    found = opened(report(Metrics()))
+    found = opened(report(RunMetrics()))
     assert figures(found) == {}
     assert "No connection failed." in [text for _, text in found.all("p")]

@@ -9,12 +9,12 @@ import pytest
 
 from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, LoadReport, Stage, Threshold
-from greeter.loadtest.metrics.metrics import HISTOGRAMS, merged
+from greeter.loadtest.metrics.run_metrics import HISTOGRAMS, merged
 from greeter.loadtest.report.merge import merge
 from greeter.loadtest.report.report import build
 from tests.loadtest.report.test_charts import long_run
 from tests.loadtest.report.test_report import ENVIRONMENT, lagging, metrics, report
-from tests.support.loadtest_peers import check_report
+from tests.support.loadtest_peers import checked
 
 
 def again(run: LoadReport) -> LoadReport:
@@ -28,11 +28,11 @@ def made(started_at: str = "2026-11-22T20:00:00.500Z", ms: float = 9.0, **option
 
 def test_the_sum_is_what_one_run_would_have_measured() -> None:
     parts = [metrics(98, 1, 1, ms=3.0), lagging(0.4, 60), metrics(0, 0, 5, ms=80.0)]
-    parts[2].reason("connect_refused", "Connection refused")
+    parts[2].count_reason("connect_refused", "Connection refused")
     parts[2].unstarted = 7
     plan = LoadPlan(rate=100, duration=1.0, connections=30, thresholds=[Threshold.parse("errors:rate<3%")])
     reports = [report(part, plan) for part in parts]
-    whole = check_report(merge([(f"{n}.json", again(run)) for n, run in enumerate(reports)]))
+    whole = checked(merge([(f"{n}.json", again(run)) for n, run in enumerate(reports)]))
     one = build(
         dataclasses.replace(plan, rate=300, connections=90, workers=3),
         "127.0.0.1:9999",
@@ -53,7 +53,7 @@ def test_every_sample_arrives() -> None:
     reports = [long_run(20, seed=1), long_run(30, seed=2)]
     for run in reports:
         run.plan["duration_s"] = 30.0
-    whole = check_report(merge([("a", reports[0]), ("b", reports[1])]))
+    whole = checked(merge([("a", reports[0]), ("b", reports[1])]))
     for name in HISTOGRAMS:
         counts = Counter(reports[0].histogram(name).counts) + Counter(reports[1].histogram(name).counts)
         assert whole.histogram(name).counts == counts
@@ -71,7 +71,7 @@ def test_it_says_which_part_contributed_what() -> None:
         ("b.json", report(late, started_at="2026-11-22T20:00:00.250Z", notes=["both"], environment=other)),
     ]
     parts[1] = ("b.json", dataclasses.replace(parts[1][1], target="localhost:9999"))
-    whole = check_report(merge(parts))
+    whole = checked(merge(parts))
     rows = whole.generator["parts"]
     assert [(row["name"], row["attempted"], row["saturated"], row["interrupted"]) for row in rows] == [
         ("a.json", 100, False, False),
@@ -98,7 +98,7 @@ def test_parts_that_were_not_asked_alike_are_remarked() -> None:
         return LoadPlan(rate=100, duration=1.0, **options)
 
     asked = plan(hold=2.0, until="line", expect="220", tls=True, timeout=3.0, connect_timeout=0.5)
-    whole = check_report(merge([("a", report(plan=plan())), ("b", made(plan=asked)), ("c", made(ms=1))]))
+    whole = checked(merge([("a", report(plan=plan())), ("b", made(plan=asked)), ("c", made(ms=1))]))
     assert [note for note in whole.notes if "plans" in note] == [
         "the parts had different plans, held open for: 0 s, 2 s",
         "the parts had different plans, timeout: 10 s, 3 s",
@@ -117,7 +117,7 @@ def test_one_saturated_part_spoils_the_whole() -> None:
 
 def test_a_merged_report_can_be_a_part() -> None:
     whole = merge([("a", report()), ("b", made())])
-    more = check_report(merge([("ab.json", again(whole)), ("c", made(ms=2.0))]))
+    more = checked(merge([("ab.json", again(whole)), ("c", made(ms=2.0))]))
     assert [row["name"] for row in more.generator["parts"]] == ["ab.json: a", "ab.json: b", "c"]
     assert more.connections["attempted"] == 300
     assert more.rate["target"] == 300
@@ -203,9 +203,12 @@ def broken(path: str, value: Any) -> LoadReport:
         (broken("errors.hiccup", 1), "b has errors of unknown classes: hiccup"),
         (
             broken("histograms.service", "HISTnonsense"),
-            "b has a histogram that cannot be read: no HdrHistogram",
+            "b has a histogram that cannot be read: not an HdrHistogram",
         ),
-        (broken("timeline.0.histogram", "HIST"), "b has a histogram that cannot be read: no HdrHistogram"),
+        (
+            broken("timeline.0.histogram", "HIST"),
+            "b has a histogram that cannot be read: not an HdrHistogram",
+        ),
     ],
 )
 def test_what_cannot_be_added(other: LoadReport, complaint: str) -> None:

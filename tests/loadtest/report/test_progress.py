@@ -8,7 +8,7 @@ import pytest
 from greeter.errors import MissingExtra
 from greeter.loadtest import LoadPlan, Snapshot
 from greeter.loadtest.report.progress import Lines, Live, line, panel, progress, remaining, sparkline
-from tests.loadtest.metrics.test_snapshot import interval
+from tests.loadtest.metrics.test_run_snapshot import interval
 
 
 class Terminal(io.StringIO):

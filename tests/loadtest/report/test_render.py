@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def test_a_summary_on_one_page() -> None:
     m = lagging(0.1, 50)
-    m.reason("connect_refused", "Connection refused")
+    m.count_reason("connect_refused", "Connection refused")
     plan = LoadPlan(
         rate=100,
         duration=1.0,
@@ -44,8 +44,8 @@ Load test of 127.0.0.1:9999: open loop, 100/s, at most 20 open, 2 workers, 1 s
   total, as due     3 ms     3 ms     3 ms     3 ms     3 ms     3 ms     3 ms     3 ms
   failed after      1 ms     1 ms     1 ms     1 ms     1 ms     1 ms     1 ms     1 ms
 
-          1 connect_refused        nothing listens there, or a firewall answers for it (Connection refused)
-          1 empty                  an orderly end without one byte
+          1 connect_refused        nothing listens there, or a firewall rejects it (Connection refused)
+          1 empty                  closed by the peer without sending a byte
 
   passed  response:p99<20ms            3 ms
   MISSED  errors:rate<1%               2%

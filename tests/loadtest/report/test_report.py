@@ -9,11 +9,11 @@ import pytest
 from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, LoadReport, Stage, Threshold
 from greeter.loadtest.metrics.histogram import Histogram, index_of
-from greeter.loadtest.metrics.metrics import Metrics
+from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.metrics.timeline import Interval
 from greeter.loadtest.plan.outcome import GREETED
 from greeter.loadtest.report.report import build, saturated
-from tests.support.loadtest_peers import check_report
+from tests.support.loadtest_peers import checked
 
 ENVIRONMENT: dict[str, Any] = {
     "greeter": "1",
@@ -25,9 +25,9 @@ ENVIRONMENT: dict[str, Any] = {
 }
 
 
-def metrics(greeted: int = 98, empty: int = 1, refused: int = 1, ms: float = 3.0) -> Metrics:
+def metrics(greeted: int = 98, empty: int = 1, refused: int = 1, ms: float = 3.0) -> RunMetrics:
     """A run of one second."""
-    m = Metrics()
+    m = RunMetrics()
     m.outcomes[GREETED], m.outcomes["empty"], m.outcomes["connect_refused"] = greeted, empty, refused
     interval = Interval(0.0, greeted + empty + refused, greeted, empty + refused, 5)
     for _ in range(greeted + empty):
@@ -44,10 +44,10 @@ def metrics(greeted: int = 98, empty: int = 1, refused: int = 1, ms: float = 3.0
     return m
 
 
-def report(m: Metrics | None = None, plan: LoadPlan | None = None, **options: Any) -> LoadReport:
+def report(m: RunMetrics | None = None, plan: LoadPlan | None = None, **options: Any) -> LoadReport:
     plan = plan or LoadPlan(rate=100, duration=1.0)
     options = {"started_at": "2026-11-22T20:00:00Z", "kernel": {}, "environment": ENVIRONMENT, **options}
-    return check_report(build(plan, "127.0.0.1:9999", m or metrics(), **options))
+    return checked(build(plan, "127.0.0.1:9999", m or metrics(), **options))
 
 
 def test_the_figures_are_worked_out() -> None:
@@ -74,7 +74,7 @@ def test_a_closed_loop_has_no_target_and_its_rate_is_of_those_that_ended() -> No
     m = metrics()
     m.elapsed = 2.0
     assert report(m, LoadPlan()).rate == {"target": None, "achieved": 50.0, "greeted": 49.0}
-    assert report(Metrics(), LoadPlan()).rate == {"target": None, "achieved": 0.0, "greeted": 0.0}
+    assert report(RunMetrics(), LoadPlan()).rate == {"target": None, "achieved": 0.0, "greeted": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_exit_code_is_of_the_worst(
     assert report(m, MISSED if missed else None).exit_code == code
 
 
-def lagging(ms: float, cpu: float, unstarted: int = 0) -> Metrics:
+def lagging(ms: float, cpu: float, unstarted: int = 0) -> RunMetrics:
     m = metrics()
     for _ in range(100):
         m.lag.record(ms / 1000)

@@ -20,7 +20,7 @@ def test_all_and_some() -> None:
 
 def test_nothing_greeted_names_class_and_count() -> None:
     m = metrics(0, 0, 1000)
-    m.reason("connect_refused", "Connection refused")
+    m.count_reason("connect_refused", "Connection refused")
     assert report(m).verdict == "Nothing was greeted: 1,000 connect_refused (Connection refused)."
     assert report(metrics(0, 0, 0)).verdict == "Nothing was greeted: nothing was attempted."
 

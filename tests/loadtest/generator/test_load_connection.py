@@ -1,4 +1,4 @@
-"""TLS and the single connection; what plain connections end in is shown by the engine's tests."""
+"""TLS, and single connections. The classes of plain connections are tested in test_engine.py."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import pytest
 import trustme
 
 from greeter.loadtest import LoadPlan
-from greeter.loadtest.generator.connection import Connection, Rules, TLSConnection
 from greeter.loadtest.generator.engine import Engine
-from greeter.loadtest.generator.poller import ENDED, FAILED, READABLE, WRITABLE
+from greeter.loadtest.generator.event_poller import ENDED, FAILED, READABLE, WRITABLE
+from greeter.loadtest.generator.load_connection import ConnectionSpec, LoadConnection, TLSLoadConnection
 from greeter.loadtest.generator.target import Target, resolve
 from greeter.loadtest.plan.outcome import GREETED
 from tests.support.loadtest_peers import (
     GREETING,
     abort_with_reset,
-    close_without_greeting,
+    close_at_once,
     greet,
-    greet_and_keep_open,
+    greet_and_stay,
     serving,
-    wait_for_eof,
+    wait_for_close,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Authority:
-    """A certificate authority, a server's context and the files that a plan names."""
+    """A certificate authority, the TLS context of a server, and PEM files for plans."""
 
     def __init__(self, folder: Path) -> None:
         ca = trustme.CA()
@@ -71,46 +71,50 @@ async def large(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     [
         (greet, {}, GREETED),
         (greet, {"expect": "Thank you", "server_name": "greeter.example"}, GREETED),
-        (greet_and_keep_open, {"until": "line", "hold": 0.05}, GREETED),
+        (greet_and_stay, {"until": "line", "hold": 0.05}, GREETED),
         (large, {}, GREETED),
         (large, {"max_bytes": 49_999}, "too_large"),
-        (close_without_greeting, {}, "empty"),
-        (wait_for_eof, {"timeout": 0.2}, "connected_no_greeting"),
+        (close_at_once, {}, "empty"),
+        (wait_for_close, {"timeout": 0.2}, "connected_no_greeting"),
         (greet, {"server_name": "else.example"}, "tls_error"),
     ],
 )
-async def test_tls_ends_in_the_same_classes(
+async def test_tls_connections_end_in_the_same_classes(
     handler: Handler, options: dict[str, Any], outcome: str, authority: Authority
 ) -> None:
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda *_: None)  # the server's opinion about a client that hangs up
+    loop.set_exception_handler(lambda *_: None)  # the server logs clients that abort
     async with serving(handler, ssl_context=authority.server) as target:
         assert await run(target, tls_ca=authority.ca, **options) == {outcome: 6}
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_tls_that_does_not_come_about(authority: Authority) -> None:
-    # They read what the client says first: closing with something unread would be a reset.
-    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def test_a_failed_handshake_has_its_class(authority: Authority) -> None:
+    # The servers read the ClientHello first: closing with unread data would be a reset.
+    async def send_plain_text(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(65536)
         writer.write(b"220 plain text, and not a little of it\r\n")
 
-    async def hear_and_close(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    async def read_and_close(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read(65536)
 
-    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def read_and_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(65536)
         abort_with_reset(writer)
 
-    for handler, outcome in ((babble, "tls_error"), (hear_and_close, "tls_error"), (hang_up, "reset")):
+    for handler, outcome in (
+        (send_plain_text, "tls_error"),
+        (read_and_close, "tls_error"),
+        (read_and_reset, "reset"),
+    ):
         async with serving(handler) as target:
             assert await run(target, tls_ca=authority.ca) == {outcome: 6}
-    async with serving(wait_for_eof) as target:
+    async with serving(wait_for_close) as target:
         assert await run(target, tls_ca=authority.ca, timeout=0.1) == {"connected_no_greeting": 6}
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_a_client_certificate_is_shown(authority: Authority) -> None:
+async def test_a_client_certificate_is_sent(authority: Authority) -> None:
     strict = authority.server
     strict.verify_mode = ssl.CERT_REQUIRED
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
@@ -122,27 +126,27 @@ async def test_a_client_certificate_is_shown(authority: Authority) -> None:
         strict.verify_mode = ssl.CERT_NONE
 
 
-# -- a single connection, its poll's answers given by hand
+# -- a single connection, with events made by the test
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Connection, socket.socket]]:
-    """A connection that has connected, and the server's end of it."""
+def pair() -> Iterator[tuple[LoadConnection, socket.socket]]:
+    """A connected connection, and its socket at the server."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         target = Target(socket.AF_INET, ("127.0.0.1", listener.getsockname()[1]))
-        connection = Connection(Rules(LoadPlan(), target), 0.0, 0.0)
+        connection = LoadConnection(ConnectionSpec(LoadPlan(), target), 0.0, 0.0)
         assert connection.open() is None
         assert connection.fd >= 0
         peer, _ = listener.accept()
-        assert connection.happened(WRITABLE, 1.0) is None
+        assert connection.on_event(WRITABLE, 1.0) is None
         assert connection.connected == 1.0
         yield connection, peer
         peer.close()
         connection.close()
 
 
-def wait_for(connection: Connection, mask: int) -> int:
-    """Wait until the kernel reports ``mask`` of a connection; returns all that it reports."""
+def wait_for(connection: LoadConnection, mask: int) -> int:
+    """Wait until the kernel reports all bits of ``mask`` for a connection. Returns all reported bits."""
     with select.epoll() as poll:
         poll.register(connection.fd, READABLE | ENDED)
         while True:
@@ -151,68 +155,68 @@ def wait_for(connection: Connection, mask: int) -> int:
                     return found
 
 
-def test_the_first_byte_and_the_end_have_their_moments(pair: tuple[Connection, socket.socket]) -> None:
+def test_the_first_byte_and_the_end_are_timestamped(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, peer = pair
     peer.sendall(b"Thank you ")
-    assert connection.happened(wait_for(connection, READABLE), 2.0) is None
+    assert connection.on_event(wait_for(connection, READABLE), 2.0) is None
     peer.sendall(b"for connecting")
     peer.close()
-    assert connection.happened(wait_for(connection, READABLE | ENDED), 3.0) == GREETED
-    assert (connection.first, connection.received, connection.ended) == (2.0, len(GREETING), True)
+    assert connection.on_event(wait_for(connection, READABLE | ENDED), 3.0) == GREETED
+    assert (connection.first_byte, connection.received, connection.ended) == (2.0, len(GREETING), True)
 
 
-def test_a_poll_without_news_changes_nothing(pair: tuple[Connection, socket.socket]) -> None:
+def test_a_spurious_event_changes_nothing(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, _ = pair
-    assert connection.happened(READABLE, 2.0) is None
-    assert connection.happened(READABLE | FAILED, 2.0) is None
-    assert (connection.first, connection.received) == (0.0, 0)
-    assert connection.overdue() == "connected_no_greeting"
+    assert connection.on_event(READABLE, 2.0) is None
+    assert connection.on_event(READABLE | FAILED, 2.0) is None
+    assert (connection.first_byte, connection.received) == (0.0, 0)
+    assert connection.classify_timeout() == "connected_no_greeting"
 
 
-def test_a_reset_between_poll_and_read_is_a_reset(pair: tuple[Connection, socket.socket]) -> None:
+def test_a_reset_between_poll_and_read_is_a_reset(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, peer = pair
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peer.close()
     wait_for(connection, FAILED)
-    assert connection.happened(READABLE, 2.0) == "reset"
+    assert connection.on_event(READABLE, 2.0) == "reset"
     assert connection.error == errno.ECONNRESET
-    assert connection.why == ""
+    assert connection.error_text == ""
 
 
-def test_a_reset_behind_a_whole_line_is_behind_the_greeting() -> None:
+def test_a_reset_after_a_complete_line_does_not_affect_the_greeting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         target = Target(socket.AF_INET, ("127.0.0.1", listener.getsockname()[1]))
-        connection = Connection(Rules(LoadPlan(until="line"), target), 0.0, 0.0)
+        connection = LoadConnection(ConnectionSpec(LoadPlan(until="line"), target), 0.0, 0.0)
         assert connection.open() is None
         peer, _ = listener.accept()
         peer.sendall(b"220 ready\r\n")
         wait_for(connection, READABLE)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         peer.close()
-        assert connection.happened(wait_for(connection, READABLE | FAILED), 2.0) == GREETED
+        assert connection.on_event(wait_for(connection, READABLE | FAILED), 2.0) == GREETED
         assert connection.error == errno.ECONNRESET
         connection.close()
 
 
-def test_another_error_says_which(pair: tuple[Connection, socket.socket]) -> None:
+def test_an_error_other_than_a_reset_has_its_text(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, _ = pair
     connection.error = errno.ETIMEDOUT
-    assert connection.verdict() == "reset"
-    assert connection.why == "Connection timed out"
+    assert connection.classify() == "reset"
+    assert connection.error_text == "Connection timed out"
 
 
-def test_a_reset_behind_the_end_is_known(pair: tuple[Connection, socket.socket]) -> None:
+def test_a_reset_after_the_end_is_recorded(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, peer = pair
     peer.sendall(GREETING)
     peer.shutdown(socket.SHUT_WR)
     wait_for(connection, READABLE | ENDED)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peer.close()
-    assert connection.happened(wait_for(connection, FAILED), 2.0) == GREETED
+    assert connection.on_event(wait_for(connection, FAILED), 2.0) == GREETED
     assert connection.error == errno.EPIPE
 
 
-def test_what_is_held_is_read_away_until_its_end(pair: tuple[Connection, socket.socket]) -> None:
+def test_a_held_connection_discards_data_until_its_end(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, peer = pair
     peer.sendall(b"250 more\r\n")
     wait_for(connection, READABLE)
@@ -222,7 +226,7 @@ def test_what_is_held_is_read_away_until_its_end(pair: tuple[Connection, socket.
     assert connection.drain()
 
 
-def test_a_held_connection_that_is_reset_is_closed(pair: tuple[Connection, socket.socket]) -> None:
+def test_a_held_connection_reports_a_reset(pair: tuple[LoadConnection, socket.socket]) -> None:
     connection, peer = pair
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peer.close()
@@ -231,7 +235,7 @@ def test_a_held_connection_that_is_reset_is_closed(pair: tuple[Connection, socke
     assert connection.error == errno.ECONNRESET
 
 
-def test_rules_know_which_kind_of_connection() -> None:
+def test_the_spec_selects_the_class_of_connections() -> None:
     target = Target(socket.AF_INET, ("127.0.0.1", 9))
-    assert Rules(LoadPlan(), target).connection is Connection
-    assert Rules(LoadPlan(tls=True), target).connection is TLSConnection
+    assert ConnectionSpec(LoadPlan(), target).connection_class is LoadConnection
+    assert ConnectionSpec(LoadPlan(tls=True), target).connection_class is TLSLoadConnection

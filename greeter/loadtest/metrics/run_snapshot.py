@@ -1,7 +1,9 @@
-"""How a run is going: what its workers' intervals add up to so far.
+"""The figures of a run in progress: the sum of the intervals of its workers so far.
 
-The law: whoever looks at a run works for it himself. The engine hands over each quarter of a second as it
-is; adding up, percentiles and drawing are done by the one who looks, when he looks.
+Invariants:
+
+- The engine only hands over each interval. Adding up happens here, percentiles are computed on request.
+- The memory of a snapshot does not grow with the duration of the run.
 """
 
 from __future__ import annotations
@@ -14,12 +16,17 @@ from greeter.loadtest.metrics.timeline import INTERVAL
 if TYPE_CHECKING:
     from greeter.loadtest.metrics.timeline import Interval
 
-# A minute of intervals, for a picture of the rate.
-_KEPT = int(60 / INTERVAL)
+# A minute of intervals, for ``rates``.
+_MAX_INTERVALS = int(60 / INTERVAL)
 
 
 class Snapshot:
-    """The figures so far. ``elapsed`` is in seconds; ``open`` is what was open lately, at the most."""
+    """The figures of a run so far.
+
+    - ``elapsed``: seconds since the beginning of the run.
+    - ``attempted``, ``greeted``, ``failed``: connections started, greeted and failed.
+    - ``response``: the histogram of response times, from the intended start.
+    """
 
     def __init__(self) -> None:
         self.elapsed = 0.0
@@ -29,7 +36,12 @@ class Snapshot:
         self._attempts: dict[float, int] = {}
 
     def add(self, interval: Interval, worker: int = 0) -> None:
-        """Take in an interval that has ended."""
+        """Add an interval that has ended.
+
+        Args:
+            interval: a quarter of a second of one worker.
+            worker: the number of that worker, from 0.
+        """
         self.elapsed = max(self.elapsed, interval.begin + INTERVAL)
         self.attempted += interval.attempted
         self.greeted += interval.greeted
@@ -37,25 +49,33 @@ class Snapshot:
         self.response.add(interval.response)
         self._open[worker] = interval.open
         self._attempts[interval.begin] = self._attempts.get(interval.begin, 0) + interval.attempted
-        while len(self._attempts) > _KEPT:
+        while len(self._attempts) > _MAX_INTERVALS:
             del self._attempts[min(self._attempts)]
 
     @property
     def open(self) -> int:
+        """The maximum of open connections in the last interval, of all workers."""
         return sum(self._open.values())
 
     @property
     def rate(self) -> float:
-        """Connections begun per second, over the last second."""
+        """Connections started per second, over the last second."""
         since = self.elapsed - 1 - INTERVAL / 2
         last = [count for begin, count in self._attempts.items() if begin > since]
         return sum(last) / (len(last) * INTERVAL) if last else 0.0
 
     @property
     def rates(self) -> list[float]:
-        """Connections begun per second, in each quarter of a second of the last minute."""
+        """Connections started per second, for each quarter of a second of the last minute."""
         return [count / INTERVAL for _, count in sorted(self._attempts.items())]
 
     def percentile_us(self, percent: float) -> float | None:
-        """A percentile of the response times so far, in µs."""
+        """Return a percentile of the response times so far.
+
+        Args:
+            percent: from 0 to 100.
+
+        Returns:
+            Microseconds; None if there was no response yet.
+        """
         return self.response.percentiles(percent)[0]

@@ -1,7 +1,10 @@
-"""What one worker measured, and how the parts of several become the whole.
+"""The figures of one worker, and their sum over several.
 
-The law: merging is adding. Whatever cannot be added exactly (a percentile, a rate, a share) is not kept
-here but worked out from what is, at the end. Nothing here grows with the length of the run.
+Invariants:
+
+- Figures of several workers are merged by adding. What cannot be added exactly (percentiles, rates, shares)
+  is not stored, but computed for the report.
+- The memory of the figures does not grow with the duration of the run.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.loadtest.metrics.histogram import Histogram
 from greeter.loadtest.metrics.timeline import Interval, Timeline
-from greeter.loadtest.plan.outcome import FAILURES, GREETED
+from greeter.loadtest.plan.outcome import FAILURE_CLASSES, GREETED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,21 +28,38 @@ COUNTS = (
     "peak_open",
 )
 
-# Of each class so many different reasons are kept, should a TLS library be inventive.
-_MOST_REASONS = 20
+# The number of distinct reasons kept for each class, because the texts of a TLS library may vary.
+_MAX_REASONS = 20
 
 
 @dataclass(slots=True)
-class Metrics:
+class RunMetrics:
     """The figures of a run.
 
-    The histograms ``connect``, ``first_byte`` and ``service`` are timed from the actual connect,
-    ``response`` from the intended start, ``failed`` from the actual connect to the failure; ``lag`` is how
-    late connections were begun that had a free place. ``outcomes`` has every class, ``reasons`` the
-    system's words for some. ``unstarted`` were due and not begun when the schedule ended; ``cut_off`` were
-    open when the run was ``interrupted``, and are in no class. ``elapsed`` is seconds from the beginning to
-    the last end, ``scheduled`` to the end of the schedule, and ``cpu_percent`` the share of a core that
-    each worker used: until then, in a closed loop until the last end, as with its rate.
+    Histograms:
+
+    - ``connect``, ``first_byte``, ``service``: from the actual start of the connection.
+    - ``response``: from its intended start.
+    - ``failed``: from the actual start to the failure.
+    - ``lag``: how late a connection with a free slot was started.
+
+    Counts:
+
+    - ``outcomes``: connections by class. Every class has an entry.
+    - ``reasons``: for some classes, connections by the text of the error.
+    - ``unstarted``: connections that were due, but not started when the schedule ended.
+    - ``cut_off``: connections that were open when the run was ``interrupted``. They are in no class.
+    - ``reset_after_greeting``: greeted connections that were reset.
+    - ``closed_while_held``: held connections that the server closed.
+    - ``peak_open``: the maximum of open connections.
+
+    Times, in seconds from the beginning of the run:
+
+    - ``elapsed``: the last end of a connection, or ``scheduled`` if that is later.
+    - ``scheduled``: the end of the schedule.
+
+    ``cpu_percent`` is the share of a core that each worker used, until the end of the schedule; in a closed
+    loop until the last end of a connection, like its rate.
     """
 
     connect: Histogram = field(default_factory=Histogram)
@@ -48,7 +68,7 @@ class Metrics:
     response: Histogram = field(default_factory=Histogram)
     failed: Histogram = field(default_factory=Histogram)
     lag: Histogram = field(default_factory=Histogram)
-    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys((GREETED, *FAILURES), 0))
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys((GREETED, *FAILURE_CLASSES), 0))
     reasons: dict[str, dict[str, int]] = field(default_factory=dict)
     timeline: Timeline = field(default_factory=Timeline)
     unstarted: int = 0
@@ -63,30 +83,31 @@ class Metrics:
 
     @property
     def attempted(self) -> int:
+        """The number of connections started, without those cut off."""
         return sum(self.outcomes.values())
 
-    def reason(self, outcome: str, why: str) -> None:
-        """Remember ``why`` a connection ended in ``outcome``."""
+    def count_reason(self, outcome: str, text: str) -> None:
+        """Count a connection in class ``outcome`` by the text of its error."""
         reasons = self.reasons.setdefault(outcome, {})
-        if why not in reasons and len(reasons) >= _MOST_REASONS:
-            why = "other reasons"
-        reasons[why] = reasons.get(why, 0) + 1
+        if text not in reasons and len(reasons) >= _MAX_REASONS:
+            text = "other reasons"
+        reasons[text] = reasons.get(text, 0) + 1
 
     def count(self, interval: Interval) -> None:
-        """Count what the histograms have recorded, and that of the interval that is going on."""
+        """Count what the histograms and that of the current ``interval`` have recorded."""
         interval.response.count()
         for name in HISTOGRAMS:
             getattr(self, name).count()
 
-    def take(self, interval: Interval) -> None:
-        """Add an interval that is over."""
+    def add_interval(self, interval: Interval) -> None:
+        """Add an interval that has ended."""
         self.count(interval)
         self.response.add(interval.response)
         self.timeline.add(interval)
         self.peak_open = max(self.peak_open, interval.open)
 
-    def merge(self, other: Metrics) -> None:
-        """Add what another worker measured in the same run."""
+    def merge(self, other: RunMetrics) -> None:
+        """Add the figures of another worker of the same run."""
         for name in HISTOGRAMS:
             getattr(self, name).add(getattr(other, name))
         for name in COUNTS:
@@ -95,8 +116,8 @@ class Metrics:
             self.outcomes[outcome] += count
         for outcome, reasons in other.reasons.items():
             mine = self.reasons.setdefault(outcome, {})
-            for why, count in reasons.items():
-                mine[why] = mine.get(why, 0) + count
+            for text, count in reasons.items():
+                mine[text] = mine.get(text, 0) + count
         self.timeline.merge(other.timeline)
         self.elapsed = max(self.elapsed, other.elapsed)
         self.scheduled = max(self.scheduled, other.scheduled)
@@ -104,8 +125,9 @@ class Metrics:
         self.interrupted = self.interrupted or other.interrupted
 
     def to_json(self) -> dict[str, Any]:
+        """Return the figures as JSON."""
         return {
-            "histograms": {name: _dump(getattr(self, name)) for name in HISTOGRAMS},
+            "histograms": {name: _histogram_to_json(getattr(self, name)) for name in HISTOGRAMS},
             "counts": {name: getattr(self, name) for name in COUNTS},
             "outcomes": self.outcomes,
             "reasons": self.reasons,
@@ -117,8 +139,8 @@ class Metrics:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Metrics:
-        """The figures that ``to_json`` wrote."""
+    def from_json(cls, values: dict[str, Any]) -> RunMetrics:
+        """Return the figures that ``to_json`` made ``values`` from."""
         metrics = cls(
             outcomes=values["outcomes"],
             reasons=values["reasons"],
@@ -129,23 +151,23 @@ class Metrics:
             interrupted=values["interrupted"],
         )
         for name in HISTOGRAMS:
-            setattr(metrics, name, _load(values["histograms"][name]))
+            setattr(metrics, name, _histogram_from_json(values["histograms"][name]))
         for name in COUNTS:
             setattr(metrics, name, values["counts"][name])
         return metrics
 
 
-def merged(parts: Iterable[Metrics]) -> Metrics:
-    """The figures of all workers together."""
-    whole = Metrics()
+def merged(parts: Iterable[RunMetrics]) -> RunMetrics:
+    """Return the sum of the figures of several workers."""
+    whole = RunMetrics()
     for part in parts:
         whole.merge(part)
     return whole
 
 
-def _dump(histogram: Histogram) -> dict[str, Any]:
+def _histogram_to_json(histogram: Histogram) -> dict[str, Any]:
     return {"counts": list(histogram.counts.items()), "over": histogram.over}
 
 
-def _load(values: dict[str, Any]) -> Histogram:
+def _histogram_from_json(values: dict[str, Any]) -> Histogram:
     return Histogram(dict(values["counts"]), values["over"])

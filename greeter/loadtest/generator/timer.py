@@ -1,9 +1,13 @@
-"""One alarm for one moment, to some 50 µs.
+"""A timer that is precise to about 50 µs.
 
-The law: a load generator is as good as its clock. Loops keep time in milliseconds (uvloop rounds a delay
-to them, asyncio waits in them), so a schedule of 400 arrivals per second would be kept to half an arrival
-and the response times would be ours. A timerfd (Linux) is a clock that a loop can wait for as it waits for
-a socket, to the microsecond and without spinning. Elsewhere the loop's own timer has to do.
+The timers of event loops have a resolution of 1 ms (uvloop rounds delays to it, asyncio waits in it). At 400
+arrivals per second, that is an error of half an interval, which would count as latency. A timerfd (Linux)
+is a descriptor that the loop waits for like a socket, with a resolution of a microsecond and without
+spinning. Other systems use the timer of the loop.
+
+Invariants:
+
+- At most one callback is pending: for the earliest time that was set since the last callback.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class _Itimerspec(ctypes.Structure):
-    """struct itimerspec of timerfd_settime(2): an interval (none here), and the first moment."""
+    """struct itimerspec of timerfd_settime(2): an interval (0 here) and the time of the first expiration."""
 
     _fields_ = [
         ("interval_s", ctypes.c_long),
@@ -34,8 +38,13 @@ class _Itimerspec(ctypes.Structure):
 _TIMER_ABSTIME = 1  # TFD_TIMER_ABSTIME
 
 
-class Alarm:
-    """Calls ``callback`` once at the moment set last, of ``time.monotonic()``."""
+class PreciseTimer:
+    """Calls back once at a time of ``time.monotonic()``.
+
+    Args:
+        loop: the running event loop.
+        callback: called in the loop.
+    """
 
     def __init__(self, loop: AbstractEventLoop, callback: Callable[[], None]) -> None:
         self._loop, self._callback = loop, callback
@@ -45,29 +54,32 @@ class Alarm:
         if self._fd is not None:
             self._spec = _Itimerspec()
             self._settime = _libc().timerfd_settime
-            loop.add_reader(self._fd, self._ring)
+            loop.add_reader(self._fd, self._on_fire)
 
     def set(self, when: float) -> None:
-        """Ring at ``when``, at once if that has passed, and no longer at the moment that was set before.
+        """Call back at ``when``, or at once if that has passed.
 
-        A later moment than the one that is set costs nothing: the alarm rings early, once, and whoever
-        rings sets it again. The caller has to look at the time anyway.
+        An earlier time replaces the one that is set. A later one is ignored, which saves a system call: the
+        callback then comes early, and must check the time and set the timer again.
+
+        Args:
+            when: a time of ``time.monotonic()``, in seconds.
         """
         if self._when <= when:
             return
         self._when = when
         if self._fd is not None:
             whole = int(when)
-            # A moment of zero would disarm it, and one in the past rings at once.
+            # 0 would disarm the timer. A time in the past expires at once.
             self._spec.value_s, self._spec.value_ns = whole, int((when - whole) * 1e9) or 1
             self._settime(self._fd, _TIMER_ABSTIME, ctypes.byref(self._spec), None)
             return
         if self._handle is not None:
             self._handle.cancel()
-        self._handle = self._loop.call_later(max(0.0, when - time.monotonic()), self._ring)
+        self._handle = self._loop.call_later(max(0.0, when - time.monotonic()), self._on_fire)
 
     def close(self) -> None:
-        """Ring no more."""
+        """Do not call back any more, and close the descriptor."""
         if self._handle is not None:
             self._handle.cancel()
         if self._fd is not None:
@@ -75,19 +87,19 @@ class Alarm:
             os.close(self._fd)
             self._fd = None
 
-    def _ring(self) -> None:
+    def _on_fire(self) -> None:
         if self._fd is not None:
-            os.read(self._fd, 8)  # how often it rang; until this is read, the descriptor stays readable
+            os.read(self._fd, 8)  # the number of expirations; the descriptor is readable until it is read
         self._when, self._handle = inf, None
         self._callback()
 
 
 def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)  # os.timerfd_create is there from Python 3.13 on, libc's since 2008
+    return ctypes.CDLL(None)  # os.timerfd_create is new in Python 3.13; that of libc dates from 2008
 
 
 def _timerfd() -> int | None:
-    """A new timerfd on the clock of ``time.monotonic()``, or None where there is none."""
+    """Create a timerfd on the clock of ``time.monotonic()``. Returns None if the system has none."""
     if sys.platform != "linux" or ctypes.sizeof(ctypes.c_long) != 8:
         return None
     fd = _libc().timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)

@@ -9,43 +9,49 @@ import pytest
 
 from greeter.loadtest import LoadPlan
 from greeter.loadtest.generator.target import resolve
-from greeter.loadtest.generator.workers import WorkerFailed, Workers
+from greeter.loadtest.generator.worker_pool import LoadWorkerFailed, WorkerPool
 from greeter.loadtest.plan.outcome import GREETED
-from tests.support.loadtest_peers import greet, serving, serving_and_counting, wait_for_clients, wait_for_eof
+from tests.support.loadtest_peers import (
+    greet,
+    serving,
+    serving_and_counting,
+    wait_for_clients,
+    wait_for_close,
+)
 
 if TYPE_CHECKING:
     from greeter.loadtest.metrics.timeline import Interval
 
 
-def pids(workers: Workers) -> list[int]:
+def pids(workers: WorkerPool) -> list[int]:
     return [process.pid for process in workers._processes]
 
 
-async def test_workers_share_the_load_and_add_up() -> None:
-    told: dict[int, int] = {0: 0, 1: 0, 2: 0}
+async def test_workers_share_the_load_and_their_figures_are_added() -> None:
+    attempted: dict[int, int] = {0: 0, 1: 0, 2: 0}
 
     def on_interval(interval: Interval, worker: int) -> None:
-        told[worker] += interval.attempted
+        attempted[worker] += interval.attempted
 
     async with serving(greet) as target:
         plan = LoadPlan(target, rate=200, count=101, connections=9, workers=3)
-        async with Workers(plan, await resolve(plan), on_interval) as workers:
+        async with WorkerPool(plan, await resolve(plan), on_interval) as workers:
             metrics = await workers.run()
     assert metrics.attempted + metrics.unstarted == 101
     assert metrics.outcomes[GREETED] == metrics.attempted
-    assert sum(told.values()) == metrics.attempted
-    assert all(told.values())
+    assert sum(attempted.values()) == metrics.attempted
+    assert all(attempted.values())
     assert len(metrics.cpu_percent) == 3
     assert metrics.scheduled == pytest.approx(0.505)
 
 
-async def test_a_worker_that_dies_fails_the_run_and_takes_the_others_with_it() -> None:
-    async with serving(wait_for_eof) as target:
+async def test_a_worker_that_is_killed_fails_the_run_and_ends_the_others() -> None:
+    async with serving(wait_for_close) as target:
         plan = LoadPlan(target, duration=60.0, connections=4, workers=2)
-        async with Workers(plan, await resolve(plan)) as workers:
+        async with WorkerPool(plan, await resolve(plan)) as workers:
             running = asyncio.ensure_future(workers.run())
             os.kill(pids(workers)[1], signal.SIGKILL)
-            with pytest.raises(WorkerFailed, match="worker 1 ended with status -9 before") as caught:
+            with pytest.raises(LoadWorkerFailed, match="worker 1 exited with status -9 before") as caught:
                 await running
         assert (caught.value.index, caught.value.status) == (1, -9)
         for pid in pids(workers):
@@ -53,21 +59,21 @@ async def test_a_worker_that_dies_fails_the_run_and_takes_the_others_with_it() -
                 os.kill(pid, 0)
 
 
-async def test_stopped_they_report_what_they_have() -> None:
-    async with serving_and_counting(wait_for_eof) as (target, came):
+async def test_stopped_workers_report_the_figures_so_far() -> None:
+    async with serving_and_counting(wait_for_close) as (target, accepted):
         plan = LoadPlan(target, duration=60.0, connections=4, workers=2)
-        async with Workers(plan, await resolve(plan)) as workers:
+        async with WorkerPool(plan, await resolve(plan)) as workers:
             running = asyncio.ensure_future(workers.run())
-            await wait_for_clients(came, 4)
+            await wait_for_clients(accepted, 4)
             workers.stop()
             metrics = await running
     assert metrics.interrupted
     assert metrics.cut_off == 4
 
 
-async def test_a_worker_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greeter.loadtest.generator.workers._COMMAND", ("false",))
+async def test_a_worker_that_does_not_start_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greeter.loadtest.generator.worker_pool._WORKER_COMMAND", ("false",))
     plan = LoadPlan(connections=4, workers=2)
-    with pytest.raises(WorkerFailed, match="load worker 0 ended with status 1"):
-        async with Workers(plan, await resolve(plan)):
+    with pytest.raises(LoadWorkerFailed, match="load worker 0 exited with status 1"):
+        async with WorkerPool(plan, await resolve(plan)):
             pass

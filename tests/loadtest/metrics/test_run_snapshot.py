@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from greeter.loadtest.metrics.histogram import Histogram
-from greeter.loadtest.metrics.snapshot import Snapshot
+from greeter.loadtest.metrics.run_snapshot import Snapshot
 from greeter.loadtest.metrics.timeline import INTERVAL, Interval
 
 
@@ -11,7 +11,7 @@ def interval(number: int, attempted: int, us: int = 1000, open: int = 1) -> Inte
     return Interval(number * INTERVAL, attempted, attempted, 0, open, Histogram({us: attempted}, sparse=True))
 
 
-def test_intervals_add_up_to_the_run_so_far() -> None:
+def test_intervals_are_added_up() -> None:
     snapshot = Snapshot()
     assert (snapshot.rate, snapshot.rates, snapshot.percentile_us(50)) == (0.0, [], None)
     for number in range(8):
@@ -24,7 +24,7 @@ def test_intervals_add_up_to_the_run_so_far() -> None:
     assert snapshot.percentile_us(99) == 1000
 
 
-def test_workers_of_the_same_quarter_of_a_second_are_one() -> None:
+def test_intervals_of_several_workers_at_the_same_time_are_added() -> None:
     snapshot = Snapshot()
     for number in range(4):
         for worker in range(2):
@@ -34,7 +34,7 @@ def test_workers_of_the_same_quarter_of_a_second_are_one() -> None:
     assert snapshot.rates == [200.0] * 4
 
 
-def test_a_worker_that_is_late_with_its_interval_counts_where_it_belongs() -> None:
+def test_an_interval_that_arrives_late_counts_at_its_own_time() -> None:
     snapshot = Snapshot()
     snapshot.add(interval(0, 10), 0)
     snapshot.add(interval(1, 10), 0)
@@ -43,7 +43,7 @@ def test_a_worker_that_is_late_with_its_interval_counts_where_it_belongs() -> No
     assert snapshot.elapsed == 0.5
 
 
-def test_it_does_not_grow() -> None:
+def test_a_snapshot_keeps_a_minute_of_rates() -> None:
     snapshot = Snapshot()
     for number in range(1000):
         snapshot.add(interval(number, 1))

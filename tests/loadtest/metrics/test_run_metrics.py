@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import json
 
-from greeter.loadtest.metrics.metrics import HISTOGRAMS, Metrics, merged
+from greeter.loadtest.metrics.run_metrics import HISTOGRAMS, RunMetrics, merged
 from greeter.loadtest.metrics.timeline import Interval
-from greeter.loadtest.plan.outcome import FAILURES, GREETED
+from greeter.loadtest.plan.outcome import FAILURE_CLASSES, GREETED
 
 
-def metrics(worker: int) -> Metrics:
-    m = Metrics()
-    for place, name in enumerate(HISTOGRAMS):
-        getattr(m, name).record((1 + place + 10 * worker) / 1000)
+def metrics(worker: int) -> RunMetrics:
+    m = RunMetrics()
+    for position, name in enumerate(HISTOGRAMS):
+        getattr(m, name).record((1 + position + 10 * worker) / 1000)
     m.outcomes[GREETED] = 10 * worker
     m.outcomes["empty"] = worker
-    m.reason("connect_error", "No route to host")
+    m.count_reason("connect_error", "No route to host")
     m.timeline.add(Interval(1.0, attempted=11 * worker, greeted=10 * worker, failed=worker, open=worker))
     m.unstarted, m.cut_off, m.peak_open = 2, 3, 4
     m.reset_after_greeting, m.closed_while_held = 5, 6
@@ -22,7 +22,7 @@ def metrics(worker: int) -> Metrics:
     return m
 
 
-def test_merging_is_adding() -> None:
+def test_merging_adds_all_figures() -> None:
     whole = merged([metrics(1), metrics(2)])
     assert whole.attempted == 33
     assert whole.outcomes[GREETED] == 30
@@ -39,22 +39,22 @@ def test_merging_is_adding() -> None:
     assert merged([metrics(1), part]).interrupted
 
 
-def test_figures_travel_as_json() -> None:
+def test_figures_survive_json() -> None:
     one = metrics(3)
     one.interrupted = True
-    back = Metrics.from_json(json.loads(json.dumps(one.to_json())))
+    back = RunMetrics.from_json(json.loads(json.dumps(one.to_json())))
     assert back.to_json() == one.to_json()
     for name in HISTOGRAMS:
         assert getattr(back, name).counts == getattr(one, name).counts
 
 
-def test_every_class_is_there_from_the_beginning() -> None:
-    assert Metrics().outcomes == dict.fromkeys((GREETED, *FAILURES), 0)
+def test_every_class_has_a_count_from_the_beginning() -> None:
+    assert RunMetrics().outcomes == dict.fromkeys((GREETED, *FAILURE_CLASSES), 0)
 
 
-def test_reasons_are_bounded() -> None:
-    m = Metrics()
+def test_distinct_reasons_are_limited() -> None:
+    m = RunMetrics()
     for n in range(100):
-        m.reason("tls_error", f"reason {n}")
+        m.count_reason("tls_error", f"reason {n}")
     assert len(m.reasons["tls_error"]) == 21
     assert sum(m.reasons["tls_error"].values()) == 100

@@ -1,0 +1,308 @@
+"""One connection under test: connect, receive the greeting, classify the outcome.
+
+::
+
+    open() -> connecting -> [TLS handshake] -> receiving -> classified -> [held] -> close()
+
+A connection is classified in any of the first three states: by an event (``on_event``), by its timeout
+(``classify_timeout``) or by an error of its socket. The engine holds or closes it.
+
+Invariants:
+
+- The socket is read only after an event, and then until it is empty.
+- ``on_event`` returns the class in which the connection has ended, or None while it continues.
+- A connection counts nothing and closes only its own socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from contextlib import suppress
+from itertools import takewhile
+from math import inf
+from typing import TYPE_CHECKING
+
+from greeter.loadtest.generator.event_poller import ENDED, FAILED, READABLE
+from greeter.loadtest.plan.outcome import GREETED, connect_failure
+
+if TYPE_CHECKING:
+    from greeter.loadtest.generator.target import Target
+    from greeter.loadtest.plan.plan import LoadPlan
+
+# Errors of a connected socket. Linux reports EPIPE for a reset after the end of the stream.
+_RESET_ERRORS = (errno.ECONNRESET, errno.EPIPE)
+
+_IN_PROGRESS = (0, errno.EINPROGRESS)
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class ConnectionSpec:
+    """What all connections of a run have in common: the target, and what a complete greeting is.
+
+    Args:
+        plan: the plan of the run.
+        target: its resolved target.
+    """
+
+    def __init__(self, plan: LoadPlan, target: Target) -> None:
+        self.target, self.address, self.open_socket = target, target.address, target.open
+        self.connection_class = TLSLoadConnection if plan.tls else LoadConnection
+        self.until_line = plan.until == "line"
+        self.expect = None if plan.expect is None else plan.expect.encode(errors="surrogateescape")
+        self.keep_data = self.until_line or self.expect is not None
+        self.max_bytes = plan.max_bytes
+        self.buffer = memoryview(bytearray(65536))  # shared: its content is used at once
+        # A shorter read has emptied the socket. With TLS, more may be buffered without an event for it.
+        self.drained_below = 0 if plan.tls else len(self.buffer)
+
+
+class LoadConnection:
+    """A connection under test.
+
+    Times are in seconds of one clock:
+
+    - ``intended``, ``start``: when it should have started and when it did.
+    - ``connected``, ``first_byte``: when it was connected and when its first byte arrived; 0 until then.
+
+    State:
+
+    - ``fd``: its descriptor; -1 if no socket could be opened.
+    - ``received``: the bytes of the greeting so far. ``data`` has them if they are needed.
+    - ``error``: the errno of the socket, or 0. ``error_text``: the text of a failure's error.
+    - ``queue_full``: the queue of a Unix socket was full, and ``connect`` must be called again.
+    - ``ended``: the peer has closed or reset the connection.
+    - ``measured``: it is part of the run, not of the warm-up.
+    """
+
+    __slots__ = (
+        "connected",
+        "data",
+        "ended",
+        "error",
+        "fd",
+        "first_byte",
+        "intended",
+        "measured",
+        "queue_full",
+        "received",
+        "spec",
+        "sock",
+        "start",
+        "error_text",
+    )
+
+    sock: socket.SocketType
+    data: bytes
+
+    def __init__(self, spec: ConnectionSpec, intended: float, start: float, measured: bool = True) -> None:
+        self.spec = spec
+        self.intended = intended
+        self.start = start
+        self.measured = measured
+        self.connected = self.first_byte = 0.0
+        self.fd = -1
+        self.received = self.error = 0
+        self.ended = self.queue_full = False
+        self.error_text = ""
+
+    def open(self) -> str | None:
+        """Open the socket and start to connect. Sets ``queue_full``.
+
+        Returns:
+            The class in which that failed, or None.
+        """
+        spec = self.spec
+        try:
+            self.sock = sock = spec.open_socket()
+        except OSError as error:
+            return self._classify_connect_error(error.errno or 0)
+        self.fd = sock.fileno()
+        code = sock.connect_ex(spec.address)
+        return None if code in _IN_PROGRESS else self._connect_failed(code)
+
+    def connect(self) -> str | None:
+        """Try again to connect. Sets ``queue_full``; returns as ``open``."""
+        self.queue_full = False
+        code = self.sock.connect_ex(self.spec.address)
+        return None if code in _IN_PROGRESS else self._connect_failed(code)
+
+    def _connect_failed(self, code: int) -> str | None:
+        # A Unix socket whose queue is full. No event reports that there is space again (connect(2)).
+        if code == errno.EAGAIN and self.spec.target.family == socket.AF_UNIX:
+            self.queue_full = True
+            return None
+        return self._classify_connect_error(code)
+
+    def on_event(self, mask: int, now: float) -> str | None:
+        """Handle an event.
+
+        Args:
+            mask: the bits that the poll reported.
+            now: the time of the poll.
+
+        Returns:
+            The class in which the connection has ended, or None.
+        """
+        if mask & FAILED:
+            # SO_ERROR clears the error. Further reads return the data, and then the end of the stream.
+            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code and not self.connected and code not in _RESET_ERRORS:
+                return self._classify_connect_error(code)
+            self.error = self.error or code
+        if not self.connected:
+            self.connected = now
+        return self.read(mask, now) if mask & READABLE else None
+
+    def read(self, mask: int, now: float) -> str | None:
+        """Read until the socket is empty. Returns the class in which the connection has ended, or None."""
+        spec = self.spec
+        while True:
+            try:
+                size = self.sock.recv_into(spec.buffer)
+            except _WOULD_BLOCK:
+                return None
+            except OSError as error:
+                return self.classify_error(error)
+            if not size:
+                break
+            if not self.received:
+                self.first_byte = now
+            self.received += size
+            complete = spec.keep_data and self._keep(bytes(spec.buffer[:size]))
+            if self.received > spec.max_bytes:
+                return "too_large"
+            if complete:
+                return self.classify(complete=True)
+            if size < spec.drained_below:
+                if not mask & ENDED:
+                    return None
+                break  # the socket is empty, and the end of the stream has arrived
+        self.ended = True
+        return self.classify()
+
+    def classify_error(self, error: OSError) -> str:
+        """Return the class of a connection whose socket raised ``error`` on a read."""
+        self.error = error.errno or errno.EIO
+        self.ended = True
+        return self.classify()
+
+    def classify(self, *, complete: bool = False) -> str:
+        """Return the class of a connection whose greeting is ``complete``, or whose stream has ended."""
+        expect = self.spec.expect
+        if self.error and self.error != errno.EPIPE and not complete:
+            # A reset without an end of stream: only the expected text shows that the greeting is complete.
+            if expect is None or not self.received or expect not in self.data:
+                self.error_text = "" if self.error == errno.ECONNRESET else os.strerror(self.error)
+                return "reset"
+        elif not self.received:
+            return "empty"
+        elif expect is not None and expect not in self.data:
+            return "unexpected_greeting"
+        return GREETED
+
+    def drain(self) -> bool:
+        """Discard what follows the greeting. Returns True if the peer has closed or reset the connection."""
+        try:
+            while self.sock.recv_into(self.spec.buffer):
+                pass
+        except _WOULD_BLOCK:
+            return False
+        except OSError as error:
+            self.error = error.errno or errno.EIO
+        return True
+
+    def classify_timeout(self) -> str:
+        """Return the class of a connection whose connect timeout or timeout has passed."""
+        if not self.connected:
+            return "connect_timeout"
+        return "greeting_timeout" if self.received else "connected_no_greeting"
+
+    def close(self) -> None:
+        """Close the socket, in any state."""
+        try:
+            sock = self.sock
+        except AttributeError:  # no socket could be opened
+            return
+        sock.close()
+
+    def _keep(self, data: bytes) -> bool:
+        """Keep ``data``. Returns True if the greeting is complete before the end of the stream.
+
+        Data after the first line is not part of a greeting that ends with a line.
+        """
+        end = data.find(b"\n") + 1 if self.spec.until_line else 0
+        if end:
+            self.received -= len(data) - end
+            data = data[:end]
+        self.data = data if self.received == len(data) else self.data + data
+        return end > 0
+
+    def _classify_connect_error(self, code: int) -> str:
+        self.error_text = os.strerror(code)
+        return connect_failure(code)
+
+
+class TLSLoadConnection(LoadConnection):
+    """A connection with a TLS handshake before the greeting.
+
+    ``sock`` is replaced by an SSLSocket when it is connected. ``handshake_done`` exists from then on.
+    """
+
+    __slots__ = ("handshake_done",)
+
+    def on_event(self, mask: int, now: float) -> str | None:
+        outcome = super().on_event(mask, now)
+        if outcome is None and self.connected and not isinstance(self.sock, ssl.SSLSocket):
+            return self.read(mask, now)  # start the handshake: in TLS the client sends first
+        return outcome
+
+    def read(self, mask: int, now: float) -> str | None:
+        try:
+            self._do_handshake()
+        except _WOULD_BLOCK:
+            return None
+        except OSError as error:
+            return self.classify_error(error)
+        return super().read(mask, now)
+
+    def classify_error(self, error: OSError) -> str:
+        # After a reset, whose error ``on_event`` has cleared, OpenSSL reports an unexpected end.
+        if isinstance(error, ssl.SSLError) and not (self.error and isinstance(error, ssl.SSLEOFError)):
+            self.error_text = str(error.reason or error).lower().replace("_", " ")
+            return "tls_error"
+        return super().classify_error(error)
+
+    def close(self) -> None:
+        if self.connected and isinstance(self.sock, ssl.SSLSocket):
+            with suppress(OSError, ValueError):  # send close_notify if that does not block
+                self.sock.unwrap()
+        super().close()
+
+    def _do_handshake(self) -> None:
+        """Start or continue the handshake. Raises SSLWantReadError or SSLWantWriteError until it is done."""
+        if not isinstance(self.sock, ssl.SSLSocket):
+            target = self.spec.target
+            assert target.ssl_context is not None
+            plain = socket.socket(fileno=self.sock.detach())
+            self.sock = plain
+            plain.setblocking(False)
+            self.sock = target.ssl_context.wrap_socket(
+                plain, server_hostname=target.server_name, do_handshake_on_connect=False
+            )
+            self.handshake_done = False
+        if not self.handshake_done:
+            self.sock.do_handshake()
+            self.handshake_done = True
+
+
+def started_by(moment: float, waiting: dict[int, LoadConnection]) -> list[LoadConnection]:
+    """Return the connections started at ``moment`` or before. ``waiting`` is in the order of the starts."""
+    return list(takewhile(lambda connection: connection.start <= moment, waiting.values()))
+
+
+def earliest_start(waiting: dict[int, LoadConnection]) -> float:
+    """Return when the first connection of ``waiting`` was started; infinity if it is empty."""
+    return next((connection.start for connection in waiting.values()), inf)
