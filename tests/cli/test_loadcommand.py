@@ -217,7 +217,7 @@ async def test_more_than_one_worker_can_make() -> None:
             "load", server.address, "-r", "200k", "-c", "5k", "-z", "300ms", "--quiet"
         )
     assert (code, err) == (98, "")
-    assert out.splitlines()[-1].startswith("The generator was the limit: it began ")
+    assert out.splitlines()[-1].startswith("The generator was the limit: it started ")
 
 
 async def test_a_page_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ async def test_a_page_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyP
     await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", str(run))
     good = json.loads(run.read_text())
     for values, words in (
-        ({"a": 1}, "is no report of a load test: it has no schema"),
+        ({"a": 1}, "is not a load test report: it has no schema"),
         ({**good, "schema": 2}, "has schema 2; this greeter reads schema 1"),
         ({**good, "connections": {**good["connections"], "greeted": "x"}}, "connections.greeted"),
         (
@@ -338,7 +338,7 @@ async def test_a_baseline_in_which_nothing_was_greeted_is_refused_before_the_run
     (old := tmp_path / "old.json").write_text(report(metrics(0, 0, 5)).to_json())
     code, out, err = await run_greeter("load", "127.0.0.1:1", "--baseline", str(old))
     assert (code, out) == (2, "")
-    assert err == f"greeter: {old} is no baseline: nothing was greeted in it\n"
+    assert err == f"greeter: {old} is not a usable baseline: nothing was greeted in it\n"
 
 
 async def test_a_baseline_that_does_not_hold_together(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ async def test_a_baseline_that_does_not_hold_together(tmp_path: Path) -> None:
     old.write_text(json.dumps(values))
     code, out, err = await run_greeter("load", "127.0.0.1:1", "--baseline", str(old))
     assert (code, out) == (2, "")
-    assert err.startswith(f"greeter: {old} is no report of a load test: connections.attempted: ")
+    assert err.startswith(f"greeter: {old} is not a load test report: connections.attempted: ")
     assert err.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""``load`` from beginning to end, and the scenarios that show that its figures can be trusted."""
+"""``load`` as a whole, and runs against servers with known latencies."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def isolate(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_a_plan_becomes_a_report(isolate: bool) -> None:
+async def test_a_plan_results_in_a_report(isolate: bool) -> None:
     seen: list[tuple[int, int]] = []
 
-    def look(snapshot: Snapshot) -> None:
+    def on_snapshot(snapshot: Snapshot) -> None:
         seen.append((snapshot.attempted, snapshot.greeted))
 
     async with serving(greet) as target:
         limit = Threshold.parse("errors:count<1")
         plan = LoadPlan(target, rate=300, duration=0.2, expect="Thank you", thresholds=[limit])
-        report = checked(await load(plan, on_snapshot=look, isolate=isolate))
+        report = checked(await load(plan, on_snapshot=on_snapshot, isolate=isolate))
     assert report.target == target
     greeted = report.connections["greeted"]
     assert greeted + report.connections["unstarted"] == 60
@@ -55,7 +55,7 @@ async def test_a_plan_becomes_a_report(isolate: bool) -> None:
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_stop_ends_it_with_what_was_measured(isolate: bool) -> None:
+async def test_stop_ends_a_run_with_a_report(isolate: bool) -> None:
     async with serving(wait_for_client) as target:
         stop = asyncio.Event()
         running = asyncio.create_task(load(LoadPlan(target, duration=60.0), stop=stop, isolate=isolate))
@@ -67,7 +67,7 @@ async def test_stop_ends_it_with_what_was_measured(isolate: bool) -> None:
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_cancelled_it_leaves_nothing_behind(isolate: bool) -> None:
+async def test_cancelling_a_run_releases_its_resources(isolate: bool) -> None:
     async with serving(wait_for_client) as target:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.25):
@@ -81,9 +81,9 @@ async def test_workers() -> None:
     assert len(report.generator["cpu_percent"]) == 2
 
 
-async def test_what_goes_wrong_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConnectFailed, match=r"nobody\.invalid:1"):
-        await load(LoadPlan("nobody.invalid:1"))
+async def test_errors_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConnectFailed, match=r"no-such-host\.invalid:1"):
+        await load(LoadPlan("no-such-host.invalid:1"))
     with pytest.raises(ConfigError, match="connections do not fit"):
         await load(LoadPlan(connections=2_000_000_000))
     monkeypatch.setitem(sys.modules, "hdrh", None)
@@ -97,13 +97,13 @@ async def test_a_target_that_refuses_everything() -> None:
     assert report.verdict == "Nothing was greeted: 100 connect_refused (Connection refused)."
 
 
-def test_the_public_names_are_there() -> None:
+def test_the_public_names_are_exported() -> None:
     for name in ("LoadPlan", "LoadReport", "Snapshot", "Stage", "Threshold", "load", "parse_stage"):
         assert name in greeter.loadtest.__all__
         assert hasattr(greeter.loadtest, name)
 
 
-# -- scenarios with known figures
+# -- servers with known latencies
 
 
 def ms(report: LoadReport, phase: str, stat: str) -> float:
@@ -112,8 +112,8 @@ def ms(report: LoadReport, phase: str, stat: str) -> float:
     return figure / 1000
 
 
-async def test_the_figures_are_those_of_a_server_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """98 % take 5 ms, 1.5 % 50 ms, 0.5 % 200 ms, of a time that passes in the server alone; 1 % are empty."""
+async def test_the_figures_match_a_server_with_known_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """98 % take 5 ms, 1.5 % 50 ms, 0.5 % 200 ms, of a clock that only the server advances; 1 % are empty."""
     turn, now = itertools.count(), time.monotonic()
     monkeypatch.setattr("greeter.loadtest.generator.engine.monotonic", lambda: now)
 
@@ -146,8 +146,8 @@ asyncio.run(main())
 """
 
 
-async def test_a_server_that_freezes_is_held_against_it_for_as_long_as_that() -> None:
-    """A server that does nothing for about the second between 0.5 s and 1.5 s of a run of 2.5 s."""
+async def test_the_stall_of_a_server_appears_in_the_response_times() -> None:
+    """The server is stopped from about 0.5 s to 1.5 s of a run of 2.5 s."""
     moments: list[float] = []
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-c", FREEZING, stdout=asyncio.subprocess.PIPE
@@ -170,7 +170,7 @@ async def test_a_server_that_freezes_is_held_against_it_for_as_long_as_that() ->
     assert report.connections["attempted"] + report.connections["unstarted"] == 500
     assert ms(report, "response", "max") > frozen - 20, "one is due every 5 ms"
     assert ms(report, "response", "p90") > frozen / 2, "two fifths of them were due while it was frozen"
-    assert ms(report, "service", "p50") < frozen / 2, "no more than 50 were under way then"
+    assert ms(report, "service", "p50") < frozen / 2, "at most 50 were open during the stall"
 
 
 async def test_a_full_queue_is_never_a_greeting() -> None:
@@ -183,9 +183,9 @@ async def test_a_full_queue_is_never_a_greeting() -> None:
     assert report.exit_code == 1
 
 
-async def test_more_than_the_generator_can_make_is_said() -> None:
+async def test_a_rate_beyond_the_generator_is_reported() -> None:
     async with serving(greet) as target:
-        # With slots to spare, it is late by its own fault however busy the machine is.
+        # With free slots, only the generator can be the cause of being late.
         report = checked(await load(LoadPlan(target, rate=200_000, duration=0.3, connections=5_000)))
     assert report.exit_code == 98
     assert report.generator["saturated"]
@@ -193,7 +193,7 @@ async def test_more_than_the_generator_can_make_is_said() -> None:
     assert report.connections["attempted"] + report.connections["unstarted"] == 60_000
 
 
-async def test_it_runs_beside_other_tasks_of_the_loop() -> None:
+async def test_other_tasks_of_the_loop_still_run() -> None:
     turns = 0
 
     async def other() -> None:
