@@ -1,4 +1,4 @@
-"""A client in a coroutine: the greeting, how long it took, and what can go wrong.
+"""A client in a coroutine: the greeting, its duration, and the errors.
 
 usage: client.py [HOST:PORT]
 """
@@ -14,7 +14,7 @@ async def main(target: str) -> int:
         reply = await greeter.greet(greeter.Endpoint.parse(target), timeout=5)
     except greeter.GreetTimeout as error:
         print(f"{error} (gave up in the phase {error.phase!r})")
-    except greeter.GreeterError as error:  # the root of them all: a bad target too
+    except greeter.GreeterError as error:  # the base class of all errors, including an invalid target
         print(error)
     else:
         print(f"{reply} ({len(reply.data)} bytes in {reply.total_time * 1e3:.1f} ms)")

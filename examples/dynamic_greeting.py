@@ -1,4 +1,4 @@
-"""A greeting that is looked up for each client, by async code; one that fails costs its client only.
+"""A greeting from async code, called for each client. An error affects only the client it was called for.
 
 The same function works from the command line: greeter serve --app dynamic_greeting:greeting
 """
@@ -11,7 +11,7 @@ VISITS: dict[str, int] = {}
 
 
 async def greeting(peer: greeter.Peer) -> str:
-    await asyncio.sleep(0.01)  # a database would be asked here
+    await asyncio.sleep(0.01)  # for example, a database query
     VISITS[peer.host] = VISITS.get(peer.host, 0) + 1
     return f"Hello {peer.host}, this is visit {VISITS[peer.host]}"
 

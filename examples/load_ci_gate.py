@@ -1,9 +1,8 @@
-"""A gate for continuous integration: it passes only if the service keeps its limits under load.
+"""A gate for continuous integration: it passes if the service keeps its limits under load.
 
     python examples/load_ci_gate.py 127.0.0.1:9999
 
-The exit code is 0, or 99 for a limit that was missed, or 98 if this machine could not make the load; it is
-1 when there was nothing to load.
+Exit status: 0 passed, 99 a limit was missed, 98 this machine could not make the load, 1 nothing was greeted.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A load test inside a program of your own: how long a client waits at a rising rate of connections.
+"""A load test in a coroutine: response times at increasing rates of connections.
 
 python examples/load_from_coroutine.py
 """

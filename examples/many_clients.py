@@ -1,4 +1,4 @@
-"""Many clients in one coroutine, at most 100 of them at a time."""
+"""Many clients in one coroutine, at most 100 at a time."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""greeter's handler in an asyncio server of one's own, with an orderly stop on SIGTERM and Ctrl-C.
+"""greeter's handler in an asyncio server of your own, with an orderly stop on SIGTERM and Ctrl-C.
 
 usage: own_server.py [PORT]
 """
@@ -12,7 +12,7 @@ import greeter
 
 async def hello(peer: greeter.Peer) -> str:
     print(f"{peer.host} connected")
-    await asyncio.sleep(0.5)  # a database query, for instance
+    await asyncio.sleep(0.5)  # for example, a database query
     return f"Hello {peer.host}"
 
 
@@ -26,7 +26,7 @@ async def main(port: int) -> None:
         print(f"listening on port {server.sockets[0].getsockname()[1]}")
         await stop.wait()
         print("stopping")
-        server.close()  # accept no more; open connections stay
+        server.close()  # stop accepting; open connections stay
         # Each open connection is a task. The deadlines above end it within 7 seconds.
         if connections := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(connections)

@@ -3,15 +3,15 @@
     python examples/pictures.py            # writes examples/pictures/terminal.svg and report.png
     python examples/pictures.py --check    # writes both into a temporary folder, from a short run
 
-One load test makes both: the terminal shows ``greeter serve``, ``greeter greet`` and ``greeter load``, and
+Both show one load test: the terminal shows ``greeter serve``, ``greeter greet`` and ``greeter load``, and
 the page is the report that this ``greeter load`` wrote.
 
 Invariants:
 
-- Every line of output in the terminal came from a process. The access log is shortened, and a line with an
-  ellipsis stands for what is left out. Warnings before the first ``Listening`` line are left out too: they
-  are about the machine, for example that the command runs as root.
-- The page is the report itself: a style sheet hides sections, and changes nothing else.
+- Every line of output in the terminal came from a process. The access log is shortened, marked by a line with
+  an ellipsis. Warnings before the first ``Listening`` line are omitted: they are about the machine, for
+  example that the command runs as root.
+- The page is the report itself; a style sheet hides sections and changes nothing else.
 - Neither picture names this machine, its user or a path on it.
 
 Needs the extra ``all``, and Chromium for the page.
@@ -47,16 +47,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "examples" / "pictures"
 COLUMNS = 90  # of the terminal
 ACCESS_LOG_LINES = 2  # lines of the access log that are shown
-PAGE_WIDTH = 1100  # CSS pixels, at which the tiles at the top of the page stand in one row
-SCALE = 1.5  # pixels of the PNG for each of them
+PAGE_WIDTH = 1100  # CSS pixels; at this width the tiles at the top of the page form one row
+SCALE = 1.5  # PNG pixels per CSS pixel
 TIMEOUT = 60.0  # seconds for each process
 MAX_BYTES = 300_000  # both pictures together
-ATTEMPTS = 5  # runs until one keeps its threshold, on a busy machine
+ATTEMPTS = 5  # runs until one keeps its threshold
 LOAD = ("--stage", "6s:1000", "--stage", "9s:1000", "--stage", "5s:200", "--threshold", "response:p99<20ms")
 SHORT_LOAD = ("--stage", "500ms:100", "--threshold", "response:p99<20ms")
-GREETED = (0, 98, 99)  # exit codes of a load test that greeted; the last two tell of a busy machine
+GREETED = (0, 98, 99)  # exit codes with greetings; the last two mean a busy machine
 
-# Rich's own template loads a font from the network, which an image in a README must not.
+# Rich's own template loads a font from the network, which is not possible in an image of a README.
 SVG = """\
 <svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
     <style>
@@ -87,7 +87,7 @@ SVG = """\
 SECTIONS = ("thresholds", "rates-title", "heat-title")  # of the report, by the id of their heading
 OTHERS = "section" + "".join(f':not([aria-labelledby="{name}"])' for name in SECTIONS)
 STYLE = f"<style>nav, details, .modebar-container, {OTHERS} {{ display: none !important }}</style>"
-# Chromium prints the document as it is after its scripts have run: its size and its visible text with it.
+# Chromium dumps the document after its scripts have run; these attributes have its size and visible text.
 MEASURE = """<script>
 addEventListener("load", () => setTimeout(() => {
   const { documentElement: root, body } = document;
@@ -103,7 +103,7 @@ def fail(message: str) -> NoReturn:
 
 
 def environment() -> dict[str, str]:
-    """The environment of the commands: this source tree, and no option of greeter."""
+    """Return the environment of the commands: this source tree, without options of greeter."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GREETER_")}
     return kept | {"PYTHONPATH": str(ROOT)}
 
@@ -112,7 +112,7 @@ def run(folder: Path, *command: str, codes: tuple[int, ...] = (0,)) -> tuple[int
     """Run ``command`` in ``folder``.
 
     Returns:
-        Its exit code, which is one of ``codes``, and what it wrote to stdout.
+        Its exit code, which is one of ``codes``, and its standard output.
     """
     try:
         done = subprocess.run(
@@ -131,7 +131,7 @@ def greeter(folder: Path, *args: str, codes: tuple[int, ...] = (0,)) -> tuple[in
 
 @contextlib.contextmanager
 def serving(folder: Path, *args: str) -> Iterator[list[str]]:
-    """Run ``greeter serve ARGS`` and stop it with SIGINT at the end; yields its log, which grows."""
+    """Run ``greeter serve ARGS`` and stop it with SIGINT at the end; yields its growing log."""
     server = subprocess.Popen(
         [sys.executable, "-m", "greeter", "serve", *args],
         cwd=folder,
@@ -163,7 +163,7 @@ def serving(folder: Path, *args: str) -> Iterator[list[str]]:
 
 
 def shown(*args: str) -> Text:
-    """A command as it is typed, after a prompt."""
+    """Return a command as typed after a prompt."""
     lines = ["greeter"]
     for word in re.findall(r"--\S+(?: (?!--)\S+)?|\S+", shlex.join(args)):
         if len(lines[-1]) + len(word) > COLUMNS - 6:
@@ -174,7 +174,7 @@ def shown(*args: str) -> Text:
 
 
 def shortened(log: list[str]) -> list[Text]:
-    """The log without most lines of the access log."""
+    """Return the log without most lines of the access log."""
     access = [number for number, line in enumerate(log) if line.startswith("Got a connection from")]
     left_out = set(access[ACCESS_LOG_LINES:])
     lines: list[Text] = []
@@ -187,7 +187,7 @@ def shortened(log: list[str]) -> list[Text]:
 
 
 def record(folder: Path, load: tuple[str, ...], *, default_port: bool) -> tuple[int, list[Text]]:
-    """Serve, greet and load; ``folder`` has the report then.
+    """Serve, greet and load; the report is then in ``folder``.
 
     Args:
         folder: where the commands run.
@@ -222,11 +222,11 @@ def record(folder: Path, load: tuple[str, ...], *, default_port: bool) -> tuple[
 
 
 def check_private(text: str, picture: str) -> None:
-    """Fail if a text names this machine, its user or a path of theirs."""
+    """Fail if a text names this machine, its user or a path on it."""
     names = {socket.gethostname(), getpass.getuser(), str(ROOT), str(Path.home()), tempfile.gettempdir()}
     for name in names - {"localhost", "/"}:
         if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
-            fail(f"{picture} shows {name!r}, which belongs to this machine")
+            fail(f"{picture} shows {name!r}, a name of this machine")
 
 
 def draw_terminal(lines: list[Text], path: Path) -> None:
@@ -241,7 +241,7 @@ def draw_terminal(lines: list[Text], path: Path) -> None:
 def draw_page(report: Path, path: Path, chromium: str) -> None:
     """Write the first sections of a report page as a PNG."""
     page = report.read_text()
-    # The page allows its own scripts only; the copy that is photographed has one more.
+    # The page allows its own scripts only; the copy for the screenshot has one more.
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page, count=1)
     page = page.replace("</head>", STYLE + MEASURE + "</head>", 1)
     copy = report.with_name("page.html")
@@ -267,11 +267,11 @@ def make(pictures: Path, *, check: bool = False) -> None:
 
     Args:
         pictures: an existing folder.
-        check: make do with a short run, on any port, whether or not it keeps its threshold.
+        check: use a short run on any port, whether or not it keeps its threshold.
     """
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        fail("this needs Chromium, as in: apt-get install chromium")
+        fail("Chromium is not installed; on Debian: apt-get install chromium")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for _ in range(1 if check else ATTEMPTS):

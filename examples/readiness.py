@@ -1,4 +1,4 @@
-"""Wait until a service is up: the service starts late, and the client need not know how late."""
+"""Wait until a service is up: the client retries until the service has started."""
 
 import asyncio
 

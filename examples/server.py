@@ -1,4 +1,4 @@
-"""A greeting service in a coroutine: start it, use it, leave the block; it drains first."""
+"""A greeting service in a coroutine. At the end of the block, it drains."""
 
 import asyncio
 

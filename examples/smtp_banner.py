@@ -1,4 +1,4 @@
-"""Greet another service that speaks first: an SMTP server, which keeps the connection after its line."""
+"""Greet another service that sends first: an SMTP server, which keeps the connection open."""
 
 import asyncio
 import sys
@@ -8,7 +8,7 @@ import greeter
 try:
     from aiosmtpd.smtp import SMTP
 except ImportError:
-    sys.exit("this needs another package: pip install aiosmtpd")
+    sys.exit("this example needs aiosmtpd: pip install aiosmtpd")
 
 
 async def main() -> None:

@@ -1,4 +1,4 @@
-"""A conversation with an SMTP server: read its greeting, then go on with asyncio's streams.
+"""A conversation with an SMTP server: read its greeting, then continue with asyncio's streams.
 
 usage: smtp_conversation.py [HOST:PORT]
 """

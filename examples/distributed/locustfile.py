@@ -1,9 +1,9 @@
-"""Load from many machines, started as any locustfile is.
+"""A locustfile for load from several machines.
 
     locust -f examples/distributed/locustfile.py --headless --master --expect-workers 2 -H 127.0.0.1:9999
-    locust -f examples/distributed/locustfile.py --worker          # twice, with --master-host from elsewhere
+    locust -f examples/distributed/locustfile.py --worker          # twice; elsewhere with --master-host
 
-Options of the master go before what stands here, as in --greeter-rate 5k -t 30s --greeter-json run.json.
+Options of the master override the plan, as in --greeter-rate 5k -t 30s --greeter-json run.json.
 """
 
 from greeter.loadtest.locust import GreeterUser

@@ -18,9 +18,9 @@ from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
 from greeter.loadtest.plan.plan import PlanError
 from greeter.loadtest.report.baseline import DEFAULT_TOLERANCE
-from greeter.loadtest.report.outputs import OUTPUTS, check, deliver
+from greeter.loadtest.report.outputs import OUTPUTS, check_outputs, write_outputs
 from greeter.loadtest.report.progress import progress
-from greeter.loadtest.report.saved import gather, read_baseline
+from greeter.loadtest.report.saved import read_baseline, read_reports
 from greeter.system.loops import run
 
 if TYPE_CHECKING:
@@ -64,11 +64,11 @@ def run_load(
     if options.baseline is None and options.tolerance is not None:
         raise ConfigError("--tolerance needs --baseline")
     old = None if options.baseline is None else read_baseline(options.baseline)
-    check(files, old)
+    check_outputs(files, old)
     report = run(_load(plan, quiet=options.quiet))
     if old is not None:
         report = report.against(old, _tolerance(options), str(options.baseline))
-    return deliver(report, old, files, echo, report_error)
+    return write_outputs(report, old, files, echo, report_error)
 
 
 def run_report(
@@ -88,11 +88,11 @@ def run_report(
         GreeterError: A file cannot be read, is not a report, or does not go with the others.
     """
     files = _files(options)
-    check(files)
+    check_outputs(files)
     if options.tolerance is not None and (options.merge or len(options.runs) == 1):
-        raise ConfigError("--tolerance needs a baseline, as in RUN.json BASELINE.json")
-    report, old = gather(options.runs, merged=options.merge, tolerance=_tolerance(options))
-    return deliver(report, old, files, echo, report_error)
+        raise ConfigError("--tolerance means nothing without a baseline, as in RUN.json BASELINE.json")
+    report, old = read_reports(options.runs, merged=options.merge, tolerance=_tolerance(options))
+    return write_outputs(report, old, files, echo, report_error)
 
 
 def _files(options: LoadOptions | ReportOptions) -> dict[str, Path]:

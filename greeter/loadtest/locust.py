@@ -1,10 +1,10 @@
-"""Load from many machines: Locust brings them together, greeter's own generator makes the load.
+"""Load from many machines: Locust controls the workers, greeter's generator makes the load.
 
-The law: Locust is the control plane (it knows the workers, starts and stops them together, has a web page
-and an exit code) and no more. Each worker runs a generator as ``greeter load`` does, and what they counted
-is added up exactly, to one report with the same figures, files, thresholds and exit codes.
+Locust is the control plane: it knows the workers, starts and stops them together, and has a web page and an
+exit code. Each worker runs a generator as ``greeter load`` does. Their counts are added exactly into one
+report with the same figures, files, thresholds and exit codes.
 
-A locustfile is this, with whatever a LoadPlan takes in ``plan``::
+A locustfile, with arguments of LoadPlan in ``plan``::
 
     from greeter.loadtest.locust import GreeterUser
 
@@ -12,19 +12,24 @@ A locustfile is this, with whatever a LoadPlan takes in ``plan``::
         host = "127.0.0.1:9999"
         plan = {"rate": 2000, "duration": 30, "thresholds": ["response:p99<20ms"]}
 
-One master, and a worker for each core that is to make load, on as many machines as it takes::
+Start one master, and one worker for each core that makes load, on any number of machines::
 
     locust -f locustfile.py --headless --master --expect-workers 2 -H 10.0.0.1:9999 --greeter-rate 20k
     locust -f locustfile.py --worker --master-host 10.0.0.2
 
-Options are given to the master alone. Those of Locust that mean something here: ``-H`` is the target, ``-u``
-how many clients are there at once, at the most (``connections``), ``-t`` how long the run is (``duration``),
-``--expect-workers-max-wait`` how many seconds to wait for workers. The others begin with ``--greeter-``;
-``locust -f … --help`` has them, and ``LOCUST_GREETER_RATE`` and its like set them too. They go before
-``plan``. The web page asks for them when there is no ``--headless``; what it calls users is not ours.
+Only the master takes options. These options of Locust apply:
 
-The report is printed and written by the master. The exit code is that of ``greeter load``, 1 also when a
-worker was lost, whose part is then missing from the figures and named.
+- ``-H``: the target.
+- ``-u``: the maximum number of open connections (``connections``).
+- ``-t``: the length of the run (``duration``).
+- ``--expect-workers-max-wait``: how many seconds to wait for workers.
+
+The others begin with ``--greeter-`` (see ``locust -f … --help``) or are environment variables such as
+``LOCUST_GREETER_RATE``. They override ``plan``. Without ``--headless``, the web page asks for them. What it
+calls users is not related to connections.
+
+The master prints and writes the report. The exit code is that of ``greeter load``, and 1 also if a worker was
+lost. The report names a lost worker; its figures are missing.
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ from greeter.loadtest.plan.plan import LoadPlan, parse_stage
 from greeter.loadtest.plan.threshold import Threshold
 from greeter.loadtest.plan.units import parse_count, parse_duration, parse_percent, parse_quantity
 from greeter.loadtest.report.baseline import DEFAULT_TOLERANCE
-from greeter.loadtest.report.outputs import OUTPUTS, check, deliver
+from greeter.loadtest.report.outputs import OUTPUTS, check_outputs, write_outputs
 from greeter.loadtest.report.saved import read_baseline
 
 try:
@@ -50,8 +55,8 @@ try:
 except ImportError:
     raise MissingExtra("greeter.loadtest.locust", "locust") from None
 
-from greeter.loadtest.distributed.conductor import Conductor, say
-from greeter.loadtest.distributed.station import Station
+from greeter.loadtest.distributed.locust_master import LocustMaster, print_result
+from greeter.loadtest.distributed.locust_worker import LocustWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -64,10 +69,12 @@ logger = logging.getLogger("greeter")
 
 
 class GreeterUser(User):
-    """What a locustfile has for greeter to make the load; ``host`` is the target.
+    """The base class for the user class of a locustfile, which must have exactly one.
 
-    ``plan`` holds arguments of LoadPlan but target and workers; thresholds and stages may be text. There
-    is one of these in a locustfile. Locust counts its users; the load is not theirs but a generator's.
+    - ``host``: the target.
+    - ``plan``: arguments of LoadPlan other than target and workers; thresholds and stages may be text.
+
+    Locust starts one user per worker. Users make no load; the worker's generator does.
     """
 
     abstract = True
@@ -75,8 +82,8 @@ class GreeterUser(User):
     plan: ClassVar[Mapping[str, Any]] = {}
 
     @task
-    def be_there(self) -> None:
-        """Until Locust ends the test."""
+    def idle(self) -> None:
+        """Wait until Locust ends the test."""
         Event().wait()
 
 
@@ -88,89 +95,91 @@ def _stage(stage: Stage | str) -> Stage:
     return stage if isinstance(stage, Stage) else parse_stage(stage)
 
 
-# Options of the plan: what reads them, and what they are for.
+# Options of the plan: the parser and the help.
 _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "rate": (
         parse_quantity,
-        "New connections a second, of all workers, whether or not earlier ones have ended.",
+        "New connections per second, for all workers together (open loop).",
     ),
     "stages": (
         _stage,
-        "DUR:RATE goes in a straight line to RATE within DUR, as in 30s:500; several with commas.",
+        "DUR:RATE changes the rate to RATE, linearly, within DUR; comma-separated.",
     ),
-    "connections": (parse_count, "Connections open at once, at the most, of all workers."),
-    "count": (parse_count, "End after so many connections, of all workers, as in 10k."),
-    "duration": (parse_duration, "End after this time, as in 30s. Default: 10s."),
-    "warmup": (parse_duration, "Load for so long before the figures begin."),
-    "hold": (parse_duration, "Keep each connection open for so long after its greeting."),
-    "timeout": (parse_duration, "Time for a connection and its whole greeting. Default: 10s."),
-    "connect_timeout": (parse_duration, "Time of that for connecting. Default: 5s."),
+    "connections": (parse_count, "Maximum number of open connections, for all workers together."),
+    "count": (parse_count, "Stop after this many connections, for all workers together."),
+    "duration": (parse_duration, "Stop after this time, as in 30s. Default: 10s."),
+    "warmup": (parse_duration, "Make load for this long before measuring."),
+    "hold": (parse_duration, "Keep each connection open for this long after its greeting."),
+    "timeout": (parse_duration, "Timeout of the whole greeting, including the connect. Default: 10s."),
+    "connect_timeout": (parse_duration, "Connect timeout; included in --greeter-timeout. Default: 5s."),
     "until": (str, "What ends a greeting: eof or line. Default: eof."),
     "expect": (str, "Text that a greeting must contain."),
-    "thresholds": (_threshold, "Limits to keep, as in response:p99<20ms; several with commas."),
+    "thresholds": (_threshold, "Limits such as response:p99<20ms; comma-separated."),
 }
-_LISTS = {"stages", "thresholds"}
-_OTHERS = {
-    "json": "Write the report there.",
-    "html": "Write the report there as a page to look at.",
-    "csv": "Write the timeline there.",
-    "hdr": "Write the histograms there, as an .hlog.",
+_LIST_OPTIONS = {"stages", "thresholds"}
+_OUTPUT_OPTIONS = {
+    "json": "Write the report to this JSON file.",
+    "html": "Write the report to this HTML file.",
+    "csv": "Write the timeline to this CSV file.",
+    "hdr": "Write the histograms to this HdrHistogram log (.hlog).",
     "baseline": "Compare with the JSON report of an earlier run.",
-    "tolerance": "How many percent worse than the baseline is still good. Default: 10.",
+    "tolerance": "How much worse than the baseline passes, in percent. Default: 10.",
 }
 
 
 def _add_options(parser: Any, **_: Any) -> None:
-    # All of them are text to Locust, so that its web page can change them.
-    group = parser.add_argument_group(
-        "greeter options", "What load to make, and what to write. Of the master."
-    )
-    described = {name: words for name, (_, words) in _OPTIONS.items()}
-    for name, words in (described | _OTHERS).items():
+    # All options are text for Locust, so that its web page can change them.
+    group = parser.add_argument_group("greeter options", "The load and the outputs; for the master only.")
+    help_texts = {name: text for name, (_, text) in _OPTIONS.items()}
+    for name, text in (help_texts | _OUTPUT_OPTIONS).items():
         group.add_argument(
-            f"--greeter-{name.removesuffix('s') if name in _LISTS else name}".replace("_", "-"),
+            f"--greeter-{name.removesuffix('s') if name in _LIST_OPTIONS else name}".replace("_", "-"),
             dest=f"greeter_{name}",
             default="",
             metavar="<text>",
             env_var=f"LOCUST_GREETER_{name.upper()}",
-            help=words.replace("%", "%%"),
+            help=text.replace("%", "%%"),
         )
 
 
-class _Choices:
-    """What a user has chosen, by a class and by options: read when it is needed, for the web changes it."""
+class _Settings:
+    """The settings of the user class and the options, read at each use: the web page may change them."""
 
-    def __init__(self, environment: Environment, user: type[GreeterUser]) -> None:
-        self._environment, self._user = environment, user
-        self._old: tuple[LoadReport, float] | None = None
+    def __init__(self, environment: Environment, user_class: type[GreeterUser]) -> None:
+        self._environment, self._user_class = environment, user_class
+        self._baseline: tuple[LoadReport, float] | None = None
 
     def option(self, name: str) -> str:
         value: str = getattr(self._environment.parsed_options, f"greeter_{name}", "")
         return value.strip()
 
     def plan(self, workers: int) -> LoadPlan:
-        """The plan for so many workers. Raises ConfigError, also for what will be needed when it is over."""
-        values = dict(self._user.plan)
+        """Return the plan for a number of workers.
+
+        Raises:
+            ConfigError: the plan, the baseline or an output file is invalid.
+        """
+        values = dict(self._user_class.plan)
         for name, (parse, _) in _OPTIONS.items():
             if text := self.option(name):
                 values[name] = (
-                    [text_ for text_ in text.split(",") if text_] if name in _LISTS else parse(text)
+                    [item for item in text.split(",") if item] if name in _LIST_OPTIONS else parse(text)
                 )
         if self.option("rate") and not self.option("stages"):
             values.pop("stages", None)
         if self.option("stages") and not self.option("duration"):
-            values.pop("duration", None)  # the stages say how long the run is
-        for name, read_one in (("stages", _stage), ("thresholds", _threshold)):
-            values[name] = [read_one(one) for one in values.get(name, ())]
-        self._old = self._baseline()
-        check(self._files(), self._old and self._old[0], "--greeter-")
-        host = self._environment.host or self._user.host or str(DEFAULT_ENDPOINT)
+            values.pop("duration", None)  # the stages determine the length
+        for name, parse_item in (("stages", _stage), ("thresholds", _threshold)):
+            values[name] = [parse_item(item) for item in values.get(name, ())]
+        self._baseline = self._read_baseline()
+        check_outputs(self._files(), self._baseline and self._baseline[0], "--greeter-")
+        host = self._environment.host or self._user_class.host or str(DEFAULT_ENDPOINT)
         try:
             return LoadPlan(host, **values, workers=workers)
-        except TypeError as error:  # an argument that there is not
-            raise ConfigError(f"the plan of {self._user.__name__} is none: {error}") from None
+        except TypeError as error:  # an unknown argument
+            raise ConfigError(f"the plan of {self._user_class.__name__} is invalid: {error}") from None
 
-    def _baseline(self) -> tuple[LoadReport, float] | None:
+    def _read_baseline(self) -> tuple[LoadReport, float] | None:
         path, tolerance = self.option("baseline"), self.option("tolerance")
         percent = parse_percent(tolerance) if tolerance else DEFAULT_TOLERANCE
         if tolerance and not path:
@@ -181,50 +190,52 @@ class _Choices:
         return {name: path for name in OUTPUTS if (path := self.option(name))}
 
     def publish(self, report: LoadReport) -> int:
-        """Compare the report, print it, and write what was asked for; returns the exit code."""
-        if self._old is not None:
-            report = report.against(*self._old, self.option("baseline"))
-        return deliver(
+        """Compare the report with the baseline, print it and write the outputs. Returns the exit code."""
+        if self._baseline is not None:
+            report = report.against(*self._baseline, self.option("baseline"))
+        return write_outputs(
             report,
-            self._old and self._old[0],
+            self._baseline and self._baseline[0],
             self._files(),
-            lambda text: say(f"\n{text}\n"),
+            lambda text: print_result(f"\n{text}\n"),
             lambda error: logger.error("%s", error),
         )
 
 
-def _join(environment: Environment, runner: Any, **_: Any) -> None:
-    """Take up one's part, as a master, as a worker, or, without either, as both."""
+def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
+    """Set up this process as master, as worker, or, in a local run, as both."""
     users = [user for user in environment.user_classes if issubclass(user, GreeterUser)]
     if not users:
         return
     if not isinstance(runner, MasterRunner):
-        Station(environment, runner)
+        LocustWorker(environment, runner)
     if not isinstance(runner, WorkerRunner):
-        choices = _Choices(environment, users[0])
+        settings = _Settings(environment, users[0])
         options = environment.parsed_options
         try:
             if len(users) > 1:
-                raise ConfigError(f"one load at a time: choose one of {', '.join(u.__name__ for u in users)}")
+                raise ConfigError(
+                    f"a run has one GreeterUser: choose one of {', '.join(u.__name__ for u in users)}"
+                )
             if options is not None and options.headless:
-                _translate(options)
-                choices.plan(1)  # before anybody waits for workers
+                _convert_options(options)
+                settings.plan(1)  # report errors before waiting for workers
         except GreeterError as error:
             logger.error("%s", error)
             sys.exit(2)
-        Conductor(environment, runner, choices.plan, choices.publish)
+        LocustMaster(environment, runner, settings.plan, settings.publish)
 
 
-def _translate(options: Any) -> None:
-    """Take Locust's own options for what they mean here, and give it those that its users need."""
+def _convert_options(options: Any) -> None:
+    """Convert Locust's own options to options of the plan, and set those that Locust needs."""
     if options.num_users and not options.greeter_connections:
         options.greeter_connections = str(options.num_users)
     if options.run_time and not (options.greeter_duration or options.greeter_stages):
         options.greeter_duration = f"{options.run_time}s"
-    options.run_time = None  # the end of the load is the end of the run
-    options.num_users = options.spawn_rate = options.expect_workers  # one each, all at once
+    options.run_time = None  # the run ends with the load
+    options.num_users = options.spawn_rate = options.expect_workers  # one user per worker, started at once
 
 
 hooks: Any = events  # Locust has no types for them
 hooks.init_command_line_parser.add_listener(_add_options)
-hooks.init.add_listener(_join)
+hooks.init.add_listener(_on_init)

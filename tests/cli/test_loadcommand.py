@@ -217,7 +217,7 @@ async def test_a_rate_above_what_one_worker_can_make_exits_with_98() -> None:
             "load", server.address, "-r", "200k", "-c", "5k", "-z", "300ms", "--quiet"
         )
     assert (code, err) == (98, "")
-    assert out.splitlines()[-1].startswith("The generator was the limit: it began ")
+    assert out.splitlines()[-1].startswith("The generator was the limit: it started ")
 
 
 async def test_a_report_that_cannot_be_written_is_one_error_line(
@@ -229,8 +229,8 @@ async def test_a_report_that_cannot_be_written_is_one_error_line(
     run, page = tmp_path / "run.json", tmp_path / "page.html"
     await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", str(run))
     good = json.loads(run.read_text())
-    for values, text in (
-        ({"a": 1}, "is no report of a load test: it has no schema"),
+    for values, words in (
+        ({"a": 1}, "is not a load test report: it has no schema"),
         ({**good, "schema": 2}, "has schema 2; this greeter reads schema 1"),
         ({**good, "connections": {**good["connections"], "greeted": "x"}}, "connections.greeted"),
         (
@@ -241,7 +241,7 @@ async def test_a_report_that_cannot_be_written_is_one_error_line(
         run.write_text(json.dumps(values))
         code, _, err = await run_greeter("report", str(run), "--html", str(page))
         assert (code, err.count("\n")) == (2, 1), err
-        assert text in err
+        assert words in err
     run.write_text(json.dumps(good))
     nowhere = tmp_path / "nowhere" / "page.html"
     code, _, err = await run_greeter("report", str(run), "--html", str(nowhere))
@@ -342,7 +342,7 @@ async def test_a_baseline_without_greetings_is_rejected_before_the_run(tmp_path:
     (old := tmp_path / "old.json").write_text(report(metrics(0, 0, 5)).to_json())
     code, out, err = await run_greeter("load", "127.0.0.1:1", "--baseline", str(old))
     assert (code, out) == (2, "")
-    assert err == f"greeter: {old} is no baseline: nothing was greeted in it\n"
+    assert err == f"greeter: {old} is not a usable baseline: nothing was greeted in it\n"
 
 
 async def test_an_invalid_baseline_is_rejected_before_the_run(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ async def test_an_invalid_baseline_is_rejected_before_the_run(tmp_path: Path) ->
     old.write_text(json.dumps(values))
     code, out, err = await run_greeter("load", "127.0.0.1:1", "--baseline", str(old))
     assert (code, out) == (2, "")
-    assert err.startswith(f"greeter: {old} is no report of a load test: connections.attempted: ")
+    assert err.startswith(f"greeter: {old} is not a load test report: connections.attempted: ")
     assert err.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""Reports in a real browser: Debian's Chromium without a screen, opened from the disk."""
+"""Report pages in headless Chromium, opened as files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OPTIONS = (
 )
 DESK, PHONE = (1280, 900), (360, 740)
 
-# What each chart has drawn: its marks, by kind, and those of them that have a shape.
+# The visible marks of each chart, by kind.
 MARKS = """
 const marks = (chart) => (what, ok) => [...chart.querySelectorAll(what)].filter(ok).length;
 const drawn = (map) => map.href.baseVal.startsWith("data:image/png") && map.getBoundingClientRect().width;
@@ -68,7 +68,7 @@ return found;
 
 
 class Browser:
-    """One tab. What it complains about and what it asks for is kept by Chromium itself."""
+    """One tab. Chromium logs its errors and requests."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
@@ -76,7 +76,7 @@ class Browser:
     def open(
         self, path: Path, size: tuple[int, int] = DESK, *, scheme: str = "light", touch: bool = False
     ) -> None:
-        """Show the page at ``path``, as on a screen of so many pixels; both logs begin anew."""
+        """Open the page at ``path`` with a viewport of ``size`` pixels, and clear both logs."""
         self.driver.get_log("browser")
         self.driver.get_log("performance")
         metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": touch}
@@ -96,28 +96,28 @@ class Browser:
         return self.driver.execute_script(script, *values)
 
     def until(self, script: str, *values: object) -> Any:
-        """Wait until ``script`` returns something that is true."""
+        """Wait until ``script`` returns a true value."""
         from selenium.webdriver.support.wait import WebDriverWait
 
         return WebDriverWait(self.driver, PATIENCE, 0.02).until(lambda _: self.run(script, *values))
 
     @property
-    def complaints(self) -> list[str]:
+    def errors(self) -> list[str]:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     @property
     def requests(self) -> list[str]:
-        """What was asked for beside the page itself, and is not within it."""
+        """The URLs that were requested, without the page itself and embedded data."""
         urls = []
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
             params = message["params"]
-            # Chromium's own first tab may still be loading, from within Chromium.
+            # Chromium's own first tab may still be loading.
             if message["method"] == "Network.requestWillBeSent" and "chrome://" not in params["documentURL"]:
                 urls.append(params["request"]["url"])
             elif message["method"] == "Network.webSocketCreated":
                 urls.append(params["url"])
-        assert self.driver.current_url in urls, "the page itself is one"
+        assert self.driver.current_url in urls, "the page itself was requested"
         return [url for url in urls if not url.startswith((self.driver.current_url, "data:", "blob:"))]
 
 
@@ -132,7 +132,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     for option in [*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # The driver is named, so that selenium does not go and look for one.
+    # With a path, selenium does not search for a driver.
     driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
     try:
         yield Browser(driver)
@@ -151,18 +151,18 @@ def written(tmp_path: Path) -> Callable[..., Path]:
 
 
 async def recorded() -> LoadReport:
-    """A run of one second of our own generator."""
+    """Return the report of a run of one second."""
     async with serving(greet) as target:
         return await load(LoadPlan(target, rate=200, duration=1.0))
 
 
 def drawn(browser: Browser) -> dict[str, dict[str, int]]:
-    """The charts and the number of their marks; all that were to be drawn are."""
+    """Return the charts and the number of their marks. Every trace must be visible."""
     found: dict[str, dict[str, int]] = browser.run(MARKS)
     for chart, marks in found.items():
         assert marks["bars"] + marks["lines"] + marks["maps"] == marks["traces"] > 0, (chart, marks)
     assert browser.run(COLOURS) == []
-    assert browser.complaints == []
+    assert browser.errors == []
     assert browser.requests == []
     return found
 
@@ -190,7 +190,7 @@ def test_a_run_in_which_all_failed(browser: Browser, written: Callable[..., Path
     assert "Nothing was greeted: 3 connect_refused." in browser.run("return document.body.innerText")
 
 
-def test_the_older_run_is_drawn_beside(browser: Browser, written: Callable[..., Path]) -> None:
+def test_a_baseline_is_drawn_into_the_charts(browser: Browser, written: Callable[..., Path]) -> None:
     old = long_run(30, slower=0.5, seed=2)
     browser.open(written(named("a minute").against(old, name="old.json"), old))
     found = drawn(browser)
@@ -203,7 +203,7 @@ def test_the_older_run_is_drawn_beside(browser: Browser, written: Callable[..., 
 
 
 def hover(browser: Browser, chart: str, x: float | None = None, y: float | None = None) -> str:
-    """What is shown when the pointer is over a place of a chart: of its axes, or in the middle."""
+    """Return the hover text of a chart at axis values, by default in the middle."""
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.by import By
 
@@ -239,10 +239,10 @@ def test_hovering_shows_values(browser: Browser, written: Callable[..., Path]) -
     assert median is not None
     shown = hover(browser, "percentiles", 2, median / 1e6)
     assert re.search(r"connect4[0-9.]+ % took at most 1[0-9]{2}µs|connect5", shown), shown
-    assert browser.complaints == []
+    assert browser.errors == []
 
 
-def test_what_is_along_time_is_zoomed_together(browser: Browser, written: Callable[..., Path]) -> None:
+def test_charts_over_time_are_zoomed_together(browser: Browser, written: Callable[..., Path]) -> None:
     browser.open(written(named("a minute")))
     browser.run("Plotly.relayout('rates', {'xaxis.range': [10, 20]})")
     ranges = (
@@ -253,7 +253,7 @@ def test_what_is_along_time_is_zoomed_together(browser: Browser, written: Callab
     assert browser.run("return document.getElementById('percentiles').layout.xaxis.range[0]") == 0
 
 
-def test_nothing_can_be_sent_anywhere(browser: Browser, written: Callable[..., Path]) -> None:
+def test_a_page_can_send_nothing(browser: Browser, written: Callable[..., Path]) -> None:
     browser.open(written(named("a minute")))
     buttons = browser.run(
         "return [...document.querySelectorAll('.modebar-btn')].map((b) => b.dataset.title || b.ariaLabel)"
@@ -261,14 +261,14 @@ def test_nothing_can_be_sent_anywhere(browser: Browser, written: Callable[..., P
     assert len(buttons) == 4 * 6
     assert len(set(buttons)) == 4
     assert not any(word in title.lower() for title in buttons for word in ("share", "cloud", "edit"))
-    # The policy holds against what might yet get in.
-    browser.complaints  # noqa: B018  # reading the log empties it
+    # The policy also blocks requests of other scripts.
+    browser.errors  # noqa: B018  # reading the log empties it
     browser.run("fetch('https://example.invalid/').catch(() => { window.refused = true })")
     browser.until("return window.refused")
-    assert "Content Security Policy" in browser.complaints[0]
+    assert "Content Security Policy" in browser.errors[0]
 
 
-def test_hostile_text_is_text(browser: Browser, written: Callable[..., Path]) -> None:
+def test_hostile_text_is_escaped(browser: Browser, written: Callable[..., Path]) -> None:
     run = hostile()
     browser.open(written(run, run), PHONE, touch=True)
     drawn(browser)
@@ -279,7 +279,7 @@ def test_hostile_text_is_text(browser: Browser, written: Callable[..., Path]) ->
     assert browser.run("return document.documentElement.scrollWidth") == PHONE[0]
 
 
-def test_colours_follow_the_system(browser: Browser, written: Callable[..., Path]) -> None:
+def test_colours_follow_the_colour_scheme(browser: Browser, written: Callable[..., Path]) -> None:
     browser.open(written(named("a minute")), scheme="dark")
     ink = "return [getComputedStyle(document.body).color, document.getElementById('rates').layout.font.color]"
     dark = browser.run(ink)
@@ -292,7 +292,7 @@ def test_colours_follow_the_system(browser: Browser, written: Callable[..., Path
 
 
 @pytest.mark.parametrize("name", ["a minute", "all failed"])
-def test_a_phone_shows_all_without_scrolling_sideways(
+def test_a_phone_needs_no_horizontal_scrolling(
     browser: Browser, written: Callable[..., Path], name: str
 ) -> None:
     run = named(name).against(named("a second"), name="b" * 200)
@@ -306,7 +306,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(
     assert browser.run("return document.querySelectorAll('.modebar-btn').length") == 0
 
 
-def test_it_is_read_with_the_keyboard(browser: Browser, written: Callable[..., Path]) -> None:
+def test_keyboard_navigation(browser: Browser, written: Callable[..., Path]) -> None:
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys
 
@@ -323,14 +323,14 @@ def test_it_is_read_with_the_keyboard(browser: Browser, written: Callable[..., P
     assert region[1]
 
 
-def test_what_a_screen_reader_is_told(browser: Browser, written: Callable[..., Path]) -> None:
+def test_the_accessibility_tree_describes_every_chart(browser: Browser, written: Callable[..., Path]) -> None:
     browser.open(written(named("a minute")))
     nodes = browser.cdp("Accessibility.getFullAXTree", {})["nodes"]
-    told = [
+    named_nodes = [
         (node["role"]["value"], node.get("name", {}).get("value", ""))
         for node in nodes
         if not node["ignored"] and "role" in node
     ]
-    images = [name for role, name in told if role in ("img", "image") and "The table behind" in name]
+    images = [name for role, name in named_nodes if role in ("img", "image") and "The table below" in name]
     assert len(images) == 6
-    assert ("heading", "Percentiles") in told
+    assert ("heading", "Percentiles") in named_nodes

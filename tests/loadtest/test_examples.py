@@ -1,4 +1,4 @@
-"""Every example of the load tester, run as its first lines say."""
+"""Every example of the load tester, run as its docstring says."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def run(example: str, *args: str) -> tuple[int, str]:
 
 
 def exit_code(page: str) -> int:
-    """The exit code that goes with a summary; beside other work, the generator may have been the limit."""
+    """Return the exit code that matches a summary. On a busy machine, the generator may be the limit."""
     if "\nThe generator was the limit: " in page:
         return 98
     return 99 if "\n  MISSED " in page or "\n  WORSE " in page else 0
@@ -64,38 +64,38 @@ async def a_gate() -> None:
 async def a_baseline(path: Path) -> None:
     code, page = await run("load_baseline.py", refused_endpoint(), str(path))
     assert code == (exit_code(page) or 1)
-    assert path.name not in os.listdir(path.parent), "a run that failed is no baseline"
+    assert path.name not in os.listdir(path.parent), "a failed run is not kept as a baseline"
     async with serving(greet) as target:
         code, page = await run("load_baseline.py", target, str(path))
         assert code == exit_code(page)
         assert (path.name in os.listdir(path.parent)) == (code == 0)
         code, page = await run("load_baseline.py", target, str(path.parent / "nowhere" / path.name))
         assert code == (exit_code(page) or 1)
-        assert " 0 failed" in page, "it is told all the same"
-        hard_to_keep(path, report(plan=LoadPlan(target, rate=500, duration=1.0)))
+        assert " 0 failed" in page, "the summary is printed anyway"
+        write_fast_baseline(path, report(plan=LoadPlan(target, rate=500, duration=1.0)))
         code, page = await run("load_baseline.py", target, str(path))
     assert code == exit_code(page) != 0
     assert "WORSE   response p50 went from 1 µs to " in page
 
 
-def hard_to_keep(path: Path, run: LoadReport) -> None:
-    """Write a run as a baseline that no other run can keep up with."""
+def write_fast_baseline(path: Path, run: LoadReport) -> None:
+    """Write a baseline that every other run is worse than."""
     values = json.loads(run.to_json())
     for stat in ("mean", "p50", "p90", "p99"):
         values["latency_us"]["response"][stat] = 1
     path.write_text(json.dumps(values))
 
 
-def test_they_do_what_they_say(tmp_path: Path) -> None:
-    """All at the same time: they wait more than they work."""
+def test_examples_work(tmp_path: Path) -> None:
+    """All run at the same time, because they mostly wait."""
 
-    async def all_of_them() -> None:
+    async def run_all() -> None:
         await asyncio.gather(from_a_coroutine(), a_gate(), a_baseline(tmp_path / "last-run.json"))
 
-    asyncio.run(all_of_them())
+    asyncio.run(run_all())
 
 
-def test_without_arguments_they_say_how_to_use_them() -> None:
+def test_examples_without_arguments_print_their_usage() -> None:
     for example in ("load_ci_gate.py", "load_baseline.py"):
         command = [sys.executable, f"examples/{example}"]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -105,22 +105,22 @@ def test_without_arguments_they_say_how_to_use_them() -> None:
         assert "Traceback" not in found.stderr
 
 
-def test_what_goes_wrong_is_one_line(tmp_path: Path) -> None:
+def test_errors_of_examples_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     nowhere = "127.0.0.1:no-such-service"
-    for args, words in (
+    for args, message in (
         (("load_ci_gate.py", "bogus"), "endpoint 'bogus' has no port"),
         (("load_ci_gate.py", nowhere), f"cannot connect to {nowhere}: "),
         (("load_baseline.py", nowhere, f"{tmp_path}/new.json"), f"cannot connect to {nowhere}: "),
-        (("load_baseline.py", nowhere, f"{tmp_path}/run.json"), "run.json is no report of a load test"),
+        (("load_baseline.py", nowhere, f"{tmp_path}/run.json"), "run.json is not a load test report"),
     ):
         command = [sys.executable, f"examples/{args[0]}", *args[1:]]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         found = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE)
         assert (found.returncode, found.stdout, found.stderr.count("\n")) == (1, "", 1)
-        assert words in found.stderr
+        assert message in found.stderr
 
 
-def test_they_are_short() -> None:
+def test_examples_are_short() -> None:
     for path in Path(ROOT, "examples").glob("load_*.py"):
         assert len(path.read_text().splitlines()) <= 40, path

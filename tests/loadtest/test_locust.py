@@ -1,6 +1,6 @@
-"""Locust with greeter's generator: masters and workers on this machine, each a process of its own.
+"""Locust with greeter's generator: masters and workers on this machine, each in its own process.
 
-Locust replaces the sockets of a process that imports it, so that this one does not.
+This process does not import Locust, which replaces the sockets of its process.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ pytestmark = pytest.mark.one_interpreter
 if find_spec("locust") is None:
     pytest.skip("needs the extra locust", allow_module_level=True)
 
-# As many scenarios at a time as the machine can start processes for, with most of them waiting.
-AT_ONCE = 4
+# Scenarios that run at the same time. Most of them wait, but each starts processes.
+CONCURRENT_SCENARIOS = 4
 
 
 class Locust:
-    """A Locust that was started, and what it says, on its way to two files."""
+    """A Locust process; its output goes to two files."""
 
     def __init__(self, process: asyncio.subprocess.Process, path: Path) -> None:
         self.process, self._path = process, path
@@ -62,23 +62,23 @@ class Locust:
         async with asyncio.timeout(PATIENCE):
             return await self.process.wait()
 
-    def complaints(self) -> list[str]:
-        """What it logged as errors, without the time and the machine; and nothing was a surprise."""
+    def errors(self) -> list[str]:
+        """Return the logged errors, without time and host. There must be no traceback."""
         assert "Traceback" not in self.log
         return [line.partition("/ERROR/")[2] for line in self.log.splitlines() if "/ERROR/" in line]
 
 
 def free_port() -> int:
-    """A port that nobody has, and that no client is given: Locust's master cannot tell of a port 0."""
+    """Return a free port outside the ephemeral range. Locust's master does not report the port for port 0."""
     for port in random.sample(range(20_000, 30_000), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise AssertionError("no port is free")
+    raise AssertionError("no free port")
 
 
-def traced() -> dict[str, str]:
-    """The environment for a process whose lines are measured, if any are: Locust runs them in greenlets."""
+def coverage_environment() -> dict[str, str]:
+    """Return the environment, with coverage, if active, set up for the greenlets of Locust."""
     environment = dict(os.environ)
     if text := environment.get("COVERAGE_PROCESS_CONFIG"):
         from coverage.config import CoverageConfig
@@ -89,8 +89,8 @@ def traced() -> dict[str, str]:
     return environment
 
 
-class Fleet:
-    """Processes that are gone when it is left."""
+class LocustProcesses:
+    """Starts Locust processes, and kills those that remain at the end."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -98,7 +98,7 @@ class Fleet:
         self._started: list[Locust] = []
         self.port = str(free_port())
 
-    async def __aenter__(self) -> Fleet:
+    async def __aenter__(self) -> LocustProcesses:
         self.directory.mkdir()
         return self
 
@@ -106,7 +106,7 @@ class Fleet:
         for locust in self._started:
             if locust.process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(locust.process.pid, signal.SIGKILL)  # the group that it leads, see below
+                    os.killpg(locust.process.pid, signal.SIGKILL)  # its process group, see start_new_session
                 await locust.process.wait()
 
     async def start(self, *command: str) -> Locust:
@@ -118,7 +118,7 @@ class Fleet:
                 cwd=ROOT,
                 stdout=out,
                 stderr=log,
-                env=traced(),
+                env=coverage_environment(),
                 start_new_session=True,
             )
         self._started.append(Locust(process, path))
@@ -147,8 +147,8 @@ class Fleet:
         return checked(LoadReport.from_json(self.json.read_text()))
 
 
-# It keeps what every worker reported, as it came.
-KEEPING = """
+# A locustfile whose master saves the report of each worker.
+SAVES_REPORTS = """
     import json, os
     from locust import events
     from greeter.loadtest.locust import GreeterUser
@@ -164,19 +164,21 @@ KEEPING = """
 """
 
 
-async def two_workers_and_a_master(fleet: Fleet) -> None:
-    """All that was counted arrives, and is judged; options go before the plan of the class."""
-    file = fleet.locustfile(KEEPING)
+async def two_workers_and_a_master(locusts: LocustProcesses) -> None:
+    """All counts arrive and thresholds are checked; options override the plan of the class."""
+    file = locusts.locustfile(SAVES_REPORTS)
     async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as server:
         options = ("-H", server.address, "-t", "2s", "-u", "99", "--greeter-rate", "300")
-        workers = [await fleet.worker(file=file) for _ in range(2)]
-        master = await fleet.master(*options, file=file)
+        workers = [await locusts.worker(file=file) for _ in range(2)]
+        master = await locusts.master(*options, file=file)
         code = await master.ended()
         assert [await worker.ended() for worker in workers] == [0, 0]
         await server.stop()
-    report = fleet.report()
+    report = locusts.report()
     assert code == report.exit_code
-    assert code == (98 if report.generator["saturated"] else 99), "a machine may be too busy for anything"
+    assert code == (98 if report.generator["saturated"] else 99), (
+        "on a busy machine, the generator is the limit"
+    )
     assert report.thresholds[0]["expr"] == "response:p50<2us"
     assert not report.passed
     assert report.plan["connections"] == 99
@@ -184,7 +186,7 @@ async def two_workers_and_a_master(fleet: Fleet) -> None:
     assert "MISSED  response:p50<2us" in master.out
 
     counted = [
-        RunMetrics.from_json(json.loads(path.read_text())) for path in fleet.directory.glob("*_*.json")
+        RunMetrics.from_json(json.loads(path.read_text())) for path in locusts.directory.glob("*_*.json")
     ]
     parts = report.generator["parts"]
     connections = report.connections
@@ -196,9 +198,9 @@ async def two_workers_and_a_master(fleet: Fleet) -> None:
     assert (
         f"Stopped: {connections['greeted']} greeted of {connections['greeted']} accepted" in server.lines[-1]
     )
-    assert f"{connections['greeted']}     0(0.00%)" in master.log, "Locust's own statistics have them too"
+    assert f"{connections['greeted']}     0(0.00%)" in master.log, "also in Locust's own statistics"
 
-    # The percentiles are those of all samples, each as its histogram has it, in a row.
+    # The percentiles are those of all samples, as recorded in the histograms.
     for phase in HISTOGRAMS:
         samples = sorted(
             lowest(index)
@@ -216,38 +218,40 @@ async def two_workers_and_a_master(fleet: Fleet) -> None:
             assert true <= found <= true * 1.001, (phase, stat)
 
 
-async def a_script(fleet: Fleet) -> None:
-    """The example of a master with two workers, and every file that there is."""
+async def a_script(locusts: LocustProcesses) -> None:
+    """The example of a master with two workers writes every output."""
     names = ("json", "html", "csv", "hdr")
-    outputs = [word for name in names for word in (f"--greeter-{name}", str(fleet.directory / f"run.{name}"))]
+    outputs = [
+        word for name in names for word in (f"--greeter-{name}", str(locusts.directory / f"run.{name}"))
+    ]
     if find_spec("plotly") is None or find_spec("jinja2") is None:
         del outputs[2:4]
     async with serving(greet) as target:
-        script = await fleet.start("examples/distributed/run.py", "-H", target, *outputs)
+        script = await locusts.start("examples/distributed/run.py", "-H", target, *outputs)
         code = await script.ended()
-    report = fleet.report()
+    report = locusts.report()
     assert code == report.exit_code
-    if code != 98:  # on a machine that is too busy
+    if code != 98:  # the generator was the limit, on a busy machine
         assert code == 0
-        attempted = 400 - report.connections["unstarted"]  # what is due at the very end may come too late
+        attempted = 400 - report.connections["unstarted"]  # connections due at the very end may be late
         assert script.out.strip().splitlines()[-1].startswith(f"All {attempted} clients were greeted")
     assert report.plan["expect"] == "Thank you"
-    written = {name for name in os.listdir(fleet.directory) if name.startswith("run.")}
+    written = {name for name in os.listdir(locusts.directory) if name.startswith("run.")}
     assert written == {os.path.basename(path) for path in outputs[1::2]}
 
 
-async def a_worker_dies(fleet: Fleet) -> None:
-    async with serving_and_counting(greet) as (target, came):
-        page = fleet.directory / "run.html"
+async def a_worker_dies(locusts: LocustProcesses) -> None:
+    async with serving_and_counting(greet) as (target, accepted_clients):
+        page = locusts.directory / "run.html"
         drawn = find_spec("plotly") is not None and find_spec("jinja2") is not None
         options = ("-H", target, "-t", "3s", "--greeter-rate", "100")
-        master = await fleet.master(*options, *(("--greeter-html", str(page)) if drawn else ()))
-        workers = [await fleet.worker() for _ in range(2)]
-        await wait_for_clients(came, 50)
+        master = await locusts.master(*options, *(("--greeter-html", str(page)) if drawn else ()))
+        workers = [await locusts.worker() for _ in range(2)]
+        await wait_for_clients(accepted_clients, 50)
         workers[0].process.kill()
         code = await master.ended()
         assert await workers[1].ended() == 0
-    report = fleet.report()
+    report = locusts.report()
     assert code == report.exit_code
     assert code in (1, 98)
     lost, other = sorted(report.generator["parts"], key=lambda part: not part["lost"])
@@ -257,186 +261,192 @@ async def a_worker_dies(fleet: Fleet) -> None:
     assert report.connections["attempted"] <= 150
     text = f"worker {lost['name']} was lost, and with it 150 of 300 connections: it sends no heartbeat"
     assert text in master.out
-    assert "A part of the load is missing, that of 1 of 2 workers." in master.out
+    assert "Part of the load is missing: 1 of 2 workers was lost." in master.out
     if drawn:
         assert "✗ lost: it sends no heartbeat" in page.read_text(encoding="utf-8")
 
 
 def generators(pid: int) -> list[int]:
-    """The generators among the children of a process, and not Locust's other helpers."""
+    """Return the generators among the children of a process, without Locust's other children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [
-        int(c)
-        for c in children
-        if b"loadtest.generator.worker_main" in Path(f"/proc/{c}/cmdline").read_bytes()
+        int(c) for c in children if b"loadtest.generator.worker" in Path(f"/proc/{c}/cmdline").read_bytes()
     ]
 
 
-async def a_generator_dies(fleet: Fleet) -> None:
-    """The process under a Locust worker; the worker itself is well. The limit of the class is missed."""
-    async with serving_and_counting(greet) as (target, came):
-        master = await fleet.master("-H", target, "-t", "60s", "--greeter-rate", "100", workers=1)
-        worker = await fleet.worker()
-        await wait_for_clients(came, 20)
+async def a_generator_dies(locusts: LocustProcesses) -> None:
+    """The generator of a Locust worker exits, the worker does not. A threshold of the class is missed."""
+    async with serving_and_counting(greet) as (target, accepted_clients):
+        master = await locusts.master("-H", target, "-t", "60s", "--greeter-rate", "100", workers=1)
+        worker = await locusts.worker()
+        await wait_for_clients(accepted_clients, 20)
         [generator] = generators(worker.process.pid)
         os.kill(generator, signal.SIGKILL)
         assert await master.ended() == 99
         await worker.ended()
-    [part] = fleet.report().generator["parts"]
-    assert part["lost"] == "its generator ended with status -9"
+    [part] = locusts.report().generator["parts"]
+    assert part["lost"] == "its generator exited with status -9"
 
 
-async def interrupted(fleet: Fleet) -> None:
-    async with serving_and_counting(greet) as (target, came):
-        master = await fleet.master("-H", target, "-t", "60s", "--greeter-rate", "100", workers=1)
-        worker = await fleet.worker()
-        await wait_for_clients(came, 50)
+async def interrupted(locusts: LocustProcesses) -> None:
+    async with serving_and_counting(greet) as (target, accepted_clients):
+        master = await locusts.master("-H", target, "-t", "60s", "--greeter-rate", "100", workers=1)
+        worker = await locusts.worker()
+        await wait_for_clients(accepted_clients, 50)
         master.process.send_signal(signal.SIGINT)
         assert await master.ended() == 130
         assert await worker.ended() == 0
-    report = fleet.report()
+    report = locusts.report()
     assert report.interrupted
-    # The last of those who came may have been cut off, which is not an attempt.
+    # The last connections may have been cut off, which do not count as attempts.
     assert report.connections["attempted"] + report.connections["cut_off"] >= 50
     assert "Interrupted after " in master.out
 
 
-async def a_script_interrupted(fleet: Fleet) -> None:
-    """As by Ctrl-C, which all of its processes have: the master still reports."""
-    async with serving_and_counting(greet) as (target, came):
-        options = ("-H", target, "-t", "60s", "--greeter-rate", "100", "--greeter-json", str(fleet.json))
-        script = await fleet.start("examples/distributed/run.py", *options)
-        await wait_for_clients(came, 50)
+async def a_script_interrupted(locusts: LocustProcesses) -> None:
+    """Ctrl-C signals all of its processes; the master still reports."""
+    async with serving_and_counting(greet) as (target, accepted_clients):
+        options = ("-H", target, "-t", "60s", "--greeter-rate", "100", "--greeter-json", str(locusts.json))
+        script = await locusts.start("examples/distributed/run.py", *options)
+        await wait_for_clients(accepted_clients, 50)
         os.killpg(script.process.pid, signal.SIGINT)
         assert await script.ended() == 130
-    assert script.complaints() == []
-    assert fleet.report().interrupted
+    assert script.errors() == []
+    assert locusts.report().interrupted
 
 
-# A master that does not wait as long as others do.
-IMPATIENT = """
-    import greeter.loadtest.distributed.conductor as conductor
+# A locustfile with short timeouts of the master.
+SHORT_TIMEOUTS = """
+    from greeter.loadtest.distributed import locust_master
     from greeter.loadtest.locust import GreeterUser
-    conductor._PATIENCE_SECONDS, conductor._LAST_PATIENCE_SECONDS = {}, 1.0
+    locust_master._REPLY_TIMEOUT, locust_master._STOP_TIMEOUT = {}, 1.0
     class Canary(GreeterUser):
         pass
 """
 
-# A worker to which something happens on the way; Locust's own users of it are none.
-DISTURBED = """
+# A locustfile whose worker runs a statement before it handles a command.
+INTERCEPTS_COMMAND = """
     import gevent
-    from greeter.loadtest.distributed import station
+    from greeter.loadtest.distributed import locust_worker
     from greeter.loadtest.locust import GreeterUser
-    station._PATIENCE_SECONDS = 5.0
+    locust_worker._GENERATOR_TIMEOUT = 5.0
     class Canary(GreeterUser):
         pass
-    obey = station.Station._obey
-    def disturbed(self, order):
-        if order["verb"] == "{}":
+    dispatch = locust_worker.LocustWorker._dispatch
+    def intercepted(self, message):
+        if message["command"] == "{}":
             {}
-        obey(self, order)
-    station.Station._obey = disturbed
+        dispatch(self, message)
+    locust_worker.LocustWorker._dispatch = intercepted
 """
 
 
-async def a_generator_freezes(fleet: Fleet) -> None:
-    """The worker is well and says so; what it waits for does not come."""
-    async with serving_and_counting(greet) as (target, came):
-        impatient = fleet.locustfile(IMPATIENT.format(5.0), "impatient")
+async def a_generator_freezes(locusts: LocustProcesses) -> None:
+    """The generator stops responding; the worker still sends heartbeats."""
+    async with serving_and_counting(greet) as (target, accepted_clients):
+        short_timeouts = locusts.locustfile(SHORT_TIMEOUTS.format(5.0), "short_timeouts")
         options = ("-H", target, "-t", "2s", "--greeter-rate", "100", "--greeter-timeout", "1s")
-        master = await fleet.master(*options, file=impatient, workers=1)
-        worker = await fleet.worker(file=fleet.locustfile(DISTURBED.format("none", "pass"), "worker"))
-        await wait_for_clients(came, 20)
+        master = await locusts.master(*options, file=short_timeouts, workers=1)
+        worker = await locusts.worker(
+            file=locusts.locustfile(INTERCEPTS_COMMAND.format("none", "pass"), "worker")
+        )
+        await wait_for_clients(accepted_clients, 20)
         [generator] = generators(worker.process.pid)
         os.kill(generator, signal.SIGSTOP)
         assert await master.ended() == 1
-        assert await worker.ended() == 0, "it ends its generator"
-    [part] = fleet.report().generator["parts"]
+        assert await worker.ended() == 0, "it kills its generator"
+    [part] = locusts.report().generator["parts"]
     assert part["lost"] == "it did not report in time"
 
 
-async def a_worker_is_stopped_on_the_way(fleet: Fleet) -> None:
-    """Between its readiness and the beginning: the others begin without it."""
+async def a_worker_is_stopped_on_the_way(locusts: LocustProcesses) -> None:
+    """Stopped between readiness and start: the others start without it."""
     stop = "self._environment.events.test_stopping.fire(environment=self._environment)"
     async with serving(greet) as target:
-        disturbed = fleet.locustfile(DISTURBED.format("begin", stop))
-        master = await fleet.master("-H", target, "-t", "1s", "--greeter-rate", "50")
-        workers = [await fleet.worker(), await fleet.worker(file=disturbed)]
+        intercepted = locusts.locustfile(INTERCEPTS_COMMAND.format("begin", stop))
+        master = await locusts.master("-H", target, "-t", "1s", "--greeter-rate", "50")
+        workers = [await locusts.worker(), await locusts.worker(file=intercepted)]
         code = await master.ended()
         assert [await worker.ended() for worker in workers] == [0, 0]
-    report = fleet.report()
+    report = locusts.report()
     assert code == report.exit_code
     assert code in (1, 98)
     lost, other = sorted(report.generator["parts"], key=lambda part: not part["lost"])
-    assert lost["lost"].endswith(" cannot take part: it was stopped before the run began")
+    assert lost["lost"].endswith(" cannot take part: it was stopped before the run started")
     assert other["attempted"] + other["unstarted"] == 25
 
 
-async def a_worker_without_our_user(fleet: Fleet) -> None:
-    file = fleet.locustfile(
+async def a_worker_without_our_user(locusts: LocustProcesses) -> None:
+    file = locusts.locustfile(
         """
         from locust import User, task
         class Canary(User):
             @task
-            def be_there(self):
+            def idle(self):
                 pass
         """
     )
-    master = await fleet.master(workers=1, file=fleet.locustfile(IMPATIENT.format(2.0), "impatient"))
-    worker = await fleet.worker(file=file)
+    master = await locusts.master(
+        workers=1, file=locusts.locustfile(SHORT_TIMEOUTS.format(2.0), "short_timeouts")
+    )
+    worker = await locusts.worker(file=file)
     assert await master.ended() == 1
     await worker.ended()
-    [line] = master.complaints()
+    [line] = master.errors()
     assert line.startswith("greeter: worker ")
-    assert "is gone, or has no GreeterUser" in line
-    assert not fleet.json.exists()
+    assert "has ended, or has no GreeterUser" in line
+    assert not locusts.json.exists()
 
 
-async def a_worker_that_gets_stuck(fleet: Fleet) -> None:
-    master = await fleet.master(workers=1, file=fleet.locustfile(IMPATIENT.format(2.0), "impatient"))
-    worker = await fleet.worker(file=fleet.locustfile(DISTURBED.format("prepare", "gevent.sleep(60)")))
+async def a_worker_that_blocks(locusts: LocustProcesses) -> None:
+    master = await locusts.master(
+        workers=1, file=locusts.locustfile(SHORT_TIMEOUTS.format(2.0), "short_timeouts")
+    )
+    worker = await locusts.worker(
+        file=locusts.locustfile(INTERCEPTS_COMMAND.format("prepare", "gevent.sleep(60)"))
+    )
     assert await master.ended() == 1
     await worker.ended()
-    [line] = master.complaints()
-    assert " did not answer within " in line
-    assert not fleet.json.exists()
+    [line] = master.errors()
+    assert " did not reply within " in line
+    assert not locusts.json.exists()
 
 
-async def interrupted_in_vain(fleet: Fleet) -> None:
-    """There is no report when nobody reports, and no half of one."""
-    async with serving_and_counting(greet) as (target, came):
-        impatient = fleet.locustfile(IMPATIENT.format(30.0), "impatient")
+async def interrupted_without_results(locusts: LocustProcesses) -> None:
+    """Without results there is no report, and no partial file."""
+    async with serving_and_counting(greet) as (target, accepted_clients):
+        short_timeouts = locusts.locustfile(SHORT_TIMEOUTS.format(30.0), "short_timeouts")
         options = ("-H", target, "-t", "60s", "--greeter-rate", "100")
-        master = await fleet.master(*options, file=impatient, workers=1)
-        worker = await fleet.worker()
-        await wait_for_clients(came, 20)
+        master = await locusts.master(*options, file=short_timeouts, workers=1)
+        worker = await locusts.worker()
+        await wait_for_clients(accepted_clients, 20)
         worker.process.send_signal(signal.SIGSTOP)
         master.process.send_signal(signal.SIGINT)
         assert await master.ended() == 130
-    assert master.complaints() == ["greeter: interrupted, and the workers do not report: there is no report"]
-    assert not fleet.json.exists()
+    assert master.errors() == ["greeter: interrupted, and the workers did not report in time: no report"]
+    assert not locusts.json.exists()
 
 
-async def from_the_web_page(fleet: Fleet) -> None:
-    """Locust stays after a run that was started there, and can start another."""
+async def from_the_web_page(locusts: LocustProcesses) -> None:
+    """Locust keeps running after a run from the web page, and can start another."""
     async with serving(greet) as target:
         port = str(free_port())
-        locust = await fleet.locust(
-            *("--web-host", "127.0.0.1", "--web-port", port, "--greeter-json", str(fleet.json)),
-            file=fleet.locustfile(IMPATIENT.format(30.0)),
+        locust = await locusts.locust(
+            *("--web-host", "127.0.0.1", "--web-port", port, "--greeter-json", str(locusts.json)),
+            file=locusts.locustfile(SHORT_TIMEOUTS.format(30.0)),
         )
-        old = fleet.directory / "old.json"
+        old = locusts.directory / "old.json"
         form = {"user_count": 1, "spawn_rate": 1, "host": target}
         for count, more in ((20, {}), (30, {"greeter_baseline": str(old), "greeter_tolerance": "1000000%"})):
             form |= {"greeter_count": count, **more}
-            await answered(f"http://127.0.0.1:{port}/swarm", urlencode(form).encode())
+            await fetch(f"http://127.0.0.1:{port}/swarm", urlencode(form).encode())
             async with asyncio.timeout(PATIENCE):
-                while await state_at(port) != "stopped" or not fleet.json.exists():  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)  # another process has no event for us
-            report = fleet.report()
+                while await state_at(port) != "stopped" or not locusts.json.exists():  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)  # the other process has no event to wait for
+            report = locusts.report()
             assert report.plan["count"] == count
             assert report.connections["greeted"] == count
-            fleet.json.rename(old)
+            locusts.json.rename(old)
         assert report.baseline is not None
         assert (report.baseline["name"], report.baseline["tolerance_percent"]) == (str(old), 1000000)
         locust.process.send_signal(signal.SIGTERM)
@@ -444,12 +454,12 @@ async def from_the_web_page(fleet: Fleet) -> None:
 
 
 async def state_at(port: str) -> str:
-    state: str = json.loads(await answered(f"http://127.0.0.1:{port}/stats/requests"))["state"]
+    state: str = json.loads(await fetch(f"http://127.0.0.1:{port}/stats/requests"))["state"]
     return state
 
 
-async def answered(url: str, data: bytes | None = None) -> bytes:
-    """What is answered there, by a server that may be on its way."""
+async def fetch(url: str, data: bytes | None = None) -> bytes:
+    """Return the response of a server that may not listen yet."""
 
     def ask() -> bytes:
         with urlopen(url, data, timeout=PATIENCE) as answer:
@@ -463,19 +473,19 @@ async def answered(url: str, data: bytes | None = None) -> bytes:
             except URLError as error:
                 if not isinstance(error.reason, ConnectionRefusedError):
                     raise
-            await asyncio.sleep(0.05)  # a port has no event that would tell of a listener
+            await asyncio.sleep(0.05)  # there is no event for a port being listened on
 
 
-# No rate: a closed loop, which cannot be late.
-PLAIN = """
+# A closed loop, which cannot be late.
+CLOSED_LOOP = """
     from greeter.loadtest.locust import GreeterUser
     class Canary(GreeterUser):
         pass
 """
 
 
-async def without_a_master(fleet: Fleet) -> None:
-    """Locust for itself; and a target that nobody answers for."""
+async def without_a_master(locusts: LocustProcesses) -> None:
+    """A local run without a master, against a target that refuses connections."""
     options = (
         "-H",
         refused_endpoint(),
@@ -484,72 +494,69 @@ async def without_a_master(fleet: Fleet) -> None:
         "--greeter-count",
         "50",
         "--greeter-json",
-        str(fleet.json),
+        str(locusts.json),
     )
-    file = fleet.locustfile(PLAIN)
-    locust = await fleet.locust("--headless", "--only-summary", *options, file=file)
+    file = locusts.locustfile(CLOSED_LOOP)
+    locust = await locusts.locust("--headless", "--only-summary", *options, file=file)
     assert await locust.ended() == 1
-    report = fleet.report()
+    report = locusts.report()
     assert report.plan["mode"] == "closed"
     assert report.errors["connect_refused"] == 50
     assert report.verdict in locust.out
     assert "connect_refused" in locust.log, "also among Locust's errors"
 
 
-async def nobody_comes(fleet: Fleet) -> None:
-    master = await fleet.master("--expect-workers-max-wait", "1")
+async def no_worker_connects(locusts: LocustProcesses) -> None:
+    master = await locusts.master("--expect-workers-max-wait", "1")
     assert await master.ended() == 1
-    assert master.complaints() == ["locust.main: Gave up waiting for workers to connect"]
-    assert not fleet.json.exists()
+    assert master.errors() == ["locust.main: Gave up waiting for workers to connect"]
+    assert not locusts.json.exists()
 
 
-async def another_version(fleet: Fleet) -> None:
-    file = fleet.locustfile(
+async def another_version(locusts: LocustProcesses) -> None:
+    file = locusts.locustfile(
         """
         import gevent, greeter
         from locust import events
-        events.init.add_listener(lambda **_: gevent.sleep(1.5))  # connected, and not yet to be spoken to
+        events.init.add_listener(lambda **_: gevent.sleep(1.5))  # connected, but not handling messages yet
         greeter.__version__ = "0.0.7"
         from greeter.loadtest.locust import GreeterUser
         class Canary(GreeterUser):
             pass
         """
     )
-    master = await fleet.master("-H", refused_endpoint(), workers=1)
-    worker = await fleet.worker(file=file)
+    master = await locusts.master("-H", refused_endpoint(), workers=1)
+    worker = await locusts.worker(file=file)
     assert await master.ended() == 2
     assert await worker.ended() == 0
     from greeter import __version__
 
-    [line] = master.complaints()
+    [line] = master.errors()
     assert line.startswith("greeter: worker ")
     assert line.endswith(f" cannot take part: it has greeter 0.0.7, and the master {__version__}")
-    assert not fleet.json.exists()
+    assert not locusts.json.exists()
 
 
-async def what_is_wrong_with_the_plan(fleet: Fleet) -> None:
-    """Said before anybody waits for a worker."""
-    for options, words in (
-        (
-            ["--greeter-threshold", "response:p99"],
-            "threshold 'response:p99' is not of the form METRIC:STAT<VALUE",
-        ),
-        (["--greeter-rate", "many"], "'many' is not a number"),
+async def an_invalid_plan(locusts: LocustProcesses) -> None:
+    """Reported before waiting for workers."""
+    for options, message in (
+        (["--greeter-threshold", "response:p99"], "threshold 'response:p99' does not read METRIC:STAT<VALUE"),
+        (["--greeter-rate", "many"], "'many' is no number"),
         (["--greeter-baseline", "/nowhere.json"], "cannot read '/nowhere.json': no such file or directory"),
         (["--greeter-tolerance", "some"], "'some' is not a percentage"),
         (["--greeter-tolerance", "nan"], "'nan' is not a percentage"),
         (["--greeter-tolerance", "20"], "--greeter-tolerance means nothing without --greeter-baseline"),
         (["--greeter-csv", "-"], "--greeter-csv takes a path; standard output is /dev/stdout, not -"),
     ):
-        master = await fleet.master(*options)
+        master = await locusts.master(*options)
         assert await master.ended() == 2
-        [line] = master.complaints()
-        assert line.startswith(f"greeter: {words}")
-        assert not fleet.json.exists()
+        [line] = master.errors()
+        assert line.startswith(f"greeter: {message}")
+        assert not locusts.json.exists()
 
 
-async def what_is_wrong_with_the_class(fleet: Fleet) -> None:
-    file = fleet.locustfile(
+async def an_invalid_class(locusts: LocustProcesses) -> None:
+    file = locusts.locustfile(
         """
         from greeter.loadtest.locust import GreeterUser
         class Canary(GreeterUser):
@@ -558,47 +565,47 @@ async def what_is_wrong_with_the_class(fleet: Fleet) -> None:
             pass
         """
     )
-    master = await fleet.master("Canary", file=file)
+    master = await locusts.master("Canary", file=file)
     assert await master.ended() == 2
-    assert "the plan of Canary is none: " in master.complaints()[0]
-    assert "'speed'" in master.complaints()[0]
-    master = await fleet.master(file=file)
+    assert "the plan of Canary is invalid: " in master.errors()[0]
+    assert "'speed'" in master.errors()[0]
+    master = await locusts.master(file=file)
     assert await master.ended() == 2
-    assert "one load at a time: choose one of " in master.complaints()[0]
+    assert "a run has one GreeterUser: choose one of " in master.errors()[0]
 
 
-async def no_extra(fleet: Fleet) -> None:
+async def without_the_extra(locusts: LocustProcesses) -> None:
     code = "import sys; sys.modules['locust'] = None; import greeter.loadtest.locust"
-    python = await fleet.start("-c", code)
+    python = await locusts.start("-c", code)
     assert await python.ended() == 1
     line = python.log.strip().splitlines()[-1]
     assert line.endswith(" needs an optional package: pip install '.[locust]' in greeter's source tree")
 
 
-async def nowhere_to_write(fleet: Fleet) -> None:
-    path = fleet.directory / "nowhere" / "run.json"
+async def an_unwritable_output(locusts: LocustProcesses) -> None:
+    path = locusts.directory / "nowhere" / "run.json"
     options = ("-H", refused_endpoint(), "--greeter-count", "10", "--greeter-json", str(path))
-    file = fleet.locustfile(PLAIN)
-    locust = await fleet.locust("--headless", "--only-summary", *options, file=file)
-    assert await locust.ended() == 2, "it is said before the run"
-    words = f"greeter: --greeter-json: cannot write {path}: no such file or directory"
-    assert locust.complaints() == [words]
-    # One that fails after the run loses neither the others nor the exit code of a missed threshold.
-    limit = ("--greeter-csv", str(fleet.json), "--greeter-threshold", "errors:count<1")
+    file = locusts.locustfile(CLOSED_LOOP)
+    locust = await locusts.locust("--headless", "--only-summary", *options, file=file)
+    assert await locust.ended() == 2, "reported before the run"
+    message = f"greeter: --greeter-json: cannot write {path}: no such file or directory"
+    assert locust.errors() == [message]
+    # A failure after the run affects neither the other outputs nor the exit code of a missed threshold.
+    limit = ("--greeter-csv", str(locusts.json), "--greeter-threshold", "errors:count<1")
     others = (*options[:-1], "/dev/full", *limit)
-    locust = await fleet.locust("--headless", "--only-summary", *others, file=file)
+    locust = await locusts.locust("--headless", "--only-summary", *others, file=file)
     assert await locust.ended() == 99
-    assert locust.complaints() == ["greeter: cannot write /dev/full: no space left on device"]
-    assert fleet.json.read_text().startswith("t_s,")
+    assert locust.errors() == ["greeter: cannot write /dev/full: no space left on device"]
+    assert locusts.json.read_text().startswith("t_s,")
 
 
-async def stages_and_a_class_with_a_duration(fleet: Fleet) -> None:
-    """Stages say how long the run is, whatever the class says."""
-    options = ("-H", refused_endpoint(), "--greeter-stage", "200ms:100", "--greeter-json", str(fleet.json))
-    locust = await fleet.locust("--headless", "--only-summary", *options)
+async def stages_and_a_class_with_a_duration(locusts: LocustProcesses) -> None:
+    """The stages determine the length of the run, not the duration of the class."""
+    options = ("-H", refused_endpoint(), "--greeter-stage", "200ms:100", "--greeter-json", str(locusts.json))
+    locust = await locusts.locust("--headless", "--only-summary", *options)
     assert await locust.ended() in (1, 98, 99)
-    assert locust.complaints() == []
-    assert fleet.report().plan["stages"] == [{"duration_s": 0.2, "rate": 100.0}]
+    assert locust.errors() == []
+    assert locusts.report().plan["stages"] == [{"duration_s": 0.2, "rate": 100.0}]
 
 
 SCENARIOS = (
@@ -606,39 +613,39 @@ SCENARIOS = (
     two_workers_and_a_master,
     a_script,
     a_script_interrupted,
-    what_is_wrong_with_the_plan,
+    an_invalid_plan,
     interrupted,
     a_generator_freezes,
     a_generator_dies,
     from_the_web_page,
-    interrupted_in_vain,
+    interrupted_without_results,
     a_worker_is_stopped_on_the_way,
-    a_worker_that_gets_stuck,
+    a_worker_that_blocks,
     a_worker_without_our_user,
     another_version,
     without_a_master,
-    what_is_wrong_with_the_class,
-    nobody_comes,
-    nowhere_to_write,
+    an_invalid_class,
+    no_worker_connects,
+    an_unwritable_output,
     stages_and_a_class_with_a_duration,
-    no_extra,
+    without_the_extra,
 )
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exception | None]:
-    """Every scenario, several at the same time: most of what they do is wait."""
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exception | None]:
+    """Run all scenarios, several at the same time, and return their errors."""
     directory = tmp_path_factory.mktemp("locust")
 
-    async def play() -> dict[str, Exception | None]:
-        room = asyncio.Semaphore(AT_ONCE)
+    async def run_all() -> dict[str, Exception | None]:
+        limit = asyncio.Semaphore(CONCURRENT_SCENARIOS)
 
         async def one(scenario: Any) -> Exception | None:
-            async with room, Fleet(directory / scenario.__name__) as fleet:
+            async with limit, LocustProcesses(directory / scenario.__name__) as locusts:
                 try:
-                    await scenario(fleet)
+                    await scenario(locusts)
                 except (Exception, AssertionError) as error:
-                    for locust in fleet._started:
+                    for locust in locusts._started:
                         error.add_note(f"-- {locust.process}\n{locust.out}{locust.log}")
                     return error
             return None
@@ -646,12 +653,12 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exception | No
         found = await asyncio.gather(*map(one, SCENARIOS))
         return {scenario.__name__: error for scenario, error in zip(SCENARIOS, found, strict=True)}
 
-    return asyncio.run(play())
+    return asyncio.run(run_all())
 
 
 @pytest.mark.parametrize("scenario", [scenario.__name__ for scenario in SCENARIOS])
-def test_scenario(scenario: str, played: dict[str, Exception | None]) -> None:
-    if error := played[scenario]:
+def test_scenario(scenario: str, outcomes: dict[str, Exception | None]) -> None:
+    if error := outcomes[scenario]:
         raise error
 
 

@@ -1,4 +1,4 @@
-"""``load`` from beginning to end, and scenarios with known figures."""
+"""``load`` as a whole, and runs against servers with known latencies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def isolate(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_load_reports_on_its_plan(isolate: bool) -> None:
+async def test_a_plan_results_in_a_report(isolate: bool) -> None:
     seen: list[tuple[int, int]] = []
 
     def on_snapshot(snapshot: Snapshot) -> None:
@@ -55,7 +55,7 @@ async def test_load_reports_on_its_plan(isolate: bool) -> None:
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_stop_ends_the_run_with_the_figures_so_far(isolate: bool) -> None:
+async def test_stop_ends_a_run_with_a_report(isolate: bool) -> None:
     async with serving(wait_for_close) as target:
         stop = asyncio.Event()
         running = asyncio.create_task(load(LoadPlan(target, duration=60.0), stop=stop, isolate=isolate))
@@ -67,7 +67,7 @@ async def test_stop_ends_the_run_with_the_figures_so_far(isolate: bool) -> None:
 
 
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_cancelling_closes_everything(isolate: bool) -> None:
+async def test_cancelling_a_run_releases_its_resources(isolate: bool) -> None:
     async with serving(wait_for_close) as target:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.25):
@@ -81,7 +81,7 @@ async def test_workers_share_a_run() -> None:
     assert len(report.generator["cpu_percent"]) == 2
 
 
-async def test_errors_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_errors_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConnectFailed, match=r"no-such-host\.invalid:1"):
         await load(LoadPlan("no-such-host.invalid:1"))
     with pytest.raises(ConfigError, match="connections do not fit"):
@@ -97,13 +97,13 @@ async def test_a_target_that_refuses_every_connection() -> None:
     assert report.verdict == "Nothing was greeted: 100 connect_refused (Connection refused)."
 
 
-def test_the_public_names_exist() -> None:
+def test_the_public_names_are_exported() -> None:
     for name in ("LoadPlan", "LoadReport", "Snapshot", "Stage", "Threshold", "load", "parse_stage"):
         assert name in greeter.loadtest.__all__
         assert hasattr(greeter.loadtest, name)
 
 
-# -- scenarios with known figures
+# -- servers with known latencies
 
 
 def ms(report: LoadReport, phase: str, stat: str) -> float:
@@ -112,10 +112,8 @@ def ms(report: LoadReport, phase: str, stat: str) -> float:
     return figure / 1000
 
 
-async def test_the_figures_are_those_of_a_server_with_known_latencies(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """98 % take 5 ms, 1.5 % 50 ms, 0.5 % 200 ms, on a clock that only the server advances; 1 % are empty."""
+async def test_the_figures_match_a_server_with_known_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """98 % take 5 ms, 1.5 % 50 ms, 0.5 % 200 ms, of a clock that only the server advances; 1 % are empty."""
     number, now = itertools.count(), time.monotonic()
     monkeypatch.setattr("greeter.loadtest.generator.engine.monotonic", lambda: now)
 
@@ -148,7 +146,7 @@ asyncio.run(main())
 """
 
 
-async def test_the_latency_of_a_frozen_server_is_counted_in_full() -> None:
+async def test_the_stall_of_a_server_appears_in_the_response_times() -> None:
     """The server is stopped from about 0.5 s to 1.5 s of a run of 2.5 s."""
     moments: list[float] = []
     server = await asyncio.create_subprocess_exec(
@@ -170,11 +168,9 @@ async def test_the_latency_of_a_frozen_server_is_counted_in_full() -> None:
         await server.communicate()
     frozen = 1000 * (moments[1] - moments[0])
     assert report.connections["attempted"] + report.connections["unstarted"] == 500
-    assert ms(report, "response", "max") > frozen - 20, "one connection is due every 5 ms"
-    assert ms(report, "response", "p90") > frozen / 2, (
-        "two fifths of the connections were due while it was frozen"
-    )
-    assert ms(report, "service", "p50") < frozen / 2, "at most 50 connections were open then"
+    assert ms(report, "response", "max") > frozen - 20, "one is due every 5 ms"
+    assert ms(report, "response", "p90") > frozen / 2, "two fifths of them were due while it was frozen"
+    assert ms(report, "service", "p50") < frozen / 2, "at most 50 were open during the stall"
 
 
 async def test_a_full_queue_never_counts_as_a_greeting() -> None:
@@ -187,9 +183,9 @@ async def test_a_full_queue_never_counts_as_a_greeting() -> None:
     assert report.exit_code == 1
 
 
-async def test_a_rate_above_the_generators_limit_is_reported() -> None:
+async def test_a_rate_beyond_the_generator_is_reported() -> None:
     async with serving(greet) as target:
-        # With free slots, the lag is that of the generator, however busy the machine is.
+        # With free slots, only the generator can be the cause of being late.
         report = checked(await load(LoadPlan(target, rate=200_000, duration=0.3, connections=5_000)))
     assert report.exit_code == 98
     assert report.generator["saturated"]
@@ -197,7 +193,7 @@ async def test_a_rate_above_the_generators_limit_is_reported() -> None:
     assert report.connections["attempted"] + report.connections["unstarted"] == 60_000
 
 
-async def test_other_tasks_of_the_loop_run_during_a_load() -> None:
+async def test_other_tasks_of_the_loop_still_run() -> None:
     iterations = 0
 
     async def other() -> None:

@@ -1,4 +1,4 @@
-"""One run made by many machines, with Locust.
+"""Distributed runs: Locust controls generators on several machines, and their results are added up.
 
 Entry points: the classes that ``greeter.loadtest.locust`` exports.
 

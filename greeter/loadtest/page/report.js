@@ -2,20 +2,20 @@
 (() => {
   const root = document.documentElement;
   const figures = JSON.parse(document.getElementById("figures").textContent);
-  const along = Object.keys(figures).filter((id) => document.getElementById(id).dataset.axis === "time");
+  const timeCharts = Object.keys(figures).filter((id) => document.getElementById(id).dataset.axis === "time");
   const touch = matchMedia("(pointer: coarse)").matches;
   const config = {
     responsive: true,
     displaylogo: false,
     displayModeBar: touch ? false : "hover",
-    // Named one by one: plotly.js 4 has a button by default that sends the chart to its makers.
+    // An explicit list: by default, plotly.js 4 has a button that uploads the chart.
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
     showSendToCloud: false,
     plotlyServerURL: "",
     topojsonURL: "",
   };
 
-  // Colours are names that the style sheet knows: var(--failed).
+  // Replace references to variables of the style sheet, such as var(--failed).
   const paint = (value, style) => {
     if (Array.isArray(value)) {
       return value.map((inner) => paint(inner, style));
@@ -31,19 +31,19 @@
     const style = getComputedStyle(root);
     for (const [id, figure] of Object.entries(figures)) {
       const { data, layout } = paint(figure, style);
-      // A finger scrolls the page; a mouse zooms, and stays zoomed when the colours change.
+      // Touch scrolls the page, a mouse zooms. The zoom is kept when the colours change.
       Plotly.react(id, data, { ...layout, dragmode: touch ? false : "zoom", uirevision: "same" }, config);
     }
   };
 
-  // What is along time shows the same stretch of it.
+  // All charts over time show the same range.
   const follow = (id) => (change) => {
     const keys = Object.keys(change);
     if (!keys.some((key) => key.startsWith("xaxis."))) {
       return;
     }
     const { range, autorange } = document.getElementById(id).layout.xaxis;
-    for (const other of along) {
+    for (const other of timeCharts) {
       const axis = document.getElementById(other).layout.xaxis;
       const same = axis.range && range.every((end, index) => Math.abs(end - axis.range[index]) < 1e-9);
       if (other !== id && !(autorange ? axis.autorange : same)) {
@@ -53,7 +53,7 @@
   };
 
   draw();
-  along.forEach((id) => document.getElementById(id).on("plotly_relayout", follow(id)));
+  timeCharts.forEach((id) => document.getElementById(id).on("plotly_relayout", follow(id)));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   matchMedia("print").addEventListener("change", draw);
 })();

@@ -1,6 +1,6 @@
-"""What the figures say: the report, its verdict and its baseline, and every form in which it is shown.
+"""The report, its verdict, the comparison with a baseline, and the output formats.
 
-Entry points: ``LoadReport`` (report.py), ``deliver`` (outputs.py).
+Entry points: ``LoadReport`` (report.py), ``write_outputs`` (outputs.py).
 
 Must not import: the distributed run; never the server.
 """

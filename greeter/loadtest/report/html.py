@@ -1,8 +1,10 @@
-"""A report as one HTML file: to look at, and to send to a colleague.
+"""Render a report as a single HTML file.
 
-The law: the file is all there is. It opens from a disk without a network, and its content security policy
-forbids it to ask for anything and to run any script but the two that are written here. Whatever came
-from outside is text, escaped by the template engine, also within the data of the charts.
+Invariants:
+
+- The file is self-contained and needs no network. Its content security policy forbids requests, and scripts
+  other than the two in the page.
+- All external text is escaped by the template engine, including the data of the charts.
 """
 
 from __future__ import annotations
@@ -24,23 +26,26 @@ from greeter.loadtest.report.charts import PHASES, charts
 if TYPE_CHECKING:
     from greeter.loadtest.report.report import LoadReport
 
-# What an exit code is called, and the kind of news that it is.
+# The label of each exit code, and its CSS class.
 _RESULTS = {
     0: ("✓ Passed", "good"),
     1: ("✗ Failed", "bad"),
-    98: ("✗ Not valid", "bad"),
+    98: ("✗ Invalid", "bad"),
     99: ("✗ Failed", "bad"),
-    130: ("– Not complete", "odd"),
+    130: ("– Incomplete", "odd"),
 }
 
-# So many figures that got worse are in the verdict on top; the comparison has all of them.
-_MOVES = 3
+# How many worse figures the verdict at the top names. The comparison lists all.
+_MAX_CHANGES = 3
 
 
 def packages() -> tuple[Any, Any]:
-    """The modules ``jinja2`` and ``plotly.offline``, imported when they are needed.
+    """Import and return the modules ``jinja2`` and ``plotly.offline``.
 
-    Raises MissingExtra without them: to be called before a long run whose report is to be a page.
+    Call it before a long run whose report is to be written as HTML.
+
+    Raises:
+        MissingExtra: one of them is not installed.
     """
     try:
         import jinja2
@@ -51,10 +56,15 @@ def packages() -> tuple[Any, Any]:
 
 
 def page(report: LoadReport, baseline: LoadReport | None = None) -> str:
-    """The page on ``report``; with ``baseline``, the older run is drawn beside it.
+    """Render the page.
 
-    The comparison in figures is the report's own (``report.against(baseline)``). Raises MissingExtra
-    without the packages of the extra ``report``, and ConfigError for a report whose histograms are none.
+    Args:
+        report: the report. The table of the comparison is that of ``report.against(baseline)``.
+        baseline: an older run, drawn into the same charts.
+
+    Raises:
+        MissingExtra: the packages of the extra ``report`` are not installed.
+        ConfigError: a histogram of a report is invalid.
     """
     jinja2, offline = packages()
     place = files("greeter.loadtest") / "page"
@@ -62,7 +72,7 @@ def page(report: LoadReport, baseline: LoadReport | None = None) -> str:
     plotly = offline.get_plotlyjs()
     try:
         drawn = list(charts(report, baseline))
-    except ConfigError:  # which is a ValueError too
+    except ConfigError:  # a subclass of ValueError
         raise
     except ValueError as error:
         raise ConfigError(
@@ -78,10 +88,10 @@ def page(report: LoadReport, baseline: LoadReport | None = None) -> str:
         r=report.to_dict(),
         old=None if baseline is None else baseline.to_dict(),
         result=_result(report),
-        verdict=verdict.sentence(report.to_dict(), most=_MOVES),
-        remarks=verdict.remarks(report.to_dict()),
-        figure=verdict.figure,
-        actual=verdict.actual,
+        verdict=verdict.headline(report.to_dict(), max_changes=_MAX_CHANGES),
+        notes=verdict.notes(report.to_dict()),
+        format_value=verdict.format_value,
+        format_actual=verdict.format_actual,
         phases=PHASES,
         stats=STATS,
         failures=FAILURE_CLASSES,
@@ -100,9 +110,9 @@ def page(report: LoadReport, baseline: LoadReport | None = None) -> str:
 
 
 def _policy(*scripts: str) -> str:
-    """A content security policy (CSP level 3) that lets these scripts run, by their hash, and no other."""
+    """Return a content security policy (CSP level 3) that allows these scripts only, by hash."""
     hashes = " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts)
-    # plotly.js sets styles, and draws a heat map into a picture of its own.
+    # plotly.js sets inline styles, and draws a heat map as an image with a data: or blob: URL.
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
         "form-action 'none'; base-uri 'none'"
@@ -110,19 +120,19 @@ def _policy(*scripts: str) -> str:
 
 
 def _result(report: LoadReport) -> tuple[str, str]:
-    """The word for the run and the kind of news that it is."""
+    """Return the label of the result and its CSS class."""
     if report.exit_code == 0 and not report.thresholds and report.baseline is None:
         return ("✗ Errors", "odd") if report.connections["failed"] else ("✓ Done", "good")
     return _RESULTS[report.exit_code]
 
 
 def _plan(plan: dict[str, Any]) -> dict[str, str]:
-    """The plan in words: what was chosen, without what was left alone."""
+    """Return the settings of a plan as names and text, without those that are unset."""
     open_loop = plan["mode"] == "open"
     found = {
-        "loop": "open: clients come on a schedule"
+        "loop": "open: connections start on a schedule"
         if open_loop
-        else "closed: the next client waits for one before it",
+        else "closed: a client connects only after an earlier one is done",
         "rate": None if plan["rate"] is None else f"{number(plan['rate'])}/s",
         "stages": ", ".join(f"{seconds(s['duration_s'])} to {number(s['rate'])}/s" for s in plan["stages"]),
         "open at once": f"at most {number(plan['connections'])}",
@@ -131,17 +141,17 @@ def _plan(plan: dict[str, Any]) -> dict[str, str]:
         "warm-up": seconds(plan["warmup_s"]) if plan["warmup_s"] else None,
         "held open for": seconds(plan["hold_s"]) if plan["hold_s"] else None,
         "deadlines": f"{seconds(plan['connect_timeout_s'])} to connect, {seconds(plan['timeout_s'])} in all",
-        "the greeting ends with": {"eof": "the stream", "line": "its first line"}.get(plan["until"]),
+        "greeting ends at": {"eof": "end of stream", "line": "end of line"}.get(plan["until"]),
         "expected text": plan["expect"],
         "workers": number(plan["workers"]),
-        "from": ", ".join(map(str, plan["source_ips"])),
+        "source addresses": ", ".join(map(str, plan["source_ips"])),
         "TLS": "yes" if plan["tls"] else None,
     }
     return {name: value for name, value in found.items() if value}
 
 
 def _flat(environment: dict[str, Any]) -> dict[str, str]:
-    """The environment as names and text; sysctls by their own names."""
+    """Return the environment as names and text; sysctls are flattened."""
     found: dict[str, str] = {}
     for name, value in environment.items():
         if isinstance(value, dict):
@@ -152,9 +162,9 @@ def _flat(environment: dict[str, Any]) -> dict[str, str]:
 
 
 def _moment(stamp: str) -> str:
-    """A moment for people, when it is one."""
+    """Format a timestamp for display; other text is returned as it is."""
     return re.sub(r"^(\d{4}-\d\d-\d\d)T([\d:]+)(?:\.\d+)?Z$", r"\1 \2 UTC", stamp)
 
 
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:] + "."
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."

@@ -1,8 +1,11 @@
-"""Reports of one load test that was made by several generators, added up to one.
+"""Merge the reports of several generators that made one load test.
 
-The law: what is added is what was counted (histograms, classes, the timeline), and percentiles, rates and
-thresholds are worked out anew from the sum, as for a run that had been one. The parts stay visible: who
-contributed what, and whose generator was the limit. Parts that cannot have been one test are refused.
+Invariants:
+
+- Counts are added (histograms, classes, the timeline). Percentiles, rates and thresholds are computed from
+  the sum, as for a single run.
+- The report lists the parts: what each contributed, and whether its generator was the limit.
+- Parts that cannot belong to one test are rejected.
 """
 
 from __future__ import annotations
@@ -25,16 +28,13 @@ if TYPE_CHECKING:
 
     from greeter.loadtest.report.report import LoadReport
 
-Part = tuple[str, "LoadReport"]  # what it is called, as by its file, and what it found
+NamedReport = tuple[str, "LoadReport"]  # a name, such as that of the file, and the report
 
-_ADDED = ("connections", "count", "rate", "workers")
-_SHAPE = {
-    "mode": "loop",
-    "duration_s": "duration in seconds",
-}  # what the parts must have in common to be one test
-
-# What should be alike in all of them: else the figures are a mixture.
-_ALIKE = {
+_SUMMED = ("connections", "count", "rate", "workers")
+# Settings that must be equal in all parts.
+_MUST_MATCH = {"mode": "loop", "duration_s": "duration in seconds"}
+# Settings that should be equal in all parts; otherwise the figures mix different tests.
+_SHOULD_MATCH = {
     "hold_s": "held open for",
     "warmup_s": "warm-up",
     "timeout_s": "timeout",
@@ -46,17 +46,23 @@ _ALIKE = {
 }
 
 
-def merge(parts: Sequence[Part]) -> LoadReport:
-    """The report on all of ``parts`` together; its ``generator["parts"]`` has a row for each.
+def merge(parts: Sequence[NamedReport]) -> LoadReport:
+    """Merge ``parts`` into one report, with a row for each in ``generator["parts"]``.
 
-    Rates are of the whole, over the longest of the parts; the most that were open is the sum, and so the
-    most that there can have been. Kernel counters are not added, because every generator on the target's
-    machine reads the same ones: the largest is kept. Raises ConfigError for parts with different schedules,
-    for the same run given twice and for a report that does not hold together.
+    - Rates are totals over the duration of the longest part.
+    - ``peak_open`` is the sum of the parts, an upper bound.
+    - Kernel counters are not added, because all generators on the target's machine read the same ones. The
+      largest value is kept.
+
+    Args:
+        parts: two or more reports with their names.
+
+    Raises:
+        ConfigError: the parts have different schedules, one is given twice, or a report is inconsistent.
     """
     if len(parts) < 2:
-        raise ConfigError("there is nothing to merge: give two reports or more")
-    _all_different(parts)
+        raise ConfigError("nothing to merge: give two or more reports")
+    _check_distinct(parts)
     first_name, first = parts[0]
     plan = _plan(parts)
     whole = build(
@@ -64,9 +70,9 @@ def merge(parts: Sequence[Part]) -> LoadReport:
         first.target,
         merged(_metrics(name, report) for name, report in parts),
         started_at=min(parts, key=lambda part: _moment(*part))[1].started_at,
-        kernel=_largest([report.kernel for _, report in parts]),
+        kernel=_max_counters([report.kernel for _, report in parts]),
         environment=first.environment,
-        notes=[*dict.fromkeys(note for _, report in parts for note in report.notes), *_remarks(parts)],
+        notes=[*dict.fromkeys(note for _, report in parts for note in report.notes), *_notes(parts)],
     )
     generator = {
         **whole.generator,
@@ -76,7 +82,7 @@ def merge(parts: Sequence[Part]) -> LoadReport:
     return replace(whole, generator=generator)
 
 
-def _all_different(parts: Sequence[Part]) -> None:
+def _check_distinct(parts: Sequence[NamedReport]) -> None:
     for index, (name, report) in enumerate(parts):
         for other_name, other in parts[:index]:
             if (report.started_at, report.histograms) == (other.started_at, other.histograms):
@@ -84,23 +90,23 @@ def _all_different(parts: Sequence[Part]) -> None:
 
 
 def _rows(name: str, report: LoadReport) -> list[dict[str, Any]]:
-    """What ``report`` contributed; of a merged one, what its parts did."""
+    """Return the row of ``report``; of a merged report, the rows of its parts."""
     if report.generator.get("parts"):
         return [{**row, "name": f"{name}: {row['name']}"} for row in report.generator["parts"]]
     return [part_row(name, report)]
 
 
 def _metrics(name: str, report: LoadReport) -> RunMetrics:
-    """The counts that ``report`` was made of."""
+    """Return the counts that ``report`` was computed from."""
     try:
-        return _counted(name, report)
+        return _to_metrics(name, report)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"{name} has a histogram that cannot be read: {error}") from None
 
 
-def _counted(name: str, report: LoadReport) -> RunMetrics:
+def _to_metrics(name: str, report: LoadReport) -> RunMetrics:
     unknown = report.errors.keys() - FAILURE_CLASSES
     if unknown:
         raise ConfigError(f"{name} has errors of unknown classes: {', '.join(sorted(unknown))}")
@@ -108,7 +114,7 @@ def _counted(name: str, report: LoadReport) -> RunMetrics:
         reasons={outcome: dict(reasons) for outcome, reasons in report.error_reasons.items()},
         timeline=Timeline.from_rows(report.timeline_width_s, report.timeline),
         elapsed=report.duration_s,
-        scheduled=report.duration_s if report.interrupted else _load_plan(name, report.plan).schedule[1],
+        scheduled=report.duration_s if report.interrupted else _parse_plan(name, report.plan).schedule[1],
         cpu_percent=list(report.generator["cpu_percent"]),
         interrupted=report.interrupted,
     )
@@ -118,81 +124,81 @@ def _counted(name: str, report: LoadReport) -> RunMetrics:
         setattr(metrics, count, report.connections[count])
     for histogram in HISTOGRAMS:
         setattr(metrics, histogram, report.histogram(histogram))
-    # The report has the sum alone of what was over 60 s; it is the sum that comes out again.
+    # The report has only the total of latencies over 60 s, so one histogram carries it.
     metrics.response = Histogram(metrics.response.counts, report.generator["latencies_over_60_s"])
     return metrics
 
 
-def _plan(parts: Sequence[Part]) -> LoadPlan:
-    """The plan that the parts' plans are together."""
+def _plan(parts: Sequence[NamedReport]) -> LoadPlan:
+    """Return the plan that the parts' plans add up to."""
     first_name, first = parts[0]
     plan = dict(first.plan)
     durations = [stage["duration_s"] for stage in first.plan["stages"]]
     for name, report in parts[1:]:
         other = report.plan
-        foreign = f"{name} is no part of the same test as {first_name}"
-        for key, what in _SHAPE.items():
+        mismatch = f"{name} is not a part of the same test as {first_name}"
+        for key, what in _MUST_MATCH.items():
             if other[key] != plan[key]:
-                raise ConfigError(f"{foreign}: its {what} is {other[key]}, not {plan[key]}")
+                raise ConfigError(f"{mismatch}: its {what} is {other[key]}, not {plan[key]}")
         if [stage["duration_s"] for stage in other["stages"]] != durations:
-            raise ConfigError(f"{foreign}: its stages last for other times")
+            raise ConfigError(f"{mismatch}: its stages have other durations")
         plan["stages"] = [
             {**mine, "rate": mine["rate"] + stage["rate"]}
             for mine, stage in zip(plan["stages"], other["stages"], strict=True)
         ]
-        for key in _ADDED:
+        for key in _SUMMED:
             if (plan[key] is None) != (other[key] is None):
-                raise ConfigError(f"{foreign}: only one of them has a {key}")
+                raise ConfigError(f"{mismatch}: only one of them has a {key}")
             if plan[key] is not None:
                 plan[key] += other[key]
         for key in ("source_ips", "thresholds"):
             plan[key] = list(dict.fromkeys([*plan[key], *other[key]]))
-    return _load_plan(first_name, plan)
+    return _parse_plan(first_name, plan)
 
 
-def _load_plan(name: str, plan: dict[str, Any]) -> LoadPlan:
+def _parse_plan(name: str, plan: dict[str, Any]) -> LoadPlan:
     try:
         return LoadPlan.from_dict(plan)
     except KeyError as error:
-        raise ConfigError(f"{name} is no whole report: its plan has no {error.args[0]}") from None
+        raise ConfigError(f"{name} is not a complete report: its plan has no {error.args[0]}") from None
 
 
-def _remarks(parts: Sequence[Part]) -> list[str]:
-    """What a reader must know about figures that were added up."""
+def _notes(parts: Sequence[NamedReport]) -> list[str]:
+    """Return notes on how to interpret the merged figures."""
     reports = [report for _, report in parts]
     names = ", ".join(name for name, _ in parts)
-    said = [f"added up from {len(parts)} reports: {names}"]
+    notes = [f"sum of {len(parts)} reports: {names}"]
     starts = [_moment(name, report) for name, report in parts]
     apart = (max(starts) - min(starts)).total_seconds()
     if apart >= min(report.duration_s for report in reports):
-        said.append(
-            f"by their clocks the parts began {seconds(apart)} apart and did not all run at the same time: "
-            "the rates of the whole were never reached"
+        notes.append(
+            f"by their clocks, the parts started {seconds(apart)} apart and did not all run at the same "
+            "time: the total rates were never reached"
         )
     elif apart:
-        said.append(
-            f"by their clocks the parts began {seconds(apart)} apart; the timeline begins with all of them"
+        notes.append(
+            f"by their clocks, the parts started {seconds(apart)} apart; the timeline aligns their starts"
         )
-    said += [
+    notes += [
         f"the generator of {name} was the limit" for name, report in parts if report.generator["saturated"]
     ]
-    said += [f"{name} was interrupted" for name, report in parts if report.interrupted]
+    notes += [f"{name} was interrupted" for name, report in parts if report.interrupted]
     for what, values in (
         ("targets", [report.target for report in reports]),
         ("versions of greeter", [str(report.environment["greeter"]) for report in reports]),
     ):
         if len(set(values)) > 1:
-            said.append(f"the parts had different {what}: {', '.join(dict.fromkeys(values))}")
+            notes.append(f"the parts had different {what}: {', '.join(dict.fromkeys(values))}")
     plans = [report.plan for report in reports]
-    for key, what in _ALIKE.items():
-        found = dict.fromkeys(_typed(key, plan.get(key)) for plan in plans)
+    for key, what in _SHOULD_MATCH.items():
+        found = dict.fromkeys(_setting_text(key, plan.get(key)) for plan in plans)
         if len(found) > 1:
-            said.append(f"the parts had different plans, {what}: {', '.join(found)}")
-    return said
+            notes.append(f"the parts had different plans, {what}: {', '.join(found)}")
+    return notes
 
 
-def _typed(key: str, value: Any) -> str:
-    """A choice of a plan, for people."""
+def _setting_text(key: str, value: Any) -> str:
+    """Return a setting of a plan as text."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -206,9 +212,9 @@ def _moment(name: str, report: LoadReport) -> datetime:
     try:
         return datetime.fromisoformat(report.started_at)
     except ValueError:
-        raise ConfigError(f"{name} began at {report.started_at!r}, which is no time") from None
+        raise ConfigError(f"{name} started at {report.started_at!r}, which is not a time") from None
 
 
-def _largest(counters: list[dict[str, int]]) -> dict[str, int]:
+def _max_counters(counters: list[dict[str, int]]) -> dict[str, int]:
     names = dict.fromkeys(name for found in counters for name in found)
     return {name: max(found.get(name, 0) for found in counters) for name in names}

@@ -1,8 +1,10 @@
-"""Files that are either written or not there.
+"""Write result files atomically.
 
-The law: a reader never sees half a file. It is written beside its place, brought to the disk, and then
-put in place by a rename; when anything fails on the way, what was there before is there still. What
-others hold open (a pipe, a device, the log that stdout goes to) is never replaced, but written to.
+Invariants:
+
+- A reader never sees a partial file. The data is written to a temporary file in the same directory, synced,
+  and renamed. On any failure the previous file remains.
+- A pipe, a device or the file that stdout is redirected to is never replaced. It is appended to.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from greeter.errors import GreeterError, reason
 
 
 class WriteFailed(GreeterError, OSError):
-    """A result could not be written; nothing of it is left. ``errno`` is the system's."""
+    """A result could not be written; no partial file is left. ``errno`` is that of the system call."""
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(f"cannot write {path}: {reason(cause)}")
@@ -25,17 +27,24 @@ class WriteFailed(GreeterError, OSError):
 
 
 def write(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path``, in one step as far as anybody can see. Raises WriteFailed.
+    """Write a text file atomically.
 
-    What is no regular file (a pipe, a device) is written to as it is, and so is what a descriptor stands
-    for (``/dev/stdout``, ``/dev/fd/3``). What UTF-8 has no letter for is written as Python escapes it.
+    A path that is not a regular file (a pipe, a device) or refers to a descriptor (``/dev/stdout``,
+    ``/dev/fd/3``) is appended to instead.
+
+    Args:
+        path: where to write.
+        text: written as UTF-8. Characters without an encoding are written as Python escapes.
+
+    Raises:
+        WriteFailed: the file cannot be written.
     """
     path, data = Path(path), text.encode("utf-8", "backslashreplace")
     try:
         if (stream := _stream(path)) is None:
-            _replace(path.resolve(), data)  # behind a symbolic link, so that the link stays
+            _replace(path.resolve(), data)  # follow a symbolic link rather than replace it
         else:
-            # A log that stdout goes to keeps what it has.
+            # Append, so that a log that stdout is redirected to keeps its lines.
             with open(stream, "ab", closefd=isinstance(stream, Path)) as file:
                 file.write(data)
     except OSError as error:
@@ -43,7 +52,11 @@ def write(path: str | Path, text: str) -> None:
 
 
 def check(path: str | Path) -> None:
-    """See that ``path`` can be written, as far as one can tell without doing so. Raises WriteFailed."""
+    """Check that ``path`` is writable, as far as that is known without writing it.
+
+    Raises:
+        WriteFailed: the file cannot be written.
+    """
     path = Path(path)
     try:
         if path.is_dir():
@@ -56,7 +69,7 @@ def check(path: str | Path) -> None:
 
 
 def _stream(path: Path) -> int | Path | None:
-    """What to open for a path that must not be replaced; None for a file, or a place for one."""
+    """Return what to open for a path that must not be replaced; None for a regular or a new file."""
     if not path.exists():
         return None
     for number in (1, 2):
@@ -67,23 +80,23 @@ def _stream(path: Path) -> int | Path | None:
 
 
 def _replace(place: Path, data: bytes) -> None:
-    """Write ``data`` beside ``place`` and put it there; when that fails, nothing is left beside it."""
-    handle, beside = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+    """Write ``data`` to a temporary file and rename it to ``place``; on failure, remove the former."""
+    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
     try:
         with open(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, _mode(place))
-        os.replace(beside, place)
-    except BaseException:  # Ctrl-C is none of the errors
+        os.chmod(temporary, _mode(place))
+        os.replace(temporary, place)
+    except BaseException:  # also KeyboardInterrupt
         with suppress(FileNotFoundError):
-            os.unlink(beside)
+            os.unlink(temporary)
         raise
 
 
 def _mode(place: Path) -> int:
-    """The permissions of the file that is replaced, or of a new one; mkstemp's are for its owner alone."""
+    """Return the permissions of the replaced file, or those of a new one; mkstemp sets 0600."""
     if place.exists():
         return place.stat().st_mode & 0o777
     umask = os.umask(0)

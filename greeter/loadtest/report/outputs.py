@@ -1,10 +1,10 @@
-"""Where a report goes when it is made: said, and written to the files that were asked for.
+"""Print the summary of a report and write its output files.
 
 Invariants:
 
-- What can be known of a file that cannot be written is reported before the run.
-- An output that fails after the run does not keep the others from being written. It makes an exit code of 0
-  a 1 and leaves any other code as it is.
+- A file that is known to be unwritable is reported before the run.
+- An output that fails after the run does not prevent the others. It turns exit code 0 into 1 and leaves any
+  other code unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from greeter.loadtest.report.report import LoadReport
 
-# What there is to write, from a report and the older one that it is compared with.
+# How each output is rendered, from a report and its baseline.
 OUTPUTS: dict[str, Callable[[LoadReport, LoadReport | None], str]] = {
     "json": lambda report, _: report.to_json(),
     "csv": lambda report, _: timeline_csv(report),
@@ -32,13 +32,19 @@ OUTPUTS: dict[str, Callable[[LoadReport, LoadReport | None], str]] = {
 }
 
 
-def check(paths: Mapping[str, str | Path], old: LoadReport | None = None, prefix: str = "--") -> None:
-    """See, before a run, that ``paths``, by their names in OUTPUTS, can be written as far as one can tell.
+def check_outputs(paths: Mapping[str, str | Path], old: LoadReport | None = None, prefix: str = "--") -> None:
+    """Check before a run that the outputs can be written.
 
-    ``old`` is the older run, ``prefix`` what an option has before its name in an error. Raises ConfigError,
-    and MissingExtra without the packages that a page needs.
+    Args:
+        paths: the files, by their names in OUTPUTS.
+        old: the baseline.
+        prefix: what precedes the name of an output in the option that an error names.
+
+    Raises:
+        ConfigError: a path is not writable or given twice, or the baseline cannot be drawn.
+        MissingExtra: the packages for an HTML page are not installed.
     """
-    places: dict[str, str] = {}
+    targets: dict[str, str] = {}
     for name, path in paths.items():
         option = prefix + name
         if str(path) == "-":
@@ -47,30 +53,40 @@ def check(paths: Mapping[str, str | Path], old: LoadReport | None = None, prefix
             outfile.check(path)
         except outfile.WriteFailed as error:
             raise ConfigError(f"{option}: {error}") from None
-        other = places.setdefault(os.path.realpath(path), option)
+        other = targets.setdefault(os.path.realpath(path), option)
         if other != option:
             raise ConfigError(f"{other} and {option} name the same file, {path}")
     if "html" in paths:
         packages()
         if old is not None:
-            page(old)  # nobody has read its histograms yet
+            page(old)  # decodes its histograms for the first time
 
 
-def deliver(
+def write_outputs(
     report: LoadReport,
     old: LoadReport | None,
     paths: Mapping[str, str | Path],
-    say: Callable[[str], None],
-    complain: Callable[[OSError], None],
+    print_summary: Callable[[str], None],
+    report_error: Callable[[OSError], None],
 ) -> int:
-    """Say the summary of ``report`` and write it to ``paths``; what fails is complained about, one by one.
+    """Print the summary of a report and write its output files.
 
-    Returns the exit code: the report's, or 1 when all is well but for what could not be said or written.
-    Raises ConfigError for a report that is read from a file and has a histogram that is none.
+    Args:
+        report: the report.
+        old: its baseline.
+        paths: the files, by their names in OUTPUTS.
+        print_summary: prints a text; may raise OSError.
+        report_error: called for each output that failed, after all were tried.
+
+    Returns:
+        The exit code: that of the report; if that is 0 and an output failed, 1.
+
+    Raises:
+        ConfigError: the report was read from a file and has an invalid histogram.
     """
     failures: list[OSError] = []
     try:
-        say(summary(report).removesuffix("\n"))
+        print_summary(summary(report).removesuffix("\n"))
     except OSError as error:  # a full disk behind stdout
         failures.append(error)
     try:
@@ -82,5 +98,5 @@ def deliver(
                 failures.append(error)
     finally:
         for failure in failures:
-            complain(failure)
+            report_error(failure)
     return report.exit_code or int(bool(failures))

@@ -1,8 +1,10 @@
-"""A run while it goes on: a live panel on a terminal, a line every few seconds elsewhere.
+"""Progress of a run: a live panel on a terminal, a line every few seconds elsewhere.
 
-The law: watching costs the one who watches. Both kinds get snapshots and draw from them in this process;
-with a live panel the engine is to be in another (``load(..., isolate=True)``). They write to standard
-error, so that standard output has the results alone.
+Invariants:
+
+- The displays run in this process and receive snapshots. With a display, run the engine in another process
+  (``load(..., isolate=True)``), so that drawing does not affect the figures.
+- They write to standard error. Standard output has the results only.
 """
 
 from __future__ import annotations
@@ -22,38 +24,49 @@ if TYPE_CHECKING:
 
     Watcher = Callable[[Snapshot], None]
 
-_EVERY_SECONDS = 5.0
+_LINE_INTERVAL = 5.0
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 def progress(
     plan: LoadPlan, *, quiet: bool = False, stream: TextIO | None = None
 ) -> AbstractContextManager[Watcher | None]:
-    """What to show of a run of ``plan`` on ``stream`` (standard error): a context whose value goes to
-    ``load`` as ``on_snapshot``. Raises MissingExtra on a terminal without rich."""
+    """Return a context manager that shows the progress of a run.
+
+    Args:
+        plan: the plan of the run.
+        quiet: show nothing.
+        stream: where to write; by default, standard error.
+
+    Returns:
+        A context manager whose value is the ``on_snapshot`` argument of ``load``.
+
+    Raises:
+        MissingExtra: the stream is a terminal and rich is not installed.
+    """
     stream = sys.stderr if stream is None else stream
     if quiet:
         return nullcontext()
-    return Live(plan, stream) if stream.isatty() else nullcontext(Lines(plan, stream))
+    return LiveDisplay(plan, stream) if stream.isatty() else nullcontext(LineDisplay(plan, stream))
 
 
-class Lines:
-    """One plain line every five seconds."""
+class LineDisplay:
+    """A plain line every five seconds."""
 
     def __init__(self, plan: LoadPlan, stream: TextIO) -> None:
         self._plan, self._stream = plan, stream
-        self._next = _EVERY_SECONDS
+        self._next = _LINE_INTERVAL
 
     def __call__(self, snapshot: Snapshot) -> None:
         if snapshot.elapsed < self._next:
             return
-        self._next = snapshot.elapsed - snapshot.elapsed % _EVERY_SECONDS + _EVERY_SECONDS
-        self._stream.write(line(self._plan, snapshot) + "\n")
+        self._next = snapshot.elapsed - snapshot.elapsed % _LINE_INTERVAL + _LINE_INTERVAL
+        self._stream.write(status_line(self._plan, snapshot) + "\n")
         self._stream.flush()
 
 
-class Live(AbstractContextManager["Watcher | None"]):
-    """A panel of three lines that is drawn anew with every snapshot, four times a second at the most."""
+class LiveDisplay(AbstractContextManager["Watcher | None"]):
+    """A panel of three lines, redrawn for every snapshot, at most four times a second."""
 
     def __init__(self, plan: LoadPlan, stream: TextIO) -> None:
         self._plan = plan
@@ -64,7 +77,7 @@ class Live(AbstractContextManager["Watcher | None"]):
             from rich.text import Text
         except ImportError:
             raise MissingExtra("greeter load", "load") from None
-        # No refreshing thread: the snapshots are what there is to show.
+        # No refresh thread: snapshots trigger the redraws.
         self._text = Text
         self._live = RichLive(console=Console(file=stream), auto_refresh=False, transient=True)
 
@@ -77,14 +90,14 @@ class Live(AbstractContextManager["Watcher | None"]):
 
     def _draw(self, snapshot: Snapshot) -> None:
         if snapshot.elapsed == self._drawn:
-            return  # the same quarter of a second, of another worker
+            return  # the same interval, of another worker
         self._drawn = snapshot.elapsed
         width = max(10, self._live.console.width - 2)
         self._live.update(self._text("\n".join(panel(self._plan, snapshot, width))), refresh=True)
 
 
-def line(plan: LoadPlan, snapshot: Snapshot) -> str:
-    """The run so far, in one line."""
+def status_line(plan: LoadPlan, snapshot: Snapshot) -> str:
+    """Return the progress as one line."""
     return (
         f"{seconds(snapshot.elapsed)}: {number(snapshot.attempted)} attempted, {number(snapshot.rate)}/s, "
         f"{number(snapshot.greeted)} greeted, {number(snapshot.failed)} failed, "
@@ -94,7 +107,7 @@ def line(plan: LoadPlan, snapshot: Snapshot) -> str:
 
 
 def panel(plan: LoadPlan, snapshot: Snapshot, width: int) -> list[str]:
-    """The run so far, in three lines of up to ``width`` columns."""
+    """Return the progress as three lines of at most ``width`` columns."""
     return [
         f"{number(snapshot.rate)}/s  {number(snapshot.open)} open  {number(snapshot.failed)} failed  "
         f"p50 {latency(snapshot.percentile_us(50))}  p99 {latency(snapshot.percentile_us(99))}",
@@ -105,7 +118,7 @@ def panel(plan: LoadPlan, snapshot: Snapshot, width: int) -> list[str]:
 
 
 def remaining(plan: LoadPlan, snapshot: Snapshot) -> str:
-    """How much of the run is to come, where that is known: by time, else by count."""
+    """Return the estimated remaining time as text, empty if unknown."""
     left = []
     if plan.mode == "open":
         left.append(plan.schedule[1] - snapshot.elapsed)
@@ -115,11 +128,11 @@ def remaining(plan: LoadPlan, snapshot: Snapshot) -> str:
         left.append((plan.count - snapshot.attempted) / snapshot.rate)
     if not left:
         return ""
-    return f", {seconds(round(min(left)))} left" if min(left) > 0 else ", waiting for the last"
+    return f", {seconds(round(min(left)))} left" if min(left) > 0 else ", waiting for open connections"
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """The latest ``width`` values as bars, the highest of them at full height."""
+    """Return the last ``width`` values as bars, scaled to the highest of them."""
     values = values[-width:]
     top = max(values, default=0.0) or 1.0
     return "".join(_BARS[round(value / top * (len(_BARS) - 1))] for value in values)

@@ -1,7 +1,6 @@
-"""A report for people and for other programs: summary, CSV, HdrHistogram log.
+"""Render a report as text: summary, CSV, HdrHistogram log.
 
-The law: each is a function from the report to text, so that it can be made as well from a JSON file of
-last year. Nothing is measured, and nothing is written, here.
+Each function maps a report to text, so it works for a saved report as well. Nothing here measures or writes.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ _TIMELINE = ("t", "attempted", "greeted", "failed", "open", "p50_us", "p99_us")
 
 
 def summary(report: LoadReport) -> str:
-    """The whole run on one page, the verdict last."""
+    """Return the summary of a run; the verdict is the last line."""
     values = report.to_dict()
     parts = [
-        [_headline(values)],
+        [_title(values)],
         _totals(values),
         _latencies(values),
         _errors(values),
         _thresholds(values),
-        _moves(values),
+        _comparison(values),
         _generator(values),
-        [f"  - {remark}" for remark in verdict.remarks(values)],
+        [f"  - {note}" for note in verdict.notes(values)],
         [report.verdict],
     ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
 def timeline_csv(report: LoadReport) -> str:
-    """The timeline, a line for each bucket; times in seconds and microseconds."""
+    """Return the timeline as CSV, one row per bucket; ``t_s`` in seconds, latencies in microseconds."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("t_s", *_TIMELINE[1:]))
@@ -50,7 +49,7 @@ def timeline_csv(report: LoadReport) -> str:
 
 
 def hdr_log(report: LoadReport) -> str:
-    """The histograms as an HdrHistogram log (.hlog, format 1.2): one interval, a tag for each phase.
+    """Return the histograms as an HdrHistogram log (.hlog, format 1.2): one interval, a tag for each phase.
 
     Values are in microseconds; the maxima in the log are in milliseconds.
     """
@@ -67,7 +66,7 @@ def hdr_log(report: LoadReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _headline(values: dict[str, Any]) -> str:
+def _title(values: dict[str, Any]) -> str:
     plan = values["plan"]
     if plan["mode"] == "closed":
         loop = f"closed loop, {number(plan['connections'])} at a time"
@@ -82,7 +81,7 @@ def _totals(values: dict[str, Any]) -> list[str]:
     connections, rate = values["connections"], values["rate"]
     rates = [f"{number(rate['achieved'])}/s achieved", f"{number(rate['greeted'])}/s greeted"]
     if rate["target"] is not None:
-        rates.insert(0, f"{number(rate['target'])}/s asked for")
+        rates.insert(0, f"{number(rate['target'])}/s target")
     counts = [
         f"{number(connections[name])} {name}" for name in ("attempted", "greeted", "failed", "unstarted")
     ]
@@ -96,7 +95,7 @@ def _latencies(values: dict[str, Any]) -> list[str]:
     table = values["latency_us"]
     rows = {"connect": "connect", "first byte": "first_byte", "total": "service"}
     if values["plan"]["mode"] == "open":
-        rows |= {"total, as due": "response"}  # from the moment that the client was meant to come
+        rows |= {"total, as due": "response"}  # from the scheduled start
     if table["failed"]["count"]:
         rows |= {"failed after": "failed"}
     lines = [" " * 15 + "".join(f"{stat:>{_COLUMN}}" for stat in STATS)]
@@ -120,20 +119,20 @@ def _errors(values: dict[str, Any]) -> list[str]:
 def _thresholds(values: dict[str, Any]) -> list[str]:
     return [
         f"  {'passed' if threshold['passed'] else 'MISSED'}  {threshold['expr']:<28} "
-        f"{verdict.actual(threshold)}"
+        f"{verdict.format_actual(threshold)}"
         for threshold in values["thresholds"]
     ]
 
 
-def _moves(values: dict[str, Any]) -> list[str]:
+def _comparison(values: dict[str, Any]) -> list[str]:
     baseline = values["baseline"]
     if baseline is None:
         return []
-    lines = [f"  against {baseline['name']}, with {baseline['tolerance_percent']:g} % of tolerance:"]
-    lines += [f"  another plan: {difference}" for difference in baseline["differences"]]
+    lines = [f"  compared with {baseline['name']}, tolerance {baseline['tolerance_percent']:g} %:"]
+    lines += [f"  different plan: {difference}" for difference in baseline["differences"]]
     lines += [
-        f"  {'WORSE' if move['worse'] else 'kept '}   {verdict.describe(move)}"
-        for move in baseline["figures"]
+        f"  {'WORSE' if change['worse'] else 'kept '}   {verdict.format_change(change)}"
+        for change in baseline["figures"]
     ]
     return lines
 

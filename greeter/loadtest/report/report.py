@@ -1,8 +1,10 @@
-"""What a load test found: one value, written as JSON (schema version 1) and read back.
+"""The result of a load test: an immutable value that is written as JSON (schema version 1) and read back.
 
-The law: a report is made of figures alone, and everything that is said about them (the verdict, the exit
-code, a summary, a chart) is a function of the report, so that it can be said again from the file, a year
-later. Units are in the names: ``_s``, ``_us``, ``_percent``.
+Invariants:
+
+- A report holds figures only. The verdict, the exit code, the summary and the charts are functions of the
+  report, so they can be derived again from a file.
+- Units are in the names: ``_s``, ``_us``, ``_percent``.
 """
 
 from __future__ import annotations
@@ -29,18 +31,19 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
-# If starts that had a free slot are later than LATE_TOLERANCE at p99, the generator was the limit. If its
-# core is used up, BUSY_LATE (seconds) is enough.
-BUSY_LATE = 0.001
+# The generator was the limit if starts with a free slot were later than LATE_TOLERANCE at p99. If a worker also
+# used up a core, this many seconds are enough.
+BUSY_LATE_TOLERANCE = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """The figures, named and shaped as in the JSON; ``report-schema.json`` in this package describes it.
+    """The result of a load test. The attributes are the members of the JSON (see ``report-schema.json``).
 
-    ``rate`` has ``target`` (open loop), ``achieved`` (started per second of the schedule, in a closed
-    loop ended per second) and ``greeted`` (per second of the run). In ``latency_us``, ``connect``,
-    ``first_byte`` and ``service`` count from the actual connect, ``response`` from the intended start.
+    - ``rate``: ``target`` (open loop only), ``achieved`` (connections started per second of the schedule; in
+      a closed loop, ended per second of the run) and ``greeted`` (per second of the run).
+    - ``latency_us``: microseconds. ``connect``, ``first_byte``, ``service`` and ``failed`` count from the
+      actual connect, ``response`` from the intended start.
     """
 
     target: str
@@ -66,15 +69,15 @@ class LoadReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every threshold and the baseline were kept."""
+        """Whether all thresholds were kept and no figure is worse than the baseline."""
         return all(threshold["passed"] for threshold in self.thresholds) and (
             self.baseline is None or self.baseline["passed"]
         )
 
     @property
     def exit_code(self) -> int:
-        """130 interrupted, 98 the generator was the limit, 99 a limit missed, 1 nothing greeted or a part of
-        the load lost, or 0."""
+        """The first that applies of: 130 interrupted, 98 the generator was the limit, 99 a limit was missed,
+        1 nothing was greeted or part of the load was lost, 0."""
         if self.interrupted:
             return 130
         if self.generator["saturated"]:
@@ -86,55 +89,76 @@ class LoadReport:
 
     @property
     def verdict(self) -> str:
-        """The run in one sentence."""
-        return verdict.sentence(self.to_dict())
+        """The result in one or two sentences."""
+        return verdict.headline(self.to_dict())
 
     def histogram(self, name: str) -> Histogram:
-        """The histogram of ``connect``, ``first_byte``, ``service``, ``response``, ``failed`` or ``lag``."""
+        """Return the histogram of that name.
+
+        Args:
+            name: ``connect``, ``first_byte``, ``service``, ``response``, ``failed`` or ``lag``.
+        """
         return Histogram.decode(self.histograms[name])
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values, without the verdict."""
+        """Return the report as JSON values, without the verdict."""
         values: dict[str, Any] = {"schema": SCHEMA}
         values.update((f.name, getattr(self, f.name)) for f in fields(self))
         values["passed"] = self.passed
         return values
 
     def to_json(self) -> str:
-        """The report as a JSON text."""
+        """Return the report as a JSON text."""
         values = {**self.to_dict(), "verdict": self.verdict}
         return json.dumps(values, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, name: str = "report") -> LoadReport:
-        """Read what ``to_json`` wrote; ``name`` is what an error calls it. Raises ConfigError."""
+        """Parse the output of ``to_json``.
+
+        Args:
+            text: the JSON text.
+            name: what an error calls the report.
+
+        Raises:
+            ConfigError: the text is not a report of this schema version.
+        """
         try:
             values = json.loads(text)
         except ValueError as error:
-            raise ConfigError(f"{name} is no JSON: {error}") from None
+            raise ConfigError(f"{name} is not JSON: {error}") from None
         if not isinstance(values, dict) or "schema" not in values:
-            raise ConfigError(f"{name} is no report of a load test: it has no schema")
+            raise ConfigError(f"{name} is not a load test report: it has no schema")
         if values["schema"] != SCHEMA:
             raise ConfigError(f"{name} has schema {values['schema']!r}; this greeter reads schema {SCHEMA}")
         try:
             missing = _missing(values)
         except TypeError:  # a number where there should be an object
-            raise ConfigError(f"{name} is no report of a load test") from None
+            raise ConfigError(f"{name} is not a load test report") from None
         if missing:
-            raise ConfigError(f"{name} is no whole report: it has no {', '.join(missing)}")
+            raise ConfigError(f"{name} is not a complete report: it has no {', '.join(missing)}")
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
     def against(
         self, old: LoadReport, tolerance: float = DEFAULT_TOLERANCE, name: str = "baseline"
     ) -> LoadReport:
-        """This report, compared with an older one: a figure that is worse by more than ``tolerance`` percent
-        is as good as a threshold that was missed. ``name`` is what the comparison calls the older one.
-        Raises ConfigError for one in which nothing was greeted."""
+        """Return this report with a comparison to an older one.
+
+        A figure that is worse by more than the tolerance counts as a missed threshold.
+
+        Args:
+            old: the baseline.
+            tolerance: in percent.
+            name: what the comparison calls the baseline.
+
+        Raises:
+            ConfigError: nothing was greeted in the baseline.
+        """
         return replace(self, baseline=compare(self.to_dict(), old.to_dict(), tolerance, name))
 
 
 def _missing(values: dict[str, Any]) -> list[str]:
-    """What ``values`` lacks of a report, as far as figures are taken from it."""
+    """Return the members that ``values`` lacks, of those that are read."""
     needed: dict[str, set[str]] = {
         "connections": {"attempted", "greeted", "failed"},
         "rate": {"achieved", "greeted"},
@@ -162,7 +186,17 @@ def build(
     environment: dict[str, Any],
     notes: Sequence[str] = (),
 ) -> LoadReport:
-    """The report on ``metrics``: percentiles, rates and shares worked out, thresholds checked."""
+    """Compute the report: percentiles, rates and thresholds.
+
+    Args:
+        plan: what was to be measured.
+        target: the endpoint's text.
+        metrics: what was counted.
+        started_at: the start of the measurement, as ``stamp`` writes it.
+        kernel: by how much each kernel counter rose.
+        environment: versions and settings of the machine.
+        notes: sentences for the reader, without capital and full stop.
+    """
     greeted, attempted = metrics.outcomes[GREETED], metrics.attempted
     lag = metrics.lag.summary()
     report = LoadReport(
@@ -206,7 +240,7 @@ def build(
 
 
 def part_row(name: str, report: LoadReport) -> dict[str, Any]:
-    """What the part of a load test that ``report`` is about contributed, as ``generator["parts"]`` has it."""
+    """Return the row of ``generator["parts"]`` for the part of a load test that ``report`` describes."""
     return {
         "name": name,
         "target": report.target,
@@ -223,17 +257,17 @@ def part_row(name: str, report: LoadReport) -> dict[str, Any]:
 
 
 def stamp(moment: datetime) -> str:
-    """A moment of UTC as a report has it."""
+    """Format a UTC time for ``started_at``."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def saturated(plan: LoadPlan, metrics: RunMetrics) -> bool:
-    """Whether the figures of an open loop are the generator's own."""
+    """Return whether the generator limited an open loop. The figures then describe the generator."""
     if plan.mode == "closed":
         return False
     late = (metrics.lag.percentiles(99)[0] or 0) / 1e6
     busy = max(metrics.cpu_percent, default=0.0) >= verdict.BUSY_PERCENT
-    return late > LATE_TOLERANCE or (busy and (late > BUSY_LATE or metrics.unstarted > 0))
+    return late > LATE_TOLERANCE or (busy and (late > BUSY_LATE_TOLERANCE or metrics.unstarted > 0))
 
 
 def _rates(plan: LoadPlan, metrics: RunMetrics) -> dict[str, float | None]:
@@ -250,7 +284,7 @@ def _rates(plan: LoadPlan, metrics: RunMetrics) -> dict[str, float | None]:
 
 
 def _syn_retransmits(connect: Histogram) -> dict[str, int]:
-    """Connects that took as long as the first, second and third SYN to be sent again (1 s, 3 s, 7 s)."""
+    """Count connects by the SYN retransmission they waited for: first (1 s), second (3 s) or third (7 s)."""
     return {
         "1s": connect.between(1, 3),
         "3s": connect.between(3, 7),

@@ -1,4 +1,4 @@
-"""What the charts are made of; that they are drawn is seen in test_loadtest_browser.py."""
+"""The figures and tables of the charts. test_browser.py checks that they are drawn."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.metrics.timeline import Interval
 from greeter.loadtest.plan.outcome import GREETED
 from greeter.loadtest.report.charts import charts
-from greeter.loadtest.report.figure import latency_axis
+from greeter.loadtest.report.plotly import latency_axis
 from tests.loadtest.report.test_report import metrics, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greeter.loadtest.report.figure import Chart
+    from greeter.loadtest.report.plotly import Chart
 
 PER_SECOND = 10
 IDS = ["rates", "open", "failures", "latencies", "heat", "percentiles"]
 
 
 def long_run(length: int, *, slower: float = 1.0, seed: int = 1) -> LoadReport:
-    """A run of so many seconds with latencies that spread and grow, and an error now and then."""
-    chance, m = random.Random(seed), RunMetrics()
+    """A run of ``length`` seconds with varying, growing latencies and occasional errors."""
+    rng, m = random.Random(seed), RunMetrics()
     for second in range(length):
         failed = second % 17 == 3
         interval = Interval(float(second), PER_SECOND, PER_SECOND - failed, int(failed), second % 7 + 1)
         for k in range(PER_SECOND):
-            latency = chance.lognormvariate(-6, 0.6) * slower * (1 + second / length) + (k == second % 90) / 5
+            latency = rng.lognormvariate(-6, 0.6) * slower * (1 + second / length) + (k == second % 90) / 5
             m.connect.record(latency / 20)
             m.lag.record(0.0001)
             if k or not failed:
@@ -73,7 +73,7 @@ RUNS: dict[str, Callable[[], LoadReport]] = {
 
 @cache
 def named(run: str) -> LoadReport:
-    """One of the runs, made when it is first asked for."""
+    """Return a run, made on first use."""
     return RUNS[run]()
 
 
@@ -91,25 +91,25 @@ PAIRS = pytest.mark.parametrize(
 
 
 @PAIRS
-def test_plotly_takes_every_figure(name: str, baseline: str | None) -> None:
+def test_plotly_accepts_every_figure(name: str, baseline: str | None) -> None:
     from plotly.graph_objects import Figure  # type: ignore[import-untyped]  # the package has no types
 
     for chart in charts(named(name), None if baseline is None else named(baseline)):
         assert chart.summary.endswith(".")
         if chart.figure is not None:
-            Figure(chart.figure)  # raises ValueError for what plotly does not know
+            Figure(chart.figure)  # raises ValueError for an unknown property
             json.dumps(chart.figure, allow_nan=False)
             assert chart.table.rows
             assert {len(row) for row in chart.table.rows} == {len(chart.table.columns)}
 
 
-def test_there_is_a_chart_for_everything() -> None:
+def test_a_run_has_every_chart() -> None:
     found = by_id(named("a minute"))
     assert list(found) == IDS
     assert all(chart.figure for chart in found.values())
 
 
-def test_every_colour_is_known_to_the_style_sheet() -> None:
+def test_the_style_sheet_defines_every_colour() -> None:
     colours = set()
     for chart in charts(named("a minute"), named("a second")):
         colours |= set(re.findall(r"var\((--[^)]*)\)", json.dumps(chart.figure)))
@@ -121,28 +121,28 @@ def test_every_colour_is_known_to_the_style_sheet() -> None:
         assert f"{name}:" in dark.split("@media print")[0]
 
 
-def test_the_rates_are_per_second() -> None:
+def test_rates_are_per_second() -> None:
     found = traces(by_id(named("a second"))["rates"])
     assert found["greeted"]["y"] == [98]
     assert found["failed"]["y"] == [2]
     assert found["begun"]["y"] == (100, 100), "a line as wide as the only bucket"
     assert found["begun"]["x"] == (0, 1)
-    assert (found["asked for"]["x"], found["asked for"]["y"]) == ((0, 1), (100, 100))
+    assert (found["target"]["x"], found["target"]["y"]) == ((0, 1), (100, 100))
 
 
-def test_what_was_asked_for() -> None:
+def test_the_planned_rate() -> None:
     stages = LoadPlan(rate=10, stages=[Stage(1, 30), Stage(2, 30), Stage(0, 5)])
-    found = traces(by_id(report(plan=stages))["rates"])["asked for"]
+    found = traces(by_id(report(plan=stages))["rates"])["target"]
     assert (found["x"], found["y"]) == ((0, 1, 3, 3), (10, 30, 30, 5))
-    counted = traces(by_id(report(plan=LoadPlan(rate=10, count=25)))["rates"])["asked for"]
+    counted = traces(by_id(report(plan=LoadPlan(rate=10, count=25)))["rates"])["target"]
     assert counted["x"] == (0, 2.5)
-    sooner = traces(by_id(report(plan=LoadPlan(rate=10, count=25, duration=60)))["rates"])["asked for"]
-    assert sooner["x"] == (0, 2.5), "whichever comes first"
+    sooner = traces(by_id(report(plan=LoadPlan(rate=10, count=25, duration=60)))["rates"])["target"]
+    assert sooner["x"] == (0, 2.5), "the count is reached first"
     ramp = LoadPlan(stages=[Stage(2, 10), Stage(10, 20)], count=25)
-    found = traces(by_id(report(plan=ramp))["rates"])["asked for"]
+    found = traces(by_id(report(plan=ramp))["rates"])["target"]
     assert found["x"] == pytest.approx((0, 2, 3.402), abs=0.001)
     assert found["y"] == pytest.approx((0, 10, 11.402), abs=0.001)
-    assert "asked for" not in traces(by_id(named("closed"))["rates"])
+    assert "target" not in traces(by_id(named("closed"))["rates"])
 
 
 def test_latencies_are_in_seconds() -> None:
@@ -158,7 +158,7 @@ def test_latencies_are_in_seconds() -> None:
 
 @pytest.mark.parametrize("us", [[3000.0], [2.0], [1.0, 1.4], [59e6, 60e6], [1500.0, 1600.0], [3.0, 40e6]])
 def test_an_axis_of_times_has_ticks(us: list[float]) -> None:
-    """Two that are shown at the least, however alike the times are, and says that it is logarithmic."""
+    """At least two ticks are visible, however close the times, and the title names the log scale."""
     axis = latency_axis(us)
     low, high = axis["range"]
     assert low <= log10(min(us) / 1e6) <= log10(max(us) / 1e6) <= high
@@ -166,14 +166,14 @@ def test_an_axis_of_times_has_ticks(us: list[float]) -> None:
     assert "log scale" in axis["title"]["text"]
 
 
-def test_every_axis_is_named() -> None:
+def test_every_axis_has_a_title() -> None:
     for chart in charts(named("a minute"), named("a second")):
         assert chart.figure is not None
         for axis in ("xaxis", "yaxis"):
             assert chart.figure["layout"][axis]["title"]["text"], (chart.id, axis)
 
 
-def test_percentiles_have_the_digits_that_tell_them_from_all() -> None:
+def test_percentiles_have_digits_that_distinguish_them_from_100() -> None:
     found = traces(by_id(named("ten minutes"))["percentiles"])["connect"]
     assert "99.9" in found["customdata"]
     assert "99.99" in found["customdata"]
@@ -183,7 +183,7 @@ def test_percentiles_have_the_digits_that_tell_them_from_all() -> None:
     assert axis["layout"]["xaxis"]["ticktext"] == ["p0", "p50", "p90", "p99", "p99.9", "p99.99"]
 
 
-def test_the_heat_map_has_everything_that_was_timed() -> None:
+def test_the_heat_map_has_every_response() -> None:
     chart = by_id(named("a minute"))["heat"]
     heat = traces(chart)["heat"]
     count = named("a minute").latency_us["response"]["count"]
@@ -196,7 +196,7 @@ def test_the_heat_map_has_everything_that_was_timed() -> None:
     assert len(chart.table.columns) == 11
 
 
-def test_the_older_run_is_drawn_beside() -> None:
+def test_a_baseline_is_drawn_into_the_charts() -> None:
     old = long_run(30, slower=2, seed=2)
     found = by_id(named("a minute"), old)
     assert list(found) == [*IDS[:5], "heat-before", "percentiles"]
@@ -215,11 +215,11 @@ def test_the_older_run_is_drawn_beside() -> None:
     rows = found["rates"].table.rows
     assert len(rows) == 60
     assert rows[59][0] == "59 to 60 s"
-    assert rows[59][4:] == ["-", "-", "-"], "the older run was shorter"
+    assert rows[59][4:] == ["-", "-", "-"], "the baseline was shorter"
     assert rows[29][4] == "10"
 
 
-def test_where_nothing_is_there_is_no_empty_chart() -> None:
+def test_a_chart_without_data_has_no_figure() -> None:
     found = by_id(named("all failed"))
     assert [name for name, chart in found.items() if chart.figure is None] == ["latencies", "heat"]
     assert found["heat"].summary == "No response was timed."
@@ -228,7 +228,7 @@ def test_where_nothing_is_there_is_no_empty_chart() -> None:
     assert flawless["failures"].summary == "No connection failed."
 
 
-def test_a_longer_run_takes_no_more_room() -> None:
+def test_the_size_of_charts_is_bounded() -> None:
     def size(run: LoadReport) -> int:
         return sum(len(json.dumps([chart.figure, chart.table.rows])) for chart in charts(run))
 
@@ -237,7 +237,7 @@ def test_a_longer_run_takes_no_more_room() -> None:
     assert size(hour) < 1.2 * size(named("ten minutes"))
 
 
-def test_a_histogram_that_is_none() -> None:
+def test_an_invalid_histogram_raises() -> None:
     run = report()
     run.histograms["service"] = "HISTnonsense"
     with pytest.raises(ValueError, match="not an HdrHistogram encoding"):

@@ -1,4 +1,4 @@
-"""The page as text; as a browser shows it, it is in test_loadtest_browser.py."""
+"""The page as text. test_browser.py checks it in a browser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOSTILE = "</script><script>hacked = 1</script>\"'><img src=x onerror=hacked=1>{
 
 
 class Page(HTMLParser):
-    """A page taken apart: its elements as (tag, attributes, text), properly nested or not at all."""
+    """A parsed page: its elements as (tag, attributes, text). Parsing fails if they are not nested."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -57,13 +57,13 @@ class Page(HTMLParser):
             text.append(data)
 
     def all(self, tag: str, **attributes: str) -> Iterator[tuple[dict[str, str], str]]:
-        """The attributes and the text of every element of that kind."""
+        """Yield the attributes and the text of every matching element."""
         for name, values, text in self.elements:
             if name == tag and attributes.items() <= values.items():
                 yield values, " ".join("".join(text).split())
 
     def rows(self, label: str) -> list[list[str]]:
-        """The table in the region of that name, as text."""
+        """Return the table in the region with that label, as text."""
         for index, (tag, values, _) in enumerate(self.elements):
             if tag == "div" and values.get("aria-label") == label:
                 rows: list[list[str]] = []
@@ -79,7 +79,7 @@ class Page(HTMLParser):
 
 
 def opened(run: LoadReport, baseline: LoadReport | None = None) -> Page:
-    # Without the five megabytes of plotly.js, which take a while to read.
+    # Without the 5 MB of plotly.js, which are slow to parse.
     return Page(page(run, baseline).replace(PLOTLY, ""))
 
 
@@ -90,13 +90,13 @@ def figures(of: Page) -> dict[str, Any]:
 
 
 def verdict(of: Page) -> tuple[str, str]:
-    """The kind of news, and its word."""
+    """Return the CSS class of the result and its label."""
     kind = next(values["class"] for values, _ in of.all("div") if "verdict" in values.get("class", ""))
     return kind.split()[1], next(text for _, text in of.all("strong"))
 
 
 @PAIRS
-def test_a_page_is_whole(name: str, baseline: str | None) -> None:
+def test_a_page_is_well_formed(name: str, baseline: str | None) -> None:
     run, old = named(name), None if baseline is None else named(baseline)
     if old is not None and old.connections["greeted"]:
         run = run.against(old, name="old.json")
@@ -104,7 +104,7 @@ def test_a_page_is_whole(name: str, baseline: str | None) -> None:
     ids = [values["id"] for _, values, _ in found.elements if "id" in values]
     assert len(ids) == len(set(ids))
     for values, _ in found.all("a"):
-        assert values["href"].removeprefix("#") in ids, "links lead to a place in the page"
+        assert values["href"].removeprefix("#") in ids, "links point into the page"
     for _, values, _ in found.elements:
         assert values.get("aria-labelledby", ids[0]) in ids
     headings = [int(tag[1]) for tag, _, _ in found.elements if re.fullmatch("h[1-6]", tag)]
@@ -117,7 +117,7 @@ def test_a_page_is_whole(name: str, baseline: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["a second", "a minute", "all failed"])
-def test_a_page_asks_for_nothing(name: str) -> None:
+def test_a_page_requests_nothing(name: str) -> None:
     found = opened(named(name))
     for tag, values, _ in found.elements:
         for attribute in ("src", "href", "srcset", "action", "data", "poster"):
@@ -129,16 +129,16 @@ def test_a_page_asks_for_nothing(name: str) -> None:
     assert "@import" not in css
 
 
-def test_the_policy_knows_the_two_scripts_and_no_other() -> None:
+def test_the_policy_allows_the_two_scripts_only() -> None:
     html = page(named("a second"))
     ((values, _),) = Page(html.replace(PLOTLY, "")).all("meta", **{"http-equiv": "Content-Security-Policy"})
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    assert len(scripts) == 2, "plotly.js, once, and what calls it"
+    assert len(scripts) == 2, "plotly.js and its caller"
     hashes = [f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts]
     assert f"default-src 'none'; script-src {' '.join(hashes)};" in values["content"]
 
 
-def test_every_chart_has_a_table_and_a_name() -> None:
+def test_every_chart_has_a_table_and_a_label() -> None:
     found = opened(named("a minute"))
     drawn = figures(found)
     assert set(drawn) == {"rates", "open", "failures", "latencies", "heat", "percentiles"}
@@ -148,7 +148,9 @@ def test_every_chart_has_a_table_and_a_name() -> None:
         assert len(values["aria-label"]) > 60
     assert len(list(found.all("summary"))) == len(drawn) + 1
     regions = [values for values, _ in found.all("div", role="region")]
-    assert all(region["tabindex"] == "0" and region["aria-label"] for region in regions), "scrolled by keys"
+    assert all(region["tabindex"] == "0" and region["aria-label"] for region in regions), (
+        "scrollable with the keyboard"
+    )
     assert len(list(found.all("table"))) == len(regions)
 
 
@@ -179,8 +181,8 @@ def test_the_figures_of_a_run() -> None:
     ]
     assert ["expected text", "Thank you"] in found.rows("Plan")
     assert ["uvloop", "not used"] in found.rows("Environment")
-    remarks = [text for _, text in found.all("li")]
-    assert "One note." in remarks
+    items = [text for _, text in found.all("li")]
+    assert "One note." in items
 
 
 @pytest.mark.parametrize(
@@ -193,51 +195,51 @@ def test_the_figures_of_a_run() -> None:
             ("good", "✓ Passed"),
         ),
         (report(metrics(0, 0, 3)), ("bad", "✗ Failed")),
-        (report(lagging(20, 99)), ("bad", "✗ Not valid")),
-        (dataclasses.replace(report(), interrupted=True), ("odd", "– Not complete")),
+        (report(lagging(20, 99)), ("bad", "✗ Invalid")),
+        (dataclasses.replace(report(), interrupted=True), ("odd", "– Incomplete")),
     ],
 )
-def test_the_verdict_is_on_top(run: LoadReport, expected: tuple[str, str]) -> None:
+def test_the_verdict_comes_first(run: LoadReport, expected: tuple[str, str]) -> None:
     found = opened(run)
     assert verdict(found) == expected
     assert run.verdict in next(text for values, text in found.all("div") if "verdict" in values["class"])
 
 
-def test_the_older_run_is_beside() -> None:
+def test_a_baseline_is_shown_for_comparison() -> None:
     old = long_run(30, slower=0.4, seed=2)
     run = long_run(60).against(old, name="old.json")
     found = opened(run, old)
     assert "heat-before" in figures(found)
     moves = found.rows("Comparison")[1:]
-    assert moves[0][4] == "✗ worse", "the worst news first"
+    assert moves[0][4] == "✗ worse", "worse figures first"
     assert [move[0] for move in moves][-1] == "errors"
     assert {row[-1] for row in moves} == {"✗ worse", "✓ kept"}
     assert {row[0] for row in found.rows("Latencies")} >= {"response", "response, before"}
     assert found.rows("Environment")[0] == ["Setting", "Now", "Before"]
     assert "old.json" in next(text for _, text in found.all("header"))
     again = opened(run)
-    assert again.rows("Comparison") == found.rows("Comparison"), "the figures are the report's own"
+    assert again.rows("Comparison") == found.rows("Comparison"), "the table is the report's own"
     assert "heat-before" not in figures(again)
 
 
-def test_the_plan_says_what_was_chosen() -> None:
+def test_the_plan_lists_the_settings() -> None:
     plan = LoadPlan("unix:/run/x.sock", connections=3, count=10, hold=0.5, warmup=2.0, until="line", tls=True)
     shown = dict(opened(report(plan=plan)).rows("Plan"))
     assert shown == {
-        "loop": "closed: the next client waits for one before it",
+        "loop": "closed: a client connects only after an earlier one is done",
         "open at once": "at most 3",
         "count": "10",
         "warm-up": "2 s",
         "held open for": "0.5 s",
         "deadlines": "5 s to connect, 10 s in all",
-        "the greeting ends with": "its first line",
+        "greeting ends at": "end of line",
         "workers": "1",
         "TLS": "yes",
     }
 
 
 def hostile() -> LoadReport:
-    """A report in which whatever is text, is hostile."""
+    """A report in which every text is hostile."""
     m = metrics()
     m.count_reason("connect_refused", HOSTILE)
     environment = {**report().environment, "python": HOSTILE, "sysctl": {HOSTILE: HOSTILE}}
@@ -262,7 +264,7 @@ PART = {
 }
 
 
-def test_hostile_text_is_text() -> None:
+def test_hostile_text_is_escaped() -> None:
     run = hostile()
     found = opened(run, run)
     assert [values for values, _ in found.all("script")] == [
@@ -276,14 +278,14 @@ def test_hostile_text_is_text() -> None:
         assert any(flat in text for _, text in found.all(tag)), tag
 
 
-def test_hostile_text_in_the_data_of_the_charts() -> None:
+def test_hostile_text_in_chart_data_is_escaped() -> None:
     html = page(named("a minute"))
     data = html.partition('id="figures">')[2].partition("</script>")[0]
     assert not set("<>&'") & set(data), "written as \\u003c and the like"
     assert "<b>" in json.loads(data)["percentiles"]["data"][0]["hovertemplate"]
 
 
-def test_parts_are_shown() -> None:
+def test_parts_have_rows() -> None:
     run = report()
     run = dataclasses.replace(run, generator={**run.generator, "parts": [PART]})
     assert opened(run).rows("Parts")[1] == [
@@ -300,7 +302,7 @@ def test_parts_are_shown() -> None:
 
 
 def test_a_lost_part_is_marked() -> None:
-    """With the reason, and without figures: that it did nothing is not known."""
+    """With the reason and without figures, because they are unknown."""
     good = {**PART, "name": "w0", "saturated": False, "interrupted": False, "lost": None}
     lost = {**good, "name": "w1", "lost": "it sends <no> heartbeat", "attempted": 0}
     run = report(metrics(3, 0, 0))
@@ -311,21 +313,21 @@ def test_a_lost_part_is_marked() -> None:
         ["w1", "✗ lost: it sends <no> heartbeat"],
     ]
     assert found.rows("Parts")[2][3:] == ["-"] * 6
-    assert "✗ 1 of 2 was lost: what they did is not in the figures of this page." in [
+    assert "✗ 1 of 2 parts was lost: the figures of this page do not include it." in [
         text for _, text in found.all("p")
     ]
-    assert any("Of those that reported, none was the limit." in text for _, text in found.all("p"))
+    assert any("No worker that reported was the limit." in text for _, text in found.all("p"))
     assert verdict(found) == ("bad", "✗ Failed")
     run = dataclasses.replace(run, generator={**run.generator, "parts": [lost]})
-    assert any(text.startswith("None of them has reported.") for _, text in opened(run).all("p"))
+    assert any(text.startswith("No worker reported.") for _, text in opened(run).all("p"))
 
 
-def test_a_longer_run_makes_no_larger_page() -> None:
+def test_the_size_of_a_page_is_bounded() -> None:
     assert len(page(named("ten minutes"))) - len(PLOTLY) < 1_000_000
     assert len(page(named("a second"))) - len(PLOTLY) < 60_000
 
 
-def test_no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("jinja2", "plotly.offline", "plotly"):
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, name, None)
@@ -338,13 +340,13 @@ def test_no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         page(named("a second"))
 
 
-def test_a_report_with_a_broken_histogram() -> None:
+def test_an_invalid_histogram_is_a_config_error() -> None:
     run = dataclasses.replace(report(), histograms={**report().histograms, "service": "HISTnonsense"})
     with pytest.raises(ConfigError, match=r"the report on 127\.0\.0\.1:9999 has a histogram"):
         page(run)
 
 
-def test_a_report_on_nothing() -> None:
+def test_a_page_without_data() -> None:
     found = opened(report(RunMetrics()))
     assert figures(found) == {}
     assert "No connection failed." in [text for _, text in found.all("p")]

@@ -18,7 +18,7 @@ from tests.support.loadtest_peers import checked
 
 
 def again(run: LoadReport) -> LoadReport:
-    """The report as it comes back from its file."""
+    """Return the report as read from its file."""
     return LoadReport.from_json(run.to_json())
 
 
@@ -26,7 +26,7 @@ def made(started_at: str = "2026-11-22T20:00:00.500Z", ms: float = 9.0, **option
     return report(metrics(ms=ms), started_at=started_at, **options)
 
 
-def test_the_sum_is_what_one_run_would_have_measured() -> None:
+def test_a_merged_report_equals_that_of_one_run() -> None:
     parts = [metrics(98, 1, 1, ms=3.0), lagging(0.4, 60), metrics(0, 0, 5, ms=80.0)]
     parts[2].count_reason("connect_refused", "Connection refused")
     parts[2].unstarted = 7
@@ -49,7 +49,7 @@ def test_the_sum_is_what_one_run_would_have_measured() -> None:
     assert not whole.passed, "2 % of one part, 4.4 % of the whole"
 
 
-def test_every_sample_arrives() -> None:
+def test_merging_keeps_every_sample() -> None:
     reports = [long_run(20, seed=1), long_run(30, seed=2)]
     for run in reports:
         run.plan["duration_s"] = 30.0
@@ -62,7 +62,7 @@ def test_every_sample_arrives() -> None:
     assert whole.timeline[5]["open"] == sum(run.timeline[5]["open"] for run in reports)
 
 
-def test_it_says_which_part_contributed_what() -> None:
+def test_a_merged_report_lists_its_parts() -> None:
     late = lagging(20, 50)
     late.interrupted = True
     other = {**ENVIRONMENT, "greeter": "2"}
@@ -83,8 +83,8 @@ def test_it_says_which_part_contributed_what() -> None:
     assert whole.notes == [
         "both",
         "a's own",
-        "added up from 2 reports: a.json, b.json",
-        "by their clocks the parts began 0.25 s apart; the timeline begins with all of them",
+        "sum of 2 reports: a.json, b.json",
+        "by their clocks, the parts started 0.25 s apart; the timeline aligns their starts",
         "the generator of b.json was the limit",
         "b.json was interrupted",
         "the parts had different targets: 127.0.0.1:9999, localhost:9999",
@@ -93,7 +93,7 @@ def test_it_says_which_part_contributed_what() -> None:
     assert whole.started_at == "2026-11-22T20:00:00Z"
 
 
-def test_parts_that_were_not_asked_alike_are_remarked() -> None:
+def test_different_plans_of_the_parts_are_noted() -> None:
     def plan(**options: Any) -> LoadPlan:
         return LoadPlan(rate=100, duration=1.0, **options)
 
@@ -109,7 +109,7 @@ def test_parts_that_were_not_asked_alike_are_remarked() -> None:
     ]
 
 
-def test_one_saturated_part_spoils_the_whole() -> None:
+def test_one_saturated_part_saturates_the_report() -> None:
     few = report(lagging(20, 50))
     many = report(metrics(20_000))
     assert merge([("a", few), ("b", many)]).exit_code == 98
@@ -125,12 +125,13 @@ def test_a_merged_report_can_be_a_part() -> None:
 
 def test_parts_that_did_not_run_at_the_same_time() -> None:
     whole = merge([("a", report()), ("b", made("2026-11-22T21:00:00Z"))])
-    assert "by their clocks the parts began 60 min apart and did not all run at the same time: " in " ".join(
-        whole.notes
+    assert (
+        "by their clocks, the parts started 60 min apart and did not all run at the same time: "
+        in " ".join(whole.notes)
     )
 
 
-def test_kernel_counters_are_not_counted_twice() -> None:
+def test_kernel_counters_are_not_added() -> None:
     parts = [
         report(kernel={"ListenDrops": 3}),
         made(kernel={"ListenDrops": 5, "SyncookiesSent": 1}),
@@ -153,7 +154,7 @@ def test_plans_add_up() -> None:
     assert (closed.plan["count"], closed.plan["connections"], closed.rate["target"]) == (30, 100, None)
 
 
-def test_latencies_over_a_minute_are_still_told() -> None:
+def test_latencies_over_a_minute_are_counted() -> None:
     m = metrics()
     m.response.record(61)
     m.service.record(61)
@@ -182,24 +183,24 @@ def broken(path: str, value: Any) -> LoadReport:
 
 
 @pytest.mark.parametrize(
-    ("other", "complaint"),
+    ("other", "message"),
     [
-        (made(plan=LoadPlan()), "b is no part of the same test as a: its loop is closed, not open"),
+        (made(plan=LoadPlan()), "b is not a part of the same test as a: its loop is closed, not open"),
         (
             made(plan=LoadPlan(rate=100, duration=2.0)),
-            "b is no part of the same test as a: its duration in seconds is 2.0, not 1.0",
+            "b is not a part of the same test as a: its duration in seconds is 2.0, not 1.0",
         ),
         (
             made(plan=LoadPlan(stages=[Stage(0.25, 5), Stage(0.75, 5)])),
-            "b is no part of the same test as a: its stages last for other times",
+            "b is not a part of the same test as a: its stages have other durations",
         ),
         (
             made(plan=LoadPlan(rate=100, duration=1.0, count=20)),
-            "b is no part of the same test as a: only one of them has a count",
+            "b is not a part of the same test as a: only one of them has a count",
         ),
         (report(), "b and a are the same run"),
-        (broken("plan.timeout_s", None), "b is no whole report: its plan has no timeout_s"),
-        (broken("started_at", "yesterdayZ"), "b began at 'yesterdayZ', which is no time"),
+        (broken("plan.timeout_s", None), "b is not a complete report: its plan has no timeout_s"),
+        (broken("started_at", "yesterdayZ"), "b started at 'yesterdayZ', which is not a time"),
         (broken("errors.hiccup", 1), "b has errors of unknown classes: hiccup"),
         (
             broken("histograms.service", "HISTnonsense"),
@@ -211,13 +212,13 @@ def broken(path: str, value: Any) -> LoadReport:
         ),
     ],
 )
-def test_what_cannot_be_added(other: LoadReport, complaint: str) -> None:
+def test_incompatible_parts_are_rejected(other: LoadReport, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         merge([("a", report()), ("b", other)])
-    assert str(caught.value).startswith(complaint)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
-def test_one_report_is_nothing_to_merge() -> None:
-    with pytest.raises(ConfigError, match="give two reports or more"):
+def test_a_single_report_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="give two or more reports"):
         merge([("a", report())])

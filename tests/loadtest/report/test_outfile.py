@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_new_file_and_one_that_is_replaced(tmp_path: Path) -> None:
+def test_a_file_is_created_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     outfile.write(path, "one\n")
     assert path.read_text() == "one\n"
@@ -37,14 +37,14 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
 
 
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_kept(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     outfile.write(tmp_path / "link", "text")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "text"
 
 
-def test_what_is_no_regular_file_is_written_to() -> None:
+def test_a_pipe_is_written_to() -> None:
     read, write = os.pipe()
     outfile.write(f"/dev/fd/{write}", "text")
     assert os.read(read, 100) == b"text"
@@ -53,14 +53,14 @@ def test_what_is_no_regular_file_is_written_to() -> None:
 
 
 def in_a_child(code: str, stdout: int) -> None:
-    """Run ``code``, which knows ``outfile``, in a process with this standard output."""
+    """Run ``code``, with ``outfile`` imported, in a process with this standard output."""
     code = f"from greeter.loadtest.report import outfile; {code}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=stdout, check=True)
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "log"])
 @pytest.mark.parametrize("mode", ["ab", "wb"])
-def test_a_log_that_stdout_goes_to_is_never_replaced(tmp_path: Path, name: str, mode: str) -> None:
+def test_a_log_behind_stdout_is_appended_to(tmp_path: Path, name: str, mode: str) -> None:
     log = tmp_path / "log"
     log.write_text("before\n")
     path = str(log) if name == "log" else name
@@ -72,7 +72,7 @@ def test_a_log_that_stdout_goes_to_is_never_replaced(tmp_path: Path, name: str, 
     assert log.read_text() == "before\n" * (mode == "ab") + "1\ntwo\n3\n"
 
 
-def test_a_file_behind_another_descriptor_is_never_replaced(tmp_path: Path) -> None:
+def test_a_file_behind_another_descriptor_is_appended_to(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("before\n")
     with log.open("ab") as stream:
@@ -80,12 +80,12 @@ def test_a_file_behind_another_descriptor_is_never_replaced(tmp_path: Path) -> N
     assert log.read_text() == "before\nafter\n"
 
 
-def test_letters_that_there_are_not(tmp_path: Path) -> None:
+def test_unencodable_characters_are_escaped(tmp_path: Path) -> None:
     outfile.write(tmp_path / "x", "a\udcffb")
     assert (tmp_path / "x").read_text() == "a\\udcffb"
 
 
-def test_an_interrupt_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
@@ -95,34 +95,34 @@ def test_an_interrupt_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.
     assert os.listdir(tmp_path) == []
 
 
-def test_what_can_be_known_before(tmp_path: Path) -> None:
+def test_check_reports_an_unwritable_path(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("old")
     for path in (tmp_path / "new", tmp_path / "old", "/dev/null", "/dev/stdout"):
         outfile.check(path)
-    assert os.listdir(tmp_path) == ["old"], "nothing is left of having looked"
-    for path, why in (
+    assert os.listdir(tmp_path) == ["old"], "the check leaves no file"
+    for path, reason in (
         (tmp_path / "none" / "x", "no such file or directory"),
         (tmp_path / "old" / "x", "not a directory"),
         (tmp_path, "is a directory"),
     ):
-        with pytest.raises(WriteFailed, match=f"^cannot write {path}: {why}$"):
+        with pytest.raises(WriteFailed, match=f"^cannot write {path}: {reason}$"):
             outfile.check(path)
 
 
-def test_a_folder_that_is_not_ours(tmp_path: Path) -> None:
+def test_a_directory_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    us = os.geteuid()
-    if us == 0:  # root may write everywhere
+    euid = os.geteuid()
+    if euid == 0:  # root ignores permissions
         os.seteuid(65534)
     try:
         with pytest.raises(WriteFailed, match="permission denied"):
             outfile.check(tmp_path / "x")
     finally:
-        os.seteuid(us)
+        os.seteuid(euid)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-def test_a_disk_that_fills_leaves_what_was_there(
+def test_a_full_disk_keeps_the_previous_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     path = tmp_path / "run.json"
@@ -141,19 +141,19 @@ def test_a_disk_that_fills_leaves_what_was_there(
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_device_that_is_full() -> None:
+def test_a_full_device() -> None:
     with pytest.raises(WriteFailed, match="cannot write /dev/full: no space left on device"):
         outfile.write("/dev/full", "text")
 
 
-def test_no_such_folder_and_a_folder(tmp_path: Path) -> None:
+def test_a_missing_directory_and_a_directory(tmp_path: Path) -> None:
     with pytest.raises(WriteFailed, match="no such file or directory"):
         outfile.write(tmp_path / "none" / "run.json", "text")
     with pytest.raises(WriteFailed, match="is a directory"):
         outfile.write(tmp_path, "text")
 
 
-def test_an_error_behind_the_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_rename_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 

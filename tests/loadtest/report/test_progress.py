@@ -7,7 +7,15 @@ import pytest
 
 from greeter.errors import MissingExtra
 from greeter.loadtest import LoadPlan, Snapshot
-from greeter.loadtest.report.progress import Lines, Live, line, panel, progress, remaining, sparkline
+from greeter.loadtest.report.progress import (
+    LineDisplay,
+    LiveDisplay,
+    panel,
+    progress,
+    remaining,
+    sparkline,
+    status_line,
+)
 from tests.loadtest.metrics.test_run_snapshot import interval
 
 
@@ -25,7 +33,7 @@ def after(quarters: int, attempted: int = 25) -> Snapshot:
 
 def test_a_plain_line_every_five_seconds() -> None:
     stream = io.StringIO()
-    lines = Lines(LoadPlan(rate=100, duration=60.0), stream)
+    lines = LineDisplay(LoadPlan(rate=100, duration=60.0), stream)
     snapshot = Snapshot()
     for number in range(4 * 16):
         snapshot.add(interval(number, 25))
@@ -37,36 +45,36 @@ def test_a_plain_line_every_five_seconds() -> None:
     )
 
 
-def test_a_stall_of_the_source_is_one_line_not_many() -> None:
+def test_a_gap_between_snapshots_is_one_line() -> None:
     stream = io.StringIO()
-    lines = Lines(LoadPlan(), stream)
+    lines = LineDisplay(LoadPlan(), stream)
     lines(after(4 * 12))
     lines(after(4 * 13))
     assert len(stream.getvalue().splitlines()) == 1
 
 
-def test_quiet_says_nothing_and_a_pipe_gets_lines() -> None:
+def test_quiet_shows_nothing_and_a_pipe_gets_lines() -> None:
     with progress(LoadPlan(), quiet=True, stream=Terminal()) as watcher:
         assert watcher is None
     with progress(LoadPlan(), stream=io.StringIO()) as watcher:
-        assert isinstance(watcher, Lines)
+        assert isinstance(watcher, LineDisplay)
 
 
-def test_by_default_it_is_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_stream_is_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     with progress(LoadPlan()) as watcher:
         assert watcher is not None
         watcher(after(20))
     assert capsys.readouterr().err.startswith("5 s: ")
 
 
-def test_a_terminal_gets_a_panel_that_goes_away() -> None:
+def test_a_terminal_gets_a_live_panel() -> None:
     stream = Terminal()
     with progress(LoadPlan(rate=100, duration=60.0), stream=stream) as watcher:
         assert watcher is not None
         watcher(after(8))
         shown = stream.getvalue()
         watcher(after(8))
-        assert stream.getvalue() == shown, "nothing new, nothing drawn"
+        assert stream.getvalue() == shown, "no redraw without a new snapshot"
         watcher(after(9))
         assert len(stream.getvalue()) > len(shown)
     assert "100/s" in shown
@@ -80,14 +88,14 @@ def test_without_rich_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         progress(LoadPlan(), stream=Terminal())
     monkeypatch.setitem(sys.modules, "rich.console", None)
     with pytest.raises(MissingExtra):
-        Live(LoadPlan(), Terminal())
+        LiveDisplay(LoadPlan(), Terminal())
 
 
 def test_the_panel_is_three_lines_within_its_width() -> None:
     found = panel(LoadPlan(count=1000), after(200), 40)
     assert found[0] == "100/s  1 open  0 failed  p50 1 ms  p99 1 ms"
     assert found[1] == "█" * 40
-    assert found[2] == "5,000 greeted of 5,000 in 50 s, waiting for the last"
+    assert found[2] == "5,000 greeted of 5,000 in 50 s, waiting for open connections"
 
 
 @pytest.mark.parametrize(
@@ -98,16 +106,16 @@ def test_the_panel_is_three_lines_within_its_width() -> None:
         (LoadPlan(duration=10.0), ", 8 s left"),
         (LoadPlan(count=1200), ", 10 s left"),
         (LoadPlan(count=1200, duration=5.0), ", 3 s left"),
-        (LoadPlan(rate=100, duration=1.5), ", waiting for the last"),
+        (LoadPlan(rate=100, duration=1.5), ", waiting for open connections"),
     ],
 )
-def test_what_is_left(plan: LoadPlan, text: str) -> None:
+def test_remaining_time(plan: LoadPlan, text: str) -> None:
     assert remaining(plan, after(8)) == text
 
 
-def test_nothing_is_known_before_the_first() -> None:
+def test_remaining_time_before_the_first_snapshot() -> None:
     assert remaining(LoadPlan(count=5), Snapshot()) == ""
-    assert line(LoadPlan(count=5), Snapshot()).endswith("p50 -, p99 -")
+    assert status_line(LoadPlan(count=5), Snapshot()).endswith("p50 -, p99 -")
 
 
 def test_a_sparkline_is_relative_to_its_highest() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_summary_on_one_page() -> None:
+def test_a_summary_of_an_open_loop() -> None:
     m = lagging(0.1, 50)
     m.count_reason("connect_refused", "Connection refused")
     plan = LoadPlan(
@@ -34,7 +34,7 @@ def test_a_summary_on_one_page() -> None:
         == """\
 Load test of 127.0.0.1:9999: open loop, 100/s, at most 20 open, 2 workers, 1 s
 
-  rate         100/s asked for, 100/s achieved, 98/s greeted
+  rate         100/s target, 100/s achieved, 98/s greeted
   connections  100 attempted, 98 greeted, 2 failed, 0 unstarted; 5 open at most
 
                      min     mean      p50      p90      p99    p99.9   p99.99      max
@@ -50,9 +50,9 @@ Load test of 127.0.0.1:9999: open loop, 100/s, at most 20 open, 2 workers, 1 s
   passed  response:p99<20ms            3 ms
   MISSED  errors:rate<1%               2%
 
-  against old.json, with 10 % of tolerance:
-  another plan: connections: 1000 then, 20 now
-  another plan: workers: 1 then, 2 now
+  compared with old.json, tolerance 10 %:
+  different plan: connections: 1000 then, 20 now
+  different plan: workers: 1 then, 2 now
   kept    connect mean went from 3 ms to 3 ms (+0 %)
   kept    connect p50 went from 3 ms to 3 ms (+0 %)
   kept    first_byte mean went from 3 ms to 3 ms (+0 %)
@@ -75,24 +75,24 @@ Not passed: errors:rate<1% was 2%.
     )
 
 
-def test_a_closed_loop_is_said_to_be_one() -> None:
+def test_a_summary_of_a_closed_loop() -> None:
     text = summary(report(metrics(100, 0, 0), LoadPlan(connections=7)))
     assert text.startswith("Load test of 127.0.0.1:9999: closed loop, 7 at a time, 1 s\n")
     held = summary(report(metrics(100, 0, 0), LoadPlan(connections=7, hold=8.0)))
     assert held.startswith("Load test of 127.0.0.1:9999: closed loop, 7 at a time, each held for 8 s, 1 s\n")
     assert "as due" not in text
-    assert "asked for" not in text
+    assert "target," not in text
     assert "failed after" not in text
     assert "\n\n  generator    50 % of a core\n\n" in text
     assert text.endswith("\nAll 100 clients were greeted, the slowest in 3 ms.\n")
 
 
-def test_no_line_is_wider_than_a_terminal() -> None:
+def test_summary_lines_fit_a_terminal() -> None:
     body = summary(report()).splitlines()
     assert max(len(line) for line in body[:-1]) <= 100
 
 
-def test_the_timeline_is_a_table() -> None:
+def test_the_timeline_as_csv() -> None:
     rows = list(csv.reader(timeline_csv(report()).splitlines()))
     assert rows == [
         ["t_s", "attempted", "greeted", "failed", "open", "p50_us", "p99_us"],
@@ -101,7 +101,7 @@ def test_the_timeline_is_a_table() -> None:
 
 
 @pytest.mark.parametrize("made", [report(), report(metrics(0, 0, 3))])
-def test_other_programs_read_the_histograms(made: LoadReport, tmp_path: Path) -> None:
+def test_hdrhistogram_reads_the_log(made: LoadReport, tmp_path: Path) -> None:
     path = tmp_path / "run.hlog"
     path.write_text(hdr_log(made))
     reader = HistogramLogReader(str(path), HdrHistogram(1, 60_000_000, 3))
@@ -118,6 +118,6 @@ def test_other_programs_read_the_histograms(made: LoadReport, tmp_path: Path) ->
             assert histogram.get_value_at_percentile(99) == made.latency_us[name]["p99"]
 
 
-def test_an_older_report_can_be_shown() -> None:
+def test_a_saved_report_has_the_same_summary() -> None:
     made = report()
     assert summary(LoadReport.from_json(made.to_json())) == summary(made)

@@ -50,7 +50,7 @@ def report(m: RunMetrics | None = None, plan: LoadPlan | None = None, **options:
     return checked(build(plan, "127.0.0.1:9999", m or metrics(), **options))
 
 
-def test_the_figures_are_worked_out() -> None:
+def test_the_figures_of_a_run() -> None:
     found = report().to_dict()
     assert found["schema"] == 1
     assert found["connections"] == {
@@ -70,7 +70,7 @@ def test_the_figures_are_worked_out() -> None:
     assert found["generator"]["cpu_percent"] == [50.0]
 
 
-def test_a_closed_loop_has_no_target_and_its_rate_is_of_those_that_ended() -> None:
+def test_a_closed_loop_has_no_target_and_counts_ended_connections() -> None:
     m = metrics()
     m.elapsed = 2.0
     assert report(m, LoadPlan()).rate == {"target": None, "achieved": 50.0, "greeted": 49.0}
@@ -80,26 +80,24 @@ def test_a_closed_loop_has_no_target_and_its_rate_is_of_those_that_ended() -> No
 @pytest.mark.parametrize(
     ("options", "target"),
     [
-        ({"rate": 3, "duration": 0.5}, 3.0),  # of which there are two, at 0 and at a third of a second
+        ({"rate": 3, "duration": 0.5}, 3.0),  # two arrivals, at 0 and 1/3 s
         ({"rate": 3, "count": 2}, 3.0),
         ({"stages": [Stage(0.5, 6)]}, 3.0),
         ({"rate": 10, "stages": [Stage(1, 10), Stage(1, 0)], "count": 10}, 10.0),
     ],
 )
-def test_the_rate_that_was_asked_for_is_not_rounded_to_whole_arrivals(
-    options: dict[str, Any], target: float
-) -> None:
+def test_the_target_rate_is_not_rounded_to_whole_arrivals(options: dict[str, Any], target: float) -> None:
     assert report(plan=LoadPlan(**options)).rate["target"] == target
 
 
-def test_the_achieved_rate_of_an_open_loop_is_of_those_that_began() -> None:
+def test_the_achieved_rate_of_an_open_loop_counts_started_connections() -> None:
     m = metrics()
     m.cut_off, m.unstarted, m.interrupted = 10, 5, True
     m.scheduled = m.elapsed = 0.5
     assert report(m).rate == {"target": 100.0, "achieved": 220.0, "greeted": 196.0}
 
 
-def test_it_is_written_and_read_back() -> None:
+def test_a_report_survives_json() -> None:
     one = report(plan=LoadPlan(rate=100, duration=1.0, thresholds=[Threshold.parse("response:p99<2ms")]))
     text = one.to_json()
     assert LoadReport.from_json(text) == one
@@ -109,24 +107,24 @@ def test_it_is_written_and_read_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
-        ("", "old.json is no JSON: "),
-        ("{", "old.json is no JSON: "),
-        ("[]", "old.json is no report of a load test: it has no schema"),
-        ("{}", "old.json is no report of a load test: it has no schema"),
+        ("", "old.json is not JSON: "),
+        ("{", "old.json is not JSON: "),
+        ("[]", "old.json is not a load test report: it has no schema"),
+        ("{}", "old.json is not a load test report: it has no schema"),
         ('{"schema": 2}', "old.json has schema 2; this greeter reads schema 1"),
         ('{"schema": "one"}', "old.json has schema 'one'; this greeter reads schema 1"),
-        ('{"schema": 1}', "old.json is no whole report: it has no baseline, connections, "),
+        ('{"schema": 1}', "old.json is not a complete report: it has no baseline, connections, "),
     ],
 )
-def test_what_is_no_report(text: str, complaint: str) -> None:
+def test_an_invalid_report_is_rejected(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         LoadReport.from_json(text, "old.json")
-    assert str(caught.value).startswith(complaint)
+    assert str(caught.value).startswith(message)
 
 
-def test_a_report_with_a_hole_or_of_the_wrong_shape() -> None:
+def test_an_incomplete_report_is_rejected() -> None:
     values = json.loads(report().to_json())
     del values["latency_us"]["connect"]["p99.9"]
     del values["rate"]["greeted"]
@@ -137,7 +135,7 @@ def test_a_report_with_a_hole_or_of_the_wrong_shape() -> None:
     with pytest.raises(ConfigError, match=r"it has no latency_us\.connect\.p99\.9$"):
         LoadReport.from_json(json.dumps(values))
     values["latency_us"] = 5
-    with pytest.raises(ConfigError, match="report is no report of a load test"):
+    with pytest.raises(ConfigError, match="report is not a load test report"):
         LoadReport.from_json(json.dumps(values))
 
 
@@ -169,9 +167,7 @@ MISSED = LoadPlan(rate=100, duration=1.0, thresholds=[Threshold.parse("response:
         (0, False, False, True, 130),
     ],
 )
-def test_the_exit_code_is_of_the_worst(
-    greeted: int, late: bool, missed: bool, interrupted: bool, code: int
-) -> None:
+def test_exit_code_precedence(greeted: int, late: bool, missed: bool, interrupted: bool, code: int) -> None:
     m = metrics(greeted=greeted)
     if late:
         m.lag = Histogram({index_of(20_000): 1})
@@ -195,14 +191,14 @@ def lagging(ms: float, cpu: float, unstarted: int = 0) -> RunMetrics:
         (9.9, 50, 0, False),
         (10.1, 50, 0, True),  # late with a free slot
         (10.1, 95, 0, True),
-        (0.1, 95, 0, False),  # busy, and in time
+        (0.1, 95, 0, False),  # busy, but on time
         (2.0, 95, 0, True),  # busy and late
         (2.0, 89, 0, False),
-        (0.1, 95, 3, True),  # busy, and some not begun
+        (0.1, 95, 3, True),  # busy, and some not started
         (0.1, 50, 3, False),  # the server held the slots
     ],
 )
-def test_saturated_is_late_or_unstarted_for_want_of_cpu(
+def test_saturated_means_late_or_unstarted_without_cpu(
     ms: float, cpu: float, unstarted: int, expected: bool
 ) -> None:
     m = lagging(ms, cpu, unstarted)
@@ -217,6 +213,6 @@ def test_syn_retransmits_are_bands() -> None:
     assert report(m).syn_retransmits == {"1s": 2, "3s": 1, "7s": 1}
 
 
-def test_a_report_is_a_value() -> None:
+def test_a_report_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        report().target = "x"  # type: ignore[misc]  # that it cannot be set is the test
+        report().target = "x"  # type: ignore[misc]  # the test is that it is read-only

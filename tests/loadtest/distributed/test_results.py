@@ -1,4 +1,4 @@
-"""Parts of one plan, added up without a machine."""
+"""Results of workers, combined without other machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from greeter.loadtest import LoadPlan, Threshold
-from greeter.loadtest.distributed.fleet import Clock, Part, assemble, compared
+from greeter.loadtest.distributed.results import ClockReading, WorkerResult, best_reading, combine_results
 from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.metrics.timeline import Interval
 from greeter.loadtest.plan.outcome import GREETED
@@ -24,7 +24,7 @@ PLAN = LoadPlan("127.0.0.1:9999", rate=1000, duration=2.0, workers=2)
 
 
 def measured(latencies: list[float]) -> RunMetrics:
-    """A run of two seconds, as it comes from another machine."""
+    """A run of two seconds, as received from another machine."""
     m = RunMetrics()
     interval = Interval(0.0, attempted=len(latencies), greeted=len(latencies))
     for latency in latencies:
@@ -38,12 +38,12 @@ def measured(latencies: list[float]) -> RunMetrics:
     return RunMetrics.from_json(json.loads(json.dumps(m.to_json())))
 
 
-def part(index: int, latencies: list[float], host: str = "") -> Part:
-    return Part(
+def worker_result(index: int, latencies: list[float], host: str = "") -> WorkerResult:
+    return WorkerResult(
         f"w{index}",
         index,
         host or f"host{index}",
-        Clock(0.0, 0.002 * index, 0.0001),
+        ClockReading(0.0, 0.002 * index, 0.0001),
         ENVIRONMENT,
         ["raised the limit"],
         (2.0, len(latencies)),
@@ -52,8 +52,8 @@ def part(index: int, latencies: list[float], host: str = "") -> Part:
     )
 
 
-def whole(*parts: Part, plan: LoadPlan = PLAN) -> LoadReport:
-    return checked(assemble(plan, parts, STARTED))
+def combined(*parts: WorkerResult, plan: LoadPlan = PLAN) -> LoadReport:
+    return checked(combine_results(plan, parts, STARTED))
 
 
 def exact(latencies: list[float], percent: float) -> float:
@@ -62,11 +62,11 @@ def exact(latencies: list[float], percent: float) -> float:
     return round(sorted(latencies)[rank - 1] * 1e6)
 
 
-def test_percentiles_are_those_of_all_samples_together() -> None:
-    chance = random.Random(7)
-    fast = [chance.lognormvariate(-7, 0.5) for _ in range(3000)]
-    slow = [chance.lognormvariate(-4, 1) for _ in range(1000)]
-    report = whole(part(0, fast), part(1, slow))
+def test_combined_percentiles_are_those_of_all_samples() -> None:
+    rng = random.Random(7)
+    fast = [rng.lognormvariate(-7, 0.5) for _ in range(3000)]
+    slow = [rng.lognormvariate(-4, 1) for _ in range(1000)]
+    report = combined(worker_result(0, fast), worker_result(1, slow))
     assert report.connections["attempted"] == report.connections["greeted"] == 4000
     for phase in ("connect", "service", "response"):
         for stat in ("p50", "p90", "p99", "p99.9"):
@@ -77,8 +77,8 @@ def test_percentiles_are_those_of_all_samples_together() -> None:
     assert report.rate["achieved"] == 2000
 
 
-def test_who_contributed_what_is_told() -> None:
-    report = whole(part(0, [0.001] * 30), part(1, [0.002] * 20))
+def test_a_report_lists_the_part_of_each_worker() -> None:
+    report = combined(worker_result(0, [0.001] * 30), worker_result(1, [0.002] * 20))
     assert report.exit_code == 0
     one, two = report.generator["parts"]
     assert (one["name"], one["attempted"], one["greeted"], one["lost"]) == ("w0", 30, 30, None)
@@ -86,21 +86,23 @@ def test_who_contributed_what_is_told() -> None:
     assert two["response_p99_us"] == pytest.approx(2000, rel=0.001)
     assert report.environment == one["environment"] == ENVIRONMENT
     assert "worker w1 made 20 connections with 50 % of a core" in report.notes
-    assert any("were up to 2 ms apart, to within 100 µs" in note for note in report.notes)
+    assert any("were up to 2 ms apart, measured to within 100 µs" in note for note in report.notes)
     assert report.notes.count("raised the limit") == 1
 
 
-def test_kernel_counters_of_a_machine_count_once() -> None:
-    assert whole(part(0, [0.001]), part(1, [0.001])).kernel == {"ListenDrops": 3}
-    assert whole(part(0, [0.001], "one"), part(1, [0.001], "one")).kernel == {"ListenDrops": 2}
+def test_kernel_counters_of_a_machine_are_added_once() -> None:
+    assert combined(worker_result(0, [0.001]), worker_result(1, [0.001])).kernel == {"ListenDrops": 3}
+    assert combined(worker_result(0, [0.001], "one"), worker_result(1, [0.001], "one")).kernel == {
+        "ListenDrops": 2
+    }
 
 
-def test_one_generator_at_its_limit_is_enough() -> None:
-    late = part(1, [0.001] * 10)
+def test_one_saturated_worker_saturates_the_report() -> None:
+    late = worker_result(1, [0.001] * 10)
     assert late.metrics is not None
     for _ in range(10):
         late.metrics.lag.record(0.02)
-    report = whole(part(0, [0.001] * 5000), late)
+    report = combined(worker_result(0, [0.001] * 5000), late)
     assert [row["saturated"] for row in report.generator["parts"]] == [False, True]
     assert report.exit_code == 98
     assert (
@@ -108,58 +110,58 @@ def test_one_generator_at_its_limit_is_enough() -> None:
     )
 
 
-def test_a_lost_part_is_named_and_left_out() -> None:
-    lost = Part("w1", 1, "host1", heard=(1.25, 1234), lost="it sends no heartbeat")
-    report = whole(part(0, [0.001] * 1000), lost)
+def test_a_lost_worker_is_named_and_left_out() -> None:
+    lost = WorkerResult("w1", 1, "host1", progress=(1.25, 1234), lost="it sends no heartbeat")
+    report = combined(worker_result(0, [0.001] * 1000), lost)
     assert report.connections["attempted"] == 1000
     assert report.rate["achieved"] == 500
     assert report.exit_code == 1
     assert report.verdict == (
-        "A part of the load is missing, that of 1 of 2 workers. "
+        "Part of the load is missing: 1 of 2 workers was lost. "
         "All 1,000 clients were greeted, the slowest in 1 ms."
     )
     assert report.notes[1] == (
-        "worker w1 was lost, and with it 1,000 of 2,000 connections: it sends no heartbeat; when last heard "
-        "of, 1.25 s into the run, it had begun 1,234 connections"
+        "worker w1 was lost, and with it 1,000 of 2,000 connections: it sends no heartbeat; its last "
+        "progress report, 1.25 s into the run, counted 1,234 connections"
     )
 
 
-def test_a_lost_part_is_named_before_other_bad_news() -> None:
+def test_a_lost_worker_comes_before_missed_thresholds() -> None:
     plan = LoadPlan(
         "127.0.0.1:9999", rate=1000, duration=2.0, workers=2, thresholds=[Threshold.parse("response:p50<1us")]
     )
-    report = whole(part(0, [0.001] * 1000), Part("w1", 1, lost="it left"), plan=plan)
+    report = combined(worker_result(0, [0.001] * 1000), WorkerResult("w1", 1, lost="it left"), plan=plan)
     assert report.exit_code == 99
     assert report.verdict.startswith(
-        "A part of the load is missing, that of 1 of 2 workers. Not passed: response:p50<1us was "
+        "Part of the load is missing: 1 of 2 workers was lost. Not passed: response:p50<1us was "
     )
 
 
-def test_of_a_closed_loop_clients_are_lost() -> None:
+def test_a_lost_worker_of_a_closed_loop_names_its_clients() -> None:
     plan = LoadPlan("127.0.0.1:9999", connections=5, duration=2.0, workers=2)
-    report = whole(part(0, [0.001]), Part("w1", 1, lost="it left"), plan=plan)
+    report = combined(worker_result(0, [0.001]), WorkerResult("w1", 1, lost="it left"), plan=plan)
     assert any("lost, and with it 2 of 5 clients: it left" in note for note in report.notes)
 
 
-def test_all_can_be_lost() -> None:
-    report = whole(Part("w0", 0, lost="it left"), Part("w1", 1, lost="it left"))
+def test_a_report_without_any_worker() -> None:
+    report = combined(WorkerResult("w0", 0, lost="it left"), WorkerResult("w1", 1, lost="it left"))
     assert report.exit_code == 1
     assert report.connections["attempted"] == 0
     assert report.environment["greeter"]
 
 
-def test_an_interrupted_part_interrupts_the_whole() -> None:
-    one = part(1, [0.001])
+def test_an_interrupted_worker_interrupts_the_report() -> None:
+    one = worker_result(1, [0.001])
     assert one.metrics is not None
     one.metrics.interrupted = True
-    report = whole(part(0, [0.001]), one)
+    report = combined(worker_result(0, [0.001]), one)
     assert report.exit_code == 130
     assert "worker w1 made 1 connections with 50 % of a core, and was interrupted" in report.notes
 
 
-def test_a_clock_is_read_half_way() -> None:
-    # Asked at 10 s, heard at 12 s: the answer, 107 s by its clock, was written at about 11 s.
-    clock = Clock.read(10.0, 12.0, 107.0, here=1000.0, there=1002.0)
-    assert clock == Clock(monotonic=96.0, ahead=3.0, within=1.0)
-    assert 11.0 + clock.monotonic == 107.0
-    assert compared([clock, Clock(95.0, 2.5, 0.25)]).within == 0.25
+def test_a_clock_reading_assumes_the_reply_half_way() -> None:
+    # Sent at 10 s, received at 12 s: the reply, at 107 s of the other clock, was written at about 11 s.
+    reading = ClockReading.read(10.0, 12.0, 107.0, our_time=1000.0, their_time=1002.0)
+    assert reading == ClockReading(monotonic_offset=96.0, time_offset=3.0, error_bound=1.0)
+    assert 11.0 + reading.monotonic_offset == 107.0
+    assert best_reading([reading, ClockReading(95.0, 2.5, 0.25)]).error_bound == 0.25
