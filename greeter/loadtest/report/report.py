@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
-# The generator was the limit if starts with a free slot were later than LATE_TOLERANCE at p99. If a worker also
-# used up a core, this many seconds are enough.
+# The generator was the limit if starts with a free slot were later than LATE_TOLERANCE at p99. If a worker
+# also used up a core, this many seconds are enough.
 BUSY_LATE_TOLERANCE = 0.001
 
 
