@@ -8,13 +8,14 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from greeter.config.server_config import load_server_config
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
@@ -26,11 +27,14 @@ from greeter.system.fdlimit import raise_fd_limit
 from greeter.system.loops import run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from greeter.config.options import ServeOptions
 
 logger = logging.getLogger("greeter")
+
+# At the end, a greeting callable that was cancelled has so many seconds more.
+STUCK_SECONDS = 0.1
 
 
 def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ()) -> int:
@@ -58,20 +62,21 @@ def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ())
         with files:
             config = load_server_config(options)
         raise_fd_limit()
+        main: Callable[[], Coroutine[Any, Any, int]]
         if channel is not None:
-            code = run(serve_as_worker(channel, options, config, log), options.loop)
+            main = functools.partial(serve_as_worker, channel, options, config, log)
         else:
             inherited = tuple(map(Endpoint.inherited, listen_fds()))
             count = _usable_cores() if options.workers == "auto" else options.workers
-            process = _process_factory(argv, count)(
+            main = _process_factory(argv, count)(
                 options=options,
                 config=config,
                 endpoints=options.listen or inherited or (Endpoint.parse(DEFAULT_ENDPOINT),),
                 reread=reread,
                 log=log,
                 notifier=Notifier.from_environment(),
-            )
-            code = run(process.run(), options.loop)
+            ).run
+        code = run(_run_to_end(main, log), options.loop)
         _exit_despite_stuck_threads(log, code)
         return code
 
@@ -108,14 +113,30 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+async def _run_to_end(main: Callable[[], Coroutine[Any, Any, int]], log: LogStream) -> int:
+    """Run ``main``, and exit now if an async greeting ignores its cancellation: asyncio would wait forever."""
+    code = await main()
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        _, stuck = await asyncio.wait(tasks, timeout=STUCK_SECONDS)
+        if stuck:
+            _exit_despite(len(stuck), log, code)
+    return code
+
+
 def _exit_despite_stuck_threads(log: LogStream, code: int) -> None:
     """Exit now if a sync greeting callable never returns: Python would wait for its thread forever."""
     stuck = [thread for thread in threading.enumerate() if thread.name.startswith("greeter-callable")]
     for thread in stuck:
-        thread.join(0.1)
+        thread.join(STUCK_SECONDS)
     if any(thread.is_alive() for thread in stuck):
-        logger.warning(
-            "leaving %d greeting callables that do not return", len(stuck), extra={"event": "stuck"}
-        )
-        log.flush()
-        os._exit(code)
+        _exit_despite(len(stuck), log, code)
+
+
+def _exit_despite(count: int, log: LogStream, code: int) -> None:
+    """End the process although ``count`` greeting callables do not return."""
+    logger.warning("leaving %d greeting callables that do not return", count, extra={"event": "stuck"})
+    log.flush()
+    os._exit(code)

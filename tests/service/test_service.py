@@ -135,13 +135,32 @@ async def test_the_drain_deadline_aborts_open_connections(app: Any) -> None:
     assert log_of(server)[-1] == "Stopped: 0 greeted of 1 accepted, 1 failed"
 
 
-async def test_a_thread_that_never_returns_does_not_delay_the_exit(app: Any) -> None:
-    args, env = app("import threading\ndef stuck(peer):\n    threading.Event().wait()\n", "stuck")
-    async with serving(*args, "--drain-timeout", "0.1", env=env) as server:
+STUBBORN = """
+import asyncio, contextlib, threading
+
+def thread(peer):
+    threading.Event().wait()
+
+async def task(peer):
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("name", ["thread", "task"])
+async def test_a_callable_that_never_returns_does_not_delay_the_exit(
+    name: str, app: Any, accept: str
+) -> None:
+    args, env = app(STUBBORN, name)
+    async with serving(*args, "--drain-timeout", "0.1", "--accept", accept, env=env) as server:
         with connect(server.port):
             await server.line_with("Got a connection")
             assert await server.stop() == 0
-    assert any("leaving 1 greeting callables that do not return" in line for line in server.lines)
+    assert log_of(server)[-2:] == [
+        "Stopped: 0 greeted of 1 accepted, 1 failed",
+        "warning: leaving 1 greeting callables that do not return",
+    ]
 
 
 # -- the log ---------------------------------------------------------------------------------------------
