@@ -114,7 +114,10 @@ def _usable_cores() -> int:
 
 
 async def _run_to_end(main: Callable[[], Coroutine[Any, Any, int]], log: LogStream) -> int:
-    """Run ``main``, and exit now if an async greeting ignores its cancellation: asyncio would wait forever."""
+    """Run ``main``, and exit despite an async greeting that ignores its cancellation.
+
+    asyncio would wait for it forever.
+    """
     code = await main()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
