@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
-# The generator was the limit if starts with a free slot were LATE at p99. If a worker also used up a core,
-# this many seconds are enough.
+# How late starts with a free slot may be at p99, in seconds, if a worker used up a core. Beyond that, the
+# generator was the limit.
 BUSY_LATE_TOLERANCE = 0.001
 
 
