@@ -122,7 +122,7 @@ async def test_smtp_conversation() -> None:
 async def test_without_the_package_of_an_example(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['aiosmtpd'] = None")
     code, out, err = await run_example("smtp_banner.py", path=tmp_path)
-    assert (code, out, err) == (1, "", "this needs another package: pip install aiosmtpd\n")
+    assert (code, out, err) == (1, "", "this example needs aiosmtpd: pip install aiosmtpd\n")
 
 
 async def test_dynamic_greeting_as_an_app() -> None:
