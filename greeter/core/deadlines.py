@@ -75,7 +75,9 @@ class Deadlines(Generic[T]):
             self.discard(item)
         return found
 
-    def postpone(self, now: float, seconds: float, latest: float = math.inf) -> None:
+    def postpone(
+        self, now: float, seconds: float, latest: float = math.inf, earliest: float = -math.inf
+    ) -> None:
         """Postpone the deadlines at or before ``now``, except those that were postponed already.
 
         Args:
@@ -83,9 +85,10 @@ class Deadlines(Generic[T]):
             seconds: How far to postpone them, in seconds.
             latest: The latest time to postpone them to, in seconds. Items can still be added with this
                 deadline.
+            earliest: The earliest time to postpone them to, in seconds, not after ``latest``.
         """
         moved = {
-            item: min(self._due[item] + seconds, latest)
+            item: max(min(self._due[item] + seconds, latest), earliest)
             for item in self.due(now)
             if item not in self._postponed
         }

@@ -105,9 +105,12 @@ class TimeoutQueue(Deadlines[T]):
     def allow_for_pause(self, now: float, late: float) -> bool:
         """A timer rang ``late`` seconds late. If that was a pause, move the deadlines that it made pass.
 
+        The pause was longer than ``late``, and a client may have another flight of a handshake to send: each
+        gets a moment at least.
+
         Returns True if it was a pause.
         """
         if late <= PAUSE_SECONDS:
             return False
-        self.postpone(now, late, now + self.seconds)
+        self.postpone(now, late, now + self.seconds, now + min(PAUSE_SECONDS, self.seconds))
         return True

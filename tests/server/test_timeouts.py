@@ -170,17 +170,16 @@ def test_a_late_timer_moves_passed_deadlines_and_enforces_none(timeouts: Timeout
     loop.turn()
     assert timeouts.expired == []
     assert queue.due(start + SECONDS + late - 0.001) == []
-    assert list(queue) == ["a", "c", "b"]
     loop.turn()
-    assert timeouts.expired == ["a"]  # its deadline was moved to this moment
+    assert timeouts.expired == []
     loop.advance(0.299)
-    assert timeouts.expired == ["a"]
+    assert timeouts.expired == []
     loop.advance(0.001)
-    assert timeouts.expired == ["a", "c"]
-    loop.advance(start + SECONDS + 0.5 + late - loop.now - 0.001)
-    assert timeouts.expired == ["a", "c"]
-    loop.advance(0.001)
-    assert (timeouts.expired, loop.timers) == (["a", "c", "b"], [])
+    assert timeouts.expired == ["c"]
+    loop.advance(PAUSE_SECONDS - 0.301)
+    assert timeouts.expired == ["c"]  # a would be due now, and has a moment to answer
+    loop.advance(start + SECONDS + 0.5 + late - loop.now + 0.01)
+    assert (timeouts.expired[0], set(timeouts.expired), loop.timers) == ("c", {"a", "b", "c"}, [])
 
 
 def test_a_timer_of_a_busy_event_loop_is_enforced(timeouts: Timeouts) -> None:
@@ -196,16 +195,16 @@ def test_a_second_pause_moves_no_deadline_again(timeouts: Timeouts) -> None:
     queue.start("a")
     loop.advance(1)
     queue.start("b")
-    loop.pause(2)  # both deadlines have passed: that of a is moved to this moment, that of b by a second
+    loop.pause(2)  # both deadlines have passed
     loop.turn()
     loop.turn()
-    assert (timeouts.expired, list(queue)) == (["a"], ["b"])
+    assert (timeouts.expired, list(queue)) == ([], ["a", "b"])
     loop.pause(10)
     loop.turn()
-    assert timeouts.expired == ["a"]  # enforced by the next timer, after the event loop could read
+    assert timeouts.expired == []  # enforced by the next timer, after the event loop could read
     loop.turn()
     assert (timeouts.expired, loop.timers) == (["a", "b"], [])
-    assert len(loop.fired) == 4
+    assert len(loop.fired) == 3
 
 
 def test_an_item_that_is_started_again_can_be_moved_again(timeouts: Timeouts) -> None:
@@ -216,7 +215,7 @@ def test_an_item_that_is_started_again_can_be_moved_again(timeouts: Timeouts) ->
         queue.start("b")
         loop.pause(2)
         loop.turn()
-        loop.turn()
+        loop.advance(PAUSE_SECONDS)
         assert (timeouts.expired, list(queue)) == (["a"], ["b"])
         loop.advance(1)
         assert (timeouts.expired, list(queue)) == (["a", "b"], [])
@@ -247,7 +246,7 @@ def test_no_deadline_is_moved_beyond_that_of_an_item_that_starts_now(timeouts: T
     loop.turn()  # 6 s late
     queue.start("c")
     loop.turn()
-    assert timeouts.expired == ["a"]
-    assert list(queue) == ["b", "c"]
+    assert list(queue)[-1] == "c"
     loop.advance(SECONDS)
-    assert timeouts.expired == ["a", "b", "c"]
+    assert timeouts.expired[-1] == "c"
+    assert set(timeouts.expired) == {"a", "b", "c"}

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 HELLO = b"Thank you for connecting"
+# What a client of a Crowd says first.
+QUESTION = b"Hello, is there anybody in there?"
 STAGES = [(loop, path) for loop in loop_factories() for path in ("streams", "direct")]
 
 
@@ -137,11 +140,23 @@ class Crowd:
     A visit ends in one of three ways. It is ``greeted`` when ``whole`` says so of what was heard and of
     the client's own port, and the stream ended in order. It is ``refused`` when there was no connection;
     then that client comes no more. Everything else is ``lost``, in words. ``present`` are on a visit.
+
+    ``header`` is sent before all else, a PROXY header say, and ``tls`` is a context to speak TLS with.
     """
 
-    def __init__(self, port: int, whole: Callable[[bytes, int], bool], host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        port: int,
+        whole: Callable[[bytes, int], bool],
+        host: str = "127.0.0.1",
+        *,
+        header: bytes = b"",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.greeted = self.refused = self.present = 0
         self.lost: list[str] = []
+        self._header = header
+        self._tls = tls
         self._where = (host, port)
         self._whole = whole
         self._leaving = False
@@ -201,7 +216,10 @@ class Crowd:
         port = sock.getsockname()[1]
         try:
             async with asyncio.timeout(PATIENCE):
-                await loop.sock_sendall(sock, b"Hello, is there anybody in there?")
+                if self._tls is None:
+                    await loop.sock_sendall(sock, self._header + QUESTION)
+                else:
+                    heard = await self._listen_within_tls(sock, self._tls)
                 while chunk := await loop.sock_recv(sock, 65536):
                     heard += chunk
         except OSError as error:
@@ -215,6 +233,30 @@ class Crowd:
             if wanted <= self.greeted and not mark.done():
                 mark.set_result(None)
 
+    async def _listen_within_tls(self, sock: socket.socket, context: ssl.SSLContext) -> bytes:
+        """What was heard up to close_notify; the end of stream is behind it."""
+        loop = asyncio.get_running_loop()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_hostname=self._where[0])
+        heard, to_send, shaken = b"", self._header, False
+        while True:
+            try:
+                if not shaken:
+                    tls.do_handshake()
+                    shaken = True
+                    tls.write(QUESTION)
+                elif chunk := tls.read(65536):
+                    heard += chunk
+                else:  # close_notify
+                    return heard
+            except ssl.SSLWantReadError:
+                await loop.sock_sendall(sock, to_send + outgoing.read())
+                to_send = b""
+                data = await loop.sock_recv(sock, 65536)
+                if not data:
+                    raise ConnectionError(f"the end of stream within TLS, after {heard!r}") from None
+                incoming.write(data)
+
     def _lose(self, how: str) -> None:
         self.lost.append(how)
         for _, mark in self._marks:
@@ -224,11 +266,16 @@ class Crowd:
 
 @contextlib.asynccontextmanager
 async def crowd(
-    port: int, *, clients: int = 60, whole: Callable[[bytes, int], bool] = lambda heard, _: heard == HELLO
+    port: int,
+    *,
+    clients: int = 60,
+    whole: Callable[[bytes, int], bool] = lambda heard, _: heard == HELLO,
+    header: bytes = b"",
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Crowd]:
     """So many clients for as long as the block runs; it is left when the last of them has left."""
     asyncio.get_running_loop().set_debug(False)  # which would be most of the load
-    them = Crowd(port, whole)
+    them = Crowd(port, whole, header=header, tls=tls)
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):
             group.create_task(them.keep_coming())
