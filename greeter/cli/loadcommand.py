@@ -90,7 +90,7 @@ def run_report(
     files = _files(options)
     check_outputs(files)
     if options.tolerance is not None and (options.merge or len(options.runs) == 1):
-        raise ConfigError("--tolerance means nothing without a baseline, as in RUN.json BASELINE.json")
+        raise ConfigError("--tolerance needs a baseline, as in RUN.json BASELINE.json")
     report, old = read_reports(options.runs, merged=options.merge, tolerance=_tolerance(options))
     return write_outputs(report, old, files, echo, report_error)
 

@@ -54,6 +54,10 @@ class DirectPath:
         """Accept no more for now. The accept queues stay as they are."""
         self._acceptor.pause()
 
+    def stop(self) -> None:
+        """Accept no more for good. The accept queues stay as they are."""
+        self._acceptor.pause()
+
     def close(self) -> None:
         """The last connection is closed."""
         self._poller.close()

@@ -175,7 +175,7 @@ class Server:
             return
         self._closing, self._serving = True, False
         self._tracker.stop_accepting()
-        self._path.pause()
+        self._path.stop()
         for listener in self._listeners:
             listener.remove_file()
             try:
@@ -221,7 +221,7 @@ class Server:
                     ]
                     if ending:
                         await asyncio.sleep(HANDSHAKE_GRACE)
-                        self._path.pause()
+                        self._path.stop()
                         self._tracker.stop_accepting()
                         await drain_accept_queues(ending, self._path.accept_batch, self._tracker)
                 self.close()

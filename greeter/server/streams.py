@@ -31,6 +31,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from greeter.server.stream_connection import serve_streams
+from greeter.server.tracker import TURNS
 from greeter.system.listeners import TRANSIENT_ACCEPT_ERRORS
 
 if TYPE_CHECKING:
@@ -86,6 +87,22 @@ class StreamsPath:
         self._wanted = False
         if self._starting is None:  # else it is done when that has come to its end
             self._unserve()
+
+    def stop(self) -> None:
+        """Accept no more for good. The accept queues stay as they are.
+
+        What asyncio has accepted must not be forgotten on its way to its handler: until then the server is
+        not idle.
+        """
+        self.pause()
+        self._tracker.arriving += 1
+        self._wait_for_handlers(TURNS)
+
+    def _wait_for_handlers(self, turns: int) -> None:
+        if turns:
+            self._tracker.loop.call_soon(self._wait_for_handlers, turns - 1)
+        else:
+            self._tracker.arrived()
 
     def close(self) -> None:
         """The last connection is closed."""

@@ -70,7 +70,8 @@ class Locust:
 
 def free_port() -> int:
     """Return a free port outside the ephemeral range. Locust's master does not report the port for port 0."""
-    for port in random.sample(range(20_000, 30_000), 100):
+    # Not the shared generator, which hypothesis seeds in every process alike.
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -540,8 +541,11 @@ async def another_version(locusts: LocustProcesses) -> None:
 async def an_invalid_plan(locusts: LocustProcesses) -> None:
     """Reported before waiting for workers."""
     for options, message in (
-        (["--greeter-threshold", "response:p99"], "threshold 'response:p99' does not read METRIC:STAT<VALUE"),
-        (["--greeter-rate", "many"], "'many' is no number"),
+        (
+            ["--greeter-threshold", "response:p99"],
+            "threshold 'response:p99' is not of the form METRIC:STAT<VALUE",
+        ),
+        (["--greeter-rate", "many"], "'many' is not a number"),
         (["--greeter-baseline", "/nowhere.json"], "cannot read '/nowhere.json': no such file or directory"),
         (["--greeter-tolerance", "some"], "'some' is not a percentage"),
         (["--greeter-tolerance", "nan"], "'nan' is not a percentage"),

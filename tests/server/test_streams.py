@@ -13,6 +13,7 @@ import pytest
 
 from greeter import serve
 from greeter.core.admission import Limits
+from greeter.core.endpoint import DEFAULT_PORT
 from greeter.server.streams import StreamsPath
 from tests.conftest import PATIENCE
 from tests.support.peers import Outcome, connect, read_to_end, send_then_read, until
@@ -62,6 +63,36 @@ async def test_paused_and_resumed_it_loses_no_client() -> None:
             waiting.append(await connect(server.port))
         await greeted(waiting)
         assert server.stats.greeted == 55
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+@pytest.mark.parametrize("how", ["drain", "close"])
+@pytest.mark.parametrize("turns_before", range(6))
+async def test_at_the_end_what_asyncio_has_accepted_is_greeted(
+    turns_before: int, how: str, kind: str
+) -> None:
+    """Whether its handler was called or not, and also if its greeting takes a while."""
+
+    async def later(_: object) -> str:
+        await asyncio.sleep(0.01)
+        return "Hello"
+
+    greeting = later if kind == "async" else lambda _: "Hello"
+    with socket.create_server(("127.0.0.1", 0)) as sock:  # others may serve it too: it is left at once
+        server = await here(greeting=greeting, port=DEFAULT_PORT, sock=sock.dup())
+        assert (await send_then_read(server.port, 5)).data == b"Hello"
+        await until(lambda: server.stats.open == 0, "the first is closed")
+        waiting = [socket.create_connection(sock.getsockname()) for _ in range(6)]
+        await turns(turns_before)
+        if how == "close":
+            server.close()
+            await server.wait_closed()
+        else:
+            assert await server.drain() is True
+    for client in waiting:
+        client.setblocking(False)
+        assert await read_to_end(client) == Outcome(b"Hello", reset=False)
+    assert server.stats.greeted == 7
 
 
 @pytest.mark.parametrize("turns_before", range(1, 6))
@@ -193,4 +224,4 @@ async def test_a_client_that_is_not_admitted_is_closed() -> None:
     client.setblocking(False)
     assert (await read_to_end(client)).data == b""
     assert server.stats.rejected["denied"] == 1
-    assert server.stats.open == 0
+    await until(lambda: server.stats.open == 0, "it is closed")
