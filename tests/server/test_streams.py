@@ -79,7 +79,7 @@ async def test_at_the_end_what_asyncio_has_accepted_is_greeted(
 
     greeting = later if kind == "async" else lambda _: "Hello"
     with socket.create_server(("127.0.0.1", 0)) as sock:  # others may serve it too: it is left at once
-        server = await here(greeting=greeting, port=DEFAULT_PORT, sock=sock.dup())
+        server = await here(greeting=greeting, port=DEFAULT_PORT, sock=sock.dup(), linger_timeout=0.02)
         assert (await send_then_read(server.port, 5)).data == b"Hello"
         await until(lambda: server.stats.open == 0, "the first is closed")
         waiting = [socket.create_connection(sock.getsockname()) for _ in range(6)]
