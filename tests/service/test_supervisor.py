@@ -633,7 +633,8 @@ async def test_the_timeout_of_a_stop_also_applies_to_replaced_workers(
         assert await supervisor.stop(0.2) is False
         assert deadline is not None
         assert deadline.cancelled()
-    assert errors(caplog) == [f"worker {old} did not exit within 0.2 s: killed"]
+    # On a busy machine, the new worker may need longer than that too.
+    assert f"worker {old} did not exit within 0.2 s: killed" in errors(caplog)
 
 
 async def test_a_worker_that_dies_during_its_replacement_is_logged(
