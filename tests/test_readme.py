@@ -221,7 +221,8 @@ def parse_greeter(words: list[str]) -> None:
     """Raises click.UsageError if greeter does not know the words."""
     if words == ["--help"]:
         return
-    with commands()[words[0]].make_context(words[0], words[1:]):
+    group = click.Context(cli, **cli.context_settings)  # or click would remember that -h is no help option
+    with commands()[words[0]].make_context(words[0], words[1:], parent=group):
         pass
 
 

@@ -172,7 +172,8 @@ def test_help_of_serve_is_grouped_and_ends_with_examples_and_exit_codes(run: Any
     assert len(lines) == 2
     for line in lines:  # each example must parse
         command, *args = shlex.split(line.removeprefix("greeter "))
-        with cli.cli.commands[command].make_context(command, args):
+        group = click.Context(cli.cli, **cli.cli.context_settings)
+        with cli.cli.commands[command].make_context(command, args, parent=group):
             pass
     assert re.findall(r"^    (\d+) ", codes, re.M) == ["0", "1", "2", "130"]
 
