@@ -171,6 +171,8 @@ class StreamConnection(Connection):
 
     def _on_done(self, _: object) -> None:
         self._writer.transport.abort()  # of no effect when it is closed
+        if self._discarding is not None:
+            self._discarding.cancel()  # behind close_notify, its reader hears of nothing any more
         self._tracker.closed(self)
 
 

@@ -15,7 +15,7 @@ import trustme
 import greeter
 from greeter import ConfigError, Peer
 from tests.conftest import PATIENCE
-from tests.support.peers import Outcome, connect, read_to_end, reset, send_then_read
+from tests.support.peers import Outcome, connect, read_to_end, reset, send_then_read, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -248,6 +248,16 @@ async def test_tls_clients_that_speak_first_are_greeted(
     async with own_server(handler, ssl=context) as port:
         outcomes = await asyncio.gather(*(tls_client(port, client_context, size) for _ in range(10)))
         assert outcomes == [HELLO] * 10
+
+
+async def test_a_tls_client_leaves_no_task_behind(
+    context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    """What reads from it while its greeting is made ends with the connection; asyncio would log it."""
+    before = asyncio.all_tasks()
+    async with own_server(greeter.handler(later, access_log=False), ssl=context) as port:
+        assert await tls_client(port, client_context, 18) == HELLO
+        await until(lambda: asyncio.all_tasks() <= before, "only this test's own task is left")
 
 
 async def test_a_tls_client_that_sends_data_after_close_notify_is_not_reset(
