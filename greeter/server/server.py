@@ -110,9 +110,7 @@ class Server:
             self._limit(limits)
 
     def _limit(self, limits: Limits) -> None:
-        from greeter.core.admission import (
-            Admission,
-        )  # slow to load, as it needs ipaddress: only where it is used
+        from greeter.core.admission import Admission  # with ipaddress, it is slow to load
 
         tracker = self._tracker
         tracker.set_capacity(min(self._fd_capacity, limits.max_connections or self._fd_capacity))
