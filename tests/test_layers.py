@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,13 +12,24 @@ import pytest
 
 import greeter
 from tests.conftest import ROOT
+from tests.support.layers import (
+    MODULES,
+    PACKAGE,
+    ROOF,
+    drawing,
+    floors,
+    graph,
+    imported_rooms,
+    imports,
+    room,
+    rooms,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-PACKAGE = ROOT / "greeter"
-
+# At the top of greeter/, whatever else is built.
+MAX_ROOMS, MAX_FLOORS = 14, 10
 # From the ground up. A room imports from the lines below its own, and from nowhere else.
 ROOMS = [
     {"errors"},
@@ -33,7 +45,7 @@ ROOMS = [
     {"config"},
     {"service"},
     {"cli"},
-    {"__init__", "__main__"},
+    ROOF,
 ]
 # What waits, asks the system or knows the time. ``socket`` is for its constants only: see below.
 IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "signal", "subprocess"}
@@ -54,56 +66,18 @@ SERVER = [
 SERVING = {"server", "service"}
 STRANGERS = [({"client"}, SERVING), ({room for room in set().union(*ROOMS) if "loadtest" in room}, SERVING)]
 
-
-def modules() -> Iterator[tuple[str, Path]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        yield name, path
-
-
-MODULES = dict(modules())
 each_module = pytest.mark.parametrize("name", MODULES)
 
 
-def room(name: str) -> str:
-    """The room of a module of greeter, which is named without ``greeter.``."""
-    first, _, rest = name.partition(".")
-    second = rest.partition(".")[0]
-    if first == "loadtest" and (PACKAGE / "loadtest" / second).is_dir() and second:
-        return f"loadtest.{second}"
-    return first
-
-
-def imports(path: Path) -> Iterator[tuple[str, str]]:
-    """Every import of a file, wherever it stands: the module, and the name taken from it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, ""
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}, line {node.lineno}: a relative import"
-            for alias in node.names:
-                yield node.module or "", alias.name
-
-
-def greeter_imports(name: str) -> set[str]:
-    """The rooms that a module imports from; "__init__" for the package itself."""
-    found = set()
-    for module, attribute in imports(MODULES[name]):
-        package, _, inner = module.partition(".")
-        if package == "greeter" and attribute != "__version__":  # a constant, which every module may know
-            if f"{inner}.{attribute}" in MODULES or (not inner and attribute in rooms()):
-                inner = f"{inner}.{attribute}".removeprefix(".")  # from greeter.loadtest.plan import units
-            found.add(room(inner) if inner else "__init__")
-    return found - {room(name)}
-
-
-def rooms() -> set[str]:
-    return {room(name.removesuffix(".__init__")) for name in MODULES}
-
-
-def floor(name: str) -> int:
-    return next(number for number, names in enumerate(ROOMS) if name in names)
+def test_rooms_are_few_and_import_downwards_only() -> None:
+    below = graph()  # with the rooms inside loadtest
+    assert floors(below)
+    top = {name.partition(".")[0] for name in below} - ROOF
+    assert len(top) <= MAX_ROOMS
+    drawn = re.search(r"(\d+) rooms at the top of greeter/, (\d+) floors", drawing())
+    assert drawn
+    assert int(drawn[1]) == len(top)
+    assert int(drawn[2]) <= MAX_FLOORS
 
 
 def test_every_module_is_in_a_room() -> None:
@@ -112,8 +86,14 @@ def test_every_module_is_in_a_room() -> None:
 
 @each_module
 def test_imports_go_down_only(name: str) -> None:
-    for other in greeter_imports(name):
-        assert floor(other) < floor(room(name.removesuffix(".__init__"))), f"{name} imports {other}"
+    floor = {name: number for number, names in enumerate(ROOMS) for name in names}
+    for other in imported_rooms(name):
+        assert floor[other] < floor[room(name)], f"{name} imports {other}"
+
+
+def test_a_circle_of_rooms_is_noticed() -> None:
+    with pytest.raises(ValueError, match="a circle of imports among client, server"):
+        floors({"errors": set(), "client": {"errors", "server"}, "server": {"client"}})
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.endswith(".__init__")])
@@ -123,15 +103,15 @@ def test_a_room_tells_its_story_and_its_bounds(name: str) -> None:
 
 
 def test_imports_within_the_server_go_down_only() -> None:
-    floors = {name: floor for floor, names in enumerate(SERVER) for name in names}
+    floor = {name: number for number, names in enumerate(SERVER) for name in names}
     files = {path.stem: path for path in (PACKAGE / "server").glob("*.py")}
-    assert files.keys() == floors.keys()
+    assert files.keys() == floor.keys()
     for name, path in files.items():
         for module, _ in imports(path):
             if module.startswith("greeter.server."):
-                below = floors[module.removeprefix("greeter.server.")]
+                below = floor[module.removeprefix("greeter.server.")]
                 # What is imported for its type alone may be from anywhere: the parts refer to each other.
-                assert below < floors[name] or module in typing_imports(path), f"{name} imports {module}"
+                assert below < floor[name] or module in typing_imports(path), f"{name} imports {module}"
 
 
 def typing_imports(path: Path) -> set[str]:
@@ -149,9 +129,9 @@ def typing_imports(path: Path) -> set[str]:
 def test_they_do_not_know_each_other(some: set[str], others: set[str]) -> None:
     for name in MODULES:
         if room(name) in some:
-            assert not greeter_imports(name) & others
+            assert not imported_rooms(name) & others
         if room(name) in others:
-            assert not greeter_imports(name) & some
+            assert not imported_rooms(name) & some
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) in ("core", "errors")])
@@ -222,12 +202,12 @@ ASYNCIO_SERVER = {"is_serving"}
 def test_the_whole_error_tree_is_public() -> None:
     from greeter import errors
 
-    tree = {
+    names = {
         name
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, errors.GreeterError) and not name.startswith("_")
     }
-    assert tree <= set(greeter.__all__)
+    assert names <= set(greeter.__all__)
 
 
 def loaded_by(statement: str) -> set[str]:
