@@ -70,8 +70,8 @@ def small_tree(tmp_path: Path) -> Path:
 
 
 @pytest.mark.one_interpreter
-def test_the_check_passes_here() -> None:
-    done = run_check(ROOT, VIRTUAL_ENV=sys.prefix)
+def test_the_check_passes_where_nothing_is_wrong(small_tree: Path) -> None:
+    done = run_check(small_tree, VIRTUAL_ENV=sys.prefix)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\ncheck: passed in \d+ s\n$", done.stdout)
 
