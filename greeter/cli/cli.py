@@ -110,6 +110,7 @@ def greet(ctx: click.Context, /, **_: object) -> int:
     --timeout).
     """
     from greeter.client import oneshot
+    from greeter.core.escapes import printable
     from greeter.system import loops
     from greeter.system.tls import client_context
 
@@ -143,7 +144,7 @@ def greet(ctx: click.Context, /, **_: object) -> int:
     elif options.raw:
         click.echo(reply.data, nl=False)
     else:
-        click.echo(oneshot.printable(str(reply)).removesuffix("\n"))
+        click.echo(printable(reply.text).removesuffix("\n"))
     if reply.reset:
         _print_error(f"{reply.target}: connection reset after the greeting")
     return 0

@@ -65,12 +65,8 @@ def destination(
     return Endpoint.inherited(sock.fileno())
 
 
-def check_bounds(
-    until: object, allowed: tuple[str, ...], max_bytes: object, timeout: object, connect_timeout: object
-) -> None:
-    """Raise ConfigError for a limit of the wrong type or out of range, and for an unknown ``until``."""
-    if until not in allowed:
-        raise ConfigError(f"until must be one of {', '.join(map(repr, allowed))}, not {until!r}")
+def check_bounds(max_bytes: object, timeout: object, connect_timeout: object) -> None:
+    """Raise ConfigError for a limit of the wrong type or out of range."""
     if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
         raise ConfigError(f"max_bytes must be an integer of at least 1, not {max_bytes!r}")
     for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):

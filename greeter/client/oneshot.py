@@ -27,7 +27,7 @@ from greeter.client.connecting import (
     unix_socket,
 )
 from greeter.core.endpoint import DEFAULT_HOST
-from greeter.core.replies import UNTIL, Reply, ended_by_eof, greeting_end
+from greeter.core.replies import Reply, Until
 from greeter.errors import ConfigError, GreetFailed, GreetReset, GreetTimeout, NoGreeting, ReplyTooLarge
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from greeter.client.connecting import TLS, Target
     from greeter.core.endpoint import Endpoint
-    from greeter.core.replies import Until
 
 
 class _ReplyProtocol(asyncio.Protocol):
@@ -48,7 +47,6 @@ class _ReplyProtocol(asyncio.Protocol):
     __slots__ = (
         "_data",
         "_limit",
-        "_line",
         "_until",
         "connected",
         "done",
@@ -63,7 +61,6 @@ class _ReplyProtocol(asyncio.Protocol):
         self._data = bytearray()
         self._limit = limit
         self._until = until
-        self._line = 0  # the start of the incomplete line
         self.end: int | None = None  # of the greeting, when it is known
         self.done: asyncio.Future[None] = loop.create_future()
         self.error: Exception | None = None
@@ -80,10 +77,10 @@ class _ReplyProtocol(asyncio.Protocol):
         held = self._data
         if self.first_byte is None:
             self.first_byte = perf_counter()
+        seen = len(held)
         held += data
-        if self._until != "eof" and self.end is None and b"\n" in data:
-            self.end = greeting_end(held, self._until, self._line)
-            self._line = held.rfind(b"\n") + 1
+        if self.end is None:
+            self.end = self._until.end(held, seen)
         if self.end is not None or len(held) > self._limit:
             self.abort()
 
@@ -116,7 +113,7 @@ class _ReplyProtocol(asyncio.Protocol):
     @property
     def incomplete(self) -> bool:
         """True for a multi-line reply without its last line."""
-        return self.end is None and bool(self._data) and not ended_by_eof(self._data, self._until)
+        return self.end is None and bool(self._data) and not self._until.ended_by_eof(self._data)
 
 
 async def greet(
@@ -131,7 +128,7 @@ async def greet(
     timeout: float = TIMEOUT,
     connect_timeout: float = CONNECT_TIMEOUT,
     max_bytes: int = MAX_BYTES,
-    until: Until = "eof",
+    until: str | Until = "eof",
 ) -> Reply:
     """Connect, receive the greeting, close, and return the greeting.
 
@@ -175,9 +172,10 @@ async def greet(
         target = host
     where = destination(target, port, path, sock)
     server_hostname = name_to_verify(where, ssl, server_hostname)
-    check_bounds(until, UNTIL, max_bytes, timeout, connect_timeout)
+    end = Until.parse(until)
+    check_bounds(max_bytes, timeout, connect_timeout)
     loop = asyncio.get_running_loop()
-    protocol = _ReplyProtocol(loop, max_bytes, until)
+    protocol = _ReplyProtocol(loop, max_bytes, end)
     deadline = loop.time() + timeout
     limit = min(connect_timeout, timeout)
     start = perf_counter()
@@ -240,13 +238,6 @@ async def greet_within(seconds: float, target: Target, **options: Any) -> Reply:
                 raise
         await asyncio.sleep(min(pause, max(0.0, end - perf_counter())))
         pause = min(2 * pause, 1.0)
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with control characters escaped: C0 except newline and tab, DEL, and C1."""
-    return "".join(
-        c if c >= " " and not "\x7f" <= c <= "\x9f" or c in "\n\t" else f"\\x{ord(c):02x}" for c in text
-    )
 
 
 async def _connect(

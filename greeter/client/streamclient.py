@@ -28,7 +28,7 @@ from greeter.client.connecting import (
     unix_socket,
 )
 from greeter.core.endpoint import DEFAULT_HOST
-from greeter.core.replies import Reply, ended_by_eof, greeting_end
+from greeter.core.replies import Reply, Until
 from greeter.errors import ConfigError, GreetFailed, GreetReset, GreetTimeout, NoGreeting, ReplyTooLarge
 
 if TYPE_CHECKING:
@@ -98,7 +98,10 @@ async def open_connection(
     """
     where = destination(target, port, path, sock)
     server_hostname = name_to_verify(where, ssl, server_hostname)
-    check_bounds(until, ("line", "reply"), max_bytes, timeout, connect_timeout)
+    rule = Until.parse(until)
+    if rule.kind not in ("line", "reply"):
+        raise ConfigError(f"until must be line or reply, not {str(until)!r}")
+    check_bounds(max_bytes, timeout, connect_timeout)
     if send is not None and not isinstance(send, bytes | bytearray | memoryview):
         raise ConfigError(f"send must be bytes, not {type(send).__name__}")
     deadline = asyncio.get_running_loop().time() + timeout
@@ -113,7 +116,7 @@ async def open_connection(
         if send and not writer.transport.is_closing():  # uvloop raises RuntimeError if it is
             writer.write(send)  # without drain(): the peer may block until we read
         async with asyncio.timeout_at(deadline):
-            first_byte = await _receive(reader, data, until, max_bytes)
+            first_byte = await _receive(reader, data, rule, max_bytes)
     except (asyncio.LimitOverrunError, asyncio.IncompleteReadError, OSError) as error:
         data += await _abort(reader, writer)
         raise _failure(error, str(where), bytes(data), max_bytes, timeout) from error
@@ -148,9 +151,7 @@ async def _open(
     return await asyncio.open_connection(**where, limit=limit, ssl=ssl, server_hostname=server_hostname)
 
 
-async def _receive(
-    reader: asyncio.StreamReader, data: bytearray, until: Literal["line", "reply"], max_bytes: int
-) -> float:
+async def _receive(reader: asyncio.StreamReader, data: bytearray, until: Until, max_bytes: int) -> float:
     """Read the greeting into ``data``, which has the bytes received even if this raises.
 
     Returns:
@@ -162,16 +163,15 @@ async def _receive(
     """
     data += await reader.readexactly(1)  # separately, to take its time
     first_byte = perf_counter()
-    line = 0  # the start of the incomplete line
+    seen = 0
     try:
-        while greeting_end(data, until, line) is None and len(data) <= max_bytes:
-            if data.endswith(b"\n"):
-                line = len(data)
+        while until.end(data, seen) is None and len(data) <= max_bytes:
+            seen = len(data)
             # At the limit, read one more byte: it tells a longer greeting from the end of the stream.
             data += await (reader.readuntil(b"\n") if len(data) < max_bytes else reader.readexactly(1))
     except asyncio.IncompleteReadError as error:
         data += error.partial
-        if not ended_by_eof(data, until):
+        if not until.ended_by_eof(data):
             raise
     if len(data) > max_bytes:
         raise asyncio.LimitOverrunError("the greeting is longer than max_bytes", len(data))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from greeter.core.admission import Limits, Networks
+from greeter.core.durations import parse_duration
 from greeter.core.endpoint import Endpoint, host_name
 from greeter.core.greeting import Greeting
 from greeter.errors import ConfigError
@@ -118,8 +119,6 @@ def mode(text: str) -> int:
 
 def duration(text: str) -> float:
     """Parse a duration such as ``500ms``, ``10s`` or ``2m`` to seconds."""
-    from greeter.loadtest.plan.units import parse_duration  # not at import: only `load` has durations
-
     return parse_duration(text)
 
 

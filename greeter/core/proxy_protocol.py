@@ -1,4 +1,4 @@
-r"""A parser for the PROXY protocol, versions 1 and 2: the client's address as sent by a trusted proxy.
+r"""The PROXY protocol, versions 1 and 2: parse a trusted proxy's header, and make one.
 
 Invariants:
 
@@ -6,6 +6,7 @@ Invariants:
 - The first byte after which no completion is a valid header is an error at once. Its offset does not depend
   on how the bytes were split into segments. (The part of version 2 after the first 16 bytes is parsed only
   when it is complete, as the specification requires.)
+- ``parse(encode(...))`` returns the addresses that were encoded.
 - A reader that requests ``NeedMore.wanted`` bytes at a time never reads a byte after the header, such as the
   start of a TLS ClientHello, and never leaves one of the header in the kernel::
 
@@ -22,13 +23,14 @@ Source: "The PROXY protocol, versions 1 & 2", proxy-protocol.txt of the HAProxy 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from socket import AddressFamily
 from struct import Struct
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from greeter.errors import ProxyProtocolError
 
@@ -123,6 +125,40 @@ def parse(buffer: Buffer) -> Parsed | NeedMore:
     while any(prefix.startswith(data[: at + 1]) for prefix in _PREFIXES):
         at += 1
     raise _error(f"no version begins with {data[: at + 1]!r}", at)
+
+
+ProxyVersion: TypeAlias = Literal["v1", "v2"]
+PROXY_VERSIONS: tuple[ProxyVersion, ...] = get_args(ProxyVersion)
+
+
+def encode(version: ProxyVersion, source: Any, destination: Any) -> bytes:
+    """Make the header of a connection.
+
+    Args:
+        version: The version of the protocol.
+        source: The client's address, as ``getsockname()`` of its socket returns it.
+        destination: The address that it is connected to, as ``getpeername()`` returns it.
+
+    Returns:
+        The header. Version 1 has no Unix sockets, and says UNKNOWN.
+    """
+    if not isinstance(source, tuple) or not isinstance(destination, tuple):  # Unix: a path, or bytes
+        if version == "v1":
+            return b"PROXY UNKNOWN\r\n"
+        names = (os.fsencode(source or ""), os.fsencode(destination or ""))
+        return _v2_header(0x31, _FAMILIES[3][1].pack(*names))
+    hosts = [ip_address(address[0].partition("%")[0]) for address in (source, destination)]
+    ports = source[1], destination[1]
+    six = hosts[0].version == 6
+    if version == "v1":
+        first, second = (_ipv6_text(host) if isinstance(host, IPv6Address) else str(host) for host in hosts)
+        return f"PROXY TCP{6 if six else 4} {first} {second} {ports[0]} {ports[1]}\r\n".encode()
+    packed = (host.packed for host in hosts)
+    return _v2_header(0x21 if six else 0x11, _FAMILIES[2 if six else 1][1].pack(*packed, *ports))
+
+
+def _v2_header(family: int, block: bytes) -> bytes:
+    return SIGNATURE + bytes((0x21, family)) + len(block).to_bytes(2, "big") + block
 
 
 def _error(what: str, offset: int) -> ProxyProtocolError:

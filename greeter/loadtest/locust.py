@@ -38,12 +38,13 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from greeter.core.durations import parse_duration
 from greeter.core.endpoint import DEFAULT_ENDPOINT
 from greeter.errors import ConfigError, GreeterError, MissingExtra
 from greeter.loadtest.plan.pacer import Stage
 from greeter.loadtest.plan.plan import LoadPlan, parse_stage
 from greeter.loadtest.plan.threshold import Threshold
-from greeter.loadtest.plan.units import parse_count, parse_duration, parse_percent, parse_quantity
+from greeter.loadtest.plan.units import parse_count, parse_percent, parse_quantity
 from greeter.loadtest.report.baseline import DEFAULT_TOLERANCE
 from greeter.loadtest.report.outputs import OUTPUTS, check_outputs, write_outputs
 from greeter.loadtest.report.saved import read_baseline

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import greeter
 from greeter import (
@@ -29,7 +27,8 @@ from greeter import (
     greet,
 )
 from greeter.client import oneshot
-from greeter.client.oneshot import greet_within, printable
+from greeter.client.oneshot import greet_within
+from greeter.core.replies import Until
 from tests.conftest import PATIENCE, greeter_process, open_fds
 from tests.support.peers import reset, until
 
@@ -349,7 +348,7 @@ async def test_a_greeting_that_does_not_end(raw_server: RawServer) -> None:
 
 
 async def test_a_deadline_after_the_end_is_ignored() -> None:
-    protocol = oneshot._ReplyProtocol(asyncio.get_running_loop(), 10, "eof")
+    protocol = oneshot._ReplyProtocol(asyncio.get_running_loop(), 10, Until("eof"))
     protocol.connection_lost(None)
     protocol.expire()
     assert not protocol.timed_out
@@ -726,30 +725,6 @@ async def test_the_last_attempt_is_at_the_end_of_the_time(
         await greet_within(wait, target)
     assert tries[-1] == 100.0 + wait
     assert len(set(tries)) == len(tries), "the last attempt is made once"
-
-
-# -- printable() ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain grüße 你好\n\tend", "plain grüße 你好\n\tend"),
-        ("\x1b[2J\x07", "\\x1b[2J\\x07"),
-        ("220 here\r\n", "220 here\\x0d\n"),
-        ("\0\x08\x7f\x80\x9b\x9f\xa0", "\\x00\\x08\\x7f\\x80\\x9b\\x9f\xa0"),
-    ],
-)
-def test_printable(text: str, shown: str) -> None:
-    assert printable(text) == shown
-
-
-@settings(deadline=None)
-@given(st.text(st.characters(max_codepoint=0xFF)))
-def test_printable_text_has_no_control_characters(text: str) -> None:
-    shown = printable(text)
-    assert not any(ord(c) < 0x20 and c not in "\n\t" or 0x7F <= ord(c) < 0xA0 for c in shown)
-    assert "".join(c for c in text if c.isprintable() or c in "\n\t\xa0\xad") == text or shown != text
 
 
 def test_greet_is_public() -> None:

@@ -530,7 +530,7 @@ async def test_a_refused_connection(raw_server: RawServer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ({"until": "eof"}, "until must be one of 'line', 'reply', not 'eof'"),
+        ({"until": "eof"}, "until must be line or reply, not 'eof'"),
         ({"max_bytes": 0}, "max_bytes must be an integer of at least 1, not 0"),
         ({"timeout": 0}, "timeout must be a positive number of seconds, not 0"),
         ({"connect_timeout": "5"}, "connect_timeout must be a positive number of seconds, not '5'"),

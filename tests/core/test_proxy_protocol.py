@@ -18,7 +18,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greeter.core.proxy_protocol import MAX_V1, MAX_V2, SIGNATURE, Header, NeedMore, Parsed, parse
+from greeter.core.proxy_protocol import (
+    MAX_V1,
+    MAX_V2,
+    PROXY_VERSIONS,
+    SIGNATURE,
+    Header,
+    NeedMore,
+    Parsed,
+    ProxyVersion,
+    encode,
+    parse,
+)
 from greeter.errors import GreeterError, ProxyProtocolError
 
 if TYPE_CHECKING:
@@ -774,3 +785,51 @@ def test_an_ipv4_client_of_an_ipv6_socket_of_haproxy_is_parsed(haproxy: HAProxy)
     assert isinstance(parsed, Parsed)
     assert parsed.header.source
     assert parsed.header.source[0] == "::ffff:127.0.0.1"
+
+
+# -- encoding ---------------------------------------------------------------------------------------------
+
+PORTS = st.integers(0, 65535)
+V4_HOSTS, V6_HOSTS = st.ip_addresses(v=4), st.ip_addresses(v=6)
+
+
+@pytest.mark.parametrize("version", PROXY_VERSIONS)
+@given(
+    st.tuples(V4_HOSTS, V4_HOSTS) | st.tuples(V6_HOSTS, V6_HOSTS),
+    PORTS,
+    PORTS,
+)
+def test_an_encoded_header_is_parsed_to_its_addresses(
+    version: ProxyVersion, hosts: tuple[Any, Any], source_port: int, destination_port: int
+) -> None:
+    rest = (0, 3) if hosts[0].version == 6 else ()  # flow label and scope id, as of a socket
+    source, destination = (str(hosts[0]), source_port, *rest), (str(hosts[1]), destination_port, *rest)
+    data = encode(version, source, destination)
+    parsed = parse(data)
+    assert isinstance(parsed, Parsed)
+    assert parsed.consumed == len(data)
+    header = parsed.header
+    assert (header.version, header.command) == (int(version[1]), "PROXY")
+    assert header.family is (INET if hosts[0].version == 4 else INET6)
+    for address, host, port in (
+        (header.source, hosts[0], source_port),
+        (header.destination, hosts[1], destination_port),
+    ):
+        assert address is not None
+        assert (ipaddress.ip_address(address[0]), address[1]) == (host, port)
+
+
+def test_a_scope_is_not_encoded() -> None:
+    there = ("fe80::1%eth0", 25, 0, 2)
+    assert encode("v1", there, there) == b"PROXY TCP6 fe80::1 fe80::1 25 25\r\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"), [("", ""), ("/run/x", "/run/x"), (b"\0abstract", "@abstract"), ("x" * 108, "x" * 108)]
+)
+def test_unix_names_are_encoded_in_version_2_only(name: str | bytes, parsed: str) -> None:
+    assert encode("v1", "", name) == b"PROXY UNKNOWN\r\n"
+    result = parse(encode("v2", "", name))
+    assert isinstance(result, Parsed)
+    header = result.header
+    assert (header.family, header.source, header.destination) == (UNIX, ("", 0), (parsed, 0))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greeter.core.replies import UNTIL, Until, ended_by_eof, greeting_end, line_end, reply_end
+from greeter.core.replies import MAX_SIZE, Reply, Until, line_end, reply_end
+from greeter.errors import ConfigError
 
 # The reply, and the bytes after it.
 COMPLETE = [
@@ -81,11 +83,68 @@ def test_a_line_ends_with_lf(data: bytes, end: int | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("until", "end"), [("eof", None), ("line", len(b"250-a\n")), ("reply", len(b"250-a\n250 b\n"))]
+    ("until", "end"),
+    [
+        ("eof", None),
+        ("line", len(b"250-a\n")),
+        ("reply", len(b"250-a\n250 b\n")),
+        ("text:250 ", len(b"250-a\n250 ")),
+        ("text:a", len(b"250-a")),
+        (r"text:\n\x32", len(b"250-a\n2")),
+        ("text:absent", None),
+        ("bytes:1", 1),
+        ("bytes:14", 14),
+        ("bytes:15", None),
+        ("idle:1ms", None),
+    ],
 )
-def test_until_selects_the_rule(until: Until, end: int | None) -> None:
-    assert until in UNTIL
-    assert greeting_end(b"250-a\n250 b\nc\n", until) == end
+def test_until_selects_the_rule(until: str, end: int | None) -> None:
+    assert Until.parse(until).end(b"250-a\n250 b\nc\n") == end
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("eof", Until("eof")),
+        (r"text:a\r\n\t\\\xfF:", Until("text", text=b"a\r\n\t\\\xff:")),
+        ("text:grüße", Until("text", text="grüße".encode())),
+        ("bytes:2147483647", Until("bytes", size=MAX_SIZE)),
+        ("idle:1.5", Until("idle", idle=1.5)),
+        ("idle:250us", Until("idle", idle=250e-6)),
+        ("idle:1m30s", Until("idle", idle=90)),
+    ],
+)
+def test_until_is_parsed_from_text_and_formatted_back(text: str, value: Until) -> None:
+    assert Until.parse(text) == value
+    assert Until.parse(str(value)) == value
+    assert Until.parse(value) is value
+
+
+WORDS = ["", "word", "Line", "line:", "eof:1", "text", "text:", "bytes:", "bytes:0", "bytes:-1", "bytes:1k"]
+WORDS += ["bytes:1.5", "bytes:٣", f"bytes:{MAX_SIZE + 1}", "bytes:" + "9" * 5000, "idle:", "idle:0", "idle"]
+
+
+@pytest.mark.parametrize("until", WORDS)
+def test_text_that_is_no_until_is_rejected(until: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Until.parse(until)
+    forms = "eof, line, reply, text:TEXT, bytes:N or idle:DURATION"
+    assert str(caught.value) == f"until must be {forms}, not {until!r}"
+
+
+def test_a_wrong_value_of_until_is_named() -> None:
+    with pytest.raises(ConfigError, match="^until 'idle:soon': 'soon' is not a duration, as in 500ms"):
+        Until.parse("idle:soon")
+    with pytest.raises(ConfigError, match=r"^until 'text:\\\\q': unknown escape \\q in \\q: the escapes are"):
+        Until.parse(r"text:\q")
+
+
+@pytest.mark.parametrize("value", [None, 1, b"line", ["line"], True])
+def test_until_of_a_wrong_type_is_rejected(value: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=f"^until must be a string, as in 'line', not {type(value).__name__}$"
+    ):
+        Until.parse(value)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +163,11 @@ def test_until_selects_the_rule(until: Until, end: int | None) -> None:
     ],
 )
 def test_the_end_of_the_stream_ends_a_line(data: bytes, complete: bool) -> None:
-    assert ended_by_eof(data, "reply") is complete
-    assert ended_by_eof(data, "line")
-    assert ended_by_eof(data, "eof")
+    assert Until("reply").ended_by_eof(data) is complete
+    for until in ("line", "eof", "idle:1"):
+        assert Until.parse(until).ended_by_eof(data)
+    for until in ("text:absent", "bytes:100"):
+        assert not Until.parse(until).ended_by_eof(data)
 
 
 # -- segmentation -----------------------------------------------------------------------------------------
@@ -162,6 +223,30 @@ def test_reply_end_does_not_depend_on_later_bytes(data: bytes, after: bytes) -> 
         assert reply_end(data[: end - 1]) is None
 
 
+RULES = (
+    st.sampled_from([Until("eof"), Until("line"), Until("reply"), Until("idle", idle=1.0)])
+    | st.builds(lambda text: Until("text", text=text), st.lists(PIECES, min_size=1, max_size=4).map(b"".join))
+    | st.builds(lambda size: Until("bytes", size=size), st.integers(1, 40))
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(RULES, STREAMS, st.data())
+def test_the_end_does_not_depend_on_segmentation(until: Until, data: bytes, draw: st.DataObject) -> None:
+    whole = until.end(data)
+    held, rest, found = bytearray(), data, None
+    while rest and found is None:
+        size = draw.draw(st.integers(1, len(rest)))
+        seen = len(held)
+        held += rest[:size]
+        rest = rest[size:]
+        found = until.end(held, seen)
+        assert found == until.end(held)
+    assert found == whole
+    assert whole is None or until.end(data[: whole - 1]) is None
+    assert Until.parse(str(until)) == until
+
+
 def test_continuing_at_the_last_line_costs_that_line_only() -> None:
     def cost(lines: int) -> float:
         data = b"250-" + b"x\n" * lines
@@ -173,3 +258,21 @@ def test_continuing_at_the_last_line_costs_that_line_only() -> None:
         return min(times)
 
     assert cost(1_000_000) < 100 * cost(10)
+
+
+# -- Reply ------------------------------------------------------------------------------------------------
+
+
+def test_a_reply_is_true_with_a_byte_and_has_a_text() -> None:
+    reply = Reply("grüße ".encode() + b"\xff\0", "x:1", 0.0, None, 0.0)
+    assert reply
+    assert reply.text == str(reply) == "grüße \\xff\0"
+    assert not Reply(b"", "x:1", 0.0, None, 0.0)
+
+
+def test_the_repr_of_a_reply_is_short() -> None:
+    reply = Reply(b"220 here\r\n", "h:25", 0.001, 0.002, 0.0123456)
+    assert repr(reply) == r"<Reply b'220 here\r\n' from h:25 in 12.3 ms>"
+    ended = Reply(b"x" * 100_000, "h:25", 0.0, 0.0, 0.01, reset=True, truncated=True)
+    assert repr(ended).endswith("... (100000 bytes) from h:25 in 10 ms reset truncated>")
+    assert len(repr(ended)) < 150

@@ -15,11 +15,12 @@ from ipaddress import ip_address
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from greeter.core.durations import parse_duration
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint, host_name
 from greeter.errors import ConfigError
 from greeter.loadtest.plan.pacer import ClosedLoop, OpenLoop, Pacer, Stage
 from greeter.loadtest.plan.threshold import Threshold
-from greeter.loadtest.plan.units import MAX_QUANTITY, parse_duration, parse_quantity
+from greeter.loadtest.plan.units import MAX_QUANTITY, parse_quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

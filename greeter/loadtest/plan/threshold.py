@@ -24,9 +24,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from greeter.core.durations import SECONDS, parse_duration
 from greeter.errors import ConfigError
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES
-from greeter.loadtest.plan.units import SECONDS, parse_duration, parse_quantity
+from greeter.loadtest.plan.units import parse_quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

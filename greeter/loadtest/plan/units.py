@@ -1,8 +1,8 @@
-"""Durations, counts and percentages: parsed from text and formatted for reports.
+"""Counts and percentages, parsed from text, and what reports format: these, durations and latencies.
 
 Invariants:
 
-- Text carries its unit or multiple (``500ms``, ``10k``); a bare duration is in seconds.
+- Text carries its multiple (``10k``).
 - A formatted latency or duration has three significant digits.
 """
 
@@ -15,33 +15,10 @@ from greeter.errors import ConfigError
 
 MAX_QUANTITY = 10**12  # the largest count or rate of a plan: far above what a run can make
 
-SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 MULTIPLES = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
-_DURATION = re.compile(rf"(?:{_NUMBER}(?:us|µs|ms|s|m|h))+", re.ASCII)
-_PART = re.compile(rf"({_NUMBER})(us|µs|ms|s|m|h)", re.ASCII)
 _QUANTITY = re.compile(rf"({_NUMBER})([kKmMgG]?)", re.ASCII)
-
-
-def parse_duration(text: str) -> float:
-    """Parse a duration.
-
-    Args:
-        text: as in ``500ms``, ``10s`` or ``1m30s``; a bare number is in seconds.
-
-    Returns:
-        Seconds.
-
-    Raises:
-        ConfigError: ``text`` is not a duration.
-    """
-    text = text.strip()
-    if re.fullmatch(_NUMBER, text):
-        return float(text)
-    if not _DURATION.fullmatch(text):
-        raise ConfigError(f"{text!r} is not a duration, as in 500ms, 10s or 2m")
-    return sum(float(number) * SECONDS[unit] for number, unit in _PART.findall(text))
 
 
 def parse_quantity(text: str) -> float:
