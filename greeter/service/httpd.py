@@ -6,8 +6,9 @@ Invariants:
 
 - A connection is aborted after EXCHANGE_SECONDS, whatever state it is in.
 - A request head has at most REQUEST_BYTES. What follows it is discarded, up to EXCESS_BYTES.
-- When more than MAX_CONNECTIONS are open, the oldest is aborted: a client that never finishes cannot block
-  others.
+- At most MAX_CONNECTIONS are open; further clients wait. While one waits, the oldest connection is aborted
+  once it has been open for GRACE_SECONDS: clients that never finish cannot block others, and clients that
+  connect at the same moment do not cut each other off.
 - The server half-closes after the response and reads to the client's end of stream: a close with unread
   input would reset the connection and could destroy the response (RFC 9112, 9.6).
 - Nothing runs while no client is connected.
@@ -16,6 +17,8 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -24,7 +27,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from greeter.errors import MissingExtra
-from greeter.system.listeners import Listener, open_listeners
+from greeter.system.listeners import TRANSIENT_ACCEPT_ERRORS, Listener, open_listeners
 
 try:
     import h11
@@ -41,9 +44,12 @@ logger = logging.getLogger("greeter")
 EXCHANGE_SECONDS = 5.0
 REQUEST_BYTES = 8192
 EXCESS_BYTES = 65536
-MAX_CONNECTIONS = 8
-BACKLOG = 64  # connections that the kernel queues beyond that
-ACCEPT_BATCH = 1  # connections that asyncio accepts per wake-up, so that the limit holds after each
+MAX_CONNECTIONS = 16  # for which greeter.system.fdlimit.RESERVE has descriptors
+# Longer than a request takes on its way through a network, from the first packet on.
+GRACE_SECONDS = 0.25
+BACKLOG = 128  # connections that the kernel queues beyond MAX_CONNECTIONS
+# The system had no descriptor or no memory for a connection: try again after so many seconds.
+RETRY_SECONDS = 0.5
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -58,11 +64,13 @@ class Response(NamedTuple):
         content_type: The value of its ``Content-Type`` field.
         body: Its content; a response to HEAD is sent without it.
         status: Its status code.
+        fields: Further header fields, as names and values.
     """
 
     content_type: str
     body: bytes
     status: HTTPStatus = HTTPStatus.OK
+    fields: tuple[tuple[str, str], ...] = ()
 
 
 # Makes the response to one request for a path.
@@ -89,11 +97,7 @@ async def serve_http(
         ListenFailed: ``endpoint`` cannot be listened on.
     """
     server = HTTPServer(open_listeners([endpoint], backlog=BACKLOG, unix_mode=unix_mode), handlers)
-    try:
-        await server._start()
-    except BaseException:
-        server.close()
-        raise
+    server._start()
     return server
 
 
@@ -103,8 +107,9 @@ class HTTPServer:
     def __init__(self, listeners: list[Listener], handlers: Mapping[str, Handler]) -> None:
         self.handlers = handlers
         self._listeners = listeners
-        self._servers: list[asyncio.Server] = []
+        self._accepting: list[asyncio.Task[None]] = []
         self._connections: dict[_HTTPConnection, None] = {}  # the oldest first
+        self._freed = asyncio.Event()  # set when a connection is closed
         self._idle = asyncio.Event()
         self._closed = False
 
@@ -113,41 +118,67 @@ class HTTPServer:
         """The address that it listens on, with the actual port."""
         return self._listeners[0].address
 
-    async def _start(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _start(self) -> None:
         for listener in self._listeners:
-            sock = listener.sock.dup()
-            server = await loop.create_server(lambda: _HTTPConnection(self), sock=sock, backlog=ACCEPT_BATCH)
-            self._servers.append(server)
-            sock.listen(BACKLOG)
+            task = asyncio.get_running_loop().create_task(self._accept_from(listener))
+            self._accepting.append(task)
+            task.add_done_callback(functools.partial(self._on_accepting_ended, listener))
+
+    def _on_accepting_ended(self, listener: Listener, _: asyncio.Task[None]) -> None:
+        listener.close()  # the event loop watches the socket no more
+
+    async def _accept_from(self, listener: Listener) -> None:
+        """Accept connections one by one. The one that was accepted last waits here until there is room."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener.sock)
+            except OSError as error:
+                if error.errno not in TRANSIENT_ACCEPT_ERRORS:
+                    await asyncio.sleep(RETRY_SECONDS)
+                continue
+            try:
+                await self._wait_for_room()
+            except asyncio.CancelledError:
+                sock.close()
+                raise
+            with contextlib.suppress(OSError):  # the client has reset the connection since
+                await loop.connect_accepted_socket(lambda: _HTTPConnection(self), sock)
+
+    async def _wait_for_room(self) -> None:
+        """Wait until another connection may be opened, and abort the oldest one if that takes too long."""
+        while len(active := [each for each in self._connections if not each.closing]) >= MAX_CONNECTIONS:
+            self._freed.clear()
+            try:
+                async with asyncio.timeout_at(active[0].opened + GRACE_SECONDS):
+                    await self._freed.wait()
+            except TimeoutError:
+                active[0].abort()
 
     def close(self) -> None:
         """Stop listening and abort every connection."""
         self._closed = True
-        for server in self._servers:
-            server.close()
-        for listener in self._listeners:
-            listener.close()
+        for task in self._accepting:
+            task.cancel()
         for connection in self._connections:
             connection.abort()
         self._check_idle()
 
     async def wait_closed(self) -> None:
         """Wait until the server and every connection are closed."""
+        await asyncio.gather(*self._accepting, return_exceptions=True)
         await self._idle.wait()
 
     def on_opened(self, connection: _HTTPConnection) -> None:
-        """Add a connection, and abort the oldest if there are too many."""
+        """Add a connection."""
         self._connections[connection] = None
-        active = [each for each in self._connections if not each.closing]
         if self._closed:  # since the connection was accepted
             connection.abort()
-        elif len(active) > MAX_CONNECTIONS:
-            active[0].abort()
 
     def on_closed(self, connection: _HTTPConnection) -> None:
         """Remove a connection that is closed."""
         del self._connections[connection]
+        self._freed.set()
         self._check_idle()
 
     def _check_idle(self) -> None:
@@ -180,7 +211,9 @@ class _HTTPConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._timer = asyncio.get_running_loop().call_later(EXCHANGE_SECONDS, self.abort)
+        loop = asyncio.get_running_loop()
+        self.opened = loop.time()
+        self._timer = loop.call_later(EXCHANGE_SECONDS, self.abort)
         self._server.on_opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -234,18 +267,18 @@ class _HTTPConnection(asyncio.Protocol):
         else:
             self._send(response)
 
-    def _send_status(self, status: HTTPStatus, *more: tuple[str, str]) -> None:
-        self._send(Response(TEXT, f"{status.value} {status.phrase}\n".encode(), status), *more)
+    def _send_status(self, status: HTTPStatus, *fields: tuple[str, str]) -> None:
+        self._send(Response(TEXT, f"{status.value} {status.phrase}\n".encode(), status, fields))
 
-    def _send(self, response: Response, *more: tuple[str, str]) -> None:
+    def _send(self, response: Response) -> None:
         if self.closing:
             return
-        content_type, body, status = response
+        content_type, body, status, fields = response
         headers = [
             ("Date", formatdate(usegmt=True)),
             ("Content-Type", content_type),
             ("Content-Length", str(len(body))),
-            *more,
+            *fields,
             ("Connection", "close"),
         ]
         events = (

@@ -33,8 +33,9 @@ def raise_fd_limit() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-# Descriptors to keep free for other uses of the process: logs, name resolution, a metrics scrape.
-RESERVE = 12
+# Descriptors to keep free for other uses of the process: logs, name resolution, and at most 16 connections of
+# the HTTP server of --metrics.
+RESERVE = 20
 # Connections per listener that asyncio may accept before a pause takes effect: twice its batch of eight.
 OVERSHOOT = 16
 

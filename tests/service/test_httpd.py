@@ -265,7 +265,7 @@ async def test_a_handler_that_raises_is_500_and_one_log_line(caplog: pytest.LogC
 # -- misbehaving clients ---------------------------------------------------------------------------------
 
 
-async def test_the_oldest_connection_is_aborted_above_the_limit() -> None:
+async def test_the_oldest_connection_is_aborted_when_another_client_waits() -> None:
     async with serving() as (server, site):
         silent = [await send(server, b"GET /p") for _ in range(MAX_CONNECTIONS)]
         assert (await request(server, GOOD))[0] == 200
@@ -278,13 +278,45 @@ async def test_the_oldest_connection_is_aborted_above_the_limit() -> None:
         assert site.calls == 2
 
 
+async def test_simultaneous_clients_above_the_limit_do_not_cut_each_other_off() -> None:
+    """Each sends its request when all have connected, as clients do that are far away."""
+    async with serving() as (server, site):
+        socks = [await send(server) for _ in range(3 * MAX_CONNECTIONS)]
+        responses = [asyncio.ensure_future(read_to_end(sock)) for sock in socks]
+        await until(lambda: len(server._connections) == MAX_CONNECTIONS, "as many as may be are accepted")
+        for sock in socks:
+            sock.send(GOOD)
+        for outcome in await asyncio.gather(*responses):
+            assert outcome.data.endswith(b"hello\n")
+            assert not outcome.reset
+        assert site.calls == len(socks)
+
+
 @pytest.mark.usefixtures("no_fd_leak")
-async def test_a_request_after_many_idle_connections_gets_a_response() -> None:
+async def test_a_request_after_many_idle_connections_gets_a_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(httpd, "GRACE_SECONDS", 0.05)
     async with serving() as (server, _):
-        idle = [await send(server) for _ in range(400)]
+        idle = [await send(server) for _ in range(100)]
         assert (await request(server, GOOD))[0] == 200
         for sock in idle:
             sock.close()
+
+
+async def test_accepting_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(httpd, "RETRY_SECONDS", 0.01)
+    loop = asyncio.get_running_loop()
+    errors = [errno.EMFILE, errno.ECONNABORTED]
+    accept = loop.sock_accept
+
+    async def failing(sock: socket.socket) -> object:
+        if errors:
+            raise OSError(errors.pop(), "accept")
+        return await accept(sock)
+
+    monkeypatch.setattr(loop, "sock_accept", failing)
+    async with serving() as (server, _):
+        assert (await request(server, GOOD))[0] == 200
+        assert errors == []
 
 
 @pytest.mark.parametrize("beginning", [b"", b"GET /pa", b"GET /slow HTTP/1.0\r\n\r\n", GOOD])
@@ -436,13 +468,3 @@ async def test_an_address_in_use_is_refused() -> None:
     async with serving() as (server, _):
         with pytest.raises(ListenFailed, match="cannot listen on 127.0.0.1:.*: address already in use"):
             await serve_http(Endpoint.parse(server.address), {})
-
-
-@pytest.mark.usefixtures("no_fd_leak")
-async def test_a_failed_start_leaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def start(_self: HTTPServer) -> None:
-        raise OSError("no memory")
-
-    monkeypatch.setattr(HTTPServer, "_start", start)
-    with pytest.raises(OSError, match="no memory"):
-        await serve_http(HERE, {})
