@@ -38,6 +38,7 @@ from greeter.config.values import (
 )
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
 from greeter.core.greeting import DEFAULT_GREETING
+from greeter.core.server_config import BACKLOG, DRAIN_TIMEOUT, GREET_TIMEOUT, LINGER_TIMEOUT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,7 +104,7 @@ class ServeOptions:
         default_text=f"{DEFAULT_ENDPOINT}, or the sockets of systemd",
         many=True,
     )
-    backlog: int = option(2048, "Length of the accept queue (listen backlog).", COUNT, group=LISTENING)
+    backlog: int = option(BACKLOG, "Length of the accept queue (listen backlog).", COUNT, group=LISTENING)
     unix_mode: int | None = option(
         None, "Mode of the files of Unix sockets, in octal, as in 660.", MODE, group=LISTENING
     )
@@ -148,13 +149,16 @@ class ServeOptions:
         (), "Reject clients of this network; may be repeated.", NETWORK, group=LIMITS, many=True
     )
     greet_timeout: float = option(
-        10.0, "Time from accept until the kernel has the last byte.", POSITIVE_SECONDS, group=TIMEOUTS
+        GREET_TIMEOUT,
+        "Time from accept until the kernel has the last byte.",
+        POSITIVE_SECONDS,
+        group=TIMEOUTS,
     )
     linger_timeout: float = option(
-        2.0, "Time after the greeting for the client to close.", SECONDS, group=TIMEOUTS
+        LINGER_TIMEOUT, "Time after the greeting for the client to close.", SECONDS, group=TIMEOUTS
     )
     drain_timeout: float = option(
-        10.0, "How long a stop waits for open connections.", SECONDS, group=TIMEOUTS
+        DRAIN_TIMEOUT, "How long a stop waits for open connections.", SECONDS, group=TIMEOUTS
     )
     stop_delay: float = option(
         0.0, "How long to serve on after a stop signal; /healthz returns 503.", SECONDS, group=TIMEOUTS

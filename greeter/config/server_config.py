@@ -12,15 +12,15 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from greeter.config.sources import greeting_from_app, greeting_from_file
-from greeter.core.admission import Limits
+from greeter.core.admission import Limits, trusted_proxies
 from greeter.core.greeting import Greeting
+from greeter.core.server_config import ServerConfig
 from greeter.errors import ConfigError
 from greeter.system import tls
 
 if TYPE_CHECKING:
-    import ssl
-
     from greeter.config.options import ServeOptions
+    from greeter.core.server_config import AccessLog
 
 # The options that a reload changes in a running server. The others belong to the sockets, the processes or
 # the log, and need a restart.
@@ -31,30 +31,12 @@ RELOADABLE |= {"max_connections", "max_per_ip", "rate_per_ip", "allow", "deny"}
 RELOADABLE_BY_WORKERS = {"greet_timeout", "linger_timeout", "access_log", "accept", "loop"}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ServerConfig:
-    """The configuration of one server, checked and loaded.
-
-    Args:
-        greeting: The greeting to send.
-        limits: Which connections are admitted, and how many.
-        tls: The TLS context, or None to serve without TLS.
-        certificate_expiry: When the certificate expires, in seconds since the epoch; None without TLS.
-        proxy_from: The networks of trusted proxies, or None if there is no PROXY header.
-    """
-
-    greeting: Greeting
-    limits: Limits
-    tls: ssl.SSLContext | None
-    certificate_expiry: float | None
-    proxy_from: tuple[str, ...] | None
-
-
-def load_server_config(options: ServeOptions) -> ServerConfig:
+def load_server_config(options: ServeOptions, access_log: bool | AccessLog = True) -> ServerConfig:
     """Load what the options name: the greeting, the certificate, the limits.
 
     Args:
         options: The options of ``greeter serve``.
+        access_log: What logs each client, unless the options switch that off.
 
     Returns:
         The configuration of a server.
@@ -80,7 +62,14 @@ def load_server_config(options: ServeOptions) -> ServerConfig:
         ),
         tls=context,
         certificate_expiry=expiry,
-        proxy_from=options.proxy_from or None,
+        proxy_from=trusted_proxies(options.proxy_from) if options.proxy_from else None,
+        accept=options.accept,
+        backlog=options.backlog,
+        unix_mode=options.unix_mode,
+        greet_timeout=options.greet_timeout,
+        linger_timeout=options.linger_timeout,
+        drain_timeout=options.drain_timeout,
+        access_log=options.access_log and access_log,
     )
 
 

@@ -9,17 +9,7 @@ sockets; the streams path (streams.py) is ``asyncio.start_server``. Both run the
 Must not import: the client, the load tester, and all that runs a process (service, workers, command line).
 """
 
-from greeter.server.handler import GREET_TIMEOUT, LINGER_TIMEOUT, handler
-from greeter.server.server import DRAIN_TIMEOUT, Accept, Server, Serving, choose_path, serve
+from greeter.server.handler import handler
+from greeter.server.server import Server, Serving, choose_path, serve, start_server
 
-__all__ = [
-    "DRAIN_TIMEOUT",
-    "GREET_TIMEOUT",
-    "LINGER_TIMEOUT",
-    "Accept",
-    "Server",
-    "Serving",
-    "choose_path",
-    "handler",
-    "serve",
-]
+__all__ = ["Server", "Serving", "choose_path", "handler", "serve", "start_server"]

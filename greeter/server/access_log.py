@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
-from greeter.core.address import Address, describe
+from greeter.core.address import describe
+
+if TYPE_CHECKING:
+    from greeter.core.address import Address
+    from greeter.core.server_config import AccessLog
 
 logger = logging.getLogger("greeter")
-
-AccessLog: TypeAlias = Callable[[Address], None]
 
 
 def log_connection(address: Address) -> None:

@@ -2,6 +2,24 @@
 
 A Conversation drives it from its preamble to the lingering close; the ConnectionTracker enforces its
 deadlines.
+
+The life of a connection::
+
+    ACCEPTED ──> PREAMBLE ──> GREETING ──> LINGERING ──> CLOSED
+       │            │            │                         ^
+       ├────────────┼────────────┴── FAILED ───────────────┤   counted in ServerStats.failed
+       ├────────────┴─────────────── REJECTED ─────────────┤   counted in ServerStats.rejected
+       └──────────────────────────── ABORTED ──────────────┘   at the drain deadline, counted as failed
+
+- ACCEPTED: taken from the accept queue. Unless a PROXY header is to tell the client's address, admission
+  decides here.
+- PREAMBLE: the PROXY header, admission by the address in it, the TLS handshake.
+- GREETING: the greeting is made and sent. Ends when the kernel has every byte and the end of stream.
+- LINGERING: half-closed; what the client sends is discarded until it closes. One whose TLS handshake or
+  greeting callable failed lingers too.
+
+A connection on the direct path whose greeting is known when it is accepted goes from ACCEPTED to LINGERING
+within one call, and there is no Connection for it.
 """
 
 from __future__ import annotations

@@ -51,30 +51,13 @@ class Conversation:
     """What the connections of one server go through.
 
     Args:
-        tracker: counts them and has their deadlines.
-        tls: the context of the TLS handshake, or None.
-        proxy_from: networks whose connections begin with a PROXY header, or None. All others are rejected
-            then: the header must be accepted from trusted sources only, and never be guessed (PROXY protocol,
-            section 2).
+        tracker: counts them, has their deadlines, and the configuration of the server.
     """
 
-    def __init__(
-        self,
-        tracker: ConnectionTracker,
-        *,
-        tls: ssl.SSLContext | None = None,
-        proxy_from: Networks | None = None,
-    ) -> None:
+    def __init__(self, tracker: ConnectionTracker) -> None:
         self.tracker = tracker
-        self.tls = tls
-        self.proxy_from = proxy_from
         self._hostname = socket.gethostname()
         self._threads: ThreadPoolExecutor | None = None
-
-    @property
-    def has_preamble(self) -> bool:
-        """Whether something comes before the greeting."""
-        return self.tls is not None or self.proxy_from is not None
 
     def close(self) -> None:
         """Start no more threads; a callable that is running runs on."""
@@ -83,17 +66,18 @@ class Conversation:
 
     async def run(self, connection: Connection) -> None:
         """Serve ``connection``, which the tracker has started, until it is closed or lingers by itself."""
+        proxies = self.tracker.config.proxy_from
         try:
             received = b""
             session: TLSSession | None = None
-            if self.proxy_from is not None:
-                header = await self._read_proxy_header(connection, self.proxy_from)
+            if proxies is not None:
+                header = await self._read_proxy_header(connection, proxies)
                 if header is None:
                     self.tracker.abort(connection)
                     return
                 received = header
-            if self.tls is not None:
-                session = await self._do_handshake(connection, self.tls, received)
+            if (context := self.tracker.config.tls) is not None:
+                session = await self._do_handshake(connection, context, received)
                 if session is None:
                     await self._end(connection)
                     return
@@ -159,6 +143,8 @@ class Conversation:
 
     async def _read_proxy_header(self, connection: Connection, trusted: Networks) -> bytes | None:
         """Learn the client's address from the header, and decide about it.
+
+        The header is accepted from trusted sources only, and never guessed (PROXY protocol, section 2).
 
         Returns:
             What was received behind the header; None if the connection failed or was rejected.

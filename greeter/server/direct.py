@@ -73,7 +73,7 @@ class DirectPath:
         """
         tracker = self._tracker
         admit, accept, family = tracker.accepted, listener.accept_fd, listener.family
-        greeting, preamble = tracker.greeting, self._conversation.has_preamble
+        greeting, preamble = tracker.greeting, tracker.config.has_preamble
         greeted: list[SocketType] = []
         awaiting: deque[DirectConnection] = deque()
         total = accepted = 0

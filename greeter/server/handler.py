@@ -6,8 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from greeter.core.greeting import DEFAULT_GREETING, Greeting, GreetingSource
-from greeter.errors import ConfigError
-from greeter.server.access_log import AccessLog, choose_access_log
+from greeter.core.server_config import GREET_TIMEOUT, LINGER_TIMEOUT, AccessLog, ServerConfig
 from greeter.server.conversation import Conversation
 from greeter.server.stream_connection import serve_streams
 from greeter.server.tracker import ConnectionTracker
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter
 
     from greeter.server.stream_connection import ClientConnected
-
-GREET_TIMEOUT = 10.0
-LINGER_TIMEOUT = 2.0
 
 
 def handler(
@@ -49,29 +45,20 @@ def handler(
         async with server:
             await server.serve_forever()
     """
-    checked = Greeting(greeting)
-    for name, seconds in (("greet", greet_timeout), ("linger", linger_timeout)):
-        check_timeout(name, seconds)
+    config = ServerConfig(
+        greeting=Greeting(greeting),
+        greet_timeout=greet_timeout,
+        linger_timeout=linger_timeout,
+        access_log=access_log,
+    )
     conversation: Conversation | None = None
 
     def client_connected(reader: StreamReader, writer: StreamWriter) -> None:
         nonlocal conversation
         if conversation is None or conversation.tracker.loop is not asyncio.get_running_loop():
-            tracker = ConnectionTracker(
-                checked,
-                greet_timeout=greet_timeout,
-                linger_timeout=linger_timeout,
-                access_log=choose_access_log(access_log),
-            )
-            conversation = Conversation(tracker)
+            conversation = Conversation(ConnectionTracker(config))
         name = writer.get_extra_info("sockname")
         server = ":".join(map(str, name[:2])) if isinstance(name, tuple) else f"unix:{name}"
         serve_streams(conversation, server, reader, writer)
 
     return client_connected
-
-
-def check_timeout(name: str, seconds: float) -> None:
-    """Raises ConfigError if ``seconds`` cannot be a time-out."""
-    if not isinstance(seconds, int | float) or not seconds >= 0:
-        raise ConfigError(f"{name}_timeout must be a number of seconds from 0, not {seconds!r}")

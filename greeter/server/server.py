@@ -9,21 +9,30 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from greeter.core.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
 from greeter.core.greeting import DEFAULT_GREETING, Greeting, GreetingSource
+from greeter.core.server_config import (
+    BACKLOG,
+    DRAIN_TIMEOUT,
+    GREET_TIMEOUT,
+    LINGER_TIMEOUT,
+    Accept,
+    AccessLog,
+    ServerConfig,
+)
 from greeter.errors import ConfigError, reason
 from greeter.server.accept_pause import logger
 from greeter.server.acceptor import drain_accept_queues, supports_direct
-from greeter.server.access_log import AccessLog, choose_access_log
 from greeter.server.conversation import Conversation
 from greeter.server.direct import DirectPath
-from greeter.server.handler import GREET_TIMEOUT, LINGER_TIMEOUT, check_timeout
 from greeter.server.streams import StreamsPath
 from greeter.server.tracker import ConnectionTracker
 from greeter.system.fdlimit import connection_capacity
-from greeter.system.listeners import BACKLOG, HANDSHAKE_GRACE, Listener, adopt, open_listeners
+from greeter.system.listeners import HANDSHAKE_GRACE, Listener, adopt, open_listeners
 
 if TYPE_CHECKING:
     import socket
@@ -33,10 +42,6 @@ if TYPE_CHECKING:
     from greeter.core.admission import Limits, Networks
     from greeter.core.stats import ServerStats
 
-Accept = Literal["auto", "direct", "streams"]
-
-DRAIN_TIMEOUT = 10.0
-
 # What a close accepts from a queue that others keep filling, at the most.
 MAX_FINAL_ACCEPTS = 65536
 
@@ -44,46 +49,21 @@ MAX_FINAL_ACCEPTS = 65536
 class Server:
     """A running server, as ``serve()`` gives it. It mirrors asyncio.Server.
 
-    ``stats`` counts; ``sockets`` are the listening sockets and ``addresses`` their texts, with real
-    ports; ``path`` is the name of the accept path.
+    ``config`` is its configuration; ``stats`` counts; ``sockets`` are the listening sockets and ``addresses``
+    their texts, with real ports; ``path`` is the name of the accept path.
     """
 
-    def __init__(
-        self,
-        greeting: Greeting,
-        listeners: list[Listener],
-        *,
-        accept: Accept,
-        backlog: int,
-        limits: Limits | None,
-        tls: ssl_module.SSLContext | None,
-        proxy_from: Networks | None,
-        greet_timeout: float,
-        linger_timeout: float,
-        drain_timeout: float,
-        access_log: AccessLog | None,
-    ) -> None:
-        self.drain_timeout = drain_timeout
-        self._fd_capacity = connection_capacity(len(listeners))
+    def __init__(self, config: ServerConfig, listeners: list[Listener]) -> None:
         self._tracker = tracker = ConnectionTracker(
-            greeting,
-            greet_timeout=greet_timeout,
-            linger_timeout=linger_timeout,
-            access_log=access_log,
-            behind_proxy=proxy_from is not None,
-            capacity=self._fd_capacity,
+            config,
+            max_capacity=connection_capacity(len(listeners)),
             pause=lambda: self._path.pause(),
             resume=lambda: self._path.resume(),
         )
         self._listeners = listeners
-        self._conversation = conversation = Conversation(tracker, tls=tls, proxy_from=proxy_from)
-        if limits is not None:
-            self._limit(limits)
-        self._path: DirectPath | StreamsPath
-        if choose_path(accept, tracker.loop) == "direct":
-            self._path = DirectPath(conversation, listeners)
-        else:
-            self._path = StreamsPath(conversation, listeners, backlog=backlog)
+        self._conversation = conversation = Conversation(tracker)
+        direct = choose_path(config.accept, tracker.loop) == "direct"
+        self._path = (DirectPath if direct else StreamsPath)(conversation, listeners)
         self._serving = self._draining = self._closing = False
         self._closed: asyncio.Future[None] = tracker.loop.create_future()
 
@@ -99,28 +79,39 @@ class Server:
         None leaves a thing as it is; TLS can be renewed, not turned on. Raises ConfigError, and changes
         nothing then.
         """
-        checked = None if greeting is None else Greeting(greeting)
-        if tls is not None and self._conversation.tls is None:
-            raise ConfigError("TLS cannot be turned on while serving")
-        if checked is not None:
-            self._tracker.greeting = checked
-        if tls is not None:
-            self._conversation.tls = tls
+        new = self.config
+        if greeting is not None:
+            new = replace(new, greeting=Greeting(greeting))
         if limits is not None:
-            self._limit(limits)
+            new = replace(new, limits=limits)
+        if tls is not None:
+            new = replace(new, tls=tls, certificate_expiry=None)
+        self.reconfigure(new)
 
-    def _limit(self, limits: Limits) -> None:
-        from greeter.core.admission import Admission  # with ipaddress, it is slow to load
+    def reconfigure(self, new: ServerConfig) -> None:
+        """Go on with the greeting, the limits and the certificate of ``new``, from the next client on.
 
-        tracker = self._tracker
-        tracker.set_capacity(min(self._fd_capacity, limits.max_connections or self._fd_capacity))
-        if tracker.admission is not None:
-            tracker.admission.replace(limits)
-        else:
-            tracker.admission = Admission.of(limits)
+        All else stays as it is: it belongs to the sockets or to connections that are open. Limits that are
+        None and TLS without a context also leave what is there.
+
+        Raises:
+            ConfigError: TLS would be turned on. Nothing has changed then.
+        """
+        config = replace(self.config, greeting=new.greeting)
+        if new.limits is not None:
+            config = replace(config, limits=new.limits)
+        if new.tls is not None:
+            if config.tls is None:
+                raise ConfigError("TLS cannot be turned on while serving")
+            config = replace(config, tls=new.tls, certificate_expiry=new.certificate_expiry)
+        self._tracker.configure(config)
 
     def __repr__(self) -> str:
         return f"<greeter.Server {' '.join(self.addresses)} {self.path}>"
+
+    @property
+    def config(self) -> ServerConfig:
+        return self._tracker.config
 
     @property
     def path(self) -> str:
@@ -202,8 +193,8 @@ class Server:
         did not make is left as it is, for others to serve.
 
         Args:
-            timeout: seconds, ``drain_timeout`` by default, after which connections that are still open are
-                aborted. Cancelling this coroutine does so at once.
+            timeout: seconds, ``config.drain_timeout`` by default, after which connections that are still
+                open are aborted. Cancelling this coroutine does so at once.
             last: no other process serves our sockets, also those that we did not make.
 
         Returns:
@@ -212,7 +203,7 @@ class Server:
         self._tracker.stats.drains += not (self._draining or self._closed.done())
         self._draining = True
         try:
-            async with asyncio.timeout(self.drain_timeout if timeout is None else timeout):
+            async with asyncio.timeout(self.config.drain_timeout if timeout is None else timeout):
                 if self._serving:
                     ending = [
                         listener for listener in self._listeners if listener.reject_new_handshakes(last=last)
@@ -325,18 +316,24 @@ def serve(
     """
     if sum((path is not None, sock is not None, bool(listen))) > 1:
         raise ConfigError("give one of path, sock and listen")
-    for name, seconds in (("greet", greet_timeout), ("linger", linger_timeout), ("drain", drain_timeout)):
-        check_timeout(name, seconds)
-    if backlog < 1:
-        raise ConfigError(f"backlog is at least 1, not {backlog}")
-    if accept not in ("auto", "direct", "streams"):
-        raise ConfigError(f"accept must be 'auto', 'direct' or 'streams', not {accept!r}")
-    checked = Greeting(greeting)
     proxies: Networks | None = None
     if proxy_from is not None:
         from greeter.core.admission import trusted_proxies  # only a server behind a proxy needs it
 
         proxies = trusted_proxies(proxy_from)
+    config = ServerConfig(
+        greeting=Greeting(greeting),
+        limits=limits,
+        tls=ssl,
+        proxy_from=proxies,
+        accept=accept,
+        backlog=backlog,
+        unix_mode=unix_mode,
+        greet_timeout=greet_timeout,
+        linger_timeout=linger_timeout,
+        drain_timeout=drain_timeout,
+        access_log=access_log,
+    )
     if sock is not None:
         endpoints = []
     elif path is not None:
@@ -346,29 +343,34 @@ def serve(
     else:
         endpoints = [Endpoint.tcp(host, port)]
 
-    async def start() -> Server:
-        listeners = open_listeners(endpoints, backlog=backlog, unix_mode=unix_mode)
-        try:
-            if sock is not None:
-                listeners.append(adopt(sock))
-            server = Server(
-                checked,
-                listeners,
-                accept=accept,
-                backlog=backlog,
-                limits=limits,
-                tls=ssl,
-                proxy_from=proxies,
-                greet_timeout=greet_timeout,
-                linger_timeout=linger_timeout,
-                drain_timeout=drain_timeout,
-                access_log=choose_access_log(access_log),
-            )
-            await server._start()
-        except BaseException:
-            for listener in listeners:
-                listener.close()
-            raise
-        return server
+    return Serving(functools.partial(start_server, config, endpoints, sock))
 
-    return Serving(start)
+
+async def start_server(
+    config: ServerConfig, endpoints: Iterable[Endpoint], sock: socket.socket | None = None
+) -> Server:
+    """What ``serve()`` does when it is awaited.
+
+    Args:
+        config: The configuration of the server.
+        endpoints: Where to listen.
+        sock: A bound socket to listen on too, which becomes the server's.
+
+    Returns:
+        The running server.
+
+    Raises:
+        ListenFailed: An endpoint cannot be listened on. Every socket was closed.
+        ConfigError: The event loop does not allow the accept path.
+    """
+    listeners = open_listeners(endpoints, backlog=config.backlog, unix_mode=config.unix_mode)
+    try:
+        if sock is not None:
+            listeners.append(adopt(sock))
+        server = Server(config, listeners)
+        await server._start()
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return server

@@ -49,18 +49,14 @@ LONGEST_QUEUE = 65_535
 
 
 class StreamsPath:
-    """Accepts on ``listeners`` by ``asyncio.start_server``, for one server.
-
-    ``backlog`` is the length of the accept queues that are ours.
-    """
+    """Accepts on ``listeners`` by ``asyncio.start_server``, for one server."""
 
     name = "streams"
 
-    def __init__(self, conversation: Conversation, listeners: list[Listener], *, backlog: int) -> None:
+    def __init__(self, conversation: Conversation, listeners: list[Listener]) -> None:
         self._conversation = conversation
         self._tracker = conversation.tracker
         self._listeners = listeners
-        self._backlog = backlog
         self._servers: list[asyncio.Server] = []
         self._wanted = False  # whether to accept, as we were told last
         self._starting: asyncio.Task[None] | None = None
@@ -157,7 +153,7 @@ class StreamsPath:
         on_asyncio = isinstance(self._tracker.loop, asyncio.BaseEventLoop)
         for listener in self._listeners:
             sock = _Duplicate(listener.sock, self._tracker.cannot_accept)
-            unknown = LONGEST_QUEUE if listener.inherited else self._backlog
+            unknown = LONGEST_QUEUE if listener.inherited else self._tracker.config.backlog
             backlog = ACCEPT_BATCH if on_asyncio else queue_length(listener.sock, unknown)
             options: dict[str, Any] = {"sock": sock, "backlog": backlog, "start_serving": False}
             try:

@@ -3,26 +3,10 @@
 Both accept paths move bytes and decide nothing: neither keeps a counter, a deadline or a log line of its own,
 so they cannot drift apart.
 
-The life of a connection::
-
-    ACCEPTED ──> PREAMBLE ──> GREETING ──> LINGERING ──> CLOSED
-       │            │            │                         ^
-       ├────────────┼────────────┴── FAILED ───────────────┤   counted in ServerStats.failed
-       ├────────────┴─────────────── REJECTED ─────────────┤   counted in ServerStats.rejected
-       └──────────────────────────── ABORTED ──────────────┘   at the drain deadline, counted as failed
-
-- ACCEPTED: taken from the accept queue. Unless a PROXY header is to tell the client's address, admission
-  decides here.
-- PREAMBLE: the PROXY header, admission by the address in it, the TLS handshake.
-- GREETING: the greeting is made and sent. Ends when the kernel has every byte and the end of stream.
-- LINGERING: half-closed; what the client sends is discarded until it closes.
-
-A connection before LINGERING is in ``ungreeted``, where the greet deadline runs. At that deadline, one of the
-streams path moves to ``_expiring`` for LAST_READ_SECONDS. One that lingers is in ``lingering_sockets``
-(direct path) or in ``lingering`` (streams path). One whose TLS handshake or greeting callable failed lingers
-too, before it is CLOSED. One that was told to abort is in ``_aborting`` until its path reports it closed. A
-connection on the direct path whose greeting is known when it is accepted goes from ACCEPTED to LINGERING
-within one call, and is in none of these before.
+The states of a connection are drawn in connection.py. A connection before LINGERING is in ``ungreeted``,
+where the greet deadline runs. At that deadline, one of the streams path moves to ``_expiring`` for
+LAST_READ_SECONDS. One that lingers is in ``lingering_sockets`` (direct path) or in ``lingering`` (streams
+path). One that was told to abort is in ``_aborting`` until its path reports it closed.
 """
 
 from __future__ import annotations
@@ -35,6 +19,7 @@ from greeter.core.address import describe
 from greeter.core.stats import ServerStats
 from greeter.errors import GreetingError, reason
 from greeter.server.accept_pause import AcceptPause, LogLimit, logger
+from greeter.server.access_log import choose_access_log
 from greeter.server.lingering import LingeringSockets
 from greeter.server.timeouts import TimeoutQueue
 
@@ -43,8 +28,7 @@ if TYPE_CHECKING:
 
     from greeter.core.address import Address
     from greeter.core.admission import Admission
-    from greeter.core.greeting import Greeting
-    from greeter.server.access_log import AccessLog
+    from greeter.core.server_config import ServerConfig
     from greeter.server.connection import Connection
 
 # A connection that waits for its greeting for so long, in seconds, is watched for a reset, and the timer of
@@ -62,47 +46,36 @@ class ConnectionTracker:
     """The shared half of an accept path, for one server.
 
     Args:
-        greeting: sent to the next client.
-        greet_timeout: seconds from accept until the kernel has the last byte.
-        linger_timeout: seconds after that until the client must have closed.
-        access_log: called with the address of each client that is admitted.
-        admission: decides which clients are admitted; None admits all.
-        behind_proxy: a PROXY header tells the client's address.
-        capacity: open connections at which accepting is paused.
+        config: the configuration of the server.
+        max_capacity: connections that can be open, whatever the limits in ``config``.
         pause: called when accepting has to pause.
         resume: called when it can go on.
     """
 
     def __init__(
         self,
-        greeting: Greeting,
+        config: ServerConfig,
         *,
-        greet_timeout: float,
-        linger_timeout: float,
-        access_log: AccessLog | None = None,
-        admission: Admission | None = None,
-        behind_proxy: bool = False,
-        capacity: int = 1_000_000,
+        max_capacity: int = 1_000_000,
         pause: Callable[[], None] = lambda: None,
         resume: Callable[[], None] = lambda: None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.loop = loop
-        self.greeting = greeting
-        self.access_log = access_log
-        self.admission = admission
-        self.behind_proxy = behind_proxy
-        self.capacity = capacity
+        self.access_log = choose_access_log(config.access_log)
+        self.admission: Admission | None = None
+        self.behind_proxy = config.proxy_from is not None
+        self.capacity = self._max_capacity = max_capacity
         self.arriving = 0  # accepted, and not known to ``accepted`` yet
         self.stats = ServerStats()
         self.ungreeted: TimeoutQueue[Connection] = TimeoutQueue(
-            loop, greet_timeout, self._on_greet_deadline, lazy=True
+            loop, config.greet_timeout, self._on_greet_deadline, lazy=True
         )
         self.lingering: TimeoutQueue[Connection] = TimeoutQueue(
-            loop, linger_timeout, self._on_linger_deadline
+            loop, config.linger_timeout, self._on_linger_deadline
         )
         self.lingering_sockets = LingeringSockets(
-            loop, linger_timeout, self._freed, self._on_socket_linger_deadlines
+            loop, config.linger_timeout, self._freed, self._on_socket_linger_deadlines
         )
         # At the greet deadline, while the event loop reads once more.
         self._expiring: TimeoutQueue[Connection] = TimeoutQueue(
@@ -110,7 +83,7 @@ class ConnectionTracker:
         )
         self._aborting: set[Connection] = set()  # told to abort, not closed yet
         self._admitted: dict[object, str] = {}  # the hosts whose admission is to be released
-        self._check_seconds = min(CHECK_SECONDS, greet_timeout)
+        self._check_seconds = min(CHECK_SECONDS, config.greet_timeout)
         self._check_timer: asyncio.TimerHandle | None = None
         self._check_due = 0.0
         # Those that began to wait for their greeting since the last check, and in the interval before.
@@ -120,6 +93,20 @@ class ConnectionTracker:
         self._pausing = AcceptPause(loop, self._log_limit, pause, resume)
         self._idle: asyncio.Future[None] | None = None
         self._free: asyncio.Future[None] | None = None
+        self.configure(config)
+
+    def configure(self, config: ServerConfig) -> None:
+        """Go on with the greeting, the limits and the TLS context of ``config``, from the next client on."""
+        self.config = config
+        self.greeting = config.greeting
+        if config.limits is not None:
+            from greeter.core.admission import Admission  # with ipaddress, it is slow to load
+
+            if self.admission is None:
+                self.admission = Admission.of(config.limits)
+            elif self.admission.limits is not config.limits:
+                self.admission.replace(config.limits)
+            self.set_capacity(min(self._max_capacity, config.limits.max_connections or self._max_capacity))
 
     # -- from ACCEPTED to GREETING
 

@@ -130,7 +130,9 @@ class MultiProcess(ServiceProcess):
 
     async def start(self) -> None:
         options = self.options
-        self._listeners = open_listeners(self.endpoints, backlog=options.backlog, unix_mode=options.unix_mode)
+        self._listeners = open_listeners(
+            self.endpoints, backlog=self.config.backlog, unix_mode=self.config.unix_mode
+        )
         self._supervisor = supervisor = Supervisor(
             self._command,
             self._listeners,
@@ -154,7 +156,7 @@ class MultiProcess(ServiceProcess):
         return tuple(listener.address for listener in self._listeners)
 
     def announce(self) -> None:
-        path = choose_path(self.options.accept, asyncio.get_running_loop())
+        path = choose_path(self.config.accept, asyncio.get_running_loop())
         announce(self.addresses, choose_loop(self.options.loop)[0], path, self._count)
 
     @property

@@ -16,13 +16,12 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from greeter.config.options import ServeOptions
-from greeter.config.server_config import ServerConfig, load_server_config, restart_required
+from greeter.config.server_config import load_server_config, restart_required
 from greeter.errors import GreeterError
-from greeter.server import Server, serve
+from greeter.server import Server, start_server
 from greeter.service.channel import STOPPED
 from greeter.service.snapshot import Snapshot
 from greeter.system import interrupt
@@ -31,6 +30,7 @@ from greeter.system.signals import Signals
 
 if TYPE_CHECKING:
     from greeter.core.endpoint import Endpoint
+    from greeter.core.server_config import ServerConfig
     from greeter.service.channel import WorkerChannel
     from greeter.service.httpd import HTTPServer
     from greeter.service.logs import LogStream
@@ -163,7 +163,7 @@ class ServiceProcess(ABC):
     def reread(self) -> tuple[ServeOptions, ServerConfig]:
         """Return the current options and their configuration. Raises ConfigError."""
         new = self._reread()
-        return new, load_server_config(new)
+        return new, load_config(new, self.log)
 
     def reload_done(self) -> None:
         """Count and log a reload that succeeded."""
@@ -206,7 +206,7 @@ class SingleProcess(ServiceProcess):
     server: Server
 
     async def start(self) -> None:
-        self.server = await start_server(self.options, self.config, self.endpoints, self.log)
+        self.server = await start_server(self.config, self.endpoints)
 
     async def stop(self) -> None:
         await self.server.drain()
@@ -222,22 +222,18 @@ class SingleProcess(ServiceProcess):
         return Snapshot.of(
             self.server.stats,
             reloads=dict(self.reloads),
-            certificate_expiry=self.config.certificate_expiry,
+            certificate_expiry=self.server.config.certificate_expiry,
         )
 
     def reload(self) -> None:
         self.notifier.reloading()
         try:
             new, config = self.reread()
-            self.server.update(greeting=config.greeting, limits=config.limits, tls=config.tls)
+            self.server.reconfigure(config)
         except GreeterError as error:
             self.reload_failed(error)
         else:
             warn_restart_required(self.options, new, workers=False)
-            if config.tls is None:  # TLS cannot be turned off: keep serving the old certificate
-                old = self.config
-                config = replace(config, tls=old.tls, certificate_expiry=old.certificate_expiry)
-            self.config = config
             self.reload_done()
         self.notifier.ready(self.status())
 
@@ -248,22 +244,18 @@ class SingleProcess(ServiceProcess):
         pass
 
 
-async def serve_as_worker(
-    channel: WorkerChannel, options: ServeOptions, config: ServerConfig, log: LogStream
-) -> int:
+async def serve_as_worker(channel: WorkerChannel, config: ServerConfig) -> int:
     """Serve inherited sockets as a worker, until the parent retires it or is gone.
 
     Args:
         channel: The channel to the parent.
-        options: The options of this worker.
-        config: The configuration made from ``options``.
-        log: The log of this process.
+        config: The configuration of this worker.
 
     Returns:
         The exit code: 0, or 1 if the server could not start, which is also sent to the parent.
     """
     try:
-        server = await start_server(options, config, channel.endpoints, log)
+        server = await start_server(config, channel.endpoints)
     except GreeterError as error:
         channel.failed(str(error))
         return 1
@@ -282,37 +274,17 @@ async def serve_as_worker(
     return 0
 
 
-async def start_server(
-    options: ServeOptions, config: ServerConfig, endpoints: tuple[Endpoint, ...], log: LogStream
-) -> Server:
-    """Start the server that the options describe.
+def load_config(options: ServeOptions, log: LogStream) -> ServerConfig:
+    """Return the configuration that the options describe, with ``log`` as the access log.
 
     Args:
         options: The options of this process.
-        config: The configuration made from ``options``.
-        endpoints: Where to listen.
-        log: The log, which is also the access log.
-
-    Returns:
-        The running server.
+        log: The log of this process.
 
     Raises:
-        GreeterError: It cannot start.
+        ConfigError: As ``load_server_config``.
     """
-    return await serve(
-        config.greeting,
-        listen=endpoints,
-        accept=options.accept,
-        backlog=options.backlog,
-        unix_mode=options.unix_mode,
-        limits=config.limits,
-        ssl=config.tls,
-        proxy_from=config.proxy_from,
-        greet_timeout=options.greet_timeout,
-        linger_timeout=options.linger_timeout,
-        drain_timeout=options.drain_timeout,
-        access_log=log.connection if options.access_log and logger.isEnabledFor(logging.INFO) else False,
-    )
+    return load_server_config(options, log.connection if logger.isEnabledFor(logging.INFO) else False)
 
 
 def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1) -> None:

@@ -17,11 +17,10 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from greeter.config.server_config import load_server_config
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
 from greeter.service.channel import WorkerChannel
 from greeter.service.logs import LogStream
-from greeter.service.service import Reread, ServiceProcess, SingleProcess, serve_as_worker
+from greeter.service.service import Reread, ServiceProcess, SingleProcess, load_config, serve_as_worker
 from greeter.service.systemd import Notifier, listen_fds
 from greeter.system.fdlimit import raise_fd_limit
 from greeter.system.loops import run
@@ -60,11 +59,11 @@ def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ())
         options = files.enter_context(unpacked_options(channel.task))
     with _logging(options) as log:
         with files:
-            config = load_server_config(options)
+            config = load_config(options, log)
         raise_fd_limit()
         main: Callable[[], Coroutine[Any, Any, int]]
         if channel is not None:
-            main = functools.partial(serve_as_worker, channel, options, config, log)
+            main = functools.partial(serve_as_worker, channel, config)
         else:
             inherited = tuple(map(Endpoint.inherited, listen_fds()))
             count = _usable_cores() if options.workers == "auto" else options.workers

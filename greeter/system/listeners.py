@@ -19,6 +19,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from greeter.core.endpoint import Endpoint
+from greeter.core.server_config import BACKLOG
 from greeter.errors import ListenFailed, reason
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("greeter")
 
-# The length of the accept queue. Python's default of 100 overflows at 150 simultaneous connects; nginx uses
-# 511, uvicorn 2048. net.core.somaxconn caps it (listen(2)).
-BACKLOG = 2048
 # Attempts to find a port that is free on every address of a host. The kernel chooses it for the first one.
 PORT_TRIES = 16
 

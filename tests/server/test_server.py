@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from greeter.server import Accept, Server, Serving
+    from greeter.core.server_config import Accept
+    from greeter.server import Server, Serving
 
 GREETED = Outcome(b"Thank you for connecting", reset=False)
 

@@ -20,8 +20,9 @@ from hypothesis.stateful import (
 )
 
 from greeter.core.address import describe
-from greeter.core.admission import Admission, Limits
+from greeter.core.admission import Admission, Limits, trusted_proxies
 from greeter.core.greeting import Greeting
+from greeter.core.server_config import ServerConfig
 from greeter.errors import GreetingError
 from greeter.server.accept_pause import LOG_INTERVAL, RETRY_SECONDS
 from greeter.server.connection import Connection
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from greeter.core.stats import ServerStats
 
 CLIENT = ("192.0.2.7", 3747)
+PROXIES = trusted_proxies(["127.0.0.0/8"])
 GREET, LINGER = 10.0, 2.0
 # By when a deadline is enforced, where the timer was set for an earlier one.
 SLACK = 2 * TIMER_SLACK
@@ -99,21 +101,40 @@ class StubConnection(Connection):
         self.tracker.closed(self)
 
 
+def configuration(**options: Any) -> ServerConfig:
+    timeouts = {"greet_timeout": GREET, "linger_timeout": LINGER}
+    return ServerConfig(**{"greeting": Greeting("Hello"), "access_log": False, **timeouts, **options})
+
+
+# A configuration of tests in real time.
+PATIENT = configuration(greet_timeout=PATIENCE, linger_timeout=PATIENCE)
+
+
 class Harness:
     """A tracker in virtual time, and what it told its accept path."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(
+        self, *, capacity: int = 1_000_000, resume: Callable[[], None] | None = None, **options: Any
+    ) -> None:
         self.loop = VirtualLoop()
         self.told: list[str] = []
-        timeouts = {"greet_timeout": GREET, "linger_timeout": LINGER}
-        path = {"pause": lambda: self.told.append("pause"), "resume": lambda: self.told.append("resume")}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(asyncio, "get_running_loop", lambda: self.loop)
-            self.tracker = ConnectionTracker(Greeting("Hello"), **{**timeouts, **path, **options})
+            self.tracker = ConnectionTracker(
+                configuration(**options),
+                max_capacity=capacity,
+                pause=lambda: self.told.append("pause"),
+                resume=resume or (lambda: self.told.append("resume")),
+            )
 
     @property
     def stats(self) -> ServerStats:
         return self.tracker.stats
+
+    @property
+    def admission(self) -> Admission:
+        assert self.tracker.admission is not None
+        return self.tracker.admission
 
     @property
     def failed(self) -> dict[str, int]:
@@ -463,7 +484,7 @@ async def test_abort_remaining_lets_what_is_under_way_happen() -> None:
             loop.call_soon(loop.call_soon, self.close)
 
     loop = asyncio.get_running_loop()
-    tracker = ConnectionTracker(Greeting("Hello"), greet_timeout=PATIENCE, linger_timeout=PATIENCE)
+    tracker = ConnectionTracker(PATIENT)
     waiting, ready, arriving = SlowToClose(tracker), StubConnection(tracker), StubConnection(tracker)
     for connection in (waiting, ready):
         assert tracker.accepted(connection.address, connection.key)
@@ -507,8 +528,7 @@ def test_a_connection_that_arrives_counts_as_open() -> None:
 
 def test_the_access_log_gets_the_address_of_each_admitted_client() -> None:
     log: list[Any] = []
-    admission = Admission(Limits(deny=["198.51.100.0/24"]))
-    harness = Harness(access_log=log.append, admission=admission)
+    harness = Harness(access_log=log.append, limits=Limits(deny=["198.51.100.0/24"]))
     assert harness.tracker.accepted(CLIENT, object())
     assert not harness.tracker.accepted(("198.51.100.1", 1), object())
     assert harness.tracker.accepted("", object())  # a Unix socket: its permissions have decided
@@ -530,9 +550,7 @@ def test_an_access_log_that_fails_costs_no_client(caplog: pytest.LogCaptureFixtu
 
 def test_behind_a_proxy_the_header_decides() -> None:
     log: list[Any] = []
-    harness = Harness(
-        access_log=log.append, admission=Admission(Limits(allow=["192.0.2.0/24"])), behind_proxy=True
-    )
+    harness = Harness(access_log=log.append, limits=Limits(allow=["192.0.2.0/24"]), proxy_from=PROXIES)
     assert harness.tracker.accepted(("127.0.0.1", 5), object())
     assert log == []
     assert harness.tracker.admit(CLIENT, object())
@@ -541,8 +559,7 @@ def test_behind_a_proxy_the_header_decides() -> None:
 
 
 def test_an_admission_is_released_when_its_client_is_gone() -> None:
-    admission = Admission(Limits(max_per_ip=2))
-    harness = Harness(admission=admission)
+    harness = Harness(limits=Limits(max_per_ip=2))
     first, second = harness.accept(), harness.accept()
     assert not harness.tracker.accepted(CLIENT, object())
     first.close()
@@ -554,14 +571,13 @@ def test_an_admission_is_released_when_its_client_is_gone() -> None:
     harness.tracker.release_admission(harness.accept().key)  # it closed before its greeting could be sent
     unix = harness.accept(address="")  # which is not counted
     unix.close()
-    assert admission.addresses == 1
+    assert harness.admission.addresses == 1
     third.close()
-    assert admission.addresses == 0
+    assert harness.admission.addresses == 0
 
 
 def test_lingering_sockets_release_their_admission() -> None:
-    admission = Admission(Limits(max_per_ip=1))
-    harness = Harness(admission=admission)
+    harness = Harness(limits=Limits(max_per_ip=1))
     server, client = socket.socketpair()
     with client:
         assert harness.tracker.accepted(CLIENT, server)
@@ -572,7 +588,7 @@ def test_lingering_sockets_release_their_admission() -> None:
 
 
 def test_rejections_are_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
-    harness = Harness(admission=Admission(Limits(deny=["192.0.2.0/24"])))
+    harness = Harness(limits=Limits(deny=["192.0.2.0/24"]))
     for _ in range(5):
         for _ in range(100):
             harness.tracker.accepted(CLIENT, object())
@@ -671,9 +687,8 @@ def test_after_stop_accepting_nothing_resumes() -> None:
 
 
 async def test_every_waiter_for_capacity_is_woken() -> None:
-    tracker = ConnectionTracker(
-        Greeting("Hello"), greet_timeout=PATIENCE, linger_timeout=PATIENCE, capacity=2
-    )
+    tracker = ConnectionTracker(PATIENT, max_capacity=3)
+    tracker.set_capacity(2)
     await tracker.wait_for_capacity()  # there is some
     connections = [StubConnection(tracker) for _ in range(2)]
     for connection in connections:
@@ -694,7 +709,7 @@ async def test_every_waiter_for_capacity_is_woken() -> None:
 
 
 async def test_every_waiter_for_idle_is_woken() -> None:
-    tracker = ConnectionTracker(Greeting("Hello"), greet_timeout=PATIENCE, linger_timeout=PATIENCE)
+    tracker = ConnectionTracker(PATIENT)
     await tracker.wait_idle()  # nothing is open
     connections = [StubConnection(tracker) for _ in range(3)]
     for connection in connections:
@@ -850,8 +865,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize(behind_proxy=st.booleans())
     def begin(self, behind_proxy: bool) -> None:
-        self.admission = Admission(Limits(max_per_ip=3))
-        self.harness = Harness(capacity=4, admission=self.admission, behind_proxy=behind_proxy)
+        proxies = PROXIES if behind_proxy else None
+        self.harness = Harness(capacity=4, limits=Limits(max_per_ip=3), proxy_from=proxies)
+        self.admission = self.harness.admission
         self.tracker, self.loop = self.harness.tracker, self.harness.loop
         self.behind_proxy = behind_proxy
         self.connections: list[ModelConnection] = []

@@ -1,0 +1,87 @@
+"""The configuration of a server, as one immutable value.
+
+``greeter.config`` makes it from options, and ``greeter.serve`` from its keywords. It is handed down whole as
+far as the connection tracker. A reload makes another one (``dataclasses.replace``).
+
+Invariants:
+
+- A ServerConfig that exists is valid: its checks stand here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from greeter.core.address import Address
+from greeter.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from greeter.core.admission import Limits, Networks
+    from greeter.core.greeting import Greeting
+
+Accept: TypeAlias = Literal["auto", "direct", "streams"]
+AccessLog: TypeAlias = Callable[[Address], None]
+
+# The length of the accept queue. Python's default of 100 overflows at 150 simultaneous connects; nginx uses
+# 511, uvicorn 2048. net.core.somaxconn caps it (listen(2)).
+BACKLOG = 2048
+# Seconds.
+GREET_TIMEOUT = 10.0
+LINGER_TIMEOUT = 2.0
+DRAIN_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What a server is told at its start. The listening sockets are not part of it.
+
+    Args:
+        greeting: The greeting to send.
+        limits: Which connections are admitted, and how many; None admits all that the descriptors allow.
+        tls: The TLS context, or None to serve without TLS.
+        certificate_expiry: When the certificate expires, in seconds since the epoch; None if it is not known.
+        proxy_from: The networks of trusted proxies, or None if there is no PROXY header.
+        accept: The accept path.
+        backlog: The length of the accept queues.
+        unix_mode: The permissions of the files of Unix sockets; None for those that the umask leaves.
+        greet_timeout: Seconds from accept until the kernel has the last byte.
+        linger_timeout: Seconds after that until the client must have closed.
+        drain_timeout: Seconds for all open connections at the end.
+        access_log: True logs each client to the logger "greeter", at INFO; a callable gets the client's
+            address instead; False logs none.
+
+    Raises:
+        ConfigError: A value is not valid. The message has its name and the value.
+    """
+
+    greeting: Greeting
+    limits: Limits | None = None
+    tls: ssl.SSLContext | None = None
+    certificate_expiry: float | None = None
+    proxy_from: Networks | None = None
+    accept: Accept = "auto"
+    backlog: int = BACKLOG
+    unix_mode: int | None = None
+    greet_timeout: float = GREET_TIMEOUT
+    linger_timeout: float = LINGER_TIMEOUT
+    drain_timeout: float = DRAIN_TIMEOUT
+    access_log: bool | AccessLog = True
+
+    def __post_init__(self) -> None:
+        for name in ("greet_timeout", "linger_timeout", "drain_timeout"):
+            seconds = getattr(self, name)
+            if not isinstance(seconds, int | float) or not seconds >= 0:
+                raise ConfigError(f"{name} must be a number of seconds from 0, not {seconds!r}")
+        if self.backlog < 1:
+            raise ConfigError(f"backlog is at least 1, not {self.backlog}")
+        if self.accept not in ("auto", "direct", "streams"):
+            raise ConfigError(f"accept must be 'auto', 'direct' or 'streams', not {self.accept!r}")
+
+    @property
+    def has_preamble(self) -> bool:
+        """True if something comes before the greeting."""
+        return self.tls is not None or self.proxy_from is not None
