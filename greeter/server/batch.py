@@ -23,6 +23,7 @@ import types
 from typing import TYPE_CHECKING, Any, cast
 
 from greeter.core.greeting import callable_error
+from greeter.server.connection import GREETING
 
 if TYPE_CHECKING:
     from collections import deque
@@ -67,6 +68,7 @@ class GreetingBatches:
             connection = connections.popleft()
             if connection.closed:
                 continue
+            connection.state = GREETING
             context = contextvars.copy_context()
             making = greeting.render_async(self._peer(connection))
             try:

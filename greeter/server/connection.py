@@ -6,31 +6,59 @@ deadlines.
 The life of a connection::
 
     ACCEPTED ──> PREAMBLE ──> GREETING ──> LINGERING ──> CLOSED
-       │            │            │                         ^
-       ├────────────┼────────────┴── FAILED ───────────────┤   counted in ServerStats.failed
-       ├────────────┴─────────────── REJECTED ─────────────┤   counted in ServerStats.rejected
-       └──────────────────────────── ABORTED ──────────────┘   at the drain deadline, counted as failed
+       │            │            │          │    ^         ^
+       ├────────────┼────────────┼─ FAILED ─┼────┴─────────┤   counted in ServerStats.failed
+       ├────────────┼────────────┼──────────┼── REJECTED ──┤   counted in ServerStats.rejected
+       └────────────┴────────────┴──────────┴── ABORTED ───┘   at the drain or the linger deadline
 
-- ACCEPTED: taken from the accept queue. Unless a PROXY header is to tell the client's address, admission
-  decides here.
-- PREAMBLE: the PROXY header, admission by the address in it, the TLS handshake.
-- GREETING: the greeting is made and sent. Ends when the kernel has every byte and the end of stream.
-- LINGERING: half-closed; what the client sends is discarded until it closes. One whose TLS handshake or
-  greeting callable failed lingers too.
+TRANSITIONS has the same arrows, and State what each state means. A connection without a preamble goes from
+ACCEPTED to GREETING. One whose TLS handshake or greeting callable FAILED lingers before it is CLOSED.
 
-A connection on the direct path whose greeting is known when it is accepted goes from ACCEPTED to LINGERING
-within one call, and there is no Connection for it.
+There is no Connection where one call does everything: admission rejects a connection at accept, or the direct
+path accepts one whose greeting is known and sends it. When a connection lingers on the direct path, its
+socket alone is left (lingering.py).
 """
 
 from __future__ import annotations
 
+import enum
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
+
+from greeter.core.address import describe
 
 if TYPE_CHECKING:
     import asyncio
 
     from greeter.core.address import Address
+
+
+class State(enum.Enum):
+    """Where a connection is in its life."""
+
+    ACCEPTED = "taken from the accept queue"
+    PREAMBLE = "PROXY header, admission by the address in it, TLS handshake"
+    GREETING = "the greeting is made and sent, until the kernel has every byte and the end of stream"
+    LINGERING = "half-closed; what the client sends is discarded until it closes"
+    REJECTED = "not admitted"
+    FAILED = "not greeted: a wrong preamble, a callable that failed, the greet deadline, a reset"
+    ABORTED = "cut off at the drain deadline, or at the linger deadline"
+    CLOSED = "closed, and counted"
+
+
+# In Python 3.11, an attribute of an enum takes five times as long to look up as a name.
+ACCEPTED, PREAMBLE, GREETING, LINGERING, REJECTED, FAILED, ABORTED, CLOSED = State
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    ACCEPTED: frozenset({PREAMBLE, GREETING, REJECTED, FAILED, ABORTED}),
+    PREAMBLE: frozenset({GREETING, REJECTED, FAILED, ABORTED}),
+    GREETING: frozenset({LINGERING, FAILED, ABORTED}),
+    LINGERING: frozenset({ABORTED, CLOSED}),
+    REJECTED: frozenset({CLOSED}),
+    FAILED: frozenset({LINGERING, CLOSED}),
+    ABORTED: frozenset({CLOSED}),
+    CLOSED: frozenset(),
+}
 
 NO_TLS = ("", "")
 
@@ -38,13 +66,16 @@ NO_TLS = ("", "")
 class Connection(ABC):
     """One connection, as a conversation sees it.
 
+    ``state`` is set where the thing happens: by the conversation or its path on the way to LINGERING, and by
+    the tracker for all other exits.
+
     ``address`` is the client's, as accept() or a PROXY header tells it, and ``family`` the family of that;
     ``server`` is the text of the address that it connected to; ``count`` tells which client of the server it
     is; ``tls`` is the TLS version and the subject of the client's certificate, empty without. ``key`` is what
     its admission is held by.
     """
 
-    __slots__ = ("address", "count", "family", "key", "server", "tls")
+    __slots__ = ("address", "count", "family", "key", "server", "state", "tls")
 
     def __init__(self, address: Address, family: int, server: str, count: int) -> None:
         self.address = address
@@ -53,6 +84,10 @@ class Connection(ABC):
         self.count = count
         self.tls = NO_TLS
         self.key: object = self
+        self.state = ACCEPTED
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {describe(self.address)} {self.state.name}>"
 
     @abstractmethod
     async def receive(self, size: int) -> bytes:

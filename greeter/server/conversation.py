@@ -21,11 +21,11 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
-from greeter.core.address import describe, text_of
+from greeter.core.address import text_of
 from greeter.core.greeting import Peer, callable_error
 from greeter.errors import GreetingError, ProxyProtocolError, reason
 from greeter.server.accept_pause import logger
-from greeter.server.connection import NO_TLS
+from greeter.server.connection import GREETING, NO_TLS, PREAMBLE
 
 if TYPE_CHECKING:
     import asyncio
@@ -66,12 +66,14 @@ class Conversation:
 
     async def run(self, connection: Connection) -> None:
         """Serve ``connection``, which the tracker has started, until it is closed or lingers by itself."""
-        proxies = self.tracker.config.proxy_from
+        config = self.tracker.config
+        if config.has_preamble:
+            connection.state = PREAMBLE
         try:
             received = b""
             session: TLSSession | None = None
-            if proxies is not None:
-                header = await self._read_proxy_header(connection, proxies)
+            if config.proxy_from is not None:
+                header = await self._read_proxy_header(connection, config.proxy_from)
                 if header is None:
                     self.tracker.abort(connection)
                     return
@@ -87,6 +89,7 @@ class Conversation:
 
     async def send_rest(self, connection: Connection, data: bytes, sent: int) -> None:
         """Send a greeting from ``sent`` on, where the kernel took only so many bytes of it at once."""
+        connection.state = GREETING
         try:
             await connection.send(memoryview(data)[sent:], last=True)
             await self._end(connection, len(data))
@@ -204,6 +207,7 @@ class Conversation:
         return session
 
     async def _greet(self, connection: Connection, session: TLSSession | None) -> None:
+        connection.state = GREETING
         greeting = self.tracker.greeting
         failure: GreetingError | None = None
         try:
@@ -237,7 +241,7 @@ class Conversation:
 
     def _lost(self, connection: Connection, error: OSError) -> None:
         """The connection broke: it counts as reset unless it was greeted or has failed already."""
-        logger.debug("%s: %s", describe(connection.address), reason(error))
+        logger.debug("%r: %s", connection, reason(error))
         connection.abort()
 
 

@@ -17,7 +17,7 @@ import socket
 import types
 from typing import TYPE_CHECKING
 
-from greeter.server.connection import Connection
+from greeter.server.connection import LINGERING, Connection
 from greeter.server.conversation import made
 from greeter.server.poller import HANG_UP, READABLE, WRITABLE, SocketPoller
 
@@ -151,6 +151,7 @@ class DirectConnection(Connection):
     def hand_over(self) -> None:
         """The socket is half-closed: from here on it is one of the lingering sockets."""
         self.closed = True
+        self.state = LINGERING
         self._poller.forget(self._fd)
         self._tracker.lingering_sockets.add(self.sock)
 

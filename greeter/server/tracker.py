@@ -20,6 +20,7 @@ from greeter.core.stats import ServerStats
 from greeter.errors import GreetingError, reason
 from greeter.server.accept_pause import AcceptPause, LogLimit, logger
 from greeter.server.access_log import choose_access_log
+from greeter.server.connection import ABORTED, CLOSED, FAILED, GREETING, LINGERING, REJECTED
 from greeter.server.lingering import LingeringSockets
 from greeter.server.timeouts import TimeoutQueue
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from greeter.core.address import Address
     from greeter.core.admission import Admission
     from greeter.core.server_config import ServerConfig
-    from greeter.server.connection import Connection
+    from greeter.server.connection import Connection, State
 
 # A connection that waits for its greeting for so long, in seconds, is watched for a reset, and the timer of
 # the greet deadline is set. Most are served before, and cost neither a system call nor a timer.
@@ -166,6 +167,7 @@ class ConnectionTracker:
 
     def waits_for_greeting(self, connection: Connection) -> None:
         """The greeting is being made; if it takes long, ``connection`` has to watch for a reset."""
+        connection.state = GREETING
         self._waiting.append(connection)
         if self._check_timer is None:
             self._set_check_timer()
@@ -208,18 +210,19 @@ class ConnectionTracker:
 
     def start_linger(self, connection: Connection) -> None:
         """``connection`` is half-closed, and its linger deadline runs from here on (streams path)."""
+        connection.state = LINGERING
         self.lingering.start(connection)
 
     def fail(self, connection: Connection, why: str) -> None:
         """``connection`` will not be greeted, for one of the FAILURES."""
         self.stats.failed[why] += 1
-        self._stop_waiting(connection)
+        self._leave(connection, FAILED)
 
     def reject(self, connection: Connection, why: str = "") -> None:
         """``connection`` is rejected after its start, for one of the REJECTIONS if not yet counted."""
         if why:
             self.count_rejection(why)
-        self._stop_waiting(connection)
+        self._leave(connection, REJECTED)
 
     def count_reset(self) -> None:
         """A client closed its connection before it was greeted."""
@@ -233,7 +236,7 @@ class ConnectionTracker:
     def fail_greeting(self, connection: Connection, error: GreetingError) -> None:
         """The greeting callable failed for ``connection``."""
         self.count_greeting_error(connection.address, error)
-        self._stop_waiting(connection)
+        self._leave(connection, FAILED)
 
     def fail_preamble(self, connection: Connection, why: str, message: str) -> None:
         """The PROXY header or the TLS handshake of ``connection`` failed: ``why`` is "proxy" or "tls"."""
@@ -243,14 +246,17 @@ class ConnectionTracker:
     def closed(self, connection: Connection) -> None:
         """``connection`` is closed. A second call changes nothing."""
         if not self.lingering.discard(connection):
-            if self._stop_waiting(connection):
-                self.count_reset()
+            if connection in self.ungreeted or connection in self._expiring:
+                self.fail(connection, "reset")
             self._aborting.discard(connection)
+        connection.state = CLOSED
         self._freed((connection.key,))
 
-    def _stop_waiting(self, connection: Connection) -> bool:
-        found = self.ungreeted.discard(connection)
-        return self._expiring.discard(connection) or found
+    def _leave(self, connection: Connection, state: State) -> None:
+        """``connection`` will not be greeted: its greet deadline is over."""
+        connection.state = state
+        self.ungreeted.discard(connection)
+        self._expiring.discard(connection)
 
     def _log_failure(self, level: int, address: Address, why: str, message: str) -> None:
         logger.log(level, "%s: %s", describe(address), message, extra={"event": "failed", "reason": why})
@@ -307,9 +313,11 @@ class ConnectionTracker:
         ungreeted = [*self.ungreeted, *self._expiring]
         lingering = list(self.lingering)
         for connection in ungreeted:
-            self.fail(connection, "aborted")
+            self.stats.failed["aborted"] += 1
+            self._leave(connection, ABORTED)
+        for connection in lingering:
+            self._stop_lingering(connection)
         for connection in ungreeted + lingering:
-            self.lingering.discard(connection)
             self.abort(connection)
         return len(ungreeted) + len(lingering) + self.lingering_sockets.close_all()
 
@@ -380,8 +388,12 @@ class ConnectionTracker:
 
     def _on_linger_deadline(self, connection: Connection) -> None:
         self.stats.linger_timeouts += 1
-        self.lingering.discard(connection)
+        self._stop_lingering(connection)
         self.abort(connection)
+
+    def _stop_lingering(self, connection: Connection) -> None:
+        connection.state = ABORTED
+        self.lingering.discard(connection)
 
     def _on_socket_linger_deadlines(self, count: int) -> None:
         self.stats.linger_timeouts += count

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import socket
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from greeter.core.greeting import Greeting
 from greeter.core.server_config import ServerConfig
 from greeter.errors import GreetingError
 from greeter.server.accept_pause import LOG_INTERVAL, RETRY_SECONDS
-from greeter.server.connection import Connection
+from greeter.server.connection import Connection, State
 from greeter.server.conversation import Conversation
 from greeter.server.lingering import FIRST_CHECK_DELAY
 from greeter.server.timeouts import PAUSE_SECONDS, TIMER_SLACK
@@ -100,6 +99,11 @@ class StubConnection(Connection):
     def close(self) -> None:
         self.tracker.closed(self)
 
+    def begin_linger(self) -> None:
+        """The greeting was made and sent."""
+        self.state = State.GREETING
+        self.tracker.start_linger(self)
+
 
 def configuration(**options: Any) -> ServerConfig:
     timeouts = {"greet_timeout": GREET, "linger_timeout": LINGER}
@@ -161,7 +165,7 @@ class Harness:
 
     def greet(self, connection: StubConnection) -> None:
         self.tracker.mark_greeted(connection, 5)
-        self.tracker.start_linger(connection)
+        connection.begin_linger()
 
 
 @pytest.fixture
@@ -493,7 +497,7 @@ async def test_abort_remaining_lets_what_is_under_way_happen() -> None:
 
     def greet(connection: StubConnection) -> None:
         tracker.mark_greeted(connection, 5)
-        tracker.start_linger(connection)
+        connection.begin_linger()
         connection.close()
 
     def arrive() -> None:
@@ -560,16 +564,16 @@ def test_behind_a_proxy_the_header_decides() -> None:
 
 def test_an_admission_is_released_when_its_client_is_gone() -> None:
     harness = Harness(limits=Limits(max_per_ip=2))
-    first, second = harness.accept(), harness.accept()
+    first, second = harness.start(), harness.start()
     assert not harness.tracker.accepted(CLIENT, object())
     first.close()
-    third = harness.accept()
+    third = harness.start()
     assert not harness.tracker.accepted(CLIENT, object())
     assert harness.stats.rejected["per_ip"] == 2
-    harness.tracker.start_linger(second)
+    harness.greet(second)
     second.close()
     harness.tracker.release_admission(harness.accept().key)  # it closed before its greeting could be sent
-    unix = harness.accept(address="")  # which is not counted
+    unix = harness.start(address="")  # which is not counted
     unix.close()
     assert harness.admission.addresses == 1
     third.close()
@@ -692,7 +696,7 @@ async def test_every_waiter_for_capacity_is_woken() -> None:
     await tracker.wait_for_capacity()  # there is some
     connections = [StubConnection(tracker) for _ in range(2)]
     for connection in connections:
-        tracker.start_linger(connection)
+        connection.begin_linger()
     waiting = [asyncio.create_task(tracker.wait_for_capacity()) for _ in range(3)]
     await asyncio.sleep(0)
     waiting.pop().cancel()  # without effect on the others
@@ -714,7 +718,7 @@ async def test_every_waiter_for_idle_is_woken() -> None:
     connections = [StubConnection(tracker) for _ in range(3)]
     for connection in connections:
         tracker.accepted(connection.address, connection.key)
-        tracker.start_linger(connection)
+        connection.begin_linger()
     waiting = [asyncio.create_task(tracker.wait_idle()) for _ in range(3)]
     await asyncio.sleep(0)
     connections[0].close()
@@ -723,11 +727,12 @@ async def test_every_waiter_for_idle_is_woken() -> None:
     await asyncio.sleep(0)
     assert not any(task.done() for task in waiting)
     connections[2].close()
-    tracker.start_linger(connections[0])  # one more before they run
+    one_more = StubConnection(tracker)
+    one_more.begin_linger()  # before they run
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert not any(task.done() for task in waiting)
-    connections[0].close()
+    one_more.close()
     async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*waiting)
 
@@ -764,22 +769,15 @@ def test_how_a_peer_and_a_log_line_name_a_client(
 # -- the states and the counters, in any order
 
 
-class State(enum.Enum):
-    """The states of a connection that last for longer than one call."""
-
-    PREAMBLE = enum.auto()
-    GREETING = enum.auto()
-    EXPIRING = enum.auto()  # at its greet deadline, while the event loop reads once more
-    LINGERING = enum.auto()
-    ABORTED = enum.auto()
-    CLOSED = enum.auto()
-
-
-UNGREETED = (State.PREAMBLE, State.GREETING, State.EXPIRING)
+UNGREETED = (State.PREAMBLE, State.GREETING)
 
 
 class ModelConnection(StubConnection):
-    """A connection that knows which state it is in, and which calls of the tracker that state allows."""
+    """A connection that knows in which state it has to be, and which calls of the tracker that state allows.
+
+    ``expected`` is that state; ``expiring``: at its greet deadline, while the event loop reads once more;
+    ``told``: to abort.
+    """
 
     def __init__(self, model: AnyOrder, host: str, path: str, last_try: str, closes_later: bool) -> None:
         super().__init__(model.tracker, (host, 1), closes_later=closes_later and path == "streams")
@@ -788,9 +786,9 @@ class ModelConnection(StubConnection):
         if path == "direct":
             self.key = self.sock
         self.direct = path == "direct"
-        self.state = State.PREAMBLE
-        self.admitted = False
-        self.started = self.waiting = self.expiring = model.loop.now
+        self.expected = State.ACCEPTED
+        self.admitted = self.expiring = self.told = False
+        self.started = self.waiting = self.expired = model.loop.now
         self.pauses = model.pauses
         self.on_last_try = {
             "nothing": lambda: True,
@@ -804,12 +802,21 @@ class ModelConnection(StubConnection):
         """Seconds since the last deadline was set, without those of pauses."""
         return self.model.loop.now - self.started - (self.model.pauses - self.pauses)
 
+    @property
+    def open(self) -> bool:
+        return self.expected is not State.CLOSED
+
+    def enter(self, state: State) -> None:
+        """What a conversation or its path does when it comes to ``state``."""
+        self.state = self.expected = state
+
     def expire(self) -> bool:
-        self.state = State.EXPIRING
-        self.expiring = self.model.loop.now
+        self.expiring = True
+        self.expired = self.model.loop.now
         return False
 
     def greet(self) -> bool:
+        self.enter(State.GREETING)
         self.tracker.mark_greeted(self, 5)
         self.model.count("greeted")
         self.begin_linger()
@@ -821,40 +828,50 @@ class ModelConnection(StubConnection):
         return True
 
     def begin_linger(self) -> None:
-        self.state = State.LINGERING
+        self.expected = State.LINGERING
         self.started, self.pauses = self.model.loop.now, self.model.pauses
         if self.direct:
+            self.enter(State.LINGERING)
             self.tracker.lingering_sockets.add(self.sock)
         else:
             self.tracker.start_linger(self)
 
     def watch_for_reset(self) -> None:
         super().watch_for_reset()
-        assert self.state is State.GREETING
+        assert self.expected is State.GREETING
+        assert not self.expiring
         assert self.model.loop.now - self.waiting >= CHECK_SECONDS - 1e-9
 
     def last_try(self) -> bool:
-        assert self.state in (State.PREAMBLE, State.GREETING)
+        assert self.expected in UNGREETED
+        assert not self.expiring
         assert self.model.loop.now - self.started >= GREET - TIMER_SLACK - 1e-9
         return super().last_try()
 
     def abort(self) -> None:
-        assert self.state not in (State.ABORTED, State.CLOSED)
-        if not self.model.aborting and self.state is State.LINGERING:
-            assert self.model.loop.now - self.started >= LINGER - TIMER_SLACK - 1e-9
-            self.model.linger_timeouts += 1
-        elif not self.model.aborting:
+        assert self.open
+        assert not self.told
+        why = self.model.aborting
+        if self.expected is State.LINGERING:
+            if not why:
+                assert self.model.loop.now - self.started >= LINGER - TIMER_SLACK - 1e-9
+                self.model.linger_timeouts += 1
+            self.expected = State.ABORTED
+        elif not why:
             assert self.tries == 1
-            if self.state is State.EXPIRING:
-                assert self.model.loop.now - self.expiring >= LAST_READ_SECONDS - TIMER_SLACK - 1e-9
+            if self.expiring:
+                assert self.model.loop.now - self.expired >= LAST_READ_SECONDS - TIMER_SLACK - 1e-9
             self.model.count("greet_timeout")
-        elif self.state in UNGREETED:
-            self.model.count(self.model.aborting)
-        self.state = State.ABORTED
+            self.expected = State.FAILED
+        else:
+            self.model.count(why)
+            self.expected = {"aborted": State.ABORTED, "proxy": State.FAILED}.get(why, State.REJECTED)
+        assert self.state is self.expected
+        self.told = True
         super().abort()
 
     def close(self) -> None:
-        self.state = State.CLOSED
+        self.expected = State.CLOSED
         self.sock.close()
         self.client.close()
         super().close()
@@ -882,7 +899,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.tracker.arrived()
         self.abort_all()
         for connection in self.connections:
-            if connection.state is State.ABORTED:
+            if connection.told and connection.open:
                 connection.close()
         self.loop.advance(2 * CHECK_SECONDS)
         assert (self.tracker.open_count, self.admission.addresses, self.loop.timers) == (0, 0, [])
@@ -895,7 +912,7 @@ class AnyOrder(RuleBasedStateMachine):
         found = [
             connection
             for connection in self.connections
-            if connection.state in states and admitted in (None, connection.admitted)
+            if connection.expected in states and admitted in (None, connection.admitted)
         ]
         return data.draw(st.sampled_from(found)) if found else None
 
@@ -922,9 +939,11 @@ class AnyOrder(RuleBasedStateMachine):
         if at_once and path == "direct" and connection.admitted:
             self.count("greeted")
             self.tracker.count_greeted(5, 0.0)
+            connection.enter(State.GREETING)
             connection.begin_linger()
         else:
             self.tracker.start(connection)
+            connection.enter(State.PREAMBLE)
         if self.tracker.free_slots <= 0:
             self.tracker.at_capacity()
 
@@ -949,7 +968,7 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.behind_proxy)
     @rule(data=st.data(), trusted=st.booleans())
     def read_header(self, data: st.DataObject, trusted: bool) -> None:
-        connection = self.pick(data, State.PREAMBLE, State.EXPIRING, admitted=False)
+        connection = self.pick(data, State.PREAMBLE, admitted=False)
         if connection is None:
             return
         if trusted and self.tracker.admit(connection.address, connection.key):
@@ -962,7 +981,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(data=st.data(), why=st.sampled_from(["proxy", "tls"]))
     def fail_preamble(self, data: st.DataObject, why: str) -> None:
-        if connection := self.pick(data, State.PREAMBLE, State.EXPIRING, admitted=why == "tls"):
+        if connection := self.pick(data, State.PREAMBLE, admitted=why == "tls"):
             self.tracker.fail_preamble(connection, why, "a test")
             if why == "tls":
                 self.count("tls")
@@ -976,8 +995,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def wait_for_greeting(self, data: st.DataObject) -> None:
-        if connection := self.pick(data, State.PREAMBLE, admitted=True):
-            connection.state = State.GREETING
+        connection = self.pick(data, State.PREAMBLE, admitted=True)
+        if connection is not None and not connection.expiring:
+            connection.expected = State.GREETING
             connection.waiting = self.loop.now
             self.tracker.waits_for_greeting(connection)
 
@@ -989,6 +1009,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data())
     def fail_greeting(self, data: st.DataObject) -> None:
         if connection := self.pick(data, *UNGREETED, admitted=True):
+            connection.enter(State.GREETING)
             self.tracker.fail_greeting(connection, GreetingError("a bug"))
             self.count("greeting_error")
             connection.begin_linger()
@@ -1010,22 +1031,22 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def path_closes(self, data: st.DataObject) -> None:
-        if connection := self.pick(data, State.ABORTED):
-            connection.close()
+        if found := [connection for connection in self.connections if connection.told and connection.open]:
+            data.draw(st.sampled_from(found)).close()
 
     @rule()
     def abort_all(self) -> None:
         self.see_closed_sockets()
         arriving = self.tracker.arriving
-        aborted = sum(connection.state is State.ABORTED for connection in self.connections)
+        aborted = sum(connection.told and connection.open for connection in self.connections)
         expected = self.tracker.open_count - arriving - aborted
         self.aborting = "aborted"
         assert self.tracker.abort_all() == expected
         self.aborting = ""
         for connection in self.connections:
-            if connection.state is State.LINGERING:
+            if connection.expected is State.LINGERING:
                 assert connection.sock.fileno() == -1
-                connection.state = State.CLOSED
+                connection.enter(State.CLOSED)
                 connection.client.close()
 
     # -- time and capacity
@@ -1055,8 +1076,8 @@ class AnyOrder(RuleBasedStateMachine):
     def see_closed_sockets(self) -> None:
         """Lingering sockets are closed without a call that the model could see."""
         for connection in self.connections:
-            if connection.state is State.LINGERING and connection.sock.fileno() == -1:
-                connection.state = State.CLOSED
+            if connection.expected is State.LINGERING and connection.sock.fileno() == -1:
+                connection.enter(State.CLOSED)
                 if connection.client.fileno() != -1:
                     assert self.loop.now - connection.started >= LINGER - TIMER_SLACK
                     self.linger_timeouts += 1
@@ -1068,13 +1089,13 @@ class AnyOrder(RuleBasedStateMachine):
         self.see_closed_sockets()
         lingering_sockets = 0
         for connection in self.connections:
-            state = connection.state
+            state, ungreeted = connection.state, connection.state in UNGREETED
             lingering_sockets += state is State.LINGERING and connection.direct
-            assert (connection in tracker.ungreeted) == (state in (State.PREAMBLE, State.GREETING))
-            assert (connection in tracker._expiring) == (state is State.EXPIRING)
-            assert is_ungreeted(tracker, connection) == (state in UNGREETED)
+            assert state is connection.expected
+            assert (connection in tracker.ungreeted) == (ungreeted and not connection.expiring)
+            assert (connection in tracker._expiring) == (ungreeted and connection.expiring)
             assert (connection in tracker.lingering) == (state is State.LINGERING and not connection.direct)
-            assert (connection in tracker._aborting) == (state is State.ABORTED)
+            assert (connection in tracker._aborting) == (connection.told and connection.open)
         assert len(tracker.lingering_sockets) == lingering_sockets
 
     @invariant()
@@ -1090,7 +1111,7 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def open_connections_count_and_hold_their_admission(self) -> None:
         self.see_closed_sockets()
-        open_now = [connection for connection in self.connections if connection.state is not State.CLOSED]
+        open_now = [connection for connection in self.connections if connection.open]
         assert self.tracker.open_count == len(open_now) + self.tracker.arriving
         admitted = {connection.key for connection in open_now if connection.admitted}
         assert self.tracker._admitted.keys() == admitted
@@ -1101,18 +1122,18 @@ class AnyOrder(RuleBasedStateMachine):
         bounds = {
             State.PREAMBLE: GREET + SLACK,
             State.GREETING: GREET + SLACK,
-            State.EXPIRING: GREET + LAST_READ_SECONDS + 2 * SLACK,
             State.LINGERING: LINGER + 2 * FIRST_CHECK_DELAY + SLACK,
         }
         for connection in self.connections:
             if connection.state in bounds:
-                assert connection.age <= bounds[connection.state]
+                last_read = LAST_READ_SECONDS + SLACK if connection.expiring else 0
+                assert connection.age <= bounds[connection.state] + last_read
 
     @invariant()
     def a_long_wait_for_the_greeting_is_watched_once(self) -> None:
         for connection in self.connections:
             assert connection.watched <= 1
-            if connection.state is State.GREETING and connection.watched == 0:
+            if connection.state is State.GREETING and not connection.expiring and not connection.watched:
                 waited = self.loop.now - connection.waiting - (self.pauses - connection.pauses)
                 assert waited <= 2 * CHECK_SECONDS + 1e-9
 
