@@ -69,7 +69,7 @@ class MissingExtra(ConfigError, ImportError):
         self.extra = extra
 
 
-def reason(error: OSError) -> str:
+def os_error_text(error: OSError) -> str:
     """Return the operating system's text for ``error``, in lower case, for use within a sentence."""
     code = error.errno
     # The numbers of resolver errors (module socket) and OpenSSL errors are not errno values.
@@ -86,7 +86,7 @@ class _SystemFailure(GreeterError, OSError):
     """A failed system call. ``errno`` and ``strerror`` are those of ``cause``, if it is an OSError."""
 
     def __init__(self, what: str, cause: OSError | str) -> None:
-        super().__init__(f"{what}: {cause if isinstance(cause, str) else reason(cause)}")
+        super().__init__(f"{what}: {cause if isinstance(cause, str) else os_error_text(cause)}")
         if isinstance(cause, OSError):
             self.errno, self.strerror = cause.errno, cause.strerror
 

@@ -18,7 +18,7 @@ import click
 from greeter import __version__
 from greeter.cli.commandline import GroupedCommand, parse_options, source_file, spell, with_options
 from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, ReportOptions, ServeOptions
-from greeter.errors import ConfigError, GreeterError, reason
+from greeter.errors import ConfigError, GreeterError, os_error_text
 from greeter.system import interrupt
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _report_exception(error: GreeterError | OSError) -> None:
         _print_error(str(error))
         return
     # An operating system error: a full disk behind stdout, or no free descriptor.
-    _print_error(f"{error.filename!r}: {reason(error)}" if error.filename else reason(error))
+    _print_error(f"{error.filename!r}: {os_error_text(error)}" if error.filename else os_error_text(error))
     # Prevent a second error when Python flushes stdout at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 

@@ -19,7 +19,7 @@ import click
 from click.core import ParameterSource
 
 from greeter.config.options import METADATA_KEY
-from greeter.errors import ConfigError, reason
+from greeter.errors import ConfigError, os_error_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,7 +205,7 @@ def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
         with open(file, "rb") as stream:
             table = tomllib.load(stream)
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {file!r}: {reason(error)}") from error
+        raise ConfigError(f"cannot read the configuration {file!r}: {os_error_text(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not TOML: {error}") from error
     fields = {field.name: field for field in dataclasses.fields(cls)}

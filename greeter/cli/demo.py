@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from greeter.client.oneshot import greet
-from greeter.core.address import describe
+from greeter.core.address import format_peer
 from greeter.core.replies import Reply
 from greeter.errors import MissingExtra
 from greeter.loadtest import LoadPlan, load
@@ -57,7 +57,7 @@ async def _demo(echo: Echo, clients: int, loop_name: str) -> int:
         echo(f"$ greeter serve --listen {server.addresses[0]}")
         echo(f"Listening on {server.addresses[0]} ({loop_name}, {server.path})")
         reply = await greet(port=server.port)
-        echo(f"Got a connection from {describe(seen[0])}")
+        echo(f"Got a connection from {format_peer(seen[0])}")
         echo("")
         echo(f"$ greeter greet {server.addresses[0]}")
         echo(str(reply))

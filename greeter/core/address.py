@@ -14,14 +14,14 @@ from typing import Any, TypeAlias
 Address: TypeAlias = Any
 
 
-def describe(address: Address) -> str:
+def format_peer(address: Address) -> str:
     """Format ``address`` for a log line, as in ``('127.0.0.1', 3747)``. Control characters are escaped."""
     if isinstance(address, tuple):
         return repr(address[:2])
-    return repr("unix:" + text_of(address)) if address is not None else "a disconnected client"
+    return repr("unix:" + unix_name(address)) if address is not None else "a disconnected client"
 
 
-def text_of(address: Address) -> str:
+def unix_name(address: Address) -> str:
     """Return the name of a Unix socket as text; ``@name`` if it is abstract."""
     if isinstance(address, bytes):
         return address.decode(errors="backslashreplace").replace("\0", "@", 1)

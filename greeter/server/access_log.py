@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from greeter.core.address import describe
+from greeter.core.address import format_peer
 
 if TYPE_CHECKING:
     from greeter.core.address import Address
@@ -16,7 +16,7 @@ logger = logging.getLogger("greeter")
 
 def log_connection(address: Address) -> None:
     """A record for each client on the logger "greeter", at INFO."""
-    peer = describe(address)
+    peer = format_peer(address)
     logger.info("Got a connection from %s", peer, extra={"event": "connection", "peer": peer})
 
 

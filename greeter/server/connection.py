@@ -25,7 +25,7 @@ import enum
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from greeter.core.address import describe
+from greeter.core.address import format_peer
 
 if TYPE_CHECKING:
     import asyncio
@@ -87,7 +87,7 @@ class Connection(ABC):
         self.state = ACCEPTED
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {describe(self.address)} {self.state.name}>"
+        return f"<{type(self).__name__} {format_peer(self.address)} {self.state.name}>"
 
     @abstractmethod
     async def receive(self, size: int) -> bytes:

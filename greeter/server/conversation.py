@@ -21,9 +21,9 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
-from greeter.core.address import text_of
+from greeter.core.address import unix_name
 from greeter.core.greeting import Peer, callable_error
-from greeter.errors import GreetingError, ProxyProtocolError, reason
+from greeter.errors import GreetingError, ProxyProtocolError, os_error_text
 from greeter.server.accept_pause import logger
 from greeter.server.connection import GREETING, NO_TLS, PREAMBLE
 
@@ -129,7 +129,7 @@ class Conversation:
         self, address: Address, family: int, server: str, count: int, tls: tuple[str, str] = NO_TLS
     ) -> Peer:
         """The Peer for a client; the arguments are as in Connection."""
-        host, port = address[:2] if isinstance(address, tuple) else (text_of(address), 0)
+        host, port = address[:2] if isinstance(address, tuple) else (unix_name(address), 0)
         return Peer(
             host=host,
             port=port,
@@ -169,7 +169,7 @@ class Conversation:
                 if not isinstance(parsed := parse(received), NeedMore):
                     break
         except (ProxyProtocolError, OSError) as error:
-            what = reason(error) if isinstance(error, OSError) else str(error)
+            what = os_error_text(error) if isinstance(error, OSError) else str(error)
             tracker.fail_preamble(connection, "proxy", f"no PROXY header ({what})")
             return None
         header = parsed.header
@@ -200,7 +200,7 @@ class Conversation:
                 with contextlib.suppress(OSError):
                     await connection.send(session.data_to_send(), last=True)  # the alert
             else:
-                what = reason(error)
+                what = os_error_text(error)
             self.tracker.fail_preamble(connection, "tls", f"no TLS handshake ({what})")
             return None
         connection.tls = session.version, session.subject
@@ -241,7 +241,7 @@ class Conversation:
 
     def _lost(self, connection: Connection, error: OSError) -> None:
         """The connection broke: it counts as reset unless it was greeted or has failed already."""
-        logger.debug("%r: %s", connection, reason(error))
+        logger.debug("%r: %s", connection, os_error_text(error))
         connection.abort()
 
 

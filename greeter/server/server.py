@@ -24,7 +24,7 @@ from greeter.core.server_config import (
     AccessLog,
     ServerConfig,
 )
-from greeter.errors import ConfigError, reason
+from greeter.errors import ConfigError, os_error_text
 from greeter.server.accept_pause import logger
 from greeter.server.acceptor import drain_accept_queues, supports_direct
 from greeter.server.conversation import Conversation
@@ -172,7 +172,7 @@ class Server:
                 while left > 0 and (accepted := self._path.accept_batch(listener, left)):
                     left -= accepted
             except OSError as error:
-                logger.warning("closing with clients in the listen queue: %s", reason(error))
+                logger.warning("closing with clients in the listen queue: %s", os_error_text(error))
             listener.close()
         self._tracker.idle().add_done_callback(self._on_idle)  # connections may still wait for a thread
         self._closed.set_result(None)

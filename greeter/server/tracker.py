@@ -15,9 +15,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from greeter.core.address import describe
+from greeter.core.address import format_peer
 from greeter.core.stats import ServerStats
-from greeter.errors import GreetingError, reason
+from greeter.errors import GreetingError, os_error_text
 from greeter.server.accept_pause import AcceptPause, LogLimit, logger
 from greeter.server.access_log import choose_access_log
 from greeter.server.connection import ABORTED, CLOSED, FAILED, GREETING, LINGERING, REJECTED
@@ -141,7 +141,7 @@ class ConnectionTracker:
                 self.access_log(address)
             except Exception as error:
                 if self._log_limit.allows("log"):
-                    peer = describe(address)
+                    peer = format_peer(address)
                     logger.error(
                         "the access log failed for %s: %r", peer, error, extra={"event": "access_log"}
                     )
@@ -259,7 +259,7 @@ class ConnectionTracker:
         self._expiring.discard(connection)
 
     def _log_failure(self, level: int, address: Address, why: str, message: str) -> None:
-        logger.log(level, "%s: %s", describe(address), message, extra={"event": "failed", "reason": why})
+        logger.log(level, "%s: %s", format_peer(address), message, extra={"event": "failed", "reason": why})
 
     # -- how many are open, and waiting for changes of that
 
@@ -347,7 +347,7 @@ class ConnectionTracker:
     def cannot_accept(self, error: OSError) -> None:
         """The system lacks what a connection needs: pause accepting, and try again in a while."""
         self.stats.accept_errors += 1
-        self._pausing.pause(f"cannot accept ({reason(error)})", retry=True)
+        self._pausing.pause(f"cannot accept ({os_error_text(error)})", retry=True)
 
     def stop_accepting(self) -> None:
         """Accepting has stopped for good: it is neither paused nor resumed any more."""

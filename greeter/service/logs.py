@@ -20,7 +20,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from greeter.core.address import Address, describe
+from greeter.core.address import Address, format_peer
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -61,7 +61,7 @@ class TextFormatter(logging.Formatter):
 
     def connection(self, address: Address) -> str:
         """Return the line of an admitted client."""
-        return f"Got a connection from {describe(address)}"
+        return f"Got a connection from {format_peer(address)}"
 
 
 class JsonFormatter(logging.Formatter):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.config.options import ServeOptions
 from greeter.config.server_config import reloaded_options
-from greeter.errors import ConfigError, GreeterError, reason
+from greeter.errors import ConfigError, GreeterError, os_error_text
 from greeter.server import choose_path
 from greeter.service.service import ServiceProcess, announce, warn_restart_required
 from greeter.service.snapshot import AggregateStats, Snapshot
@@ -79,7 +79,7 @@ def pack_options(options: ServeOptions) -> str:
             try:
                 files[name] = path.read_bytes()
             except OSError as error:
-                raise ConfigError(f"cannot read {str(path)!r}: {reason(error)}") from error
+                raise ConfigError(f"cannot read {str(path)!r}: {os_error_text(error)}") from error
     return base64.b64encode(pickle.dumps((options, files))).decode()
 
 

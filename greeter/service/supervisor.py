@@ -34,7 +34,7 @@ import errno
 import logging
 from typing import TYPE_CHECKING, Any
 
-from greeter.errors import reason
+from greeter.errors import os_error_text
 from greeter.service.worker_process import WorkerFailed, WorkerProcess
 from greeter.system.listeners import HANDSHAKE_GRACE
 
@@ -299,11 +299,13 @@ class Supervisor:
                 worker = WorkerProcess(self._command, fds, task, self._forward_stats, self._forward_exit)
             except OSError as error:
                 if error.errno not in TRANSIENT_SPAWN_ERRORS:
-                    raise WorkerFailed(f"cannot start {self._command[0]!r}: {reason(error)}") from error
+                    raise WorkerFailed(
+                        f"cannot start {self._command[0]!r}: {os_error_text(error)}"
+                    ) from error
                 delay = backoff.next()
                 logger.error(
                     "cannot start a worker (%s): trying again in %g s",
-                    reason(error),
+                    os_error_text(error),
                     delay,
                     extra={"event": "worker"},
                 )

@@ -15,7 +15,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from greeter.errors import ConfigError, reason
+from greeter.errors import ConfigError, os_error_text
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -51,7 +51,7 @@ def listen_fds(environ: MutableMapping[str, str] = os.environ) -> dict[int, str]
         try:
             os.set_inheritable(fd, False)
         except OSError as error:
-            raise ConfigError(f"LISTEN_FDS={count}: descriptor {fd}: {reason(error)}") from error
+            raise ConfigError(f"LISTEN_FDS={count}: descriptor {fd}: {os_error_text(error)}") from error
     known = names.split(":") if names else [_UNKNOWN_NAME] * len(fds)
     if len(known) != len(fds):
         raise ConfigError(f"LISTEN_FDNAMES={names!r} does not name {len(fds)} sockets")
@@ -142,7 +142,7 @@ class Notifier:
                 logger.warning(
                     "cannot notify systemd at %r: %s",
                     self._address_text,
-                    reason(error),
+                    os_error_text(error),
                     extra={"event": "systemd"},
                 )
         else:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.core.endpoint import Endpoint
 from greeter.core.server_config import BACKLOG
-from greeter.errors import ListenFailed, reason
+from greeter.errors import ListenFailed, os_error_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -138,7 +138,7 @@ class Listener:
         except FileNotFoundError:
             pass
         except OSError as error:  # its directory was replaced, or its permissions changed
-            logger.warning("cannot remove %s: %s", self.endpoint.path, reason(error))
+            logger.warning("cannot remove %s: %s", self.endpoint.path, os_error_text(error))
 
     def close(self) -> None:
         """Close the socket and remove its file. The kernel resets the connections in the accept queue."""

@@ -12,7 +12,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from greeter.errors import GreeterError, MissingExtra, reason
+from greeter.errors import GreeterError, MissingExtra, os_error_text
 from greeter.system import interrupt
 
 if TYPE_CHECKING:
@@ -79,10 +79,8 @@ def _check_descriptors(name: str) -> None:
         while len(taken) < REQUIRED_DESCRIPTORS[name]:
             taken += os.pipe()
     except OSError as error:
-        line = (
-            f"cannot run on {name}: {reason(error)}; it needs {REQUIRED_DESCRIPTORS[name]} more (ulimit -n)"
-        )
-        raise GreeterError(line) from error
+        missing = f"it needs {REQUIRED_DESCRIPTORS[name]} more (ulimit -n)"
+        raise GreeterError(f"cannot run on {name}: {os_error_text(error)}; {missing}") from error
     finally:
         for fd in taken:
             os.close(fd)

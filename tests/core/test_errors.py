@@ -27,7 +27,7 @@ from greeter.errors import (
     NoGreeting,
     ProxyProtocolError,
     ReplyTooLarge,
-    reason,
+    os_error_text,
 )
 
 REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 1)")
@@ -149,11 +149,11 @@ def test_errors_survive_pickling_and_copying(error: GreeterError) -> None:
         (ConnectionResetError(), "ConnectionResetError"),
     ],
 )
-def test_reason_is_the_text_of_the_library_that_numbered_the_error(error: OSError, text: str) -> None:
-    assert reason(error) == text
+def test_os_error_text_is_the_text_of_the_library_that_numbered_the_error(error: OSError, text: str) -> None:
+    assert os_error_text(error) == text
 
 
-def test_reason_of_every_errno() -> None:
+def test_os_error_text_of_every_errno() -> None:
     for code in errno.errorcode:
         text = os.strerror(code)
-        assert reason(OSError(code, "")).lower() == text.lower()
+        assert os_error_text(OSError(code, "")).lower() == text.lower()

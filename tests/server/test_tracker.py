@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from greeter.core.address import describe
+from greeter.core.address import format_peer
 from greeter.core.admission import Admission, Limits, trusted_proxies
 from greeter.core.greeting import Greeting
 from greeter.core.server_config import ServerConfig
@@ -763,7 +763,7 @@ def test_how_a_peer_and_a_log_line_name_a_client(
     peer = Conversation(harness.tracker).make_peer(address, family, "127.0.0.1:9999", 7)
     assert (peer.host, peer.port, peer.family) == (host, port, family)
     assert (peer.server, peer.hostname, peer.count) == ("127.0.0.1:9999", socket.gethostname(), 7)
-    assert describe(address) == text
+    assert format_peer(address) == text
 
 
 # -- the states and the counters, in any order

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from greeter.errors import ConfigError, ConnectFailed, reason
+from greeter.errors import ConfigError, ConnectFailed, os_error_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,7 +149,7 @@ def with_tls(target: Target, plan: LoadPlan) -> Target:
             context.load_cert_chain(plan.tls_cert, plan.tls_key)
     except OSError as error:  # includes ssl.SSLError
         paths = " ".join(path for path in (plan.tls_ca, plan.tls_cert, plan.tls_key) if path)
-        raise ConfigError(f"cannot use {paths} for tls: {reason(error)}") from error
+        raise ConfigError(f"cannot use {paths} for tls: {os_error_text(error)}") from error
     target.ssl_context = context
     return target
 
@@ -177,7 +177,7 @@ def _source_address(text: str) -> tuple[int, SocketAddress]:
         try:
             probe.bind((text, 0))
         except OSError as error:
-            raise ConfigError(f"source address {text} is not usable: {reason(error)}") from error
+            raise ConfigError(f"source address {text} is not usable: {os_error_text(error)}") from error
         host, _, *scope = probe.getsockname()
     return family, (host, 0, *scope)
 

@@ -15,14 +15,14 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from greeter.errors import GreeterError, reason
+from greeter.errors import GreeterError, os_error_text
 
 
 class WriteFailed(GreeterError, OSError):
     """A result could not be written; no partial file is left. ``errno`` is that of the system call."""
 
     def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__(f"cannot write {path}: {reason(cause)}")
+        super().__init__(f"cannot write {path}: {os_error_text(cause)}")
         self.path, self.errno, self.strerror = path, cause.errno, cause.strerror
 
 

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greeter.errors import ConfigError, MissingExtra, reason
+from greeter.errors import ConfigError, MissingExtra, os_error_text
 from greeter.loadtest.report.baseline import DEFAULT_TOLERANCE, check_baseline
 from greeter.loadtest.report.merge import merge
 from greeter.loadtest.report.report import LoadReport
@@ -61,7 +61,7 @@ def read_report(path: str | Path) -> LoadReport:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read {str(path)!r}: {reason(error)}") from None
+        raise ConfigError(f"cannot read {str(path)!r}: {os_error_text(error)}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not JSON: it is not UTF-8") from None
     return parse_report(text, str(path))
