@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 TOP_LEVEL = {"greeter", "tests", "examples", "pyproject.toml", "README.md", "LICENSE"}
 MADE_BY_TOOLS = {"build", "dist", "htmlcov", "PKG-INFO"}  # .gitignore and the source distribution
+SOURCES = sorted((ROOT / "greeter").rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -27,9 +29,7 @@ def test_the_top_level_holds_the_agreed_names_only() -> None:
     assert found == TOP_LEVEL
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "greeter").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
 
@@ -71,3 +71,30 @@ def test_this_interpreter_is_one_of_those_promised() -> None:
     least = tuple(map(int, PROJECT["requires-python"].removeprefix(">=").split(".")))
     assert least == (3, 11)
     assert sys.version_info >= least
+
+
+# -- one name, one thing -----------------------------------------------------------------------------------
+
+
+def test_no_two_classes_of_the_package_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def test_no_two_modules_of_the_package_share_a_name_or_differ_by_a_plural() -> None:
+    """No worker.py beside workers.py. A package may have a module of its own name: report/report.py."""
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        module = path.parent if path.stem == "__init__" else path.with_suffix("")
+        if module.name not in (module.parent.name, "__main__"):
+            places.setdefault(module.name.removesuffix("s"), []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def test_a_helper_of_the_tests_has_no_name_of_the_package() -> None:
+    names = {path.stem for path in SOURCES} - {"__init__"}
+    assert not names & {path.stem for path in (ROOT / "tests" / "support").glob("*.py")}

@@ -22,16 +22,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from greeter import errors
 from greeter.cli.cli import cli
+from greeter.config.loading import RELOADABLE, RELOADABLE_BY_WORKERS, restart_required
 from greeter.config.options import ServeOptions
-from greeter.config.server_config import RELOADABLE, RELOADABLE_BY_WORKERS, restart_required
 from greeter.core.stats import FAILURES, REJECTIONS
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import PHASES, STATS, Threshold
 from greeter.service.logs import _FIELDS
-from greeter.service.metrics import render
+from greeter.service.prometheus import render
 from tests.benchmarks.__main__ import parser as benchmark_parser
 from tests.conftest import ROOT, run_greeter
-from tests.service.test_metrics import everything
+from tests.service.test_prometheus import everything
 from tests.test_examples import run_example
 
 if TYPE_CHECKING:

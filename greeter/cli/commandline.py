@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from greeter.config.options import METADATA_KEY
+from greeter.config.options import METADATA_KEY, WORKER_VARIABLE
 from greeter.errors import ConfigError, os_error_text
 
 if TYPE_CHECKING:
@@ -197,8 +197,6 @@ def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
     """Set the values of a TOML file as the defaults of the command."""
     if file is None:
         return
-    from greeter.service.channel import WORKER_VARIABLE  # not loaded without a file
-
     if WORKER_VARIABLE in os.environ:  # a worker receives its options from its parent, not from the file
         return
     try:

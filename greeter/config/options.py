@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 METADATA_KEY = "greeter"
+# In the environment of a worker, whose options come from its parent: the descriptor of its channel, then
+# those of the listening sockets.
+WORKER_VARIABLE = "GREETER_WORKER"
 
 
 def option(

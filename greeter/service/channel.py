@@ -18,14 +18,13 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
+from greeter.config.options import WORKER_VARIABLE
 from greeter.core.endpoint import Endpoint
 from greeter.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
 
-# Set in the environment of a worker: the descriptor of its channel, then those of the listening sockets.
-WORKER_VARIABLE = "GREETER_WORKER"
 # A longer line is an error.
 MAX_LINE_BYTES = 16 * 1024 * 1024
 

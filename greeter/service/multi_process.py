@@ -20,12 +20,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from greeter.config.loading import reloaded_options
 from greeter.config.options import ServeOptions
-from greeter.config.server_config import reloaded_options
 from greeter.errors import ConfigError, GreeterError, os_error_text
 from greeter.server import choose_path
 from greeter.service.service import ServiceProcess, announce, warn_restart_required
-from greeter.service.snapshot import AggregateStats, Snapshot
+from greeter.service.snapshot import AggregateStats, Counters
 from greeter.service.supervisor import Supervisor
 from greeter.system.listeners import open_listeners
 from greeter.system.loops import choose_loop
@@ -138,7 +138,7 @@ class MultiProcess(ServiceProcess):
             self._listeners,
             self._count,
             task=self._task(options),
-            on_stats=lambda pid, stats: self._totals.update(pid, Snapshot.from_json(stats)),
+            on_stats=lambda pid, stats: self._totals.update(pid, Counters.from_json(stats)),
             on_exit=self._totals.retire,
             retire_timeout=options.drain_timeout + KILL_MARGIN,
         )
@@ -165,9 +165,9 @@ class MultiProcess(ServiceProcess):
         assert self._supervisor is not None
         return self._supervisor
 
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> Counters:
         await self.supervisor.stats()
-        mine = Snapshot(
+        mine = Counters(
             reloads=dict(self.reloads),
             worker_restarts=self.supervisor.restarts,
             certificate_expiry=self.config.certificate_expiry,

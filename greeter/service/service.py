@@ -18,12 +18,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from greeter.config.loading import load_server_config, restart_required
 from greeter.config.options import ServeOptions
-from greeter.config.server_config import load_server_config, restart_required
 from greeter.errors import GreeterError
 from greeter.server import Server, start_server
 from greeter.service.channel import STOPPED
-from greeter.service.snapshot import Snapshot
+from greeter.service.snapshot import Counters
 from greeter.system import interrupt
 from greeter.system.loops import choose_loop
 from greeter.system.signals import Signals
@@ -86,7 +86,7 @@ class ServiceProcess(ABC):
         """Apply a new configuration, or keep the old one and log why."""
 
     @abstractmethod
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> Counters:
         """Return the current counters."""
 
     @abstractmethod
@@ -177,7 +177,7 @@ class ServiceProcess(ABC):
 
     async def _serve_metrics(self, stop: asyncio.Future[str]) -> None:
         if self.options.metrics is not None:
-            from greeter.service.metrics import serve_metrics
+            from greeter.service.prometheus import serve_metrics
 
             self._metrics = await serve_metrics(
                 self.options.metrics, self.snapshot, stopping=stop.done, unix_mode=self.options.unix_mode
@@ -218,8 +218,8 @@ class SingleProcess(ServiceProcess):
     def announce(self) -> None:
         announce(self.addresses, choose_loop(self.options.loop)[0], self.server.path)
 
-    async def snapshot(self) -> Snapshot:
-        return Snapshot.of(
+    async def snapshot(self) -> Counters:
+        return Counters.of(
             self.server.stats,
             reloads=dict(self.reloads),
             certificate_expiry=self.server.config.certificate_expiry,
@@ -259,7 +259,7 @@ async def serve_as_worker(channel: WorkerChannel, config: ServerConfig) -> int:
     except GreeterError as error:
         channel.failed(str(error))
         return 1
-    stop_reason = channel.open(lambda: Snapshot.of(server.stats).to_json())
+    stop_reason = channel.open(lambda: Counters.of(server.stats).to_json())
     loop = asyncio.get_running_loop()
     # Ignore what a terminal or a process manager sends to the whole group: the parent decides.
     for number in (signal.SIGINT, signal.SIGHUP):
@@ -310,7 +310,7 @@ def warn_restart_required(old: ServeOptions, new: ServeOptions, *, workers: bool
         )
 
 
-def _log_totals(total: Snapshot) -> None:
+def _log_totals(total: Counters) -> None:
     """Log the last line: the counters of the whole run."""
     rejected = sum(total.rejected.values())
     logger.info(

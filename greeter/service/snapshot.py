@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class Counters:
     """The counters of one process, or the sum over several.
 
     ``accepted``, ``greeted``, ``bytes_sent``, ``linger_timeouts``, ``accept_errors``, ``failed``,
@@ -49,11 +49,11 @@ class Snapshot:
     certificate_expiry: float | None = None
 
     @classmethod
-    def of(cls, stats: object, **more: Any) -> Snapshot:
+    def of(cls, stats: object, **more: Any) -> Counters:
         """Copy counters.
 
         Args:
-            stats: An object with attributes that are named as fields of Snapshot. Others are ignored.
+            stats: An object with attributes that are named as fields of Counters. Others are ignored.
             more: Further fields, which take precedence.
 
         Returns:
@@ -62,10 +62,10 @@ class Snapshot:
         names = (each.name for each in fields(cls) if each.name not in more and hasattr(stats, each.name))
         return cls(**more, **{name: _copy(getattr(stats, name)) for name in names})
 
-    def __add__(self, other: Snapshot) -> Snapshot:
+    def __add__(self, other: Counters) -> Counters:
         names = {each.name for each in fields(self)} - {"certificate_expiry"}
         expiries = [e for e in (self.certificate_expiry, other.certificate_expiry) if e is not None]
-        return Snapshot(
+        return Counters(
             **{name: _add(getattr(self, name), getattr(other, name)) for name in names},
             certificate_expiry=min(expiries, default=None),
         )
@@ -75,7 +75,7 @@ class Snapshot:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Snapshot:
+    def from_json(cls, found: Mapping[str, Any]) -> Counters:
         """Make a snapshot from what another process has sent.
 
         After an upgrade and a reload, that process may run another version: unknown names and times in
@@ -99,10 +99,10 @@ class AggregateStats:
     """The sum over processes that start and exit. No counter of it decreases."""
 
     def __init__(self) -> None:
-        self._retired = Snapshot()
-        self._current: dict[object, Snapshot] = {}
+        self._retired = Counters()
+        self._current: dict[object, Counters] = {}
 
-    def update(self, process: object, snapshot: Snapshot) -> None:
+    def update(self, process: object, snapshot: Counters) -> None:
         """Set the latest snapshot of a process, identified by ``process``."""
         self._current[process] = snapshot
 
@@ -111,7 +111,7 @@ class AggregateStats:
         if (last := self._current.pop(process, None)) is not None:
             self._retired += replace(last, open=0, lingering=0, certificate_expiry=None)
 
-    def total(self) -> Snapshot:
+    def total(self) -> Counters:
         """Return the sum over all processes, running and exited."""
         return sum(self._current.values(), start=self._retired)
 

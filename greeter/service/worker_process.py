@@ -19,8 +19,9 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING, Any
 
+from greeter.config.options import WORKER_VARIABLE
 from greeter.errors import GreeterError
-from greeter.service.channel import WORKER_VARIABLE, Channel
+from greeter.service.channel import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from greeter import ConfigError, Greeting, Limits, serve
+from greeter.config.loading import load_server_config
 from greeter.config.options import ServeOptions
-from greeter.config.server_config import load_server_config
 from greeter.core.server_config import ServerConfig
 
 GREETING = Greeting("Hello")

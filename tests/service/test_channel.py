@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import ConfigError, Endpoint
+from greeter.config.options import WORKER_VARIABLE
 from greeter.service import channel
-from greeter.service.channel import PARENT_GONE, RETIRED, WORKER_VARIABLE, Channel, WorkerChannel
+from greeter.service.channel import PARENT_GONE, RETIRED, Channel, WorkerChannel
 from tests.conftest import PATIENCE
 from tests.support.peers import until
 

@@ -18,8 +18,8 @@ import pytest
 import trustme
 
 from greeter import Endpoint, greet
+from greeter.config.loading import load_server_config
 from greeter.config.options import ServeOptions
-from greeter.config.server_config import load_server_config
 from greeter.service.logs import FLUSH_SECONDS
 from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, run_greeter

@@ -18,7 +18,7 @@ import pytest
 
 from greeter import Endpoint, GreeterError, greet
 from greeter.service.channel import PARENT_GONE
-from greeter.service.snapshot import AggregateStats, Snapshot
+from greeter.service.snapshot import AggregateStats, Counters
 from greeter.service.supervisor import Backoff, Supervisor
 from greeter.service.worker_process import WorkerFailed
 from greeter.system.listeners import Listener, open_listeners
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-COMMAND = [sys.executable, "-m", "tests.support.worker_process"]
+COMMAND = [sys.executable, "-m", "tests.support.small_worker"]
 
 # Processes start slowly, so only what depends on the event loop of the parent is tested on both loops.
 pytestmark = [pytest.mark.usefixtures("in_root"), pytest.mark.asyncio(loop_factories=["asyncio"])]
@@ -93,7 +93,7 @@ async def test_workers_greet_report_and_leave() -> None:
         replies = await asyncio.gather(*(greet(port=port_of(listener)) for _ in range(8)))
         assert [reply.data for reply in replies] == [b"hello"] * 8
         reports = await supervisor.stats()
-        assert sum(Snapshot.from_json(report).greeted for report in reports) == 8
+        assert sum(Counters.from_json(report).greeted for report in reports) == 8
         assert await supervisor.stop(PATIENCE)
         assert sorted(exited) == sorted(pids)
         assert await supervisor.stats() == []
@@ -275,7 +275,7 @@ from greeter.service.supervisor import Supervisor
 async def main():
     (listener,) = open_listeners([Endpoint.parse("127.0.0.1:0")])
     task = {"leaves": sys.argv[1]}
-    supervisor = Supervisor([sys.executable, "-m", "tests.support.worker_process"], [listener], 2, task=task)
+    supervisor = Supervisor([sys.executable, "-m", "tests.support.small_worker"], [listener], 2, task=task)
     await supervisor.start()
     print(listener.endpoint.port, *supervisor.pids, flush=True)
     await asyncio.Event().wait()
@@ -504,7 +504,7 @@ async def test_replacing_all_under_load_loses_and_miscounts_no_client() -> None:
     seen: list[int] = []
 
     def on_stats(pid: int, stats: dict[str, Any]) -> None:
-        totals.update(pid, Snapshot.from_json(stats))
+        totals.update(pid, Counters.from_json(stats))
 
     async def client() -> list[bytes]:
         greetings = []

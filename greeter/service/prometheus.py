@@ -1,4 +1,4 @@
-"""``--metrics ENDPOINT``: serve a Snapshot as Prometheus text over HTTP.
+"""``--metrics ENDPOINT``: serve Counters as Prometheus text over HTTP.
 
 Invariants:
 
@@ -18,7 +18,7 @@ from greeter import __version__
 from greeter.core.stats import BOUNDS
 from greeter.errors import MissingExtra
 from greeter.service.httpd import TEXT, HTTPServer, Response, serve_http
-from greeter.service.snapshot import Snapshot
+from greeter.service.snapshot import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # The version is that of the text format.
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
-Collect: TypeAlias = Callable[[], Awaitable[Snapshot]]
+Collect: TypeAlias = Callable[[], Awaitable[Counters]]
 
 
 async def serve_metrics(
@@ -53,7 +53,7 @@ async def serve_metrics(
         MissingExtra: prometheus-client is not installed. (Importing this module raises it without h11.)
         ListenFailed: ``endpoint`` cannot be listened on.
     """
-    render(Snapshot())  # load prometheus-client now, and raise MissingExtra now, not at the first scrape
+    render(Counters())  # load prometheus-client now, and raise MissingExtra now, not at the first scrape
 
     async def metrics() -> Response:
         return Response(EXPOSITION, render(await collect()))
@@ -66,7 +66,7 @@ async def serve_metrics(
     return await serve_http(endpoint, {"/metrics": metrics, "/healthz": health}, unix_mode=unix_mode)
 
 
-def render(snapshot: Snapshot) -> bytes:
+def render(snapshot: Counters) -> bytes:
     """Render a snapshot in the Prometheus text format 0.0.4.
 
     Args:
@@ -93,7 +93,7 @@ def render(snapshot: Snapshot) -> bytes:
     return generate_latest(registry)
 
 
-def _metrics(now: Snapshot) -> Iterator[Metric]:
+def _metrics(now: Counters) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     for name, value, text in (

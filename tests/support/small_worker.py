@@ -9,7 +9,7 @@ from typing import Any
 
 from greeter import serve
 from greeter.service.channel import WorkerChannel
-from greeter.service.snapshot import Snapshot
+from greeter.service.snapshot import Counters
 
 
 async def work(channel: WorkerChannel) -> int:
@@ -26,7 +26,7 @@ async def work(channel: WorkerChannel) -> int:
         drain_timeout=task.get("drain_timeout", 5.0),
         access_log=False,
     )
-    leave = channel.open(lambda: Snapshot.of(server.stats).to_json())
+    leave = channel.open(lambda: Counters.of(server.stats).to_json())
     channel.ready()
     if mode == "crash":
         return 3

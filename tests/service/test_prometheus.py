@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import greeter
 from greeter import Endpoint, MissingExtra, ServerStats, greet, serve
 from greeter.core.stats import BOUNDS, LatencyHistogram
-from greeter.service.metrics import render, serve_metrics
-from greeter.service.snapshot import Snapshot
+from greeter.service.prometheus import render, serve_metrics
+from greeter.service.snapshot import Counters
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 HERE = Endpoint.parse("127.0.0.1:0")
 
 
-def everything() -> Snapshot:
+def everything() -> Counters:
     """A snapshot with a different number in each field."""
     times = LatencyHistogram()
     times.add(0.0002, 7)
     times.add(3.0, 2)
     times.add(60.0)
-    return Snapshot(
+    return Counters(
         accepted=101,
         greeted=102,
         bytes_sent=103,
@@ -94,14 +94,14 @@ def test_every_counter_is_a_metric() -> None:
 
 
 def test_every_class_is_exported_before_the_first_client() -> None:
-    found = samples(render(Snapshot.of(ServerStats())))
+    found = samples(render(Counters.of(ServerStats())))
     assert found["greeter_failed_total{class=reset}"] == 0
     assert "greeter_certificate_expiry_seconds" not in found
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-@pytest.mark.parametrize("make", [everything, Snapshot])
-def test_promtool_accepts_the_metrics(make: Callable[[], Snapshot]) -> None:
+@pytest.mark.parametrize("make", [everything, Counters])
+def test_promtool_accepts_the_metrics(make: Callable[[], Counters]) -> None:
     done = subprocess.run(
         ["promtool", "check", "metrics"],
         input=render(make()),
@@ -127,8 +127,8 @@ async def fetch(address: str, path: str) -> bytes:
 async def test_a_server_is_scraped() -> None:
     async with serve(port=0, access_log=False) as server:
 
-        async def collect() -> Snapshot:
-            return Snapshot.of(server.stats)
+        async def collect() -> Counters:
+            return Counters.of(server.stats)
 
         draining = False
         with contextlib.closing(await serve_metrics(HERE, collect, stopping=lambda: draining)) as metrics:
@@ -153,8 +153,8 @@ MISSING = "--metrics needs an optional package: pip install '.[metrics]' in gree
 
 
 async def test_serve_metrics_without_prometheus_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def collect() -> Snapshot:
-        return Snapshot()
+    async def collect() -> Counters:
+        return Counters()
 
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(MissingExtra, match=f"^{re.escape(MISSING)}$"):
@@ -163,10 +163,10 @@ async def test_serve_metrics_without_prometheus_client(monkeypatch: pytest.Monke
 
 def test_the_import_without_h11(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h11", None)
-    for name in ("greeter.service.metrics", "greeter.service.httpd"):
+    for name in ("greeter.service.prometheus", "greeter.service.httpd"):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(MissingExtra, match=f"^{re.escape(MISSING)}$"):
-        importlib.import_module("greeter.service.metrics")
+        importlib.import_module("greeter.service.prometheus")
 
 
 @pytest.mark.parametrize("package", ["h11", "prometheus_client"])
@@ -185,6 +185,6 @@ async def test_a_missing_package_of_the_extra_fails_metrics_only(
 
 
 def test_prometheus_client_is_loaded_only_when_metrics_are_served() -> None:
-    code = "import sys, greeter.service.metrics; print('prometheus_client' in sys.modules)"
+    code = "import sys, greeter.service.prometheus; print('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     assert done.stdout == b"False\n"
