@@ -366,7 +366,7 @@ async def start_server(
     listeners = open_listeners(endpoints, backlog=config.backlog, unix_mode=config.unix_mode)
     try:
         if sock is not None:
-            listeners.append(adopt(sock))
+            listeners.append(adopt(sock, backlog=config.backlog))
         server = Server(config, listeners)
         await server._start()
     except BaseException:

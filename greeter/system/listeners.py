@@ -171,7 +171,7 @@ def open_listeners(
             elif endpoint.kind == "unix":
                 opened.append(_open_unix(endpoint, unix_mode))
             else:
-                opened.append(_open_inherited(endpoint))
+                opened.append(_open_inherited(endpoint, backlog))
         for listener in opened:
             try:
                 listener.listen(backlog)
@@ -184,12 +184,13 @@ def open_listeners(
     return opened
 
 
-def adopt(sock: socket.socket, text: str = "") -> Listener:
+def adopt(sock: socket.socket, text: str = "", *, backlog: int = BACKLOG) -> Listener:
     """Make a Listener of a bound socket. The Listener owns the socket, but not its file, if it has one.
 
     Args:
         sock: A bound stream socket.
         text: How errors call the socket. The default is ``fd:N``.
+        backlog: The length of the accept queue, if the socket does not listen yet.
 
     Raises:
         ListenFailed: It cannot be listened on. The caller still owns the socket.
@@ -208,7 +209,7 @@ def adopt(sock: socket.socket, text: str = "") -> Listener:
             path = name if isinstance(name, str) else name.decode(errors="surrogateescape")
             endpoint = Endpoint("unix", path=path)
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            sock.listen(BACKLOG)
+            sock.listen(backlog)
     except ListenFailed:
         raise
     except OSError as error:
@@ -216,7 +217,7 @@ def adopt(sock: socket.socket, text: str = "") -> Listener:
     return Listener(sock, endpoint, inherited=True)
 
 
-def _open_inherited(endpoint: Endpoint) -> Listener:
+def _open_inherited(endpoint: Endpoint, backlog: int) -> Listener:
     text = str(endpoint)
     try:
         fd = os.dup(endpoint.fd)
@@ -228,7 +229,7 @@ def _open_inherited(endpoint: Endpoint) -> Listener:
     except OSError as error:
         raise ListenFailed(text, error) from error
     try:
-        return adopt(sock, text)
+        return adopt(sock, text, backlog=backlog)
     except ListenFailed:
         sock.close()
         raise

@@ -18,6 +18,7 @@ from greeter import ConfigError, Greeting, ListenFailed, Peer, serve
 from greeter.core.admission import Limits
 from greeter.core.greeting import DEFAULT_GREETING
 from greeter.server.server import MAX_FINAL_ACCEPTS
+from greeter.server.streams import queue_length
 from greeter.system.fdlimit import OVERSHOOT
 from tests.conftest import PATIENCE
 from tests.support.peers import Outcome, connect, read_to_end, reset, send_then_read, until
@@ -158,8 +159,9 @@ def bound(listening: bool) -> socket.socket:
 async def test_a_socket_of_the_caller_becomes_ours(listening: bool, accept: Accept) -> None:
     sock = bound(listening)
     port = sock.getsockname()[1]
-    async with here(sock=sock, accept=accept) as server:
+    async with here(sock=sock, accept=accept, backlog=7) as server:
         assert (server.port, server.sockets) == (port, (sock,))
+        assert queue_length(sock, 0) == (5 if listening else 7)
         assert await send_then_read(port, 18) == GREETED
     assert sock.fileno() == -1
 
