@@ -10,11 +10,13 @@ if not __package__:  # by its path: this very greeter then, whether it is instal
         sys.path.insert(0, here)
 
 from greeter.system import interrupt
+from greeter.system.standard_streams import occupy_standard_streams
 
 
 def main() -> None:
     """The console script."""
-    interrupt.exit_on_interrupt()  # before anything else is loaded, which takes a while
+    interrupt.take_signals()  # before anything else is loaded, which takes a while
+    occupy_standard_streams()
     from greeter.cli import cli
 
     cli.main()

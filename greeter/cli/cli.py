@@ -3,8 +3,8 @@
 Invariants:
 
 - Results go to stdout. An error is one line on stderr, never a traceback.
-- Exit codes: 0 success, 1 failure at run time, 2 usage error, 130 interrupted; load and report also have 98
-  (the generator was the limit) and 99 (a threshold or the baseline was missed).
+- Exit codes: 0 success, 1 failure at run time, 2 usage error, 130 interrupted, 143 terminated; load and
+  report also have 98 (the generator was the limit) and 99 (a threshold or the baseline was missed).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Exit codes:
   0    stopped and drained
   1    could not start
   2    usage error: an option, a file or a limit
-  130  stopped at once by a second signal
+  130  stopped at once by a second signal, at least a second after the first
 """
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from typing import TYPE_CHECKING
 
 from greeter.errors import ConfigError
@@ -22,15 +21,13 @@ from greeter.loadtest.report.outputs import OUTPUTS, check_outputs, write_output
 from greeter.loadtest.report.progress import progress
 from greeter.loadtest.report.saved import read_baseline, read_reports
 from greeter.system.loops import run
+from greeter.system.signals import SAME_REQUEST_SECONDS, stop_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from greeter.config.options import LoadOptions, ReportOptions
-
-# Signals that end a run early and keep its report: Ctrl-C, and the signal of timeout(1) and of containers.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _flag(field: str) -> str:
@@ -147,14 +144,20 @@ def plan_of(options: LoadOptions, spell: Callable[[str], str] = _flag) -> LoadPl
 
 async def _load(plan: LoadPlan, *, quiet: bool) -> LoadReport:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    # They end a run early and keep its report: Ctrl-C, and the signal of timeout(1) and of containers.
+    numbers = stop_signals()
 
     def interrupted() -> None:
-        stop.set()
-        for number in STOP_SIGNALS:
-            loop.remove_signal_handler(number)  # a second signal does not wait for a resolver
+        if not stop.is_set():
+            stop.set()
+            loop.call_later(SAME_REQUEST_SECONDS, exit_at_the_next)
+
+    def exit_at_the_next() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)  # a second request does not wait for a resolver
 
     with contextlib.suppress(NotImplementedError):  # on other systems, Ctrl-C is KeyboardInterrupt
-        for number in STOP_SIGNALS:
+        for number in numbers:
             loop.add_signal_handler(number, interrupted)
     with progress(plan, quiet=quiet) as watcher:
         # A live display in the process of the generator would distort the figures.

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "greeter"
 # In the environment of a worker, whose options come from its parent: the descriptor of its channel, then
-# those of the listening sockets.
+# those of the listening sockets. A plus sign follows those that other services may use, such as systemd's.
 WORKER_VARIABLE = "GREETER_WORKER"
 
 

@@ -212,6 +212,8 @@ class Server:
                         await asyncio.sleep(HANDSHAKE_GRACE)
                         self._path.stop()
                         self._tracker.stop_accepting()
+                        for listener in ending:
+                            listener.refuse_connections()
                         await drain_accept_queues(ending, self._path.accept_batch, self._tracker)
                 self.close()
                 await self.wait_closed()

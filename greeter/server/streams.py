@@ -216,7 +216,8 @@ class _Duplicate(socket.socket):
         except BlockingIOError:
             raise
         except OSError as error:
-            if error.errno not in TRANSIENT_ACCEPT_ERRORS:
+            # EINVAL: another process has called refuse_connections() on it
+            if error.errno not in TRANSIENT_ACCEPT_ERRORS and error.errno != errno.EINVAL:
                 self._cannot_accept(error)
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
 

@@ -8,6 +8,8 @@ Invariants:
 - Neither side polls: the event loop reports messages and the end of the stream.
 - The end of the stream means that the other process is gone, for whatever reason. A worker whose parent is
   gone drains and exits.
+- A worker ends when its parent says so or is gone, and by no signal but SIGKILL. A stop that is sent to every
+  process of a service (systemd's KillMode=control-group, pkill) is then one stop, which the parent leads.
 """
 
 from __future__ import annotations
@@ -15,18 +17,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
 from greeter.config.options import WORKER_VARIABLE
 from greeter.core.endpoint import Endpoint
 from greeter.errors import ConfigError
+from greeter.system import interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
 
 # A longer line is an error.
 MAX_LINE_BYTES = 16 * 1024 * 1024
+
+# The signals that a worker ignores. It is started with them blocked, so that none ends it while it loads.
+WORKER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 PARENT_GONE = "the parent process is gone"
 RETIRED = "retired"  # other workers serve on
@@ -137,10 +144,12 @@ class WorkerChannel:
 
     - ``task``: the task from the parent, as JSON has transmitted it.
     - ``endpoints``: the inherited listening sockets.
+    - ``shared``: True if another service may accept from one of them, also after this one has stopped.
     """
 
-    def __init__(self, sock: socket.socket, endpoints: tuple[Endpoint, ...]) -> None:
+    def __init__(self, sock: socket.socket, endpoints: tuple[Endpoint, ...], *, shared: bool = False) -> None:
         self.endpoints = endpoints
+        self.shared = shared
         self._stats: Callable[[], dict[str, Any]] | None = None
         self._stop_reason: asyncio.Future[str] | None = None
         self._early_reason = ""  # the reason, if it arrives before open()
@@ -161,6 +170,8 @@ class WorkerChannel:
         """Take the channel of this process from its environment.
 
         The variable is removed and close-on-exec is set, so that child processes are not taken for workers.
+        The signals in WORKER_SIGNALS do nothing from now on. They are unblocked, because child processes
+        inherit what is blocked.
 
         Args:
             environ: The environment.
@@ -175,7 +186,7 @@ class WorkerChannel:
         if text is None:
             return None
         try:
-            fd, *listening = (int(number) for number in text.split(","))
+            fd, *listening = (int(number.removesuffix("+")) for number in text.split(","))
             for each in (fd, *listening):
                 os.set_inheritable(each, False)
             sock = socket.socket(fileno=fd)
@@ -183,7 +194,10 @@ class WorkerChannel:
             raise ConfigError(
                 f"{WORKER_VARIABLE}={text[:80]!r} was not set by a parent of workers"
             ) from error
-        return cls(sock, tuple(map(Endpoint.inherited, listening)))
+        for number in WORKER_SIGNALS:
+            signal.signal(number, interrupt.ignore)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKER_SIGNALS)
+        return cls(sock, tuple(map(Endpoint.inherited, listening)), shared="+" in text)
 
     def open(self, stats: Callable[[], dict[str, Any]]) -> asyncio.Future[str]:
         """Start receiving in the running event loop.

@@ -3,6 +3,8 @@
 Invariants:
 
 - The parent never accepts. If a worker dies, the clients in the accept queue wait for another worker.
+- If the parent dies, the workers stop in order: they greet the clients in the accept queue, close the
+  listening sockets, and finish their open connections.
 - A reload checks the new configuration in the parent, then replaces the workers one by one. If a new worker
   does not become ready, the old ones serve on.
 """
@@ -27,7 +29,7 @@ from greeter.server import choose_path
 from greeter.service.service import ServiceProcess, announce, warn_restart_required
 from greeter.service.snapshot import AggregateStats, Counters
 from greeter.service.supervisor import Supervisor
-from greeter.system.listeners import open_listeners
+from greeter.system.listeners import close_inherited, open_listeners
 from greeter.system.loops import choose_loop
 
 if TYPE_CHECKING:
@@ -133,6 +135,7 @@ class MultiProcess(ServiceProcess):
         self._listeners = open_listeners(
             self.endpoints, backlog=self.config.backlog, unix_mode=self.config.unix_mode
         )
+        close_inherited(self.endpoints)
         self._supervisor = supervisor = Supervisor(
             self._command,
             self._listeners,
@@ -142,11 +145,7 @@ class MultiProcess(ServiceProcess):
             on_exit=self._totals.retire,
             retire_timeout=options.drain_timeout + KILL_MARGIN,
         )
-        try:
-            await supervisor.start()
-        except BaseException:
-            self._close()
-            raise
+        await supervisor.start()
 
     def _task(self, options: ServeOptions) -> str:
         return pack_options(per_worker_options(options, self._count))
@@ -207,12 +206,7 @@ class MultiProcess(ServiceProcess):
             self._reloading.cancel()
             await asyncio.wait([self._reloading])
         await self.supervisor.stop(self.options.drain_timeout + KILL_MARGIN)
-        self._close()
 
     def kill_workers(self) -> None:
         if self._supervisor is not None:
             self._supervisor.kill()
-
-    def _close(self) -> None:
-        for listener in self._listeners:
-            listener.close()

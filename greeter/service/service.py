@@ -2,8 +2,8 @@
 
 Invariants:
 
-- The first SIGTERM or SIGINT starts a drain: no new clients, open connections finish. The second one ends
-  the process at once.
+- The first SIGTERM or SIGINT starts a drain: no new clients, open connections finish. Another one, at least a
+  second later, ends the process at once.
 - SIGHUP applies a new configuration completely, or keeps the old one and logs why.
 - Every log line is written before the process ends.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -22,9 +21,10 @@ from greeter.config.loading import load_server_config, restart_required
 from greeter.config.options import ServeOptions
 from greeter.errors import GreeterError
 from greeter.server import Server, start_server
-from greeter.service.channel import STOPPED
+from greeter.service.channel import PARENT_GONE, STOPPED
 from greeter.service.snapshot import Counters
 from greeter.system import interrupt
+from greeter.system.listeners import close_inherited
 from greeter.system.loops import choose_loop
 from greeter.system.signals import Signals
 
@@ -154,6 +154,7 @@ class ServiceProcess(ABC):
             self._metrics.close()
             await self._metrics.wait_closed()
         self.notifier.close()
+        signals.close()
         return 0
 
     def status(self) -> str:
@@ -207,6 +208,7 @@ class SingleProcess(ServiceProcess):
 
     async def start(self) -> None:
         self.server = await start_server(self.config, self.endpoints)
+        close_inherited(self.endpoints)
 
     async def stop(self) -> None:
         await self.server.drain()
@@ -259,17 +261,12 @@ async def serve_as_worker(channel: WorkerChannel, config: ServerConfig) -> int:
     except GreeterError as error:
         channel.failed(str(error))
         return 1
+    close_inherited(channel.endpoints)
     stop_reason = channel.open(lambda: Counters.of(server.stats).to_json())
-    loop = asyncio.get_running_loop()
-    # Ignore what a terminal or a process manager sends to the whole group: the parent decides.
-    for number in (signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, lambda: None)
-    stop = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    stop_reason.add_done_callback(lambda _: stop.set())
     channel.ready()
-    await stop.wait()
-    await server.drain(last=stop_reason.done() and stop_reason.result() == STOPPED)
+    # When the whole service stops, so do all that accept from the sockets of the parent.
+    last = await stop_reason in (STOPPED, PARENT_GONE) and not channel.shared
+    await server.drain(last=last)
     channel.close()
     return 0
 

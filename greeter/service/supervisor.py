@@ -2,8 +2,8 @@
 
 Invariants:
 
-- The parent opens the listening sockets, keeps them open and never accepts. A client in the accept queue is
-  not affected when a worker exits or is replaced.
+- The parent opens the listening sockets, keeps them open until the final stop, and never accepts. A client in
+  the accept queue is not affected when a worker exits or is replaced.
 - Workers are direct children and have no children of their own.
 - Nothing polls: the exit of a worker is a readable pidfd.
 
@@ -86,7 +86,7 @@ class Supervisor:
 
     Args:
         command: The command that starts a worker, which finds a WorkerChannel in its environment.
-        listeners: The listening sockets that workers inherit. The caller closes them.
+        listeners: The listening sockets that workers inherit. ``stop`` closes them.
         count: The number of workers.
         task: The task of each worker: a value that JSON can represent.
         on_stats: Called with the process ID of a worker and each of its reports.
@@ -131,7 +131,8 @@ class Supervisor:
         """Start all workers and wait until they serve.
 
         Raises:
-            WorkerFailed: A worker did not become ready. All workers are stopped then.
+            WorkerFailed: A worker did not become ready. All workers are stopped then, and the listening
+                sockets are closed.
         """
         starting = [asyncio.ensure_future(self._launch(self._task, Backoff())) for _ in range(self._count)]
         try:
@@ -221,10 +222,11 @@ class Supervisor:
             worker.kill_unresponsive()
 
     async def stop(self, timeout: float = RETIRE_TIMEOUT) -> bool:
-        """Retire all workers at once and wait until they have exited.
+        """Retire all workers at once, close the listening sockets and wait until the workers have exited.
 
         Listening sockets that this process opened take no new handshakes. Pending handshakes complete, and
-        every connection in the accept queues is greeted.
+        every connection in the accept queues is greeted. A worker that drains has closed the sockets as soon
+        as their queues are empty, so this process must not keep them open until the last client has left.
 
         Args:
             timeout: How long the workers may take to exit before they are killed, in seconds.
@@ -240,8 +242,9 @@ class Supervisor:
             await asyncio.sleep(HANDSHAKE_GRACE)
         workers = list(self._workers)
         for worker in workers:
-            # An inherited socket, such as systemd's, may be served by another process afterwards.
-            worker.retire(timeout, last=all(refused))
+            worker.retire(timeout, last=True)
+        for listener in self._listeners:
+            listener.close()
         if workers:
             await asyncio.wait([worker.exited for worker in workers])
         return not any(worker.retire_timed_out for worker in workers)
@@ -293,10 +296,11 @@ class Supervisor:
 
     async def _spawn(self, task: object, backoff: Backoff) -> WorkerProcess:
         """Start a worker process. Errors that may pass are retried."""
-        fds = [listener.sock.fileno() for listener in self._listeners]
         while not self._stopping:
             try:
-                worker = WorkerProcess(self._command, fds, task, self._forward_stats, self._forward_exit)
+                worker = WorkerProcess(
+                    self._command, self._listeners, task, self._forward_stats, self._forward_exit
+                )
             except OSError as error:
                 if error.errno not in TRANSIENT_SPAWN_ERRORS:
                     raise WorkerFailed(

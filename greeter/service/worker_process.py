@@ -5,6 +5,7 @@ Invariants:
 - A worker is a direct child and inherits only the descriptors that it is given.
 - Its exit is a readable pidfd (pidfd_open(2)): there is no SIGCHLD handler and no polling.
 - Messages that it sent before its exit are processed before the exit.
+- From its first instruction on, no signal that is sent to all processes of a service ends it: channel.py.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.config.options import WORKER_VARIABLE
 from greeter.errors import GreeterError
-from greeter.service.channel import Channel
+from greeter.service.channel import WORKER_SIGNALS, Channel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from greeter.system.listeners import Listener
 
 logger = logging.getLogger("greeter")
 
@@ -38,7 +41,7 @@ class WorkerProcess:
 
     Args:
         command: The command to run.
-        fds: The descriptors that it inherits, besides its channel.
+        listeners: The listening sockets that it inherits.
         task: The task to send to it: a value that JSON can represent.
         on_stats: Called after each report.
         on_exit: Called after its exit.
@@ -58,7 +61,7 @@ class WorkerProcess:
     def __init__(
         self,
         command: Sequence[str],
-        fds: Sequence[int],
+        listeners: Sequence[Listener],
         task: object,
         on_stats: Callable[[WorkerProcess], None],
         on_exit: Callable[[WorkerProcess], None],
@@ -78,14 +81,17 @@ class WorkerProcess:
         parent_sock, worker_sock = socket.socketpair()
         with worker_sock:
             try:
-                passed = [worker_sock.fileno(), *fds]
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=passed,
-                    env={**os.environ, WORKER_VARIABLE: ",".join(map(str, passed))},
-                    process_group=0,  # Ctrl-C reaches the parent only, which retires its workers
-                )
+                passed = [worker_sock.fileno(), *(listener.sock.fileno() for listener in listeners)]
+                marks = ["", *("+" if listener.inherited else "" for listener in listeners)]
+                text = ",".join(f"{fd}{mark}" for fd, mark in zip(passed, marks, strict=True))
+                with _blocked(WORKER_SIGNALS):
+                    self._process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        pass_fds=passed,
+                        env={**os.environ, WORKER_VARIABLE: text},
+                        process_group=0,  # Ctrl-C reaches the parent only, which retires its workers
+                    )
             except BaseException:
                 parent_sock.close()
                 raise
@@ -121,7 +127,7 @@ class WorkerProcess:
 
         Args:
             seconds: The time to exit. A further call replaces it.
-            last: True if no other process accepts from the listening sockets.
+            last: True if the whole service stops, so that no worker accepts any more.
         """
         if self.exited.done():
             return
@@ -218,3 +224,13 @@ class WorkerProcess:
         if problem:
             logger.error("worker %d %s: killed", self.pid, problem, extra={"event": "worker"})
             self.kill()
+
+
+@contextlib.contextmanager
+def _blocked(numbers: Iterable[int]) -> Iterator[None]:
+    """Block signals in this thread, and in the processes that it starts. They are delivered afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -41,6 +41,7 @@ TRANSIENT_ACCEPT_ERRORS = frozenset(
 # a data centre is far shorter.
 HANDSHAKE_GRACE = 0.05
 
+_AF_UNIX = getattr(socket, "AF_UNIX", None)  # not on Windows
 _SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; not in the socket module
 
 
@@ -66,6 +67,9 @@ class Listener:
         # socket.accept() is a wrapper of _accept() that costs one more system call. It is the fallback for a
         # Python without _accept().
         self.accept_fd: Callable[[], tuple[int, Any]] = getattr(sock, "_accept", self._accept_documented)
+        if sock.family == _AF_UNIX:
+            self._accept_any = self.accept_fd
+            self.accept_fd = self._accept_unix
         self._file: tuple[int, int] | None = None
         if not inherited and endpoint.kind == "unix" and not endpoint.abstract:
             self._file = _file_id(endpoint.path)
@@ -90,21 +94,29 @@ class Listener:
         sock, address = self.sock.accept()
         return sock.detach(), address
 
+    def _accept_unix(self) -> tuple[int, Any]:
+        try:
+            return self._accept_any()
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # refuse_connections() was called, and the queue is empty
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+            raise
+
     def reject_new_handshakes(self, *, last: bool = False) -> bool:
         """Prevent new TCP handshakes, while those in progress complete.
 
         A classic BPF program on the listening socket drops segments with SYN set (socket(7),
         SO_ATTACH_FILTER). The client's kernel retries, and is refused once the socket is closed. For a Unix
-        socket, the path is removed. An abstract socket has no path.
+        socket, the path is removed; ``refuse_connections`` does the rest.
 
         Args:
             last: An inherited socket may be in use by other processes, so it is left unchanged unless this is
                 True.
 
         Returns:
-            True if new handshakes are prevented.
+            True if new connections are prevented now, or can be by ``refuse_connections``.
         """
-        if (self.inherited and not last) or self.endpoint.abstract:
+        if self.inherited and not last:
             return False
         self.remove_file()
         if self.sock.family not in (socket.AF_INET, socket.AF_INET6):
@@ -128,6 +140,16 @@ class Listener:
         except OSError:
             return False
         return True
+
+    def refuse_connections(self) -> None:
+        """Refuse new connections to a Unix socket, also an abstract one; those in the queue stay there.
+
+        shutdown(2) with SHUT_RD does that: connect(2) fails with ECONNREFUSED, and accept(2) with EINVAL once
+        the queue is empty. The socket is readable from now on, so nothing may watch it.
+        """
+        if self.family == _AF_UNIX:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RD)
 
     def remove_file(self) -> None:
         """Remove the socket's file, if it is still the one that this listener created."""
@@ -153,7 +175,7 @@ def open_listeners(
 
     Args:
         endpoints: Where to listen. A host with several addresses, such as the empty host, gives one listener
-            for each of them, all on the same port.
+            for each of them, all on the same port. An inherited descriptor is duplicated and stays open.
         backlog: The length of the accept queue.
         unix_mode: The permissions of the files of Unix sockets; None for those that the umask leaves.
 
@@ -215,6 +237,26 @@ def adopt(sock: socket.socket, text: str = "", *, backlog: int = BACKLOG) -> Lis
     except OSError as error:
         raise ListenFailed(text, error) from error
     return Listener(sock, endpoint, inherited=True)
+
+
+def close_inherited(endpoints: Iterable[Endpoint]) -> None:
+    """Close the descriptors of inherited sockets, whose duplicates are in use: see ``open_listeners``.
+
+    For a process that owns its descriptors. A listening socket lives until its last descriptor is closed, so
+    that clients would connect to one that nothing accepts from.
+
+    Args:
+        endpoints: The endpoints that were opened. Those that are not inherited are skipped.
+    """
+    for endpoint in endpoints:
+        if endpoint.kind != "fd":
+            continue
+        if endpoint.fd > 2:
+            os.close(endpoint.fd)
+            continue
+        null = os.open(os.devnull, os.O_RDWR)  # a standard stream: see standard_streams.py
+        os.dup2(null, endpoint.fd)
+        os.close(null)
 
 
 def _open_inherited(endpoint: Endpoint, backlog: int) -> Listener:

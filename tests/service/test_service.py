@@ -21,6 +21,7 @@ from greeter import Endpoint, greet
 from greeter.config.loading import load_server_config
 from greeter.config.options import ServeOptions
 from greeter.service.logs import FLUSH_SECONDS
+from greeter.system.signals import SAME_REQUEST_SECONDS
 from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, run_greeter
 from tests.support.service_peers import crowd, lines_with, metric, started_by_init
@@ -112,13 +113,14 @@ async def test_a_pending_client_is_greeted_before_the_exit(app: Any, tmp_path: P
     assert log_of(server)[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
 
 
-async def test_a_second_signal_exits_at_once(app: Any) -> None:
+async def test_a_second_signal_a_second_later_exits_at_once(app: Any) -> None:
     args, env = app(NEVER, "never")
     async with serving(*args, "--drain-timeout", "60", env=env) as server:
         with connect(server.port):
             await server.line_with("Got a connection")
             server.process.send_signal(signal.SIGTERM)
             await server.line_with("SIGTERM: stopping: no new clients, finishing open connections")
+            await asyncio.sleep(SAME_REQUEST_SECONDS)
             assert await server.stop(signal.SIGINT) == 130
     assert log_of(server)[-1] == "warning: SIGINT again: exiting at once"
 

@@ -18,6 +18,7 @@ import pytest
 
 from greeter import greet
 from greeter.system.listeners import HANDSHAKE_GRACE
+from greeter.system.signals import SAME_REQUEST_SECONDS
 from tests.conftest import PATIENCE, Process, greeter_process, loop_factories
 from tests.support.peers import Outcome, connect, read_to_end, until
 from tests.support.service_peers import HELLO, crowd, lines_with, on_every_stage, running, started_by_init
@@ -124,6 +125,7 @@ async def test_a_second_signal_does_not_wait_for_the_delay(second: signal.Signal
     async with serving("--stop-delay", "600") as service:
         service.process.send_signal(signal.SIGINT)
         await service.line_with("serving for another 600 s")
+        await asyncio.sleep(SAME_REQUEST_SECONDS)
         assert await service.stop(second) == 130
 
 

@@ -179,12 +179,12 @@ async def test_a_replacement_that_does_not_become_ready_is_retried(
     async with supervising(listener, 1, task={"needs": str(needed)}) as supervisor:
         (pid,) = supervisor.pids
         needed.unlink()
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGKILL)
         await until(lambda: supervisor.restarts == 2, "the first replacement fails")
         needed.touch()
         assert (await greet(port=port_of(listener))).data == b"hello"
     first, second, *_ = errors(caplog)
-    assert first == f"worker {pid} was killed by SIGTERM: starting another in 0.1 s"
+    assert first == f"worker {pid} was killed by SIGKILL: starting another in 0.1 s"
     assert second.endswith(
         "exited with code 3 (no greeting today) before it was ready: starting another in 0.2 s"
     )
@@ -341,6 +341,19 @@ async def test_a_stop_finishes_the_open_connections(listener: Listener) -> None:
         assert await stopping
 
 
+async def test_a_stop_of_all_processes_is_led_by_the_parent(listener: Listener) -> None:
+    async with supervising(listener) as supervisor:
+        client = await connect(port_of(listener))
+        assert await asyncio.get_running_loop().sock_recv(client, 5) == b"hello"
+        for pid in supervisor.pids:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+                os.kill(pid, number)
+        assert (await greet(port=port_of(listener))).data == b"hello"
+        client.close()
+        assert await supervisor.stop()
+        assert supervisor.restarts == 0
+
+
 async def test_a_stop_waits_for_pending_handshakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("greeter.service.supervisor.HANDSHAKE_GRACE", 0.2)
     loop = asyncio.get_running_loop()
@@ -368,10 +381,11 @@ async def test_an_inherited_listener_keeps_accepting_after_a_stop(
 ) -> None:
     # No handshake is reset, so there is no wait for any.
     monkeypatch.setattr("greeter.service.supervisor.HANDSHAKE_GRACE", 10 * PATIENCE)
-    listener.inherited = True
-    async with supervising(listener, 1) as supervisor:
-        assert await supervisor.stop()
-        (await connect(port_of(listener))).close()
+    with listener.sock.dup():  # as systemd keeps it
+        listener.inherited = True
+        async with supervising(listener, 1) as supervisor:
+            assert await supervisor.stop()
+            (await connect(port_of(listener))).close()
 
 
 async def test_the_last_report_is_processed_after_the_exit(listener: Listener) -> None:

@@ -1,7 +1,8 @@
-"""Ctrl-C at any time during a command exits with 130 and no traceback. The library installs no handler."""
+"""SIGINT and SIGTERM end a command at any time, without a traceback. The library installs no handler."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,13 @@ from tests.conftest import PATIENCE, ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Runs greeter, and sends SIGINT when it begins to import a module, or at the end of the process.
+# Runs greeter, and sends itself a signal when it begins to import a module, or at the end of the process.
 INTERRUPTED = """
 import atexit, os, runpy, signal, sys
 when = sys.argv.pop(1)
+number = int(sys.argv.pop(1))
 def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), number)
 class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -34,9 +36,11 @@ runpy.run_module("greeter", run_name="__main__", alter_sys=True)
 SERVE = ("serve", "--listen", "127.0.0.1:0")
 
 
-def interrupted(when: str, *args: str, before: str = "") -> tuple[int, bytes]:
+def interrupted(
+    when: str, *args: str, before: str = "", number: int = signal.SIGINT, wrapper: tuple[str, ...] = ()
+) -> tuple[int, bytes]:
     """The exit code and the stderr of a command."""
-    command = [sys.executable, "-c", before + INTERRUPTED, when, *args]
+    command = [*wrapper, sys.executable, "-c", before + INTERRUPTED, when, str(int(number)), *args]
     done = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=PATIENCE
     )
@@ -62,6 +66,22 @@ def test_ctrl_c_exits_without_a_traceback(when: str, args: tuple[str, ...]) -> N
     code, stderr = interrupted(when, *args)
     assert code == interrupt.INTERRUPTED
     assert stderr in (b"", b"greeter: cannot connect to fd:999: bad file descriptor\n")
+
+
+@pytest.mark.parametrize("when", ["greeter.cli.cli", "click", "greeter.service.startup"])
+def test_sigterm_exits_before_a_service_is_loaded(when: str) -> None:
+    assert interrupted(when, *SERVE, number=signal.SIGTERM) == (interrupt.TERMINATED, b"")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, interrupt.TERMINATED), (signal.SIGINT, interrupt.INTERRUPTED)]
+)
+def test_a_signal_ends_the_first_process_of_a_container(number: int, code: int) -> None:
+    """It has no default actions: a signal that nothing handles is dropped (pid_namespaces(7))."""
+    unshare = ("unshare", "--fork", "--pid", "--kill-child")
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("needs unshare(1) and the permission to make a PID namespace")
+    assert interrupted("click", *SERVE, number=number, wrapper=unshare) == (code, b"")
 
 
 def test_an_ignored_sigint_stays_ignored() -> None:

@@ -458,9 +458,22 @@ def test_an_abstract_name_has_no_file(listen: Any, mode: int | None) -> None:
     assert listener.address == f"unix:@{name}"
     assert greets(listener)
     assert open_error(f"unix:@{name}").errno == errno.EADDRINUSE
-    assert not listener.reject_new_handshakes()
     listener.close()
     listen(f"unix:@{name}")
+
+
+@pytest.mark.parametrize("name", ["@greeter-test-{pid}", "{here}/x"])
+def test_refused_connections_leave_the_queue_as_it_is(listen: Any, tmp_path: Path, name: str) -> None:
+    (listener,) = listen("unix:" + name.format(here=tmp_path, pid=os.getpid()))
+    with socket.socket(socket.AF_UNIX) as queued, socket.socket(socket.AF_UNIX) as late:
+        queued.connect(listener.endpoint.path)
+        listener.refuse_connections()
+        with pytest.raises(ConnectionRefusedError):
+            late.connect(listener.endpoint.path)
+        fd, _ = listener.accept_fd()
+        os.close(fd)
+        with pytest.raises(BlockingIOError):
+            listener.accept_fd()
 
 
 # -- inherited sockets -----------------------------------------------------------------------------------

@@ -6,14 +6,16 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from greeter.system.signals import Signals
+from greeter import greet
+from greeter.system.signals import SAME_REQUEST_SECONDS, Signals
 from tests.conftest import PATIENCE, greeter_process
 from tests.support.peers import Outcome, read_to_end, until
-from tests.support.service_peers import HELLO
+from tests.support.service_peers import HELLO, children, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,15 +55,89 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-async def test_the_second_stop_exits_at_once(calls: list[str]) -> None:
+async def test_a_stop_that_is_delivered_twice_is_one(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     signals = install(calls)
     signals.service_started()
-    send(signal.SIGINT)
+    now = 100.0
+    monkeypatch.setattr("greeter.system.signals.monotonic", lambda: now)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        send(number)
+        await asyncio.sleep(0)
     async with asyncio.timeout(PATIENCE):
-        assert await signals.stop == "SIGINT"
+        assert await signals.stop in ("SIGINT", "SIGTERM")
+    now += SAME_REQUEST_SECONDS - 0.01
+    await deliver(signal.SIGTERM)
     assert calls == []
+    now += 0.01
+    await deliver(signal.SIGTERM)
+    assert calls == ["force exit SIGTERM"]
+
+
+async def deliver(number: int) -> None:
+    """Send a signal to this process, and wait until the loop has handled it."""
+    handled = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, handled.set)
+    send(number)
+    send(signal.SIGUSR1)
+    async with asyncio.timeout(PATIENCE):
+        await handled.wait()
+    loop.remove_signal_handler(signal.SIGUSR1)
+
+
+async def test_no_signal_matters_after_the_stop(calls: list[str]) -> None:
+    signals = install(calls)
     send(signal.SIGTERM)
-    await until(lambda: calls == ["force exit SIGTERM"], "the second one")
+    async with asyncio.timeout(PATIENCE):
+        await signals.stop
+    signals.close()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        send(number)  # its default action would end this process
+    assert calls == []
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_signal_without_a_meaning_changes_nothing(workers: str) -> None:
+    args = ("serve", "--listen", "127.0.0.1:0", "--workers", workers, "--no-access-log")
+    async with greeter_process(*args) as service:
+        for pid in (service.pid, *children(service.pid)):
+            os.kill(pid, signal.SIGUSR1)
+            os.kill(pid, signal.SIGUSR2)
+        assert (await greet(port=service.port)).data == HELLO
+        assert await service.stop() == 0
+    assert service.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
+    assert not [line for line in service.lines if line.startswith("error")]
+
+
+async def test_an_ignored_sigint_does_not_stop_a_service() -> None:
+    """As ``greeter serve &`` in a script, whose terminal sends SIGINT to every process of its group."""
+    command = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.executable, "
+    )
+    command += "[sys.executable, '-m', 'greeter', 'serve', '--listen', '127.0.0.1:0'])"
+    async with running(sys.executable, "-c", command) as service:
+        service.process.send_signal(signal.SIGINT)
+        assert (await greet(port=service.port)).data == HELLO
+        assert await service.stop() == 0
+    assert "SIGTERM: stopping: no new clients, finishing open connections" in service.lines
+
+
+async def test_a_stop_of_every_process_is_one_stop(tmp_path: Path) -> None:
+    """As systemd's default KillMode and pkill(1) deliver it, also while the workers start."""
+    (tmp_path / "slow.py").write_text(APP)
+    args = ("serve", "--workers", "2", "--app", "slow:greeting", "--listen", "127.0.0.1:0")
+    async with greeter_process(*args, ready="", env={"PYTHONPATH": str(tmp_path)}) as service:
+        await until((tmp_path / "worker").exists, "a worker starts")
+        for _ in range(10):
+            for pid in (*children(service.pid), service.pid):
+                os.kill(pid, signal.SIGTERM)
+        (tmp_path / "go").touch()
+        assert await service.ended() == 0
+    assert service.lines[-1] == "Stopped: 0 greeted of 0 accepted, 0 failed"
+    assert not [line for line in service.lines if "worker" in line and "Listening" not in line]
 
 
 async def test_an_early_reload_takes_effect_when_ready(calls: list[str]) -> None:
