@@ -511,6 +511,7 @@ async def test_healthz_is_503_during_the_stop_delay(workers: str, tmp_path: Path
         await server.line_with("serving for another 600 s")
         assert await health() == b"503 stopping\n"
         assert (await greet(port=server.port)).data == HELLO
+        await asyncio.sleep(SAME_REQUEST_SECONDS)
         assert await server.stop() == 130
 
 
