@@ -66,7 +66,7 @@ Exit codes:
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Greet every client that connects, until SIGTERM or SIGINT. SIGHUP reloads the configuration.
 
-    An ENDPOINT is HOST:PORT, [::1]:PORT, :PORT (every interface), unix:/path, unix:@name or fd:N.
+    An ENDPOINT is HOST:PORT, [::1]:PORT, :PORT (every interface), unix:/path, unix:@name, fd:N or fd:NAME.
 
     Each option is also an environment variable (GREETER_BACKLOG for --backlog) and, except --config, a key
     in the file that --config names.

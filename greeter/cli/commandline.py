@@ -20,6 +20,7 @@ from click.core import ParameterSource
 
 from greeter.config.options import METADATA_KEY, WORKER_VARIABLE
 from greeter.errors import ConfigError, os_error_text
+from greeter.system.input_files import read_input
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 OptionsT = TypeVar("OptionsT")
 
 PREFIX = "GREETER_"
+_read_before: dict[str, bool] = {}  # the configuration files, and whether they had contents
 CONFIG_FILE = "greeter.config"  # the key in Context.meta under which the name of the file is
 
 
@@ -200,18 +202,24 @@ def _read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
     if WORKER_VARIABLE in os.environ:  # a worker receives its options from its parent, not from the file
         return
     try:
-        with open(file, "rb") as stream:
-            table = tomllib.load(stream)
+        data = read_input(file)
+        table = tomllib.loads(data.decode("utf-8-sig"))  # with or without a byte order mark
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {file!r}: {os_error_text(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not TOML: {error}") from error
+    if _read_before.setdefault(file, bool(data.strip())) and not data.strip():
+        # Truncated by what writes it at this moment, for example. Its limits must not vanish.
+        raise ConfigError(f"{file}: empty, which it was not when it was first read")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     defaults: dict[str, Any] = {}
+    spellings: dict[str, str] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in fields:
             raise ConfigError(f"{file}: unknown key {key!r}{_suggestion(name, fields)}")
+        if (other := spellings.setdefault(name, key)) != key:
+            raise ConfigError(f"{file}: {other!r} and {key!r} are the same key")
         many = fields[name].metadata[METADATA_KEY]["multiple"]
         if isinstance(value, list) != many and not (many and isinstance(value, str)):
             raise ConfigError(f"{file}: {key} is {'a list' if many else 'one value'}, not {value!r}")

@@ -13,6 +13,7 @@ Invariants:
 ``unix:/run/x.sock`` a Unix socket
 ``unix:@name``       an abstract Unix socket (Linux)
 ``fd:N``             a socket inherited by this process, as descriptor N
+``fd:NAME``          a socket of systemd, by its name (FileDescriptorName= in systemd.socket(5))
 ===================  =====================================================================
 
 PORT is a number or a service name. Listening on port 0 lets the kernel choose a free port.
@@ -37,6 +38,8 @@ DEFAULT_ENDPOINT = f"{DEFAULT_HOST}:{DEFAULT_PORT}"
 UNIX_PATH_MAX = 107
 # RFC 6335 5.1: letters, digits and inner single hyphens, at most 15, at least one letter.
 _SERVICE = re.compile(r"(?=[0-9-]*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*", re.ASCII)
+# A name of sd_listen_fds_with_names(3), of those that cannot be taken for a number.
+_FD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]{0,254}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ class Endpoint:
         host: TCP: a host name or an address; empty for all interfaces.
         port: TCP: a port number, or a service name if it is a string.
         path: Unix: the path of the socket; an abstract name begins with a NUL.
-        fd: The number of an inherited descriptor.
+        fd: The number of an inherited descriptor; -1 if it has a name.
+        name: The name of a socket of systemd. The service resolves it to a number.
     """
 
     kind: Literal["tcp", "unix", "fd"]
@@ -56,6 +60,7 @@ class Endpoint:
     port: int | str = 0
     path: str = ""
     fd: int = -1
+    name: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
@@ -103,10 +108,10 @@ class Endpoint:
         """Return the endpoint of a socket that this process inherited.
 
         Args:
-            fd: The number of its descriptor.
+            fd: The number of its descriptor, or the name of a socket of systemd.
 
         Raises:
-            ConfigError: ``fd`` is not a descriptor number.
+            ConfigError: ``fd`` is neither.
         """
         return _named(f"fd:{fd}", _inherited, fd)
 
@@ -148,7 +153,10 @@ class Endpoint:
         if isinstance(target, Endpoint):
             return target
         if whole:
-            return cls.parse(str(target))
+            found = cls.parse(str(target))
+            if found.name:
+                raise ConfigError(f"endpoint {target!r} has no descriptor number, as in fd:3")
+            return found
         return cls.tcp(target, DEFAULT_PORT if port is None else port)
 
     @property
@@ -160,7 +168,7 @@ class Endpoint:
         if self.kind == "unix":
             return "unix:@" + self.path[1:] if self.abstract else "unix:" + self.path
         if self.kind == "fd":
-            return f"fd:{self.fd}"
+            return f"fd:{self.name or self.fd}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -246,8 +254,10 @@ def _unix(path: str) -> Endpoint:
 
 def _inherited(fd: int | str) -> Endpoint:
     text = str(fd)
+    if _FD_NAME.fullmatch(text):
+        return Endpoint("fd", name=text)
     if not (text.isascii() and text.isdigit() and len(text) <= 10) or int(text) > 0x7FFFFFFF:
-        raise ConfigError("has no descriptor number, as in fd:3")
+        raise ConfigError("has no descriptor number or name, as in fd:3 or fd:web")
     return Endpoint("fd", fd=int(text))
 
 

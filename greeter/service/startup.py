@@ -21,8 +21,9 @@ from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
 from greeter.service.channel import WorkerChannel
 from greeter.service.logs import LogStream
 from greeter.service.service import Reread, ServiceProcess, SingleProcess, load_config, serve_as_worker
-from greeter.service.systemd import Notifier, listen_fds
+from greeter.service.systemd import Notifier, claim_sockets, listen_fds, unclaimed_sockets
 from greeter.system.fdlimit import raise_fd_limit
+from greeter.system.listeners import close_inherited
 from greeter.system.loops import run
 
 if TYPE_CHECKING:
@@ -65,12 +66,12 @@ def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ())
         if channel is not None:
             main = functools.partial(serve_as_worker, channel, config)
         else:
-            inherited = tuple(map(Endpoint.inherited, listen_fds()))
+            options, endpoints, reread = _claimed(options, reread)
             count = _usable_cores() if options.workers == "auto" else options.workers
             main = _process_factory(argv, count)(
                 options=options,
                 config=config,
-                endpoints=options.listen or inherited or (Endpoint.parse(DEFAULT_ENDPOINT),),
+                endpoints=endpoints,
                 reread=reread,
                 log=log,
                 notifier=Notifier.from_environment(),
@@ -78,6 +79,22 @@ def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ())
         code = run(_run_to_end(main, log), options.loop)
         _exit_despite_stuck_threads(log, code)
         return code
+
+
+def _claimed(options: ServeOptions, reread: Reread) -> tuple[ServeOptions, tuple[Endpoint, ...], Reread]:
+    """Return what ``run_service`` got with the sockets of systemd in it, and the endpoints to listen on."""
+    names = listen_fds()
+    options = claim_sockets(options, names)
+    others = unclaimed_sockets(options, names)
+    if options.listen and others:
+        logger.warning(
+            "no option names the sockets %s of systemd: closed",
+            ", ".join(map(str, others)),
+            extra={"event": "systemd"},
+        )
+        close_inherited(others)
+    endpoints = options.listen or others or (Endpoint.parse(DEFAULT_ENDPOINT),)
+    return options, endpoints, lambda: claim_sockets(reread(), names)
 
 
 def _process_factory(argv: Sequence[str], workers: int) -> Callable[..., ServiceProcess]:

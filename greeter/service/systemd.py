@@ -4,21 +4,26 @@ Invariants:
 
 - Reading an environment variable removes it, so that a child process does not take it for its own.
 - Wrong variables are an error at startup.
+- A socket has one use. What no option names is for greetings, or is closed if ``--listen`` names others.
 - Notifications are best effort: they never raise, never block, and log one warning per outage.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import socket
 import time
 from typing import TYPE_CHECKING
 
+from greeter.core.endpoint import Endpoint
 from greeter.errors import ConfigError, os_error_text
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Mapping, MutableMapping
+
+    from greeter.config.options import ServeOptions
 
 logger = logging.getLogger("greeter")
 
@@ -30,7 +35,8 @@ def listen_fds(environ: MutableMapping[str, str] = os.environ) -> dict[int, str]
     """Take the descriptors that systemd passed to this process; see sd_listen_fds(3).
 
     Child processes do not inherit them: close-on-exec is set on each. The variables are removed, also if
-    they are meant for another process (``LISTEN_PID``).
+    they are meant for another process (``LISTEN_PID``), such as a wrapper that has started this one. A
+    warning says so then.
 
     Args:
         environ: The environment.
@@ -44,7 +50,16 @@ def listen_fds(environ: MutableMapping[str, str] = os.environ) -> dict[int, str]
     count, pid, names, _ = (
         environ.pop(name, None) for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
     )
-    if not count or not pid or _parse_number("LISTEN_PID", pid) != os.getpid():
+    if not count or not _parse_number("LISTEN_FDS", count):
+        return {}
+    if not pid or _parse_number("LISTEN_PID", pid) != os.getpid():
+        logger.warning(
+            "the %s sockets of LISTEN_FDS are ignored: LISTEN_PID is %s, and this process is %d",
+            count,
+            pid or "not set",
+            os.getpid(),
+            extra={"event": "systemd"},
+        )
         return {}
     fds = range(FIRST_FD, FIRST_FD + _parse_number("LISTEN_FDS", count))
     for fd in fds:
@@ -56,6 +71,49 @@ def listen_fds(environ: MutableMapping[str, str] = os.environ) -> dict[int, str]
     if len(known) != len(fds):
         raise ConfigError(f"LISTEN_FDNAMES={names!r} does not name {len(fds)} sockets")
     return dict(zip(fds, known, strict=True))
+
+
+def claim_sockets(options: ServeOptions, names: Mapping[int, str]) -> ServeOptions:
+    """Replace the names of sockets in the options by their descriptors.
+
+    Args:
+        options: The options of the service.
+        names: The name of each socket of systemd, as ``listen_fds`` returns them.
+
+    Returns:
+        The options. ``fd:NAME`` of ``--listen`` becomes every socket of this name.
+
+    Raises:
+        ConfigError: No socket has a name, ``--metrics`` names several, or a descriptor is named twice.
+    """
+    claimed: dict[int, str] = {}
+
+    def claim(flag: str, endpoint: Endpoint) -> list[Endpoint]:
+        fds = [endpoint.fd] if endpoint.kind == "fd" else []
+        if endpoint.name:
+            fds = [fd for fd, name in names.items() if name == endpoint.name]
+            if not fds:
+                known = ", ".join(sorted(set(names.values()))) or "none"
+                raise ConfigError(f"{flag} {endpoint}: systemd has passed no socket of this name ({known})")
+        for fd in fds:
+            if fd in claimed:
+                raise ConfigError(f"descriptor {fd} is named twice: {claimed[fd]} and {flag} {endpoint}")
+            claimed[fd] = f"{flag} {endpoint}"
+        return [Endpoint.inherited(fd) for fd in fds] or [endpoint]
+
+    listen = tuple(found for endpoint in options.listen for found in claim("--listen", endpoint))
+    metrics = options.metrics
+    if metrics is not None:
+        metrics, *others = claim("--metrics", metrics)
+        if others:
+            raise ConfigError(f"--metrics {options.metrics}: {len(others) + 1} sockets have this name")
+    return dataclasses.replace(options, listen=listen, metrics=metrics)
+
+
+def unclaimed_sockets(options: ServeOptions, names: Mapping[int, str]) -> tuple[Endpoint, ...]:
+    """Return the sockets of systemd that the options do not name. Arguments as for ``claim_sockets``."""
+    named = (*options.listen, *((options.metrics,) if options.metrics is not None else ()))
+    return tuple(Endpoint.inherited(fd) for fd in names if all(fd != endpoint.fd for endpoint in named))
 
 
 class Notifier:

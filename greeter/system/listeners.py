@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import socket
-import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
 from greeter.core.endpoint import Endpoint
 from greeter.core.server_config import BACKLOG
 from greeter.errors import ListenFailed, os_error_text
+from greeter.system.socket_files import file_id, remove_stale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -72,7 +73,7 @@ class Listener:
             self.accept_fd = self._accept_unix
         self._file: tuple[int, int] | None = None
         if not inherited and endpoint.kind == "unix" and not endpoint.abstract:
-            self._file = _file_id(endpoint.path)
+            self._file = file_id(endpoint.path)
         sock.setblocking(False)
 
     def __repr__(self) -> str:
@@ -155,7 +156,7 @@ class Listener:
         """Remove the socket's file, if it is still the one that this listener created."""
         file, self._file = self._file, None
         try:
-            if file is not None and _file_id(self.endpoint.path) == file:
+            if file is not None and file_id(self.endpoint.path) == file:
                 os.unlink(self.endpoint.path)
         except FileNotFoundError:
             pass
@@ -185,25 +186,27 @@ def open_listeners(
     Raises:
         ListenFailed: An endpoint cannot be listened on. Every socket was closed.
     """
-    opened: list[Listener] = []
+    opened: dict[int, list[Listener]] = {}  # by the place of the endpoint
     try:
-        for endpoint in endpoints:
+        # TCP first: resolving a name may take long, and a Unix socket listens at once.
+        for place, endpoint in sorted(enumerate(endpoints), key=lambda each: each[1].kind != "tcp"):
             if endpoint.kind == "tcp":
-                opened += _open_tcp(endpoint)
+                opened[place] = _open_tcp(endpoint)
             elif endpoint.kind == "unix":
-                opened.append(_open_unix(endpoint, unix_mode))
+                opened[place] = [_open_unix(endpoint, backlog, unix_mode)]
             else:
-                opened.append(_open_inherited(endpoint, backlog))
-        for listener in opened:
-            try:
-                listener.listen(backlog)
-            except OSError as error:
-                raise ListenFailed(listener.address, error) from error
+                opened[place] = [_open_inherited(endpoint, backlog)]
+        for listener in itertools.chain(*opened.values()):
+            if listener.endpoint.kind == "tcp":
+                try:
+                    listener.listen(backlog)
+                except OSError as error:
+                    raise ListenFailed(listener.address, error) from error
     except BaseException:
-        for listener in opened:
+        for listener in itertools.chain(*opened.values()):
             listener.close()
         raise
-    return opened
+    return [listener for place in sorted(opened) for listener in opened[place]]
 
 
 def adopt(sock: socket.socket, text: str = "", *, backlog: int = BACKLOG) -> Listener:
@@ -221,6 +224,12 @@ def adopt(sock: socket.socket, text: str = "", *, backlog: int = BACKLOG) -> Lis
     try:
         if sock.type != socket.SOCK_STREAM:
             raise ListenFailed(text, "not a stream socket")
+        if sock.family not in (socket.AF_INET, socket.AF_INET6, _AF_UNIX):
+            raise ListenFailed(text, f"a socket of the family {_family_name(sock)}, neither TCP nor Unix")
+        if _is_connected(sock):
+            raise ListenFailed(
+                text, "a connected socket, as systemd passes it with Accept=yes (use Accept=no)"
+            )
         name = sock.getsockname()
         if isinstance(name, tuple):
             host, port = name[:2]
@@ -237,6 +246,19 @@ def adopt(sock: socket.socket, text: str = "", *, backlog: int = BACKLOG) -> Lis
     except OSError as error:
         raise ListenFailed(text, error) from error
     return Listener(sock, endpoint, inherited=True)
+
+
+def _family_name(sock: socket.socket) -> str:
+    """Return the name of an address family, as in ``AF_VSOCK``; its number if Python has no name for it."""
+    return sock.family.name if isinstance(sock.family, socket.AddressFamily) else str(sock.family)
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:  # ENOTCONN
+        return False
+    return True
 
 
 def close_inherited(endpoints: Iterable[Endpoint]) -> None:
@@ -261,6 +283,8 @@ def close_inherited(endpoints: Iterable[Endpoint]) -> None:
 
 def _open_inherited(endpoint: Endpoint, backlog: int) -> Listener:
     text = str(endpoint)
+    if endpoint.name:
+        raise ListenFailed(text, "only greeter serve knows the sockets of systemd by their names")
     try:
         fd = os.dup(endpoint.fd)
         try:
@@ -336,11 +360,11 @@ def _bind_all(addresses: Sequence[tuple[int, tuple[object, ...]]]) -> list[Liste
     return opened
 
 
-def _open_unix(endpoint: Endpoint, mode: int | None) -> Listener:
+def _open_unix(endpoint: Endpoint, backlog: int, mode: int | None) -> Listener:
     path = endpoint.path
     try:
         if not endpoint.abstract:
-            _remove_stale(path)
+            remove_stale(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.bind(path)
@@ -348,49 +372,15 @@ def _open_unix(endpoint: Endpoint, mode: int | None) -> Listener:
             sock.close()
             raise
         listener = Listener(sock, endpoint)
-        if mode is not None and not endpoint.abstract:
-            try:
+        try:
+            if mode is not None and not endpoint.abstract:
                 os.chmod(path, mode)  # before listen(), so that no client can connect with the wrong mode
-            except BaseException:
-                listener.close()
-                raise
+            listener.listen(backlog)  # at once: until then, another service takes the file for a stale one
+        except BaseException:
+            listener.close()
+            raise
     except FileExistsError as error:
         raise ListenFailed(str(endpoint), "the file exists and is not a socket") from error
     except OSError as error:
         raise ListenFailed(str(endpoint), error) from error
     return listener
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket file that no process listens on.
-
-    Raises:
-        FileExistsError: The file is not a socket.
-        OSError: A process listens on it (EADDRINUSE), or it cannot be removed.
-    """
-    before = _file_id(path)
-    if before is None:
-        return
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            if _file_id(path) == before:  # still the same file
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # its accept queue is full, so it is in use
-    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-
-
-def _file_id(path: str) -> tuple[int, int] | None:
-    """Return the device and inode of the file at ``path``, or None if there is none."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino

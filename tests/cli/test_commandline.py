@@ -80,6 +80,34 @@ def test_the_file_can_be_named_on_the_command_line(config: Any, tmp_path: Path) 
     assert read(ServeOptions, "--config", f"{tmp_path}/other.toml").backlog == 2
 
 
+def test_a_byte_order_mark_is_skipped(config: Any) -> None:
+    config(b"\xef\xbb\xbfbacklog = 3\n")
+    assert read(ServeOptions).backlog == 3
+
+
+def test_two_spellings_of_a_key_are_an_error(config: Any) -> None:
+    file = config("greet-timeout = 1\ngreet_timeout = 2\n")
+    assert error_of() == f"{file}: 'greet-timeout' and 'greet_timeout' are the same key"
+
+
+def test_a_file_that_is_empty_at_a_later_reading_is_an_error(config: Any) -> None:
+    file = config("deny = '10.0.0.0/8'\n")
+    assert read(ServeOptions).deny == ("10.0.0.0/8",)
+    config("\n")
+    assert error_of() == f"{file}: empty, which it was not when it was first read"
+    config("# no limits any more\n")
+    assert read(ServeOptions).deny == ()
+
+
+def test_a_pipe_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"backlog = 4\n")
+    os.close(writing)
+    monkeypatch.setenv("GREETER_CONFIG", f"/dev/fd/{reading}")
+    assert [read(ServeOptions).backlog for _ in range(3)] == [4, 4, 4]
+    os.close(reading)
+
+
 def test_an_empty_file_changes_nothing(config: Any) -> None:
     config("# nothing\n")
     assert read(ServeOptions) == ServeOptions()
@@ -152,7 +180,7 @@ def test_an_invalid_value_is_an_error_in_every_source(
     if text.strip() and text.isprintable():
         config(f"{key} = {json.dumps(text)}")
         assert why in error_of()
-        config("")
+        config("# nothing\n")
         monkeypatch.setenv("GREETER_" + key.upper().replace("-", "_"), text)
         assert why in error_of()
 

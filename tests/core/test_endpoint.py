@@ -37,6 +37,8 @@ VALID = [
     ("unix:" + "x" * UNIX_PATH_MAX, Endpoint("unix", path="x" * UNIX_PATH_MAX)),
     ("fd:0", Endpoint("fd", fd=0)),
     ("fd:2147483647", Endpoint("fd", fd=2147483647)),
+    ("fd:web", Endpoint("fd", name="web")),
+    ("fd:greeter.socket", Endpoint("fd", name="greeter.socket")),
 ]
 INVALID = [
     ("", "no port"),
@@ -78,7 +80,9 @@ INVALID = [
     ("unix:@" + "x" * UNIX_PATH_MAX, "a path longer than 107 bytes"),
     ("fd:", "no descriptor number"),
     ("fd:-1", "no descriptor number"),
-    ("fd:x", "no descriptor number"),
+    ("fd:x:y", "no descriptor number or name"),
+    ("fd:a b", "no descriptor number or name"),
+    ("fd:" + "x" * 256, "no descriptor number or name"),
     ("fd:2147483648", "no descriptor number"),
     ("fd:" + "1" * 5000, "no descriptor number"),
     ("fd:²", "no descriptor number"),

@@ -561,7 +561,10 @@ async def test_an_explicit_endpoint_overrides_sockets_of_systemd(listener: socke
             env = {"GREETER_LISTEN": "127.0.0.1:9999"} if not args else {}
             async with started_by_init("serve", *args, sockets=(listener,), env=env, ready="") as service:
                 assert await service.ended() == 1
-            assert service.lines == ["greeter: cannot listen on 127.0.0.1:9999: address already in use"]
+            assert service.lines == [
+                "warning: no option names the sockets fd:3 of systemd: closed",
+                "greeter: cannot listen on 127.0.0.1:9999: address already in use",
+            ]
         code, _, err = await run_greeter("serve")
         assert (code, err) == (1, "greeter: cannot listen on 127.0.0.1:9999: address already in use\n")
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from greeter import ConfigError
-from greeter.service.systemd import FIRST_FD, Notifier, listen_fds
+from greeter import ConfigError, Endpoint, greet
+from greeter.config.options import ServeOptions
+from greeter.service.systemd import FIRST_FD, Notifier, claim_sockets, listen_fds, unclaimed_sockets
 from tests.conftest import PATIENCE, ROOT
+from tests.support.service_peers import HELLO, started_by_init
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,10 +109,79 @@ async def test_a_descriptor_that_is_not_open_is_an_error(two: list[socket.socket
         {"LISTEN_PID": HERE, "LISTEN_FDS": "0", "LISTEN_FDNAMES": ""},
     ],
 )
-def test_variables_for_another_process_are_removed(environ: dict[str, str]) -> None:
+def test_variables_for_another_process_are_removed(
+    environ: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
     environ["OTHER"] = "stays"
+    warned = environ.get("LISTEN_FDS") == "1"
+    pid = environ.get("LISTEN_PID", "not set")
     assert listen_fds(environ) == {}
     assert environ == {"OTHER": "stays"}
+    line = f"the 1 sockets of LISTEN_FDS are ignored: LISTEN_PID is {pid}, and this process is {HERE}"
+    assert caplog.messages == [line] * warned
+
+
+NAMES = {3: "web", 4: "admin", 5: "web"}
+
+
+@pytest.mark.parametrize(
+    ("listen", "metrics", "claimed", "left"),
+    [
+        ([], None, ([], None), [3, 4, 5]),
+        (["fd:web"], None, (["fd:3", "fd:5"], None), [4]),
+        (["fd:web"], "fd:admin", (["fd:3", "fd:5"], "fd:4"), []),
+        ([], "fd:4", ([], "fd:4"), [3, 5]),
+        (["fd:9", ":1"], ":2", (["fd:9", ":1"], ":2"), [3, 4, 5]),
+    ],
+)
+def test_a_socket_has_one_use(
+    listen: list[str], metrics: str | None, claimed: tuple[list[str], str | None], left: list[int]
+) -> None:
+    options = claim_sockets(options_of(listen, metrics), NAMES)
+    assert ([str(endpoint) for endpoint in options.listen], metrics and str(options.metrics)) == claimed
+    assert [endpoint.fd for endpoint in unclaimed_sockets(options, NAMES)] == left
+
+
+def options_of(listen: list[str], metrics: str | None) -> ServeOptions:
+    return ServeOptions(
+        listen=tuple(map(Endpoint.parse, listen)),
+        metrics=None if metrics is None else Endpoint.parse(metrics),
+    )
+
+
+@pytest.mark.parametrize(
+    ("listen", "metrics", "message"),
+    [
+        (["fd:3"], "fd:3", "descriptor 3 is named twice: --listen fd:3 and --metrics fd:3"),
+        (["fd:web", "fd:5"], None, "descriptor 5 is named twice: --listen fd:web and --listen fd:5"),
+        ([], "fd:web", "--metrics fd:web: 2 sockets have this name"),
+        (["fd:x"], None, "--listen fd:x: systemd has passed no socket of this name (admin, web)"),
+    ],
+)
+def test_a_socket_that_cannot_be_claimed_is_an_error(
+    listen: list[str], metrics: str | None, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        claim_sockets(options_of(listen, metrics), NAMES)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("name", ["fd:4", "fd:metrics"])
+async def test_a_socket_for_metrics_gets_no_greetings(workers: str, name: str) -> None:
+    pytest.importorskip("prometheus_client")
+    with socket.create_server(("127.0.0.1", 0)) as web, socket.create_server(("127.0.0.1", 0)) as other:
+        args = ("serve", "--metrics", name, "--workers", workers, "--no-access-log")
+        env = {"LISTEN_FDNAMES": "web:metrics"}
+        async with started_by_init(*args, sockets=(web, other), env=env) as service:
+            for _ in range(10):
+                reader, writer = await asyncio.open_connection(*other.getsockname())
+                writer.write(b"GET /livez HTTP/1.0\r\n\r\n")
+                assert (await reader.read(5)) == b"HTTP/"
+                writer.close()
+            assert (await greet(port=web.getsockname()[1])).data == HELLO
+            assert await service.stop() == 0
+        assert "Stopped: 1 greeted of 1 accepted, 0 failed" in service.lines
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import Endpoint, ListenFailed
-from greeter.system import listeners
+from greeter.system import listeners, socket_files
 from greeter.system.listeners import Listener, adopt, open_listeners
 from tests.conftest import open_fds
 
@@ -370,6 +370,34 @@ def test_a_live_socket_with_a_full_queue_is_never_replaced(listen: Any, tmp_path
     assert (tmp_path / "x").exists()
 
 
+def test_a_starting_service_keeps_its_unix_socket(
+    listen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resolving a name takes long, and a second service starts meanwhile."""
+    path = f"unix:{tmp_path}/x"
+    resolve, errors = socket.getaddrinfo, []
+
+    def slow(*args: Any, **options: Any) -> Any:
+        if os.path.exists(f"{tmp_path}/x"):
+            errors.append(open_error(path).errno)
+        return resolve(*args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    unix, tcp = listen(path, "127.0.0.1:0")
+    assert (unix.address, tcp.endpoint.kind) == (path, "tcp")
+    assert greets(unix)
+    assert errors in ([], [errno.EADDRINUSE])
+
+
+def test_a_unix_socket_that_is_about_to_listen_is_never_replaced(
+    listen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(f"{tmp_path}/x")
+        monkeypatch.setattr("greeter.system.socket_files.time.sleep", lambda _: other.listen())
+        assert open_error(f"unix:{tmp_path}/x").errno == errno.EADDRINUSE
+
+
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])
 def test_a_file_that_is_not_a_socket_is_kept(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x"
@@ -439,14 +467,14 @@ def test_a_stale_file_that_was_replaced_meanwhile_is_kept(
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(path)
     stale.close()
-    identity = listeners._file_id
+    identity = socket_files.file_id
     seen: list[object] = []
 
     def changing(path: str) -> Any:
         seen.append(path)
         return identity(path) if len(seen) == 1 else (0, len(seen))
 
-    monkeypatch.setattr(listeners, "_file_id", changing)
+    monkeypatch.setattr(socket_files, "file_id", changing)
     assert open_error(f"unix:{path}").errno == errno.EADDRINUSE  # the file was kept, so bind() fails
     assert os.path.exists(path)
 
@@ -504,6 +532,21 @@ def test_an_inherited_bound_socket_starts_listening(listen: Any) -> None:
         assert greets(listener)
 
 
+ACCEPTED = "a connected socket, as systemd passes it with Accept=yes"
+
+
+def test_a_socket_of_another_family_is_named() -> None:
+    try:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        sock.bind((socket.VMADDR_CID_ANY, 29_998))
+    except (OSError, AttributeError):
+        pytest.skip("this kernel has no vsock(7)")
+    with sock:
+        sock.listen()
+        why = "a socket of the family AF_VSOCK, neither TCP nor Unix"
+        assert str(open_error(f"fd:{sock.fileno()}")) == f"cannot listen on fd:{sock.fileno()}: {why}"
+
+
 def test_descriptors_that_cannot_be_listened_on() -> None:
     reading, writing = os.pipe()
     udp, unbound, bare_unix = (
@@ -512,19 +555,23 @@ def test_descriptors_that_cannot_be_listened_on() -> None:
         socket.socket(socket.AF_UNIX),
     )
     connected, other = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
     try:
         for fd, why in (
             (reading, "socket operation on non-socket"),
             (udp.fileno(), "not a stream socket"),
             (unbound.fileno(), "not bound to a port"),
             (bare_unix.fileno(), "invalid argument"),
-            (connected.fileno(), "invalid argument"),
+            (connected.fileno(), f"{ACCEPTED} (use Accept=no)"),
+            (accepted.fileno(), f"{ACCEPTED} (use Accept=no)"),
         ):
             before = open_fds()
             assert str(open_error(f"fd:{fd}")) == f"cannot listen on fd:{fd}: {why}"
             assert open_fds() == before
     finally:
-        for sock in (udp, unbound, bare_unix, connected, other):
+        for sock in (udp, unbound, bare_unix, connected, other, client, accepted):
             sock.close()
         os.close(reading)
         os.close(writing)
