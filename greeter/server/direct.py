@@ -123,7 +123,7 @@ class DirectPath:
             if awaiting:
                 self._batches.start(greeting, awaiting)
             if greeted:
-                tracker.count_greeted(total, (perf_counter() - start) / accepted, len(greeted))
+                tracker.stats.count_greeted(total, (perf_counter() - start) / accepted, len(greeted))
                 tracker.lingering_sockets.add_all(greeted)
         return accepted
 

@@ -24,6 +24,7 @@ from greeter.core.server_config import (
     AccessLog,
     ServerConfig,
 )
+from greeter.core.stats import DRAINS
 from greeter.errors import ConfigError, os_error_text
 from greeter.server.accept_pause import logger
 from greeter.server.acceptor import drain_accept_queues, supports_direct
@@ -200,7 +201,7 @@ class Server:
         Returns:
             False if connections were aborted.
         """
-        self._tracker.stats.drains += not (self._draining or self._closed.done())
+        self._tracker.stats.block[DRAINS] += not (self._draining or self._closed.done())
         self._draining = True
         try:
             async with asyncio.timeout(self.config.drain_timeout if timeout is None else timeout):

@@ -30,6 +30,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
+from greeter.core.stats import ACCEPTED
 from greeter.server.stream_connection import serve_streams
 from greeter.server.tracker import TURNS
 from greeter.system.listeners import TRANSIENT_ACCEPT_ERRORS
@@ -137,7 +138,7 @@ class StreamsPath:
             failed = task.cancelled() or task.exception() is not None
             if failed:  # it was reset meanwhile, and the handler was not called
                 sock.close()
-                tracker.stats.accepted += 1
+                tracker.stats.block[ACCEPTED] += 1
                 tracker.count_reset()
             tracker.arrived()
 

@@ -16,7 +16,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from greeter.core.address import format_peer
-from greeter.core.stats import ServerStats
+from greeter.core.stats import ACCEPT_ERRORS, ACCEPTED, LINGER_TIMEOUTS, ServerStats
 from greeter.errors import GreetingError, os_error_text
 from greeter.server.accept_pause import AcceptPause, LogLimit, logger
 from greeter.server.access_log import choose_access_log
@@ -116,7 +116,7 @@ class ConnectionTracker:
 
         ``key`` is the connection's, or the socket that will linger.
         """
-        self.stats.accepted += 1
+        self.stats.block[ACCEPTED] += 1
         return True if self.behind_proxy else self.admit(address, key)
 
     def arrived(self) -> None:
@@ -149,10 +149,9 @@ class ConnectionTracker:
 
     def count_rejection(self, why: str) -> None:
         """A connection was rejected, for one of the REJECTIONS."""
-        rejected = self.stats.rejected
-        rejected[why] += 1
+        self.stats.count_rejected(why)
         if self._log_limit.allows("rejected"):
-            counts = ", ".join(f"{name} {count}" for name, count in rejected.items() if count)
+            counts = ", ".join(f"{name} {count}" for name, count in self.stats.rejected.items() if count)
             logger.warning("turning clients away: %s so far", counts, extra={"event": "rejected"})
 
     def release_admission(self, key: object) -> None:
@@ -174,19 +173,6 @@ class ConnectionTracker:
 
     # -- from GREETING to LINGERING, or to FAILED
 
-    def count_greeted(self, sent: int, seconds: float, clients: int = 1) -> None:
-        """The kernel has every byte for ``clients`` connections, and their ends of stream.
-
-        Args:
-            sent: the bytes of all their greetings.
-            seconds: what each took, from accept.
-            clients: how many they are.
-        """
-        stats = self.stats
-        stats.greeted += clients
-        stats.bytes_sent += sent
-        stats.greeting_time.add(seconds, clients)
-
     def mark_greeted(self, connection: Connection, sent: int) -> None:
         """The kernel has the greeting of ``connection``, which is ``sent`` bytes, and its end of stream."""
         if connection in self._expiring:
@@ -194,7 +180,7 @@ class ConnectionTracker:
             seconds = self.ungreeted.seconds
         else:
             seconds = self.ungreeted.waited(connection, self.loop.time())
-        self.count_greeted(sent, seconds)
+        self.stats.count_greeted(sent, seconds)
 
     def mark_batch_greeted(self, connections: Sequence[Connection], sent: int) -> None:
         """``mark_greeted`` for connections that were accepted and served together.
@@ -206,7 +192,7 @@ class ConnectionTracker:
         seconds = self.ungreeted.waited(connections[0], self.loop.time())
         for connection in connections:
             self.ungreeted.discard(connection)
-        self.count_greeted(sent, seconds, len(connections))
+        self.stats.count_greeted(sent, seconds, len(connections))
 
     def start_linger(self, connection: Connection) -> None:
         """``connection`` is half-closed, and its linger deadline runs from here on (streams path)."""
@@ -215,7 +201,7 @@ class ConnectionTracker:
 
     def fail(self, connection: Connection, why: str) -> None:
         """``connection`` will not be greeted, for one of the FAILURES."""
-        self.stats.failed[why] += 1
+        self.stats.count_failed(why)
         self._leave(connection, FAILED)
 
     def reject(self, connection: Connection, why: str = "") -> None:
@@ -226,11 +212,11 @@ class ConnectionTracker:
 
     def count_reset(self) -> None:
         """A client closed its connection before it was greeted."""
-        self.stats.failed["reset"] += 1
+        self.stats.count_failed("reset")
 
     def count_greeting_error(self, address: Address, error: GreetingError) -> None:
         """The greeting callable failed for this client."""
-        self.stats.failed["greeting_error"] += 1
+        self.stats.count_failed("greeting_error")
         self._log_failure(logging.WARNING, address, "greeting_error", f"{error}")
 
     def fail_greeting(self, connection: Connection, error: GreetingError) -> None:
@@ -313,7 +299,7 @@ class ConnectionTracker:
         ungreeted = [*self.ungreeted, *self._expiring]
         lingering = list(self.lingering)
         for connection in ungreeted:
-            self.stats.failed["aborted"] += 1
+            self.stats.count_failed("aborted")
             self._leave(connection, ABORTED)
         for connection in lingering:
             self._stop_lingering(connection)
@@ -346,7 +332,7 @@ class ConnectionTracker:
 
     def cannot_accept(self, error: OSError) -> None:
         """The system lacks what a connection needs: pause accepting, and try again in a while."""
-        self.stats.accept_errors += 1
+        self.stats.block[ACCEPT_ERRORS] += 1
         self._pausing.pause(f"cannot accept ({os_error_text(error)})", retry=True)
 
     def stop_accepting(self) -> None:
@@ -387,7 +373,7 @@ class ConnectionTracker:
         self.abort(connection)
 
     def _on_linger_deadline(self, connection: Connection) -> None:
-        self.stats.linger_timeouts += 1
+        self.stats.block[LINGER_TIMEOUTS] += 1
         self._stop_lingering(connection)
         self.abort(connection)
 
@@ -396,4 +382,4 @@ class ConnectionTracker:
         self.lingering.discard(connection)
 
     def _on_socket_linger_deadlines(self, count: int) -> None:
-        self.stats.linger_timeouts += count
+        self.stats.block[LINGER_TIMEOUTS] += count

@@ -23,12 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.config.options import WORKER_VARIABLE
 from greeter.core.endpoint import Endpoint
+from greeter.core.stats import BLOCK_LENGTH
 from greeter.errors import ConfigError
 from greeter.system import interrupt
+from greeter.system.anonymous_file import map_shared_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
 
+# Set in the environment of a worker: the descriptor of the memory that it counts in (core/stats.py). It is a
+# variable of its own, so that a parent and a worker of different versions understand each other.
+COUNTERS_VARIABLE = "GREETER_WORKER_COUNTERS"
 # A longer line is an error.
 MAX_LINE_BYTES = 16 * 1024 * 1024
 
@@ -145,11 +150,20 @@ class WorkerChannel:
     - ``task``: the task from the parent, as JSON has transmitted it.
     - ``endpoints``: the inherited listening sockets.
     - ``shared``: True if another service may accept from one of them, also after this one has stopped.
+    - ``counters``: the memory to count in, which the parent reads; None if the parent gives none.
     """
 
-    def __init__(self, sock: socket.socket, endpoints: tuple[Endpoint, ...], *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        endpoints: tuple[Endpoint, ...],
+        *,
+        shared: bool = False,
+        counters: memoryview[int] | None = None,
+    ) -> None:
         self.endpoints = endpoints
         self.shared = shared
+        self.counters = counters
         self._stats: Callable[[], dict[str, Any]] | None = None
         self._stop_reason: asyncio.Future[str] | None = None
         self._early_reason = ""  # the reason, if it arrives before open()
@@ -169,7 +183,7 @@ class WorkerChannel:
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> WorkerChannel | None:
         """Take the channel of this process from its environment.
 
-        The variable is removed and close-on-exec is set, so that child processes are not taken for workers.
+        The variables are removed and close-on-exec is set, so that child processes are not taken for workers.
         The signals in WORKER_SIGNALS do nothing from now on. They are unblocked, because child processes
         inherit what is blocked.
 
@@ -180,15 +194,17 @@ class WorkerChannel:
             The channel, or None if this process is not a worker.
 
         Raises:
-            ConfigError: The variable was not set by a parent, or the parent is gone.
+            ConfigError: They were not set by a parent, or the parent is gone.
         """
         text = environ.pop(WORKER_VARIABLE, None)
+        counters = environ.pop(COUNTERS_VARIABLE, "")
         if text is None:
             return None
         try:
             fd, *listening = (int(number.removesuffix("+")) for number in text.split(","))
             for each in (fd, *listening):
                 os.set_inheritable(each, False)
+            block = _map_counters(int(counters)) if counters else None
             sock = socket.socket(fileno=fd)
         except (ValueError, OSError) as error:
             raise ConfigError(
@@ -197,7 +213,8 @@ class WorkerChannel:
         for number in WORKER_SIGNALS:
             signal.signal(number, interrupt.ignore)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKER_SIGNALS)
-        return cls(sock, tuple(map(Endpoint.inherited, listening)), shared="+" in text)
+        endpoints = tuple(map(Endpoint.inherited, listening))
+        return cls(sock, endpoints, shared="+" in text, counters=block)
 
     def open(self, stats: Callable[[], dict[str, Any]]) -> asyncio.Future[str]:
         """Start receiving in the running event loop.
@@ -249,3 +266,13 @@ class WorkerChannel:
             self._early_reason = self._early_reason or reason
         elif not self._stop_reason.done():
             self._stop_reason.set_result(reason)
+
+
+def _map_counters(fd: int) -> memoryview[int] | None:
+    """Return the memory to count in, and close its descriptor. None if another version made it too short."""
+    try:
+        return map_shared_words(fd, BLOCK_LENGTH)
+    except ValueError:
+        return None
+    finally:
+        os.close(fd)

@@ -262,6 +262,8 @@ async def serve_as_worker(channel: WorkerChannel, config: ServerConfig) -> int:
         channel.failed(str(error))
         return 1
     close_inherited(channel.endpoints)
+    if channel.counters is not None:
+        server.stats.move_to(channel.counters)
     stop_reason = channel.open(lambda: Counters.of(server.stats).to_json())
     channel.ready()
     # When the whole service stops, so do all that accept from the sockets of the parent.

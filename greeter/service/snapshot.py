@@ -4,7 +4,6 @@ Invariants:
 
 - A counter in a sum never decreases. The counters of a process that has exited stay in the sum; its gauges
   are removed.
-- What a killed process counted after its last report is lost.
 """
 
 from __future__ import annotations

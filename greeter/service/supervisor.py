@@ -209,11 +209,14 @@ class Supervisor:
             timeout: How long to wait for the reports, in seconds.
 
         Returns:
-            The latest report of each worker; an older one if a worker did not respond in time.
+            The latest report of each worker. If a worker did not respond in time, its counters are up to
+            date, and the gauges are those of an older report.
         """
-        reports = [worker.report() for worker in self._workers if worker.serving]
+        reports = {worker.report(): worker for worker in self._workers if worker.serving}
         if reports:
-            await asyncio.wait(reports, timeout=timeout)
+            _, late = await asyncio.wait(reports, timeout=timeout)
+            for report in late:
+                reports[report].read_counters()
         return [worker.stats for worker in self._workers if worker.stats is not None]
 
     def kill_unresponsive(self) -> None:

@@ -6,6 +6,8 @@ Invariants:
 - Its exit is a readable pidfd (pidfd_open(2)): there is no SIGCHLD handler and no polling.
 - Messages that it sent before its exit are processed before the exit.
 - From its first instruction on, no signal that is sent to all processes of a service ends it: channel.py.
+- It counts in memory that it shares with its parent. Whatever ends it, no count is lost, and the connections
+  that it had not finished are counted as aborted.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from greeter.config.options import WORKER_VARIABLE
+from greeter.core.stats import BLOCK_LENGTH, ServerStats
 from greeter.errors import GreeterError
-from greeter.service.channel import WORKER_SIGNALS, Channel
+from greeter.service.channel import COUNTERS_VARIABLE, WORKER_SIGNALS, Channel
+from greeter.service.snapshot import Counters
+from greeter.system.anonymous_file import open_shared_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,7 +48,7 @@ class WorkerProcess:
         command: The command to run.
         listeners: The listening sockets that it inherits.
         task: The task to send to it: a value that JSON can represent.
-        on_stats: Called after each report.
+        on_stats: Called after each report, and before ``on_exit``.
         on_exit: Called after its exit.
 
     Raises:
@@ -54,7 +59,7 @@ class WorkerProcess:
     - ``ready_at``: the loop's time of that, in seconds.
     - ``serving``: True from then on until its exit.
     - ``exited``: a future of its exit status; negative is the number of a signal.
-    - ``stats``: its last report, or None.
+    - ``stats``: its last report, or None. After its exit, it is the last state of the counters.
     - ``retire_timed_out``: True if it was killed because it did not exit in time after ``retire``.
     """
 
@@ -78,23 +83,28 @@ class WorkerProcess:
         self._pending_report: asyncio.Future[None] | None = None
         self._liveness_report: asyncio.Future[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        parent_sock, worker_sock = socket.socketpair()
-        with worker_sock:
-            try:
+        counters, self._block = open_shared_words(BLOCK_LENGTH)
+        with counters:
+            parent_sock, worker_sock = socket.socketpair()
+            with worker_sock:
                 passed = [worker_sock.fileno(), *(listener.sock.fileno() for listener in listeners)]
                 marks = ["", *("+" if listener.inherited else "" for listener in listeners)]
-                text = ",".join(f"{fd}{mark}" for fd, mark in zip(passed, marks, strict=True))
-                with _blocked(WORKER_SIGNALS):
-                    self._process = subprocess.Popen(
-                        command,
-                        stdin=subprocess.DEVNULL,
-                        pass_fds=passed,
-                        env={**os.environ, WORKER_VARIABLE: text},
-                        process_group=0,  # Ctrl-C reaches the parent only, which retires its workers
-                    )
-            except BaseException:
-                parent_sock.close()
-                raise
+                variables = {
+                    WORKER_VARIABLE: ",".join(f"{fd}{mark}" for fd, mark in zip(passed, marks, strict=True)),
+                    COUNTERS_VARIABLE: str(counters.fileno()),
+                }
+                try:
+                    with _blocked(WORKER_SIGNALS):
+                        self._process = subprocess.Popen(
+                            command,
+                            stdin=subprocess.DEVNULL,
+                            pass_fds=[*passed, counters.fileno()],
+                            env={**os.environ, **variables},
+                            process_group=0,  # Ctrl-C reaches the parent only, which retires its workers
+                        )
+                except BaseException:
+                    parent_sock.close()
+                    raise
         self.pid = self._process.pid
         self._channel = Channel(parent_sock, self._on_message, self._on_end)
         self._channel.open()
@@ -181,12 +191,25 @@ class WorkerProcess:
                     "%s while it was retiring", self.describe_exit(status), extra={"event": "worker"}
                 )
         self.serving = False
+        self._read_counters_at_exit()
         self._resolve_report()
         if not self.ready.done():
             self.ready.set_exception(WorkerFailed(f"{self.describe_exit(status)} before it was ready"))
             self.ready.exception()  # mark it as retrieved: a future without a waiter would be logged
         self.exited.set_result(status)
         self._on_exit(self)
+
+    def read_counters(self) -> None:
+        """Bring ``stats`` up to date for a worker that does not report: its counters, not its gauges."""
+        if (counters := ServerStats.read_from(self._block)) is not None:
+            last = self.stats or {}
+            gauges = {name: last.get(name, 0) for name in ("open", "lingering")}
+            self._set_stats(Counters.of(counters, **gauges).to_json())
+
+    def _read_counters_at_exit(self) -> None:
+        if (counters := ServerStats.read_from(self._block)) is not None:
+            counters.abort_unfinished()
+            self._set_stats(Counters.of(counters).to_json())
 
     def describe_exit(self, status: int) -> str:
         """Return how the worker exited, and the reason that it sent, as text.
@@ -207,18 +230,21 @@ class WorkerProcess:
 
     def _on_message(self, name: str, value: Any) -> None:
         if name == "stats":
-            self.stats = value
+            self._set_stats(value)
             self._resolve_report()
-            try:
-                self._on_stats(self)
-            except Exception as error:  # the worker may run another version
-                logger.error("worker %d sent invalid stats: %r", self.pid, error, extra={"event": "worker"})
         elif name == "ready" and not self.ready.done():
             self.ready_at = self._loop.time()
             self.serving = True
             self.ready.set_result(None)
         elif name == "failed":
             self._failure = str(value)
+
+    def _set_stats(self, value: Any) -> None:
+        self.stats = value
+        try:
+            self._on_stats(self)
+        except Exception as error:  # the worker may run another version
+            logger.error("worker %d sent invalid stats: %r", self.pid, error, extra={"event": "worker"})
 
     def _on_end(self, problem: str) -> None:
         if problem:

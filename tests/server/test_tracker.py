@@ -22,6 +22,7 @@ from greeter.core.address import format_peer
 from greeter.core.admission import Admission, Limits, trusted_proxies
 from greeter.core.greeting import Greeting
 from greeter.core.server_config import ServerConfig
+from greeter.core.stats import ACCEPTED
 from greeter.errors import GreetingError
 from greeter.server.accept_pause import LOG_INTERVAL, RETRY_SECONDS
 from greeter.server.connection import Connection, State
@@ -456,7 +457,7 @@ def test_each_connection_ends_in_one_counter(harness: Harness, caplog: pytest.Lo
 def test_greetings_of_a_batch_are_counted_at_once(harness: Harness) -> None:
     for _ in range(4):
         harness.tracker.accepted(CLIENT, object())
-    harness.tracker.count_greeted(15, 0.002, 3)
+    harness.tracker.stats.count_greeted(15, 0.002, 3)
     harness.tracker.count_reset()
     assert (harness.stats.greeted, harness.stats.bytes_sent, harness.failed) == (3, 15, {"reset": 1})
     assert harness.stats.greeting_time.micros == 6000
@@ -938,7 +939,7 @@ class AnyOrder(RuleBasedStateMachine):
         connection.admitted = not self.behind_proxy
         if at_once and path == "direct" and connection.admitted:
             self.count("greeted")
-            self.tracker.count_greeted(5, 0.0)
+            self.tracker.stats.count_greeted(5, 0.0)
             connection.enter(State.GREETING)
             connection.begin_linger()
         else:
@@ -957,7 +958,7 @@ class AnyOrder(RuleBasedStateMachine):
         if lost:
             self.accepted += 1
             self.count("reset")
-            self.tracker.stats.accepted += 1
+            self.tracker.stats.block[ACCEPTED] += 1
             self.tracker.count_reset()
         else:
             self.accept("192.0.2.1", "streams", "nothing", False, False)

@@ -12,8 +12,10 @@ import pytest
 
 from greeter import ConfigError, Endpoint
 from greeter.config.options import WORKER_VARIABLE
+from greeter.core.stats import BLOCK_LENGTH
 from greeter.service import channel
-from greeter.service.channel import PARENT_GONE, RETIRED, Channel, WorkerChannel
+from greeter.service.channel import COUNTERS_VARIABLE, PARENT_GONE, RETIRED, Channel, WorkerChannel
+from greeter.system.anonymous_file import open_shared_words
 from tests.conftest import PATIENCE
 from tests.support.peers import until
 
@@ -203,6 +205,23 @@ async def test_a_worker_receives_its_task_and_retire() -> None:
         ["stats", {"greeted": 1}],
         ["stats", {"greeted": 2}],
     ]
+
+
+@pytest.mark.usefixtures("no_fd_leak")
+@pytest.mark.parametrize(("length", "found"), [(BLOCK_LENGTH, True), (BLOCK_LENGTH - 1, False)])
+def test_a_worker_gets_the_memory_to_count_in(length: int, found: bool) -> None:
+    parent = Parent()
+    file, words = open_shared_words(length)
+    parent.environ[COUNTERS_VARIABLE] = str(os.dup(file.fileno()))
+    worker = start_worker(parent)
+    assert parent.environ == {"OTHER": "stays"}
+    assert (worker.counters is not None) is found
+    if worker.counters is not None:
+        worker.counters[1] = 7
+        assert words[1] == 7
+    worker.close()
+    file.close()
+    parent.sock.close()
 
 
 async def test_a_worker_whose_parent_is_gone_stops() -> None:

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import greeter
 from greeter import Endpoint, MissingExtra, ServerStats, greet, serve
-from greeter.core.stats import BOUNDS, LatencyHistogram
+from greeter.core.stats import BOUNDS
 from greeter.service.prometheus import render, serve_metrics
 from greeter.service.snapshot import Counters
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
@@ -30,10 +30,10 @@ HERE = Endpoint.parse("127.0.0.1:0")
 
 def everything() -> Counters:
     """A snapshot with a different number in each field."""
-    times = LatencyHistogram()
-    times.add(0.0002, 7)
-    times.add(3.0, 2)
-    times.add(60.0)
+    timed = ServerStats()
+    timed.count_greeted(24, 0.0002, 7)
+    timed.count_greeted(24, 3.0, 2)
+    timed.count_greeted(24, 60.0)
     return Counters(
         accepted=101,
         greeted=102,
@@ -45,7 +45,7 @@ def everything() -> Counters:
         failed={"reset": 108, "tls": 109},
         rejected={"rate": 110},
         reloads={"ok": 111, "failed": 112},
-        greeting_time=times,
+        greeting_time=timed.greeting_time,
         open=113,
         lingering=114,
         certificate_expiry=1_800_000_000.5,

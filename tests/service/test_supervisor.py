@@ -388,6 +388,52 @@ async def test_an_inherited_listener_keeps_accepting_after_a_stop(
             (await connect(port_of(listener))).close()
 
 
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_a_killed_worker_keeps_its_counts_and_what_it_had_is_aborted() -> None:
+    (listener,) = open_listeners([Endpoint.parse("127.0.0.1:0")])
+    totals = AggregateStats()
+    async with supervising(
+        listener,
+        1,
+        task={"mode": "stall"},
+        on_stats=lambda pid, stats: totals.update(pid, Counters.from_json(stats)),
+        on_exit=totals.retire,
+    ) as supervisor:
+        with contextlib.ExitStack() as held:
+            for _ in range(3):
+                held.enter_context(await connect(port_of(listener)))
+            (before,) = await supervisor.stats()
+            assert before["accepted"] == 3
+            os.kill(supervisor.pids[0], signal.SIGKILL)
+            await until(lambda: bool(totals.total().failed), "the exit is noticed")
+    total = totals.total()
+    assert (total.accepted, total.greeted, total.failed["aborted"], total.open) == (3, 0, 3, 0)
+    listener.close()
+
+
+async def test_counts_that_were_never_reported_survive_a_kill(listener: Listener) -> None:
+    found: list[dict[str, Any]] = []
+    async with supervising(listener, 1, on_stats=lambda _, stats: found.append(stats)) as supervisor:
+        for _ in range(5):
+            assert (await greet(port=port_of(listener))).data == b"hello"
+        assert found == []
+        os.kill(supervisor.pids[0], signal.SIGKILL)
+        await until(lambda: bool(found), "the exit is noticed")
+        assert (found[0]["accepted"], found[0]["greeted"], found[0]["bytes_sent"]) == (5, 5, 25)
+
+
+async def test_the_counters_of_a_stalled_worker_are_up_to_date(listener: Listener) -> None:
+    async with supervising(listener, 1) as supervisor:
+        assert (await greet(port=port_of(listener))).data == b"hello"
+        assert [stats["greeted"] for stats in await supervisor.stats()] == [1]
+        assert (await greet(port=port_of(listener))).data == b"hello"
+        os.kill(supervisor.pids[0], signal.SIGSTOP)
+        try:
+            assert [stats["greeted"] for stats in await supervisor.stats(timeout=0.01)] == [2]
+        finally:
+            os.kill(supervisor.pids[0], signal.SIGCONT)
+
+
 async def test_the_last_report_is_processed_after_the_exit(listener: Listener) -> None:
     received: list[int] = []
     async with supervising(
@@ -396,7 +442,7 @@ async def test_the_last_report_is_processed_after_the_exit(listener: Listener) -
         assert (await greet(port=port_of(listener))).data == b"hello"
         asyncio.get_running_loop().remove_reader(supervisor._workers[0]._channel._sock.fileno())
         assert await supervisor.stop()
-    assert received == [1]
+    assert received == [1, 1]  # the report, and the counters in shared memory
 
 
 async def test_a_stop_while_a_worker_starts(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
@@ -696,7 +742,7 @@ async def test_an_invalid_report_is_one_log_line(
         (pid,) = supervisor.pids
         await supervisor.stats()
     expected = f"worker {pid} sent invalid stats: ValueError('too new')"
-    assert errors(caplog) == [expected, expected]  # the requested report and the last one
+    assert errors(caplog) == [expected] * 3  # the requested report, the last one, and the counters
 
 
 async def test_a_worker_that_dies_before_it_reports_is_not_waited_for(listener: Listener) -> None:

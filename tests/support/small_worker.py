@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from greeter import serve
+from greeter import Peer, serve
 from greeter.service.channel import WorkerChannel
 from greeter.service.snapshot import Counters
 
@@ -20,12 +20,19 @@ async def work(channel: WorkerChannel) -> int:
         return 3
     if mode == "never ready":
         await asyncio.Event().wait()
+
+    async def never(_: Peer) -> str:
+        await asyncio.Event().wait()
+        return ""
+
     server = await serve(
-        task.get("greeting", "hello"),
+        never if mode == "stall" else task.get("greeting", "hello"),
         listen=channel.endpoints,
         drain_timeout=task.get("drain_timeout", 5.0),
         access_log=False,
     )
+    if channel.counters is not None:
+        server.stats.move_to(channel.counters)
     leave = channel.open(lambda: Counters.of(server.stats).to_json())
     channel.ready()
     if mode == "crash":
