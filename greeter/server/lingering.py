@@ -148,7 +148,8 @@ class LingeringSockets:
             silent, talking = discard_input(socks, closed)
             if deadline <= now and late > PAUSE_SECONDS and not postponed:
                 # The client may have stood still too, and has a moment in any case.
-                deadline, postponed = max(deadline + late, now + FIRST_CHECK_DELAY), True
+                moment = min(PAUSE_SECONDS, self.seconds)
+                deadline, postponed = max(deadline + late, now + moment), True
             if deadline <= now:
                 expired += len(silent) + len(talking)
                 closed += silent + talking

@@ -31,6 +31,7 @@ from greeter.server.acceptor import drain_accept_queues, supports_direct
 from greeter.server.conversation import Conversation
 from greeter.server.direct import DirectPath
 from greeter.server.streams import StreamsPath
+from greeter.server.timeouts import timeout_without_pauses
 from greeter.server.tracker import ConnectionTracker
 from greeter.system.fdlimit import connection_capacity
 from greeter.system.listeners import HANDSHAKE_GRACE, Listener, adopt, open_listeners
@@ -204,7 +205,7 @@ class Server:
         self._tracker.stats.block[DRAINS] += not (self._draining or self._closed.done())
         self._draining = True
         try:
-            async with asyncio.timeout(self.config.drain_timeout if timeout is None else timeout):
+            async with timeout_without_pauses(self.config.drain_timeout if timeout is None else timeout):
                 if self._serving:
                     ending = [
                         listener for listener in self._listeners if listener.reject_new_handshakes(last=last)

@@ -1,9 +1,9 @@
-"""Connections that wait, with one common time-out and one timer of the event loop for all of them.
+"""Deadlines that allow for a pause of the process: of connections with one common time-out, and single ones.
 
 Invariants:
 
-- The timer is set for the first deadline only, and only while something waits: an empty queue makes no
-  wake-ups.
+- The timer of a queue is set for the first deadline only, and only while something waits: an empty queue
+  makes no wake-ups.
 - A deadline measures the client and not the machine. A timer that rings more than ``PAUSE_SECONDS`` late
   tells that the process stood still (SIGSTOP, a suspended virtual machine, a starved processor), and the
   deadlines that passed meanwhile are moved by as much, once each. A timer that rings on time is enforced.
@@ -12,13 +12,14 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING, TypeVar
 
 from greeter.core.deadlines import Deadlines
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 T = TypeVar("T")
 
@@ -114,3 +115,58 @@ class TimeoutQueue(Deadlines[T]):
             return False
         self.postpone(now, late, now + self.seconds, now + min(PAUSE_SECONDS, self.seconds))
         return True
+
+
+class Deadline:
+    """A single deadline: ``on_expired`` is called after ``seconds``, unless ``cancel`` is called before.
+
+    Args:
+        loop: the event loop whose clock and timer are used.
+        seconds: the time-out.
+        on_expired: called without arguments.
+        grace: how much longer to wait after a pause of the process, in seconds, once.
+    """
+
+    __slots__ = ("_due", "_grace", "_loop", "_on_expired", "_timer")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        on_expired: Callable[[], object],
+        *,
+        grace: float = PAUSE_SECONDS,
+    ) -> None:
+        self._loop = loop
+        self._on_expired = on_expired
+        self._grace = min(grace, seconds)
+        self._due = loop.time() + seconds
+        self._timer = loop.call_at(self._due, self._on_timer)
+
+    def cancel(self) -> None:
+        """Forget it. A second call, and one after it has expired, change nothing."""
+        self._timer.cancel()
+
+    def cancelled(self) -> bool:
+        """Return True if it was cancelled before it expired."""
+        return self._timer.cancelled()
+
+    def _on_timer(self) -> None:
+        if self._loop.time() - self._due > PAUSE_SECONDS and self._grace:
+            self._timer = self._loop.call_later(self._grace, self._on_expired)
+        else:
+            self._on_expired()
+
+
+@contextlib.asynccontextmanager
+async def timeout_without_pauses(
+    seconds: float, *, grace: float = PAUSE_SECONDS
+) -> AsyncIterator[asyncio.Timeout]:
+    """``asyncio.timeout`` with a Deadline. The arguments are those of Deadline."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as timeout:
+        deadline = Deadline(loop, seconds, lambda: timeout.reschedule(loop.time()), grace=grace)
+        try:
+            yield timeout
+        finally:
+            deadline.cancel()

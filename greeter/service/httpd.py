@@ -4,7 +4,7 @@ h11 parses requests and frames responses; this module owns the sockets, the dead
 
 Invariants:
 
-- A connection is aborted after EXCHANGE_SECONDS, whatever state it is in.
+- A connection is aborted after EXCHANGE_SECONDS, whatever state it is in; a pause of the process moves that.
 - A request head has at most REQUEST_BYTES. What follows it is discarded, up to EXCESS_BYTES.
 - At most MAX_CONNECTIONS are open; further clients wait. While one waits, the oldest connection is aborted
   once it has been open for GRACE_SECONDS: clients that never finish cannot block others, and clients that
@@ -27,6 +27,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from greeter.errors import MissingExtra
+from greeter.server.timeouts import Deadline
 from greeter.system.listeners import TRANSIENT_ACCEPT_ERRORS, Listener, open_listeners
 
 try:
@@ -213,7 +214,7 @@ class _HTTPConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         loop = asyncio.get_running_loop()
         self.opened = loop.time()
-        self._timer = loop.call_later(EXCHANGE_SECONDS, self.abort)
+        self._deadline = Deadline(loop, EXCHANGE_SECONDS, self.abort)
         self._server.on_opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -239,7 +240,7 @@ class _HTTPConnection(asyncio.Protocol):
         return self._http.their_state is not h11.IDLE and self._http.our_state is not h11.MUST_CLOSE
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._timer.cancel()
+        self._deadline.cancel()
         if self._task is not None:
             self._task.cancel()
         self._server.on_closed(self)

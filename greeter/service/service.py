@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from greeter.config.loading import load_server_config, restart_required
 from greeter.config.options import ServeOptions
 from greeter.errors import GreeterError
 from greeter.server import Server, start_server
+from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.service.channel import PARENT_GONE, STOPPED
 from greeter.service.snapshot import Counters
 from greeter.system import interrupt
@@ -185,11 +187,15 @@ class ServiceProcess(ABC):
             )
             logger.info("Metrics on %s", self._metrics.address, extra={"event": "metrics"})
 
-    def _notify_watchdog(self) -> None:
+    def _notify_watchdog(self, due: float = math.inf) -> None:
         if (interval := self.notifier.watchdog_interval) is not None:
+            loop = asyncio.get_running_loop()
+            now = loop.time()
             self.notifier.watchdog()
-            self.check_workers()
-            self._watchdog = asyncio.get_running_loop().call_later(interval, self._notify_watchdog)
+            if now - due <= PAUSE_SECONDS:  # after a pause, the workers may have stood still too
+                self.check_workers()
+            due = now + interval
+            self._watchdog = loop.call_at(due, self._notify_watchdog, due)
 
     def _install_signal_handlers(self) -> Signals:
         def exit_now(name: str) -> None:

@@ -35,6 +35,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import os_error_text
+from greeter.server.timeouts import timeout_without_pauses
 from greeter.service.worker_process import WorkerFailed, WorkerProcess
 from greeter.system.listeners import HANDSHAKE_GRACE
 
@@ -92,7 +93,8 @@ class Supervisor:
         on_stats: Called with the process ID of a worker and each of its reports.
         on_exit: Called with the process ID of a worker that has exited, after its last report.
         ready_timeout: How long a worker may take to become ready, in seconds.
-        retire_timeout: How long a replaced worker may take to exit before it is killed, in seconds.
+        retire_timeout: How long a replaced worker may take to exit before it is killed, in seconds, besides
+            what it takes to abort its connections.
 
     ``restarts`` counts the workers that exited, or did not become ready, and were replaced.
     """
@@ -283,7 +285,7 @@ class Supervisor:
         """Start a worker and wait until it serves. Raises WorkerFailed, after killing it."""
         worker: WorkerProcess | None = None
         try:
-            async with asyncio.timeout(self._ready_timeout):
+            async with timeout_without_pauses(self._ready_timeout, grace=self._ready_timeout):
                 worker = await self._spawn(task, backoff)
                 await worker.ready
         except BaseException as error:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from greeter.config.options import WORKER_VARIABLE
 from greeter.core.stats import BLOCK_LENGTH, ServerStats
 from greeter.errors import GreeterError
+from greeter.server.timeouts import Deadline
 from greeter.service.channel import COUNTERS_VARIABLE, WORKER_SIGNALS, Channel
 from greeter.service.snapshot import Counters
 from greeter.system.anonymous_file import open_shared_words
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
     from greeter.system.listeners import Listener
 
 logger = logging.getLogger("greeter")
+
+# What a worker that retires may take to abort a connection at its drain deadline, in seconds. It takes 20 to
+# 50 µs; the workers may have to share a core with each other and the load.
+ABORT_SECONDS = 0.001
+# After a pause of the machine, a worker that retires has so long: its own deadline moves too (timeouts.py).
+PAUSE_GRACE = 3.0
 
 
 class WorkerFailed(GreeterError):
@@ -82,7 +89,7 @@ class WorkerProcess:
         self._failure = ""
         self._pending_report: asyncio.Future[None] | None = None
         self._liveness_report: asyncio.Future[None] | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline: Deadline | None = None
         counters, self._block = open_shared_words(BLOCK_LENGTH)
         with counters:
             parent_sock, worker_sock = socket.socketpair()
@@ -136,7 +143,8 @@ class WorkerProcess:
         """Tell the worker to drain and exit, and kill it if it does not exit in time.
 
         Args:
-            seconds: The time to exit. A further call replaces it.
+            seconds: The time to exit, besides what aborting the connections takes that it holds now. A
+                further call replaces it.
             last: True if the whole service stops, so that no worker accepts any more.
         """
         if self.exited.done():
@@ -145,7 +153,14 @@ class WorkerProcess:
             self._channel.send("stop" if last else "retire")
         else:
             self._deadline.cancel()
-        self._deadline = self._loop.call_later(seconds, self._on_retire_timeout, seconds)
+        counters = ServerStats.read_from(self._block)
+        abort = ABORT_SECONDS * counters.unfinished if counters is not None else 0.0
+        self._deadline = Deadline(
+            self._loop,
+            seconds + abort,
+            lambda: self._on_retire_timeout(seconds + abort),
+            grace=PAUSE_GRACE + abort,
+        )
 
     def kill(self) -> None:
         """Kill the worker with SIGKILL."""
@@ -155,7 +170,7 @@ class WorkerProcess:
 
     def _on_retire_timeout(self, seconds: float) -> None:
         logger.warning(
-            "worker %d did not exit within %g s: killed", self.pid, seconds, extra={"event": "worker"}
+            "worker %d did not exit within %.3g s: killed", self.pid, seconds, extra={"event": "worker"}
         )
         self.retire_timed_out = True
         self.kill()

@@ -15,9 +15,10 @@ import greeter
 from greeter import Peer, serve
 from greeter.core.greeting import DEFAULT_GREETING
 from greeter.server import Serving
+from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.system.fdlimit import OVERSHOOT
 from tests.conftest import PATIENCE
-from tests.support.peers import Outcome, connect, read_to_end, reset, send_then_read, until
+from tests.support.peers import Outcome, connect, read_to_end, reset, send_then_read, stand_still, until
 
 Serve = Callable[..., Serving]
 GREETED = Outcome(b"Thank you for connecting", reset=False)
@@ -255,6 +256,20 @@ async def test_drain_cuts_off_at_its_deadline(server: Serve, caplog: pytest.LogC
     assert "cut off 3 connections" in caplog.text
     for sock in socks:
         sock.close()
+
+
+async def test_a_pause_during_a_drain_costs_no_client_that_spoke_meanwhile(server: Serve) -> None:
+    s = await server(proxy_from=["127.0.0.0/8"], greet_timeout=PATIENCE)
+    socks = [await connect(s.port) for _ in range(5)]
+    await until(lambda: s.stats.accepted == 5, "they are accepted")
+    draining = asyncio.create_task(s.drain(0.2))
+    await until(lambda: not s.is_serving(), "it accepts no more")
+    for sock in socks:
+        sock.send(b"PROXY UNKNOWN\r\n")
+    stand_still(0.2 + 1.5 * PAUSE_SECONDS)
+    for sock in socks:
+        assert await read_to_end(sock) == GREETED
+    assert await draining is True
 
 
 async def test_stopping_under_load_loses_no_client(server: Serve) -> None:

@@ -409,9 +409,22 @@ def test_a_deadline_that_the_timer_was_set_for_is_moved_too(harness: Harness) ->
     harness.loop.pause(10 * LINGER)
     harness.loop.turn()
     assert (len(harness.lingering), harness.expired) == (1, 0)
+    harness.loop.advance(0.9 * PAUSE_SECONDS)
+    assert (len(harness.lingering), harness.expired) == (1, 0)
     client.close()
-    harness.loop.advance(2 * FIRST_CHECK)
+    harness.loop.advance(0.2 * PAUSE_SECONDS)
     assert (len(harness.lingering), harness.expired) == (0, 0)
+
+
+def test_the_moment_after_a_pause_is_no_longer_than_the_linger_timeout() -> None:
+    harness = Harness(0.1)
+    harness.add()
+    harness.loop.pause(10)
+    harness.loop.turn()
+    assert (len(harness.lingering), harness.expired) == (1, 0)
+    harness.loop.advance(0.11)
+    assert (len(harness.lingering), harness.expired) == (0, 1)
+    harness.close()
 
 
 def test_a_second_pause_moves_no_deadline_again(harness: Harness) -> None:

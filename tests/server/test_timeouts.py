@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from greeter.server.timeouts import PAUSE_SECONDS, TIMER_SLACK, TimeoutQueue
+from greeter.server.timeouts import PAUSE_SECONDS, TIMER_SLACK, Deadline, TimeoutQueue, timeout_without_pauses
 from tests.server.test_lingering import VirtualLoop
+from tests.support.peers import stand_still
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -250,3 +252,64 @@ def test_no_deadline_is_moved_beyond_that_of_an_item_that_starts_now(timeouts: T
     loop.advance(SECONDS)
     assert timeouts.expired[-1] == "c"
     assert set(timeouts.expired) == {"a", "b", "c"}
+
+
+# -- single deadlines
+
+
+def deadline(seconds: float, **options: float) -> tuple[VirtualLoop, Deadline, list[float]]:
+    """A deadline in virtual time, and when it has expired."""
+    loop = VirtualLoop()
+    expired: list[float] = []
+    anything: Any = loop
+    return loop, Deadline(anything, seconds, lambda: expired.append(loop.now), **options), expired
+
+
+def test_a_single_deadline_is_enforced_on_time_and_by_a_busy_event_loop() -> None:
+    loop, _, expired = deadline(SECONDS)
+    loop.advance(SECONDS - 0.001)
+    assert expired == []
+    loop.pause(0.9 * PAUSE_SECONDS)
+    loop.turn()
+    assert len(expired) == 1
+    assert loop.timers == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options", "grace"),
+    [(SECONDS, {}, PAUSE_SECONDS), (0.2, {}, 0.2), (SECONDS, {"grace": 1.5}, 1.5)],
+)
+def test_a_pause_moves_a_single_deadline_once(
+    seconds: float, options: dict[str, float], grace: float
+) -> None:
+    loop, _, expired = deadline(seconds, **options)
+    loop.pause(seconds + 10)
+    loop.advance(grace - 0.001)
+    assert expired == []
+    loop.pause(10)
+    loop.turn()
+    assert len(expired) == 1
+    assert loop.timers == []
+
+
+@pytest.mark.parametrize("pause", [0.0, 10.0])
+def test_a_cancelled_deadline_does_not_expire(pause: float) -> None:
+    loop, single, expired = deadline(SECONDS)
+    loop.pause(pause)
+    loop.turn()
+    single.cancel()
+    single.cancel()
+    loop.advance(20)
+    assert (expired, loop.timers) == ([], [])
+
+
+async def test_a_timeout_without_pauses_expires_and_lets_a_pause_pass() -> None:
+    with pytest.raises(TimeoutError):
+        async with timeout_without_pauses(0.01):
+            await asyncio.Event().wait()
+    ready = asyncio.Event()
+    async with timeout_without_pauses(0.3) as timeout:
+        asyncio.get_running_loop().call_later(0.3, ready.set)
+        stand_still(0.3 + 1.2 * PAUSE_SECONDS)
+        await ready.wait()
+    assert not timeout.expired()

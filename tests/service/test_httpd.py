@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from greeter import Endpoint, ListenFailed
+from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.service import httpd
 from greeter.service.httpd import MAX_CONNECTIONS, TEXT, HTTPServer, Response, serve_http
 from tests.conftest import PATIENCE
-from tests.support.peers import connect, read_to_end, reset, until
+from tests.support.peers import connect, read_to_end, reset, stand_still, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -89,6 +90,18 @@ async def request(server: HTTPServer, *pieces: bytes, end: bool = False) -> tupl
     return int(status), dict(line.split(": ", 1) for line in lines), body
 
 
+async def test_a_pause_of_the_process_costs_no_client_that_spoke_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(httpd, "EXCHANGE_SECONDS", 0.3)
+    async with serving() as (server, _):
+        sock = await send(server)
+        await until(lambda: len(server._connections) == 1, "it is accepted")
+        sock.send(GOOD)
+        stand_still(0.3 + 1.5 * PAUSE_SECONDS)
+        assert (await read_to_end(sock)).data.endswith(b"hello\n")
+
+
 # -- responses -------------------------------------------------------------------------------------------
 
 
@@ -115,7 +128,7 @@ async def test_fields_of_a_response_and_no_timer_after_the_connection() -> None:
         (connection,) = server._connections
         sock.close()
         await until(lambda: not server._connections, "it is closed")
-        assert connection._timer.cancelled()
+        assert connection._deadline.cancelled()
         status, fields, body = await request(server, GOOD)
     assert (status, body) == (200, b"hello\n")
     assert fields.pop("Date").endswith(" GMT")

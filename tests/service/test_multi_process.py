@@ -19,6 +19,7 @@ import greeter
 from greeter.config.options import ServeOptions
 from greeter.config.sources import greeting_from_file
 from greeter.errors import ConfigError
+from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.service.multi_process import pack_options, per_worker_options, unpacked_options
 from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process
@@ -267,6 +268,35 @@ async def test_a_worker_that_hangs_is_replaced_when_there_is_a_watchdog(tmp_path
             )
             await until(lambda: len(set(children(process.pid)) - {first}) == 2, "it is replaced")
             assert await process.stop() == 0
+
+
+async def test_after_a_pause_no_worker_is_taken_for_hung(tmp_path: Path) -> None:
+    """The parent runs on before its workers do: it has asked for a report that it cannot have yet."""
+    address = f"{tmp_path}/notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(PATIENCE)
+
+        async def fed() -> None:
+            while await asyncio.to_thread(manager.recv, 4096) != b"WATCHDOG=1":
+                pass
+
+        env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3000000"}
+        async with greeter_process(*workers(), env=env) as process:
+            before = children(process.pid)
+            for pid in before:
+                os.kill(pid, signal.SIGSTOP)
+            await fed()
+            os.kill(process.pid, signal.SIGSTOP)
+            await asyncio.sleep(1.5 + 1.5 * PAUSE_SECONDS)
+            os.kill(process.pid, signal.SIGCONT)
+            await fed()
+            for pid in before:
+                os.kill(pid, signal.SIGCONT)
+            await fed()
+            assert children(process.pid) == before
+            assert await process.stop() == 0
+        assert not [line for line in process.lines if "killed" in line]
 
 
 async def test_after_a_failed_reload_a_dead_worker_is_replaced_with_the_old_configuration(

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import Endpoint, GreeterError, greet
+from greeter.core.stats import ACCEPTED, GREETED
+from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.service.channel import PARENT_GONE
 from greeter.service.snapshot import AggregateStats, Counters
 from greeter.service.supervisor import Backoff, Supervisor
 from greeter.service.worker_process import WorkerFailed
 from greeter.system.listeners import Listener, open_listeners
 from tests.conftest import PATIENCE, ROOT, loop_factories
-from tests.support.peers import connect, read_to_end, until
+from tests.support.peers import connect, read_to_end, stand_still, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -115,6 +117,51 @@ async def test_a_worker_is_a_direct_child_with_its_sockets_and_nothing_else(list
             assert os.readlink(f"/proc/self/fd/{listener.sock.fileno()}") in theirs
             assert os.readlink(f"/proc/self/fd/{other.fileno()}") not in theirs
             assert os.readlink(f"/proc/{pid}/fd/0") == os.devnull
+
+
+# -- pauses of this process --------------------------------------------------------------------------------
+
+
+@on_both_loops
+async def test_a_worker_that_became_ready_during_a_pause_is_not_killed(
+    listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    supervisor = Supervisor(COMMAND, [listener], 1, task={}, ready_timeout=0.6)
+    starting = asyncio.create_task(supervisor.start())
+    await until(lambda: bool(supervisor._workers), "it is started")
+    channel = supervisor._workers[0]._channel._sock
+    assert select.select([channel], [], [], PATIENCE)[0], "it is ready"
+    stand_still(0.6 + 1.5 * PAUSE_SECONDS)
+    await starting
+    assert await supervisor.stop(PATIENCE)
+    assert errors(caplog) == []
+
+
+@on_both_loops
+async def test_a_worker_that_exited_during_a_pause_is_not_killed(
+    listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with supervising(listener, 1) as supervisor:
+        pid = supervisor.pids[0]
+        pidfd = os.pidfd_open(pid)
+        stopping = asyncio.create_task(supervisor.stop(0.6))
+        await until(lambda: supervisor._workers[0]._deadline is not None, "it is told to stop")
+        assert select.select([pidfd], [], [], PATIENCE)[0], "it has exited"
+        os.close(pidfd)
+        stand_still(0.6 + 1.5 * PAUSE_SECONDS)
+        assert await stopping
+    assert errors(caplog) == []
+
+
+async def test_a_worker_has_longer_to_exit_the_more_connections_it_holds(listener: Listener) -> None:
+    async with supervising(listener, 1) as supervisor:
+        (worker,) = supervisor._workers
+        assert (await greet(port=port_of(listener))).data == b"hello"
+        worker._block[ACCEPTED] += 30_000
+        worker.retire(0.1)
+        assert worker._deadline is not None
+        assert worker._deadline._due - asyncio.get_running_loop().time() == pytest.approx(30, abs=1)
+        worker._block[ACCEPTED] -= 30_000
 
 
 # -- sudden exits ----------------------------------------------------------------------------------------
@@ -411,11 +458,18 @@ async def test_a_killed_worker_keeps_its_counts_and_what_it_had_is_aborted() -> 
     listener.close()
 
 
+async def counted(supervisor: Supervisor, clients: int) -> None:
+    """Wait until the first worker has counted so many as greeted, which is after they were."""
+    block = supervisor._workers[0]._block
+    await until(lambda: block[GREETED] == clients, "they are counted")
+
+
 async def test_counts_that_were_never_reported_survive_a_kill(listener: Listener) -> None:
     found: list[dict[str, Any]] = []
     async with supervising(listener, 1, on_stats=lambda _, stats: found.append(stats)) as supervisor:
         for _ in range(5):
             assert (await greet(port=port_of(listener))).data == b"hello"
+        await counted(supervisor, 5)
         assert found == []
         os.kill(supervisor.pids[0], signal.SIGKILL)
         await until(lambda: bool(found), "the exit is noticed")
@@ -425,8 +479,10 @@ async def test_counts_that_were_never_reported_survive_a_kill(listener: Listener
 async def test_the_counters_of_a_stalled_worker_are_up_to_date(listener: Listener) -> None:
     async with supervising(listener, 1) as supervisor:
         assert (await greet(port=port_of(listener))).data == b"hello"
+        await counted(supervisor, 1)
         assert [stats["greeted"] for stats in await supervisor.stats()] == [1]
         assert (await greet(port=port_of(listener))).data == b"hello"
+        await counted(supervisor, 2)
         os.kill(supervisor.pids[0], signal.SIGSTOP)
         try:
             assert [stats["greeted"] for stats in await supervisor.stats(timeout=0.01)] == [2]

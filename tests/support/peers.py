@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,3 +83,8 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         assert loop.time() < end, what
         iterations += 1
         await asyncio.sleep(0 if iterations < 100 else 0.001)
+
+
+def stand_still(seconds: float) -> None:
+    """Block the event loop, which sees it as a pause of the process."""
+    time.sleep(seconds)
