@@ -52,7 +52,7 @@ IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "si
 IMPURE |= {"threading", "time", "click", "uvloop"}
 # Within the server, from the ground up.
 SERVER = [
-    {"accept_pause", "access_log", "connection", "poller", "timeouts"},
+    {"accept_pause", "access_log", "connection", "poller", "threads", "timeouts"},
     {"lingering"},
     {"tracker"},
     {"acceptor", "conversation"},

@@ -29,17 +29,15 @@ from greeter.server.connection import GREETING, NO_TLS, PREAMBLE
 
 if TYPE_CHECKING:
     import asyncio
-    from concurrent.futures import ThreadPoolExecutor
 
     from greeter.core.address import Address
     from greeter.core.admission import Networks
     from greeter.core.greeting import Greeting
     from greeter.core.tls_session import TLSSession
     from greeter.server.connection import Connection
+    from greeter.server.threads import CallableThreads
     from greeter.server.tracker import ConnectionTracker
 
-# Threads for sync callables that are not declared quick.
-THREADS = 32
 # Bytes read at a time before the greeting: the longest PROXY header, or a ClientHello.
 READ_SIZE = 4096
 
@@ -57,12 +55,12 @@ class Conversation:
     def __init__(self, tracker: ConnectionTracker) -> None:
         self.tracker = tracker
         self._hostname = socket.gethostname()
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: CallableThreads | None = None
 
     def close(self) -> None:
         """Start no more threads; a callable that is running runs on."""
         if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.close()
 
     async def run(self, connection: Connection) -> None:
         """Serve ``connection``, which the tracker has started, until it is closed or lingers by itself."""
@@ -109,13 +107,10 @@ class Conversation:
             work.add_done_callback(retrieve)
             return work
         if self._threads is None:
-            from concurrent.futures import ThreadPoolExecutor  # most servers never need it
+            from greeter.server.threads import CallableThreads  # most servers never need it
 
-            self._threads = ThreadPoolExecutor(THREADS, "greeter-callable")
-        try:
-            work = loop.run_in_executor(self._threads, greeting.render, peer)
-        except RuntimeError as error:
-            raise GreetingError(str(error)) from error
+            self._threads = CallableThreads(loop)
+        work = self._threads.begin(greeting, peer)
         work.add_done_callback(retrieve)
         return work
 
