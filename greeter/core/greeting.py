@@ -146,15 +146,17 @@ class Greeting:
         try:
             # In a context of its own: a context variable that it sets must not leak into the next call.
             value = contextvars.copy_context().run(self._call, peer)
+            if inspect.isawaitable(value):
+                if inspect.iscoroutine(value):
+                    value.close()
+                raise GreetingError("the greeting callable returned an awaitable; declare it with async def")
+            return _encode(
+                value
+            )  # runs code of the callable's too, if it returned an object of its own class
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # including SystemExit: one greeting must not end the process
             raise callable_error(error) from error
-        if inspect.isawaitable(value):
-            if inspect.iscoroutine(value):
-                value.close()
-            raise GreetingError("the greeting callable returned an awaitable; declare it with async def")
-        return _encode(value)
 
     async def render_async(self, peer: Peer) -> bytes:
         """Render the greeting for ``peer``; for ``kind`` ``"async"``.
@@ -169,9 +171,9 @@ class Greeting:
         assert self._call is not None
         try:
             value = await self._call(peer)  # type: ignore[misc]  # kind is "async": it returned an awaitable
+            return _encode(value)
         except (Exception, SystemExit) as error:
             raise callable_error(error) from error
-        return _encode(value)
 
 
 def _check_template(template: Template) -> None:
@@ -215,7 +217,14 @@ def _encode(value: object) -> bytes:
 
 def callable_error(error: BaseException) -> GreetingError:
     """Return the GreetingError for an exception that a greeting callable raised."""
-    if isinstance(error, GreetingError):
-        return error
-    message = f": {error}" if str(error) else ""
+    try:
+        text = str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # it has no text then
+        text = ""
+    else:
+        if isinstance(error, GreetingError):
+            return error
+    message = f": {text}" if text else ""
     return GreetingError(f"the greeting callable raised {type(error).__name__}{message}")

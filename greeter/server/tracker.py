@@ -139,7 +139,9 @@ class ConnectionTracker:
         if self.access_log is not None:
             try:
                 self.access_log(address)
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 if self._log_limit.allows("log"):
                     peer = format_peer(address)
                     logger.error(

@@ -159,6 +159,20 @@ class Foreign(BaseException):
     """What a library that is not asyncio's may raise to end its own coroutine, as gevent does."""
 
 
+class Wordless(Foreign):
+    """One that cannot even be turned into text."""
+
+    def __str__(self) -> str:
+        raise Foreign
+
+
+class Text(str):
+    """A greeting that fails when it is encoded, which is after its callable has returned."""
+
+    def encode(self, *_: object) -> bytes:
+        raise Foreign
+
+
 def fails(kind: str) -> None:
     """End a callable in a way that must cost its own client only."""
     if kind == "cancels itself":
@@ -173,11 +187,13 @@ def fails(kind: str) -> None:
             "StopIteration": StopIteration,
             "Foreign": Foreign,
             "GreetingError": greeter.GreetingError,
+            "Wordless": Wordless,
         }
         raise errors[kind]
 
 
 FAILURES = ["CancelledError", "SystemExit", "GeneratorExit", "StopIteration", "Foreign", "GreetingError"]
+FAILURES += ["Wordless"]
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "after a wait"])
@@ -218,6 +234,21 @@ async def test_a_sync_callable_that_fails_in_any_way_costs_its_own_client_only(
         assert sorted(outcomes, key=lambda outcome: outcome.data) == [NOTHING] * 10 + [FINE] * 10
         assert (server.stats.failed["greeting_error"], server.stats.greeted) == (10, 10)
     assert len(caplog.records) == 10
+
+
+@pytest.mark.parametrize("kind", ["quick", "in a thread", "async"])
+async def test_what_a_callable_returns_fails_its_own_client_only(kind: str, here: Serve) -> None:
+    def now(peer: Peer) -> str:
+        return Text("never sent") if peer.count % 2 else "fine"
+
+    async def later(peer: Peer) -> str:
+        return now(peer)
+
+    greetings: dict[str, Any] = {"in a thread": now, "quick": Greeting(now, quick=True), "async": later}
+    async with here(greetings[kind]) as server:
+        outcomes = await all_at_once(server, 20)
+        assert sorted(outcomes, key=lambda outcome: outcome.data) == [NOTHING] * 10 + [FINE] * 10
+        assert (server.stats.failed["greeting_error"], server.stats.greeted) == (10, 10)
 
 
 variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)

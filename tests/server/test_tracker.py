@@ -543,14 +543,17 @@ def test_the_access_log_gets_the_address_of_each_admitted_client() -> None:
     assert harness.stats.rejected["denied"] == 1
 
 
-def test_an_access_log_that_fails_costs_no_client(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, SystemExit, GeneratorExit])
+def test_an_access_log_that_fails_costs_no_client(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(_: Any) -> None:
-        raise ValueError("a bug")
+        raise error("a bug")
 
     harness = Harness(access_log=fail)
     for _ in range(3):
         assert harness.tracker.accepted(CLIENT, object())
-    assert warnings(caplog) == ["the access log failed for ('192.0.2.7', 3747): ValueError('a bug')"]
+    assert warnings(caplog) == [f"the access log failed for ('192.0.2.7', 3747): {error.__name__}('a bug')"]
 
 
 def test_behind_a_proxy_the_header_decides() -> None:
