@@ -56,15 +56,15 @@ class Server:
     """
 
     def __init__(self, config: ServerConfig, listeners: list[Listener]) -> None:
+        direct = choose_path(config.accept, asyncio.get_running_loop()) == "direct"
         self._tracker = tracker = ConnectionTracker(
             config,
-            max_capacity=connection_capacity(len(listeners)),
+            max_capacity=connection_capacity(0 if direct else len(listeners)),
             pause=lambda: self._path.pause(),
             resume=lambda: self._path.resume(),
         )
         self._listeners = listeners
         self._conversation = conversation = Conversation(tracker)
-        direct = choose_path(config.accept, tracker.loop) == "direct"
         self._path = (DirectPath if direct else StreamsPath)(conversation, listeners)
         self._serving = self._draining = self._closing = False
         self._closed: asyncio.Future[None] = tracker.loop.create_future()

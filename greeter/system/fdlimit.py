@@ -36,15 +36,17 @@ def raise_fd_limit() -> int | None:
 # Descriptors to keep free for other uses of the process: logs, name resolution, and at most 16 connections of
 # the HTTP server of --metrics.
 RESERVE = 20
-# Connections per listener that asyncio may accept before a pause takes effect: twice its batch of eight.
+# Connections per listener that an event loop may accept before a pause takes effect: twice asyncio's batch of
+# eight. With many listeners, not all of them have as many in their queues at that moment.
 OVERSHOOT = 16
 
 
-def connection_capacity(listeners: int) -> int:
+def connection_capacity(accepted_by_loop: int = 0) -> int:
     """Return how many connections the descriptor limit allows, given what is open now.
 
     Args:
-        listeners: The number of listening sockets of the server.
+        accepted_by_loop: The number of listening sockets that the event loop accepts from. Each needs a
+            duplicate, and more descriptors in reserve, up to half of all. Accepting by hand needs neither.
 
     Returns:
         The number of connections, at least 1.
@@ -56,7 +58,8 @@ def connection_capacity(listeners: int) -> int:
         taken = len(os.listdir("/proc/self/fd"))
     except OSError:  # no /proc: assume a small process
         taken = 16
-    return max(1, limit - taken - RESERVE - OVERSHOOT * listeners)
+    left = limit - taken - RESERVE - accepted_by_loop
+    return max(1, left - min(OVERSHOOT * accepted_by_loop, left // 2))
 
 
 def fd_limit() -> int | None:

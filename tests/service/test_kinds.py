@@ -194,6 +194,24 @@ async def test_with_64_descriptors_150_clients_that_stay_are_greeted(kinds: Kind
     )
 
 
+async def test_many_listening_sockets_leave_descriptors_for_clients() -> None:
+    """A reserve for each that nothing needs would leave room for one client."""
+
+    async def play(loop: str, path: str) -> None:
+        endpoints = [each for _ in range(13) for each in ("--listen", "127.0.0.1:0")]
+        args = ("serve", *endpoints, "--no-access-log", "--loop", loop, "--accept", path)
+        async with started_by_init(*args, "--linger-timeout", "60", files=256) as service:
+            with contextlib.ExitStack() as held:
+                clients = [held.enter_context(await connect(service.port)) for _ in range(70)]
+                for client in clients:
+                    heard = await asyncio.get_running_loop().sock_recv(client, 1)
+                    assert heard == HELLO[:1], "while the others stay"
+            assert await service.stop() == 0
+        assert not [line for line in service.lines if "paused" in line]
+
+    await on_every_stage(play)
+
+
 # -- pauses of the process -----------------------------------------------------------------------------------
 
 GREET_TIMEOUT = 1.0

@@ -61,8 +61,16 @@ def test_no_limit_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_capacity_reserves_descriptors_for_the_process() -> None:
     # The interpreter has three descriptors open, and one more while it counts them.
-    assert in_a_process(100, 100, "print(connection_capacity(2))") == str(100 - 4 - RESERVE - 2 * OVERSHOOT)
+    assert in_a_process(100, 100, "print(connection_capacity())") == str(100 - 4 - RESERVE)
     assert in_a_process(20, 20, "print(connection_capacity(2))") == "1"
+
+
+def test_an_event_loop_that_accepts_needs_duplicates_and_a_reserve_for_what_it_overshoots() -> None:
+    assert in_a_process(200, 200, "print(connection_capacity(2))") == str(
+        200 - 4 - RESERVE - 2 - 2 * OVERSHOOT
+    )
+    left = 1024 - 4 - RESERVE - 60
+    assert in_a_process(1024, 1024, "print(connection_capacity(60))") == str(left // 2)
 
 
 def test_the_capacity_without_proc_assumes_a_small_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,4 +79,4 @@ def test_the_capacity_without_proc_assumes_a_small_process(monkeypatch: pytest.M
 
     monkeypatch.setattr(fdlimit, "resource", Resource(100, 100))
     monkeypatch.setattr(os, "listdir", listdir)
-    assert connection_capacity(1) == 100 - 16 - RESERVE - OVERSHOOT
+    assert connection_capacity() == 100 - 16 - RESERVE
