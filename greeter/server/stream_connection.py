@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     ClientConnected = Callable[[StreamReader, StreamWriter], None]
 
 # Bytes written at a time: what waits in user space for a slow client is bounded.
-CHUNK_SIZE = 256 * 1024
+CHUNK_SIZE = 64 * 1024
 # Bytes discarded at a time.
 DISCARD_SIZE = 64 * 1024
 

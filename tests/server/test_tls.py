@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import greeter
 from greeter import ConfigError, Greeting, Peer, serve
-from greeter.core.tls_session import describe_peer
+from greeter.core.tls_session import TLSSession, describe_peer
 from greeter.system.tls import certificate_expiry, client_context, load_server_context, server_context
 from tests.conftest import PATIENCE, Process, greeter_process, run_greeter
 from tests.core.test_proxy_protocol import tcp4
@@ -33,7 +33,7 @@ from tests.support.service_peers import HELLO, lines_with
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from greeter.server import Server
@@ -407,6 +407,37 @@ class TestServing:
         ) as server:
             seen = await visit(server.port, client, receive_buffer=4096, rest=lambda: time.sleep(0.25))
             assert_greeted(seen, greeting)
+
+    async def test_for_a_client_that_does_not_read_one_record_is_encrypted_at_a_time(
+        self, files: Files, client: ssl.SSLContext, accept: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pieces: list[int] = []
+        encrypt = TLSSession.encrypt
+
+        def recorded(session: TLSSession, data: bytes) -> Iterator[tuple[bytes, bool]]:
+            for piece, last in encrypt(session, data):
+                pieces.append(len(piece))
+                yield piece, last
+
+        monkeypatch.setattr(TLSSession, "encrypt", recorded)
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # also for those that it accepts
+        async with serve(
+            b"g" * 4_000_000,
+            sock=listening,
+            ssl=server_context(files.both),
+            greet_timeout=0.3,
+            access_log=False,
+            accept=accept,
+        ) as server:
+            with socket.socket() as raw:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                raw.settimeout(PATIENCE)
+                await asyncio.to_thread(raw.connect, ("127.0.0.1", server.port))
+                with await asyncio.to_thread(client.wrap_socket, raw, server_hostname="localhost"):
+                    await until(lambda: server.stats.failed["greet_timeout"] == 1, "cut off")
+        assert max(pieces) < 20_000
+        assert sum(pieces) < 100_000
 
     async def test_a_client_that_never_reads_is_cut_off(
         self, files: Files, client: ssl.SSLContext, accept: Any
