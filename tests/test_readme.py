@@ -379,7 +379,7 @@ def test_the_thresholds_in_the_table_can_be_read() -> None:
         known |= set(codes(metrics))
         threshold = Threshold.parse(codes(value)[0])
         assert threshold.metric in codes(metrics)
-    assert known == {*PHASES, "errors", "rate"}
+    assert known == {*PHASES, "errors", "connections", "rate"}
 
 
 # -- the library

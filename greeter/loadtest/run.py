@@ -45,7 +45,8 @@ async def load(
 
     Args:
         plan: what to measure.
-        on_snapshot: called with the figures so far, four times per second for each worker.
+        on_snapshot: called with the figures so far at the end of each interval of a worker: four times per
+            second, in runs of less than 15 s up to 20 times.
         stop: an event that ends the run when it is set. The report is then marked as interrupted, and has the
             figures so far.
         isolate: run a single worker in its own process too, so that the work of this process (a server under
@@ -82,6 +83,7 @@ async def load(
         str(plan.endpoint),
         metrics,
         started_at=started_at,
+        address=target.text,
         kernel=kernel.difference(before, kernel.counters()),
         environment=kernel.environment(uvloop),
         notes=notes,

@@ -66,7 +66,7 @@ REPORTS = {
 
 
 # Members that merging depends on, apart from counts.
-MERGE_INPUTS = {"plan", "generator", "environment", "started_at", "duration_s", "timeline_width_s"}
+MERGE_INPUTS = {"plan", "generator", "environment", "started_at", "duration_s", "bucket_s"}
 
 
 def places(value: Any, place: Place = ()) -> Iterator[Place]:

@@ -155,7 +155,8 @@ class LocustMaster:
             if time.monotonic() > end:
                 raise GreeterError(_NO_REPLY.format(result.name))
         reply = self._call(result.name, "prepare", index=result.index, **assignment)
-        result.host, result.notes, result.environment = reply["host"], reply["notes"], reply["environment"]
+        result.host, result.address = reply["host"], reply["address"]
+        result.notes, result.environment = reply["notes"], reply["environment"]
 
     def _read_clock(self, name: str) -> ClockReading:
         sent = time.monotonic()

@@ -26,7 +26,7 @@ from greeter.errors import ConfigError, GreeterError
 from greeter.loadtest.generator import kernel
 from greeter.loadtest.generator.worker_pool import worker_command
 from greeter.loadtest.metrics.histogram import lowest
-from greeter.loadtest.metrics.timeline import INTERVAL, Interval
+from greeter.loadtest.metrics.timeline import Interval
 from greeter.loadtest.plan.outcome import GREETED
 
 if TYPE_CHECKING:
@@ -84,7 +84,12 @@ class LocustWorker:
         notes = reply["notes"]
         if self._target_is_local:
             notes.append(f"server and generator shared the machine {platform.node()}")
-        return {"host": platform.node(), "notes": notes, "environment": kernel.environment(reply["ready"])}
+        return {
+            "host": platform.node(),
+            "address": reply["address"],
+            "notes": notes,
+            "environment": kernel.environment(reply["ready"]),
+        }
 
     def _begin(self, message: dict[str, Any]) -> dict[str, Any]:
         if self._generator is None:
@@ -154,7 +159,7 @@ class LocustWorker:
 
     def _update_stats(self, interval: Interval) -> None:
         elapsed, begun = self._result.get("progress", (0.0, 0))
-        self._result["progress"] = (max(elapsed, interval.begin + INTERVAL), begun + interval.attempted)
+        self._result["progress"] = (max(elapsed, interval.begin + interval.span), begun + interval.attempted)
         stats: Any = self._environment.stats
         entry = _stats_entry(interval)
         stats.get(NAME, METHOD).extend(entry)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from greeter.loadtest.generator import kernel
 from greeter.loadtest.metrics.run_metrics import RunMetrics, merged
 from greeter.loadtest.plan.units import latency, number, seconds
-from greeter.loadtest.report.report import build, part_row
+from greeter.loadtest.report.report import build, join_addresses, part_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -67,6 +67,7 @@ class WorkerResult:
     """The part of a plan that one worker was assigned, and its result.
 
     - ``name``, ``host``: the worker and its machine.
+    - ``address``: the address that it loads.
     - ``index``: its number among the workers of the plan.
     - ``clock``: the clocks of its machine.
     - ``environment``, ``kernel``: those of its machine.
@@ -86,6 +87,7 @@ class WorkerResult:
     kernel: dict[str, int] = field(default_factory=dict)
     metrics: RunMetrics | None = None
     lost: str | None = None
+    address: str | None = None
 
 
 def combine_results(plan: LoadPlan, results: Sequence[WorkerResult], started_at: str) -> LoadReport:
@@ -106,6 +108,7 @@ def combine_results(plan: LoadPlan, results: Sequence[WorkerResult], started_at:
         str(plan.endpoint),
         merged(metrics for _, metrics in reported),
         started_at=started_at,
+        address=join_addresses(result.address for result in results),
         kernel=_sum_kernel_counters(result for result, _ in reported),
         environment=reported[0][0].environment if reported else kernel.environment(None),
         notes=[

@@ -30,8 +30,9 @@ from greeter.loadtest.generator.load_connection import (
     started_by,
 )
 from greeter.loadtest.generator.timer import PreciseTimer
+from greeter.loadtest.metrics.greetings import HEAD_BYTES
 from greeter.loadtest.metrics.run_metrics import RunMetrics
-from greeter.loadtest.metrics.timeline import INTERVAL, Interval
+from greeter.loadtest.metrics.timeline import Interval, Timeline, interval_span
 from greeter.loadtest.plan.outcome import ANSWERED, GREETED
 from greeter.loadtest.plan.pacer import LATE_TOLERANCE
 
@@ -57,14 +58,14 @@ class Engine:
         plan: the plan of all workers.
         target: its resolved target.
         index: the number of this worker, from 0.
-        on_interval: called with each Interval of a quarter of a second as it ends, and ``index``. It delays
-            the engine, so it must be fast.
+        on_interval: called with each Interval as it ends, and ``index``. It delays the engine, so it must be
+            fast.
     """
 
     def __init__(
         self, plan: LoadPlan, target: Target, index: int = 0, on_interval: OnInterval | None = None
     ) -> None:
-        self.metrics = RunMetrics()
+        self.metrics = RunMetrics(timeline=Timeline(plan.bucket))
         self._plan, self._index, self._on_interval = plan, index, on_interval
         self._open_loop = plan.mode == "open"
         self._schedules: list[tuple[Pacer, float]] = [(plan.pacer(index), 0.0)]
@@ -83,7 +84,8 @@ class Engine:
         self._retry_at = inf
         self._slots = self._free_slots = plan.share(index)
         self._slot_freed_at = -inf  # when a slot last became free after all were in use
-        self._interval, self._interval_end = Interval(), inf
+        self._span = interval_span(plan.bucket)
+        self._interval, self._interval_end = Interval(span=self._span), inf
         self._check_at = -inf  # no deadline is earlier
         self._uncounted, self._schedule_done = 0, False
 
@@ -173,9 +175,9 @@ class Engine:
             self.metrics.add_interval(interval)
             if self._on_interval is not None:
                 self._on_interval(interval, self._index)
-        number = int((now - self._start_time) / INTERVAL)
-        self._interval = Interval(number * INTERVAL, open=self._slots - self._free_slots)
-        self._interval_end = self._start_time + (number + 1) * INTERVAL
+        number, span = int((now - self._start_time) / self._span), self._span
+        self._interval = Interval(number * span, open=self._slots - self._free_slots, span=span)
+        self._interval_end = self._start_time + (number + 1) * span
 
     # -- starts
 
@@ -293,6 +295,8 @@ class Engine:
     def _count(self, connection: LoadConnection, outcome: str, now: float) -> None:
         metrics, interval, start = self.metrics, self._interval, connection.start
         metrics.outcomes[outcome] += 1
+        if connection.data:
+            metrics.greetings.count(connection.data[:HEAD_BYTES])
         if connection.connected:
             metrics.connect.record(connection.connected - start)
         if outcome in ANSWERED:
@@ -306,6 +310,7 @@ class Engine:
             metrics.reset_after_greeting += bool(connection.error)
         else:
             interval.failed += 1
+            interval.errors[outcome] = interval.errors.get(outcome, 0) + 1
             metrics.failed.record(now - start)
             if connection.error_text:
                 metrics.count_reason(outcome, connection.error_text)

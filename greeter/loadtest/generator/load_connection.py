@@ -26,6 +26,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from greeter.loadtest.generator.event_poller import ENDED, FAILED, READABLE
+from greeter.loadtest.metrics.greetings import HEAD_BYTES
 from greeter.loadtest.plan.outcome import GREETED, connect_failure
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class LoadConnection:
     State:
 
     - ``fd``: its descriptor; -1 if no socket could be opened.
-    - ``received``: the bytes of the greeting so far. ``data`` has them if they are needed.
+    - ``received``: the number of bytes of the greeting so far. ``data`` has them, or only the first
+      HEAD_BYTES, if the others are not needed.
     - ``error``: the errno of the socket, or 0. ``error_text``: the text of a failure's error.
     - ``queue_full``: the queue of a Unix socket was full, and ``connect`` must be called again.
     - ``ended``: the peer has closed or reset the connection.
@@ -95,7 +97,6 @@ class LoadConnection:
     )
 
     sock: socket.SocketType
-    data: bytes
 
     def __init__(self, spec: ConnectionSpec, intended: float, start: float, measured: bool = True) -> None:
         self.spec = spec
@@ -107,6 +108,7 @@ class LoadConnection:
         self.received = self.error = 0
         self.ended = self.queue_full = False
         self.error_text = ""
+        self.data = b""
 
     def open(self) -> str | None:
         """Open the socket and start to connect. Sets ``queue_full``.
@@ -171,7 +173,11 @@ class LoadConnection:
             if not self.received:
                 self.first_byte = now
             self.received += size
-            complete = spec.keep_data and self._keep(bytes(spec.buffer[:size]))
+            complete = False
+            if spec.keep_data:
+                complete = self._keep(bytes(spec.buffer[:size]))
+            elif len(self.data) < HEAD_BYTES:
+                self.data += bytes(spec.buffer[: min(size, HEAD_BYTES)])
             if self.received > spec.max_bytes:
                 return "too_large"
             if complete:

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from greeter.core.endpoint import Endpoint
 from greeter.errors import ConfigError, ConnectFailed, os_error_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from greeter.core.endpoint import Endpoint
     from greeter.loadtest.plan.plan import LoadPlan
 
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
@@ -89,6 +89,14 @@ class Target:
 
         sources = tuple(parse_address(source) for source in values["sources"])
         return cls(values["family"], parse_address(values["address"]), sources)
+
+    @property
+    def text(self) -> str:
+        """The address as text, as in ``127.0.0.1:25``, ``[::1]:25`` or ``unix:/path``."""
+        if isinstance(self.address, str):
+            return str(Endpoint.unix(self.address))
+        host, port, *_ = self.address
+        return str(Endpoint("tcp", host=host, port=port))
 
     @property
     def local(self) -> bool:

@@ -4,7 +4,7 @@ Both sides write lines of JSON:
 
 =========  ==================================================================================
 parent     ``plan``, ``target`` (null: resolve it here), ``index``, ``intervals`` (report them)
-worker     ``ready`` (the version of uvloop or null), ``local``, ``notes``; or ``error``, ``usage``
+worker     ``ready`` (version of uvloop or null), ``local``, ``address``, ``notes``; or ``error``, ``usage``
 parent     ``begin``: when to begin, of the monotonic clock, which all processes of a machine share
 worker     ``interval``, for each interval, if the parent asked for them
 parent     ``stop``, to end the run early
@@ -59,7 +59,7 @@ async def run_worker() -> None:
             _send(error=str(error), usage=isinstance(error, ConfigError))
             return
     engine = Engine(plan, target, job["index"], _send_interval if job["intervals"] else None)
-    _send(ready=uvloop_version(loop), local=target.local, notes=notes)
+    _send(ready=uvloop_version(loop), local=target.local, address=target.text, notes=notes)
     begin = await commands.readline()
     if not begin:
         return  # the parent has cancelled the run, or has ended

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 LOWEST_US, HIGHEST_US, DIGITS = 1, 60_000_000, 3
-PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99}
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99}
 
 # Three digits need 2,048 buckets of 1 µs. Above, each doubling of the value has 1,024 buckets (HdrHistogram's
 # sub_bucket_half_count), twice as wide as those below. An index combines the doubling and the place in it.

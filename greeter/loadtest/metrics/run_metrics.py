@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from greeter.loadtest.metrics.greetings import Greetings
 from greeter.loadtest.metrics.histogram import Histogram
-from greeter.loadtest.metrics.timeline import Interval, Timeline
+from greeter.loadtest.metrics.timeline import Interval, Timeline, add_counts
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES, GREETED
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 HISTOGRAMS = ("connect", "first_byte", "service", "response", "failed", "lag")
 COUNTS = (
     "unstarted",
+    "unstarted_with_free_slots",
     "cut_off",
     "reset_after_greeting",
+    "truncated",
     "closed_while_held",
     "peak_open",
 )
@@ -47,9 +50,12 @@ class RunMetrics:
 
     - ``outcomes``: connections by class. Every class has an entry.
     - ``reasons``: for some classes, connections by the text of the error.
+    - ``greetings``: connections by the text that was received, complete or not.
     - ``unstarted``: connections that were due, but not started when the schedule ended.
+    - ``unstarted_with_free_slots``: those of them for which there was a slot.
     - ``cut_off``: connections that were open when the run was ``interrupted``. They are in no class.
     - ``reset_after_greeting``: greeted connections that were reset.
+    - ``truncated``: greeted connections whose TLS stream ended without close_notify.
     - ``closed_while_held``: held connections that the server closed.
     - ``peak_open``: the maximum of open connections.
 
@@ -57,6 +63,8 @@ class RunMetrics:
 
     - ``elapsed``: the last end of a connection, or ``scheduled`` if that is later.
     - ``scheduled``: the end of the schedule.
+    - ``stopped``: for how long the worker did not run at all: it was stopped, or its machine was paused. The
+      largest value of all workers.
 
     ``cpu_percent`` is the share of a core that each worker used, until the end of the schedule; in a closed
     loop until the last end of a connection, like its rate.
@@ -70,14 +78,18 @@ class RunMetrics:
     lag: Histogram = field(default_factory=Histogram)
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys((GREETED, *FAILURE_CLASSES), 0))
     reasons: dict[str, dict[str, int]] = field(default_factory=dict)
+    greetings: Greetings = field(default_factory=Greetings)
     timeline: Timeline = field(default_factory=Timeline)
     unstarted: int = 0
+    unstarted_with_free_slots: int = 0
     cut_off: int = 0
     reset_after_greeting: int = 0
+    truncated: int = 0
     closed_while_held: int = 0
     peak_open: int = 0
     elapsed: float = 0.0
     scheduled: float = 0.0
+    stopped: float = 0.0
     cpu_percent: list[float] = field(default_factory=list)
     interrupted: bool = False
 
@@ -112,15 +124,14 @@ class RunMetrics:
             getattr(self, name).add(getattr(other, name))
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for outcome, count in other.outcomes.items():
-            self.outcomes[outcome] += count
+        add_counts(self.outcomes, other.outcomes)
         for outcome, reasons in other.reasons.items():
-            mine = self.reasons.setdefault(outcome, {})
-            for text, count in reasons.items():
-                mine[text] = mine.get(text, 0) + count
+            add_counts(self.reasons.setdefault(outcome, {}), reasons)
+        self.greetings.merge(other.greetings)
         self.timeline.merge(other.timeline)
         self.elapsed = max(self.elapsed, other.elapsed)
         self.scheduled = max(self.scheduled, other.scheduled)
+        self.stopped = max(self.stopped, other.stopped)
         self.cpu_percent += other.cpu_percent
         self.interrupted = self.interrupted or other.interrupted
 
@@ -131,9 +142,11 @@ class RunMetrics:
             "counts": {name: getattr(self, name) for name in COUNTS},
             "outcomes": self.outcomes,
             "reasons": self.reasons,
+            "greetings": self.greetings.to_json(),
             "timeline": {"width_s": self.timeline.width, "rows": self.timeline.rows()},
             "elapsed_s": self.elapsed,
             "scheduled_s": self.scheduled,
+            "stopped_s": self.stopped,
             "cpu_percent": self.cpu_percent,
             "interrupted": self.interrupted,
         }
@@ -144,9 +157,11 @@ class RunMetrics:
         metrics = cls(
             outcomes=values["outcomes"],
             reasons=values["reasons"],
+            greetings=Greetings.from_json(values["greetings"]),
             timeline=Timeline.from_rows(values["timeline"]["width_s"], values["timeline"]["rows"]),
             elapsed=values["elapsed_s"],
             scheduled=values["scheduled_s"],
+            stopped=values["stopped_s"],
             cpu_percent=values["cpu_percent"],
             interrupted=values["interrupted"],
         )

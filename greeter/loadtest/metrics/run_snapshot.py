@@ -11,13 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from greeter.loadtest.metrics.histogram import Histogram
-from greeter.loadtest.metrics.timeline import INTERVAL
 
 if TYPE_CHECKING:
     from greeter.loadtest.metrics.timeline import Interval
 
-# A minute of intervals, for ``rates``.
-_MAX_INTERVALS = int(60 / INTERVAL)
+# Of how many seconds ``rates`` has the intervals.
+_KEPT_SECONDS = 60.0
 
 
 class Snapshot:
@@ -34,22 +33,24 @@ class Snapshot:
         self.response = Histogram()
         self._open: dict[int, int] = {}
         self._attempts: dict[float, int] = {}
+        self._span = 1.0  # of an interval
 
     def add(self, interval: Interval, worker: int = 0) -> None:
         """Add an interval that has ended.
 
         Args:
-            interval: a quarter of a second of one worker.
+            interval: of one worker; all have the same length.
             worker: the number of that worker, from 0.
         """
-        self.elapsed = max(self.elapsed, interval.begin + INTERVAL)
+        self._span = interval.span
+        self.elapsed = max(self.elapsed, interval.begin + interval.span)
         self.attempted += interval.attempted
         self.greeted += interval.greeted
         self.failed += interval.failed
         self.response.add(interval.response)
         self._open[worker] = interval.open
         self._attempts[interval.begin] = self._attempts.get(interval.begin, 0) + interval.attempted
-        while len(self._attempts) > _MAX_INTERVALS:
+        while len(self._attempts) * interval.span > _KEPT_SECONDS + interval.span / 2:
             del self._attempts[min(self._attempts)]
 
     @property
@@ -60,14 +61,14 @@ class Snapshot:
     @property
     def rate(self) -> float:
         """Connections started per second, over the last second."""
-        since = self.elapsed - 1 - INTERVAL / 2
+        since = self.elapsed - 1 - self._span / 2
         last = [count for begin, count in self._attempts.items() if begin > since]
-        return sum(last) / (len(last) * INTERVAL) if last else 0.0
+        return sum(last) / (len(last) * self._span) if last else 0.0
 
     @property
     def rates(self) -> list[float]:
-        """Connections started per second, for each quarter of a second of the last minute."""
-        return [count / INTERVAL for _, count in sorted(self._attempts.items())]
+        """Connections started per second, for each interval of the last minute."""
+        return [count / self._span for _, count in sorted(self._attempts.items())]
 
     def percentile_us(self, percent: float) -> float | None:
         """Return a percentile of the response times so far.

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 DEFAULT_DURATION = 10.0
+MAX_LAG = 0.01  # seconds
+MIN_BUCKET = 0.05  # seconds; a run of 1 s has 20 of them
 DEFAULT_CONNECTIONS = {"closed": 50, "open": 1000}
 
 
@@ -79,6 +81,8 @@ class LoadPlan:
         tls_key: path of a PEM file with its key, if ``tls_cert`` does not contain it.
         server_name: the name to request and to verify. Default: the host of the target.
         thresholds: limits that the figures must keep.
+        max_lag: how late starts may be at the 99th percentile, in seconds, before the report says that the
+            generator was slowed down.
 
     Raises:
         ConfigError: the plan is invalid. It is a PlanError if the message names fields.
@@ -110,6 +114,7 @@ class LoadPlan:
     tls_key: str | None = None
     server_name: str | None = None
     thresholds: Sequence[Threshold] = ()
+    max_lag: float = MAX_LAG
 
     def __post_init__(self) -> None:
         self._fill_defaults()
@@ -148,6 +153,14 @@ class LoadPlan:
         """The average rate of an open loop, in arrivals per second; None in a closed loop."""
         pacer = self._pacer(0, 1)
         return pacer.mean if isinstance(pacer, OpenLoop) else None
+
+    @property
+    def bucket(self) -> float:
+        """The width of the timeline's buckets in seconds: a 60th of the run, and 50 ms at least."""
+        length = self.duration if self.mode == "closed" and self.count is None else None
+        if self.mode == "open":
+            length = self.schedule[1]
+        return max(MIN_BUCKET, (length or 0.0) / 60)
 
     def pacer(self, index: int = 0) -> Pacer:
         """Return the schedule of worker ``index`` (from 0), without the warm-up."""
@@ -198,9 +211,8 @@ class LoadPlan:
             ConfigError: the plan is invalid.
             KeyError: a field is missing.
         """
-        values = {
-            field.name: plan[field.name + ("_s" if field.name in _DURATIONS else "")] for field in fields(cls)
-        }
+        names = {field.name + ("_s" if field.name in _DURATIONS else ""): field.name for field in fields(cls)}
+        values = {name: plan[key] for key, name in names.items() if key in plan or name not in _NEW}
         values["stages"] = [Stage(stage["duration_s"], stage["rate"]) for stage in plan["stages"]]
         values["thresholds"] = [Threshold.parse(expr) for expr in plan["thresholds"]]
         if values["stages"]:
@@ -236,7 +248,7 @@ class LoadPlan:
             *(("rate of a stage", stage.rate) for stage in self.stages),
         ):
             _check_number(what, value, isfinite(value) and value >= 0, "0 or more")
-        for name in ("rate", "duration", "timeout", "connect_timeout"):
+        for name in ("rate", "duration", "timeout", "connect_timeout", "max_lag"):
             value = getattr(self, name)
             if value is not None:
                 _check_number(f"{{{name}}}", value, isfinite(value) and value > 0, "greater than 0")
@@ -268,7 +280,9 @@ class LoadPlan:
                 raise PlanError(f"{{server_name}}: {error}") from None
 
 
-_DURATIONS = ("duration", "hold", "timeout", "connect_timeout", "warmup")
+_DURATIONS = ("duration", "hold", "timeout", "connect_timeout", "warmup", "max_lag")
+# Fields that reports of greeter 0.1 do not have.
+_NEW = ("max_lag",)
 
 
 def parse_stage(text: str) -> Stage:

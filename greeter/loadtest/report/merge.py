@@ -15,13 +15,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import ConfigError
+from greeter.loadtest.metrics.greetings import Greetings
 from greeter.loadtest.metrics.histogram import Histogram
 from greeter.loadtest.metrics.run_metrics import COUNTS, HISTOGRAMS, RunMetrics, merged
 from greeter.loadtest.metrics.timeline import Timeline
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES, GREETED
 from greeter.loadtest.plan.plan import LoadPlan
 from greeter.loadtest.plan.units import seconds
-from greeter.loadtest.report.report import build, part_row
+from greeter.loadtest.report.report import build, join_addresses, part_row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +71,7 @@ def merge(parts: Sequence[NamedReport]) -> LoadReport:
         first.target,
         merged(_metrics(name, report) for name, report in parts),
         started_at=min(parts, key=lambda part: _moment(*part))[1].started_at,
+        address=join_addresses(report.address for _, report in parts),
         kernel=_max_counters([report.kernel for _, report in parts]),
         environment=first.environment,
         notes=[*dict.fromkeys(note for _, report in parts for note in report.notes), *_notes(parts)],
@@ -112,15 +114,18 @@ def _to_metrics(name: str, report: LoadReport) -> RunMetrics:
         raise ConfigError(f"{name} has errors of unknown classes: {', '.join(sorted(unknown))}")
     metrics = RunMetrics(
         reasons={outcome: dict(reasons) for outcome, reasons in report.error_reasons.items()},
-        timeline=Timeline.from_rows(report.timeline_width_s, report.timeline),
+        timeline=Timeline.from_rows(report.bucket_s, report.timeline),
         elapsed=report.duration_s,
         scheduled=report.duration_s if report.interrupted else _parse_plan(name, report.plan).schedule[1],
         cpu_percent=list(report.generator["cpu_percent"]),
         interrupted=report.interrupted,
+        greetings=Greetings.from_json(report.greetings),
+        stopped=report.generator.get("stopped_s", 0.0),
+        unstarted_with_free_slots=report.generator.get("unstarted_with_free_slots", 0),
     )
     metrics.outcomes.update(report.errors)
     metrics.outcomes[GREETED] = report.connections["greeted"]
-    for count in COUNTS:
+    for count in set(COUNTS) & report.connections.keys():
         setattr(metrics, count, report.connections[count])
     for histogram in HISTOGRAMS:
         setattr(metrics, histogram, report.histogram(histogram))

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from greeter.errors import ConfigError
 from greeter.loadtest.report import outfile
+from greeter.loadtest.report.export import hdr_log, timeline_csv
 from greeter.loadtest.report.html import packages, page
-from greeter.loadtest.report.render import hdr_log, summary, timeline_csv
+from greeter.loadtest.report.render import summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -1,17 +1,11 @@
-"""Render a report as text: summary, CSV, HdrHistogram log.
-
-Each function maps a report to text, so it works for a saved report as well. Nothing here measures or writes.
-"""
+"""Render a report as text: the summary. It works for a saved report as well."""
 
 from __future__ import annotations
 
-import csv
-import io
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES
-from greeter.loadtest.plan.threshold import PHASES, STATS
+from greeter.loadtest.plan.threshold import STATS
 from greeter.loadtest.plan.units import latency, number, seconds
 from greeter.loadtest.report import verdict
 
@@ -19,7 +13,6 @@ if TYPE_CHECKING:
     from greeter.loadtest.report.report import LoadReport
 
 _COLUMN = 9
-_TIMELINE = ("t", "attempted", "greeted", "failed", "open", "p50_us", "p99_us")
 
 
 def summary(report: LoadReport) -> str:
@@ -30,6 +23,7 @@ def summary(report: LoadReport) -> str:
         _totals(values),
         _latencies(values),
         _errors(values),
+        _greetings(values),
         _thresholds(values),
         _comparison(values),
         _generator(values),
@@ -37,33 +31,6 @@ def summary(report: LoadReport) -> str:
         [report.verdict],
     ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
-
-
-def timeline_csv(report: LoadReport) -> str:
-    """Return the timeline as CSV, one row per bucket; ``t_s`` in seconds, latencies in microseconds."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("t_s", *_TIMELINE[1:]))
-    table.writerows([row[name] for name in _TIMELINE] for row in report.timeline)
-    return text.getvalue()
-
-
-def hdr_log(report: LoadReport) -> str:
-    """Return the histograms as an HdrHistogram log (.hlog, format 1.2): one interval, a tag for each phase.
-
-    Values are in microseconds; the maxima in the log are in milliseconds.
-    """
-    start = datetime.fromisoformat(report.started_at)
-    lines = [
-        f"#[greeter load {report.target}; values in microseconds]",
-        "#[Histogram log format version 1.2]",
-        f"#[StartTime: {start.timestamp():.3f} (seconds since epoch), {report.started_at}]",
-        '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"',
-    ]
-    for name in PHASES:
-        most = (report.latency_us[name]["max"] or 0) / 1000
-        lines.append(f"Tag={name},0.000,{report.duration_s:.3f},{most:.3f},{report.histograms[name]}")
-    return "\n".join(lines) + "\n"
 
 
 def _title(values: dict[str, Any]) -> str:
@@ -113,6 +80,14 @@ def _errors(values: dict[str, Any]) -> list[str]:
             reasons = ", ".join(values["error_reasons"].get(name, ()))
             meaning = FAILURE_CLASSES.get(name, "") + f" ({reasons})" * bool(reasons)
             lines.append(f"  {number(count):>9} {name:<22} {meaning}")
+    return lines
+
+
+def _greetings(values: dict[str, Any]) -> list[str]:
+    greetings = values["greetings"]
+    lines = [f"  {number(row['count']):>9} × {row['text']}" for row in greetings["texts"]]
+    if greetings["others"]:
+        lines.append(f"  {number(greetings['others']):>9} × other greetings")
     return lines
 
 

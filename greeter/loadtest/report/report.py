@@ -10,10 +10,12 @@ Invariants:
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import ConfigError
+from greeter.loadtest.metrics.greetings import SHOWN
 from greeter.loadtest.metrics.histogram import Histogram
 from greeter.loadtest.metrics.run_metrics import HISTOGRAMS
 from greeter.loadtest.plan.outcome import GREETED
@@ -23,13 +25,15 @@ from greeter.loadtest.report import verdict
 from greeter.loadtest.report.baseline import DEFAULT_TOLERANCE, compare
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from greeter.loadtest.metrics.run_metrics import RunMetrics
     from greeter.loadtest.plan.plan import LoadPlan
 
 SCHEMA = 1
+# Members of a report that version 0.1 did not write.
+_NEW = ("address", "greetings")
 
 # The generator was the limit if starts with a free slot were later than LATE_TOLERANCE at p99. If a worker
 # also used up a core, this many seconds are enough.
@@ -44,6 +48,9 @@ class LoadReport:
       a closed loop, ended per second of the run) and ``greeted`` (per second of the run).
     - ``latency_us``: microseconds. ``connect``, ``first_byte``, ``service`` and ``failed`` count from the
       actual connect, ``response`` from the intended start.
+    - ``greetings``: the most frequent greetings, as ``texts`` with ``text`` and ``count``, and the number of
+      the ``others``.
+    - ``address``: the resolved address that was loaded; None if unknown.
     """
 
     target: str
@@ -57,7 +64,7 @@ class LoadReport:
     errors: dict[str, int]
     error_reasons: dict[str, dict[str, int]]
     syn_retransmits: dict[str, int]
-    timeline_width_s: float
+    bucket_s: float
     timeline: list[dict[str, Any]]
     generator: dict[str, Any]
     kernel: dict[str, int]
@@ -66,6 +73,14 @@ class LoadReport:
     notes: list[str]
     thresholds: list[dict[str, Any]] = field(default_factory=list)
     baseline: dict[str, Any] | None = None
+    # Reports of greeter 0.1 do not have these.
+    address: str | None = None
+    greetings: dict[str, Any] = field(default_factory=lambda: {"texts": [], "others": 0})
+
+    @property
+    def timeline_width_s(self) -> float:
+        """``bucket_s`` under its name in reports of greeter 0.1."""
+        return self.bucket_s
 
     @property
     def passed(self) -> bool:
@@ -104,6 +119,7 @@ class LoadReport:
         """Return the report as JSON values, without the verdict."""
         values: dict[str, Any] = {"schema": SCHEMA}
         values.update((f.name, getattr(self, f.name)) for f in fields(self))
+        values["timeline_width_s"] = self.timeline_width_s
         values["passed"] = self.passed
         return values
 
@@ -132,12 +148,13 @@ class LoadReport:
         if values["schema"] != SCHEMA:
             raise ConfigError(f"{name} has schema {values['schema']!r}; this greeter reads schema {SCHEMA}")
         try:
+            _upgrade(values)
             missing = _missing(values)
-        except TypeError:  # a number where there should be an object
+        except (AttributeError, TypeError):  # a number where there should be an object
             raise ConfigError(f"{name} is not a load test report") from None
         if missing:
             raise ConfigError(f"{name} is not a complete report: it has no {', '.join(missing)}")
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def against(
         self, old: LoadReport, tolerance: float = DEFAULT_TOLERANCE, name: str = "baseline"
@@ -157,6 +174,16 @@ class LoadReport:
         return replace(self, baseline=compare(self.to_dict(), old.to_dict(), tolerance, name))
 
 
+def _upgrade(values: dict[str, Any]) -> None:
+    """Add what reports of greeter 0.1 do not have: ``bucket_s``, and the p95, which the histograms have."""
+    if "timeline_width_s" in values:
+        values.setdefault("bucket_s", values["timeline_width_s"])
+    for phase, row in values.get("latency_us", {}).items():
+        if "p95" not in row:
+            with suppress(ValueError, KeyError, TypeError):  # reported when the histogram is read
+                row["p95"] = Histogram.decode(values["histograms"][phase]).percentiles(95)[0]
+
+
 def _missing(values: dict[str, Any]) -> list[str]:
     """Return the members that ``values`` lacks, of those that are read."""
     needed: dict[str, set[str]] = {
@@ -165,7 +192,7 @@ def _missing(values: dict[str, Any]) -> list[str]:
         "latency_us": set(PHASES),
         "generator": {"saturated"},
     }
-    missing = [f.name for f in fields(LoadReport) if f.name not in values]
+    missing = [f.name for f in fields(LoadReport) if f.name not in values and f.name not in _NEW]
     for name in needed.keys() - set(missing):
         missing += [f"{name}.{key}" for key in needed[name] - set(values[name])]
     if not missing:
@@ -182,6 +209,7 @@ def build(
     metrics: RunMetrics,
     *,
     started_at: str,
+    address: str | None = None,
     kernel: dict[str, int],
     environment: dict[str, Any],
     notes: Sequence[str] = (),
@@ -193,10 +221,12 @@ def build(
         target: the endpoint's text.
         metrics: what was counted.
         started_at: the start of the measurement, as ``stamp`` writes it.
+        address: the resolved address.
         kernel: by how much each kernel counter rose.
         environment: versions and settings of the machine.
         notes: sentences for the reader, without capital and full stop.
     """
+    metrics.timeline.coarsen()
     greeted, attempted = metrics.outcomes[GREETED], metrics.attempted
     lag = metrics.lag.summary()
     report = LoadReport(
@@ -212,6 +242,7 @@ def build(
             "peak_open": metrics.peak_open,
             "cut_off": metrics.cut_off,
             "reset_after_greeting": metrics.reset_after_greeting,
+            "truncated": metrics.truncated,
             "closed_while_held": metrics.closed_while_held,
         },
         rate=_rates(plan, metrics),
@@ -220,13 +251,16 @@ def build(
         errors={outcome: n for outcome, n in metrics.outcomes.items() if outcome != GREETED},
         error_reasons=metrics.reasons,
         syn_retransmits=_syn_retransmits(metrics.connect),
-        timeline_width_s=metrics.timeline.width,
-        timeline=metrics.timeline.rows(),
+        bucket_s=round(metrics.timeline.width, 6),
+        timeline=metrics.timeline.rows(metrics.elapsed),
         generator={
             "lag_p99_us": lag["p99"],
             "lag_max_us": lag["max"],
             "cpu_percent": [round(percent, 1) for percent in metrics.cpu_percent],
             "saturated": saturated(plan, metrics),
+            "disturbed": False,
+            "stopped_s": round(metrics.stopped, 3),
+            "unstarted_with_free_slots": metrics.unstarted_with_free_slots,
             "workers": plan.workers,
             "latencies_over_60_s": sum(getattr(metrics, name).over for name in PHASES),
         },
@@ -234,9 +268,17 @@ def build(
         environment=environment,
         interrupted=metrics.interrupted,
         notes=list(notes),
+        address=address,
+        greetings=metrics.greetings.to_json(SHOWN),
     )
     values = report.to_dict()
-    return replace(report, thresholds=[threshold.check(values) for threshold in plan.thresholds])
+
+    def percentile(phase: str, percent: float) -> float | None:
+        histogram: Histogram = getattr(metrics, phase)
+        return histogram.percentiles(percent)[0]
+
+    checked = [threshold.check(values, percentile) for threshold in plan.thresholds]
+    return replace(report, thresholds=checked)
 
 
 def part_row(name: str, report: LoadReport) -> dict[str, Any]:
@@ -254,6 +296,11 @@ def part_row(name: str, report: LoadReport) -> dict[str, Any]:
         "interrupted": report.interrupted,
         "environment": report.environment,
     }
+
+
+def join_addresses(addresses: Iterable[str | None]) -> str | None:
+    """Return the distinct addresses of several generators as one text; None if none is known."""
+    return ", ".join(dict.fromkeys(filter(None, addresses))) or None
 
 
 def stamp(moment: datetime) -> str:

@@ -3,12 +3,12 @@ from __future__ import annotations
 import json
 
 from greeter.loadtest.metrics.run_metrics import HISTOGRAMS, RunMetrics, merged
-from greeter.loadtest.metrics.timeline import Interval
+from greeter.loadtest.metrics.timeline import Interval, Timeline
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES, GREETED
 
 
 def metrics(worker: int) -> RunMetrics:
-    m = RunMetrics()
+    m = RunMetrics(timeline=Timeline(1.0))
     for position, name in enumerate(HISTOGRAMS):
         getattr(m, name).record((1 + position + 10 * worker) / 1000)
     m.outcomes[GREETED] = 10 * worker
@@ -17,6 +17,8 @@ def metrics(worker: int) -> RunMetrics:
     m.timeline.add(Interval(1.0, attempted=11 * worker, greeted=10 * worker, failed=worker, open=worker))
     m.unstarted, m.cut_off, m.peak_open = 2, 3, 4
     m.reset_after_greeting, m.closed_while_held = 5, 6
+    m.greetings.count(b"220 ready\r\n")
+    m.truncated, m.unstarted_with_free_slots, m.stopped = 7, 1, 0.25 * worker
     m.elapsed, m.scheduled = 1.5 + worker, 1.0
     m.cpu_percent = [10.0 * worker]
     return m
@@ -32,6 +34,8 @@ def test_merging_adds_all_figures() -> None:
     assert (whole.unstarted, whole.cut_off, whole.peak_open) == (4, 6, 8)
     assert (whole.reset_after_greeting, whole.closed_while_held) == (10, 12)
     assert (whole.elapsed, whole.scheduled) == (3.5, 1.0)
+    assert (whole.truncated, whole.unstarted_with_free_slots, whole.stopped) == (14, 2, 0.5)
+    assert whole.greetings.to_json() == {"texts": [{"text": "220 ready", "count": 2}], "others": 0}
     assert whole.cpu_percent == [10.0, 20.0]
     assert not whole.interrupted
     part = metrics(1)

@@ -4,7 +4,9 @@ import pytest
 
 from greeter.loadtest.metrics.histogram import Histogram
 from greeter.loadtest.metrics.run_snapshot import Snapshot
-from greeter.loadtest.metrics.timeline import INTERVAL, Interval
+from greeter.loadtest.metrics.timeline import Interval
+
+INTERVAL = 0.25
 
 
 def interval(number: int, attempted: int, us: int = 1000, open: int = 1) -> Interval:

@@ -107,6 +107,7 @@ FULL = LoadPlan(
     tls_key="key.pem",
     server_name="a.example",
     thresholds=[Threshold.parse("response:p99<20ms")],
+    max_lag=0.5,
 )
 
 
@@ -138,6 +139,22 @@ def test_the_warm_up_has_the_rate_of_the_beginning_of_the_run() -> None:
     assert LoadPlan(warmup=2.0).warmup_pacer().pace(2.0, 0)[1]
     assert LoadPlan(warmup=2.0, rate=5, stages=[Stage(1, 9)]).warmup_pacer().total == 10
     assert LoadPlan(warmup=2.0, stages=[Stage(1, 9)]).warmup_pacer().total == 18
+
+
+@pytest.mark.parametrize(
+    ("options", "width"),
+    [
+        ({}, 10 / 60),
+        ({"duration": 600.0}, 10.0),
+        ({"duration": 1.0}, 0.05),
+        ({"rate": 10, "count": 100}, 10 / 60),
+        ({"stages": [Stage(12, 100), Stage(18, 5)]}, 0.5),
+        ({"count": 10}, 0.05),  # a closed loop is over when it is
+        ({"count": 10, "duration": 600.0}, 0.05),
+    ],
+)
+def test_a_bucket_is_a_sixtieth_of_the_run(options: dict[str, Any], width: float) -> None:
+    assert LoadPlan(**options).bucket == pytest.approx(width)
 
 
 def test_a_stage_is_parsed_from_text() -> None:

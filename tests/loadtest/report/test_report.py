@@ -10,9 +10,11 @@ from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, LoadReport, Stage, Threshold
 from greeter.loadtest.metrics.histogram import Histogram, index_of
 from greeter.loadtest.metrics.run_metrics import RunMetrics
-from greeter.loadtest.metrics.timeline import Interval
+from greeter.loadtest.metrics.timeline import Interval, Timeline
 from greeter.loadtest.plan.outcome import GREETED
+from greeter.loadtest.report.merge import merge
 from greeter.loadtest.report.report import build, saturated
+from greeter.loadtest.report.saved import parse_report
 from tests.support.loadtest_peers import checked
 
 ENVIRONMENT: dict[str, Any] = {
@@ -27,9 +29,10 @@ ENVIRONMENT: dict[str, Any] = {
 
 def metrics(greeted: int = 98, empty: int = 1, refused: int = 1, ms: float = 3.0) -> RunMetrics:
     """A run of one second."""
-    m = RunMetrics()
+    m = RunMetrics(timeline=Timeline(1.0))
     m.outcomes[GREETED], m.outcomes["empty"], m.outcomes["connect_refused"] = greeted, empty, refused
-    interval = Interval(0.0, greeted + empty + refused, greeted, empty + refused, 5)
+    errors = {"empty": empty, "connect_refused": refused}
+    interval = Interval(0.0, greeted + empty + refused, greeted, empty + refused, 5, errors=errors)
     for _ in range(greeted + empty):
         for histogram in (m.connect, m.service, m.response, interval.response):
             histogram.record(ms / 1000)
@@ -61,6 +64,7 @@ def test_the_figures_of_a_run() -> None:
         "peak_open": 5,
         "cut_off": 0,
         "reset_after_greeting": 0,
+        "truncated": 0,
         "closed_while_held": 0,
     }
     assert found["rate"] == {"target": 100.0, "achieved": 100.0, "greeted": 98.0}
@@ -106,6 +110,29 @@ def test_a_report_survives_json() -> None:
     assert one.histogram("response").counts == metrics().response.counts
 
 
+def as_written_by_0_1(report: LoadReport) -> dict[str, Any]:
+    """The JSON of a report without what version 0.1 did not write."""
+    values: dict[str, Any] = json.loads(report.to_json())
+    del values["address"], values["greetings"], values["bucket_s"], values["plan"]["max_lag_s"]
+    for name in ("disturbed", "stopped_s", "unstarted_with_free_slots"):
+        del values["generator"][name]
+    del values["connections"]["truncated"]
+    for row in values["latency_us"].values():
+        del row["p95"]
+    for row in values["timeline"]:
+        del row["partial"], row["errors"], row["p95_us"], row["max_us"]
+    return values
+
+
+def test_a_report_of_version_0_1_can_be_read_and_compared() -> None:
+    old = parse_report(json.dumps(as_written_by_0_1(report())))
+    assert (old.address, old.greetings) == (None, {"texts": [], "others": 0})
+    assert old.bucket_s == 1.0
+    assert old.latency_us == report().latency_us, "the histograms have the percentile that was not written"
+    assert report().against(old).passed
+    assert merge([("a", old), ("b", report(metrics(ms=9.0)))]).connections["attempted"] == 200
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -115,7 +142,7 @@ def test_a_report_survives_json() -> None:
         ("{}", "old.json is not a load test report: it has no schema"),
         ('{"schema": 2}', "old.json has schema 2; this greeter reads schema 1"),
         ('{"schema": "one"}', "old.json has schema 'one'; this greeter reads schema 1"),
-        ('{"schema": 1}', "old.json is not a complete report: it has no baseline, connections, "),
+        ('{"schema": 1}', "old.json is not a complete report: it has no baseline, bucket_s, "),
     ],
 )
 def test_an_invalid_report_is_rejected(text: str, message: str) -> None:
@@ -133,6 +160,9 @@ def test_an_incomplete_report_is_rejected() -> None:
     values = json.loads(report().to_json())
     del values["latency_us"]["connect"]["p99.9"]
     with pytest.raises(ConfigError, match=r"it has no latency_us\.connect\.p99\.9$"):
+        LoadReport.from_json(json.dumps(values))
+    values["latency_us"]["connect"] = 5
+    with pytest.raises(ConfigError, match="report is not a load test report"):
         LoadReport.from_json(json.dumps(values))
     values["latency_us"] = 5
     with pytest.raises(ConfigError, match="report is not a load test report"):

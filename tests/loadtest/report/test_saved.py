@@ -125,8 +125,8 @@ def changed(path: str, value: Any) -> str:
             "run.json is not a load test report: rate.target: None is not of type 'number'",
         ),
         (
-            changed("timeline_width_s", 1e-12),
-            "run.json is not a load test report: timeline_width_s: 1e-12 is less than the minimum of 1",
+            changed("bucket_s", 1e-12),
+            "run.json is not a load test report: bucket_s: 1e-12 is less than the minimum of 0.001",
         ),
         (changed("duration_s", 1e-300), "run.json is not a load test report: duration_s is out of range"),
         (

@@ -15,7 +15,7 @@ LATENCIES = st.dictionaries(st.integers(1, 60_000_000), st.integers(1, 1000), ma
 
 
 def timeline(*counts: int) -> Timeline:
-    made = Timeline()
+    made = Timeline(1.0)
     for second, count in enumerate(counts):
         interval = Interval(float(second), count, count, 0, 1)
         for _ in range(count):
