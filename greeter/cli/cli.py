@@ -4,7 +4,8 @@ Invariants:
 
 - Results go to stdout. An error is one line on stderr, never a traceback.
 - Exit codes: 0 success, 1 failure at run time, 2 usage error, 130 interrupted, 143 terminated; load and
-  report also have 98 (the generator was the limit) and 99 (a threshold or the baseline was missed).
+  report also have 98 (the generator could have changed the verdict) and 99 (a threshold or the baseline
+  was missed).
 """
 
 from __future__ import annotations
@@ -157,11 +158,11 @@ Examples:
   greeter load mail.example:25 -c 100 -n 10k --until line --html report.html
 
 \b
-Exit codes; if several apply, the first of 130, 98, 99, 1:
+Exit codes; if several apply, the first of 130, 99 (a threshold on errors), 98, 99, 1:
   0    clients were greeted, and every limit was kept
   1    no client was greeted, a part of the load was lost, or a file was not written
   2    usage error
-  98   the generator was the limit: the figures do not describe the server
+  98   the generator could have changed the verdict: this machine did not make the load
   99   a threshold or the baseline was missed
   130  interrupted; the report covers what was measured
 """
@@ -195,6 +196,7 @@ REPORT_EPILOG = """
 Examples:
   greeter report run.json last-week.json --html report.html
   greeter report --merge a.json b.json --json run.json
+  greeter load --json - | greeter report - --csv timeline.csv
 
 The exit code is that of the run.
 """
@@ -205,6 +207,7 @@ The exit code is that of the run.
 @click.pass_context
 def report(ctx: click.Context, /, **_: object) -> int:
     """Show a saved run of greeter load (RUN.json), or compare it with an older one (RUN.json BASELINE.json).
+    A RUN.json of - is standard input.
 
     With --merge, the files are parts of one run, made by several generators.
 

@@ -74,7 +74,7 @@ async def _demo(echo: Echo, clients: int, loop_name: str) -> int:
 
 
 async def _load(echo: Echo, server: Server) -> int:
-    """Run a load test in a separate process. A generator that was the limit is not a failure here."""
+    """Run a load test in a separate process. A saturated generator is not a failure here."""
     echo(f"$ greeter load {server.addresses[0]} --duration {LOAD_SECONDS:g}s")
     try:
         report = await load(LoadPlan(server.addresses[0], duration=LOAD_SECONDS), isolate=True)

@@ -126,6 +126,8 @@ def plan_of(options: LoadOptions, spell: Callable[[str], str] = _flag) -> LoadPl
             timeout=options.timeout,
             connect_timeout=options.connect_timeout,
             until=options.until,
+            send=options.send or b"",
+            proxy_protocol=options.proxy_protocol,
             expect=options.expect,
             max_bytes=options.max_bytes,
             workers=options.workers,
@@ -137,6 +139,7 @@ def plan_of(options: LoadOptions, spell: Callable[[str], str] = _flag) -> LoadPl
             tls_key=options.tls_key,
             server_name=options.server_name,
             thresholds=[Threshold.parse(text) for text in options.threshold],
+            max_lag=options.max_lag,
         )
     except PlanError as error:
         raise error.with_field_names(spell) from None

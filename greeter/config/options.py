@@ -19,6 +19,7 @@ from greeter.config.values import (
     COUNT,
     DURATION,
     ENDPOINT,
+    ESCAPED,
     FILE,
     FILE_NAME,
     HOST_NAME,
@@ -34,6 +35,7 @@ from greeter.config.values import (
     SECONDS,
     STAGE,
     TEMPLATE,
+    UNTIL,
     WORKERS,
 )
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
@@ -226,6 +228,8 @@ SERVER_NAME = (None, "Name that the certificate must have, if not the host's.", 
 TOLERANCE_HELP = "Allowed regression from the baseline, in percent."
 JSON_HELP = "Write the report to this JSON file."
 HTML_HELP = "Write the report to this HTML page."
+CSV_HELP = "Write the timeline to this CSV file."
+HDR_HELP = "Write the histograms to this HdrHistogram log (.hlog)."
 
 # Further groups of ``greet --help`` and ``load --help``.
 OUTPUT = "Output"
@@ -307,13 +311,16 @@ class LoadOptions:
     )
     timeout: float = option(10.0, TIMEOUT_HELP, DURATION, group=GREETING)
     connect_timeout: float = option(5.0, CONNECT_TIMEOUT_HELP, DURATION, group=GREETING)
-    until: Literal["eof", "line"] = option(
-        "eof",
-        "What ends a greeting: end of stream, or a line.",
-        click.Choice(["eof", "line"]),
-        group=GREETING,
+    until: str = option(
+        "eof", "What ends it: eof, line, reply, text:TEXT, bytes:N or idle:DURATION.", UNTIL, group=GREETING
+    )
+    send: bytes | None = option(
+        None, "What to send first; \\r \\n \\t \\xNN are escapes.", ESCAPED, group=GREETING
     )
     expect: str | None = option(None, "Text that a greeting must contain.", str, group=GREETING)
+    proxy_protocol: Literal["v1", "v2"] | None = option(
+        None, "Send a PROXY header of this version first.", click.Choice(["v1", "v2"]), group=GREETING
+    )
     max_bytes: int = option(65536, MAX_BYTES_HELP, COUNT, group=GREETING)
     tls: bool = option(*CLIENT_TLS, group=TLS)
     tls_ca: str | None = option(*CLIENT_TLS_CA, group=TLS)
@@ -327,15 +334,20 @@ class LoadOptions:
         group=JUDGEMENT,
         many=True,
     )
+    max_lag: float = option(
+        0.01,
+        "How late starts may be (p99) before the run counts as disturbed.",
+        DURATION,
+        group=JUDGEMENT,
+        default_text="10ms",
+    )
     baseline: Path | None = option(
         None, "Compare with the JSON report of an earlier run.", FILE, group=JUDGEMENT
     )
     tolerance: float | None = option(None, TOLERANCE_HELP, PERCENT, group=JUDGEMENT, default_text="10")
     json: Path | None = option(None, JSON_HELP, FILE, group=OUTPUT)
-    csv: Path | None = option(None, "Write the timeline to this CSV file.", FILE, group=OUTPUT)
-    hdr: Path | None = option(
-        None, "Write the histograms to this HdrHistogram log (.hlog).", FILE, group=OUTPUT
-    )
+    csv: Path | None = option(None, CSV_HELP, FILE, group=OUTPUT)
+    hdr: Path | None = option(None, HDR_HELP, FILE, group=OUTPUT)
     html: Path | None = option(None, HTML_HELP, FILE, group=OUTPUT)
     quiet: bool = option(False, "Show no progress.", group=OUTPUT)
 
@@ -349,6 +361,8 @@ class ReportOptions:
     tolerance: float | None = option(None, TOLERANCE_HELP, PERCENT, default_text="10")
     html: Path | None = option(None, HTML_HELP, FILE)
     json: Path | None = option(None, JSON_HELP, FILE)
+    csv: Path | None = option(None, CSV_HELP, FILE)
+    hdr: Path | None = option(None, HDR_HELP, FILE)
 
 
 @dataclasses.dataclass(frozen=True)

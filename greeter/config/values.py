@@ -18,7 +18,9 @@ import click
 from greeter.core.admission import Limits, Networks
 from greeter.core.durations import parse_duration
 from greeter.core.endpoint import Endpoint, host_name
+from greeter.core.escapes import unescape
 from greeter.core.greeting import Greeting
+from greeter.core.replies import Until
 from greeter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -144,6 +146,17 @@ def limit(text: str) -> str:
     return text
 
 
+def until(text: str) -> str:
+    """Check what ends a greeting, such as ``line`` or ``text:READY``."""
+    Until.parse(text)
+    return text
+
+
+def escaped(text: str) -> bytes:
+    """Parse text with escapes, such as ``HELO me\\r\\n``."""
+    return unescape(text)
+
+
 def percent(text: str) -> float:
     """Parse a percentage such as ``25`` or ``25%``."""
     from greeter.loadtest.plan.units import parse_percent
@@ -172,6 +185,8 @@ DURATION = ParsedType("duration", duration, number=True)
 QUANTITY = ParsedType("n", quantity, number=True)
 PER_SECOND = ParsedType("rate", per_second, number=True)
 STAGE = ParsedType("dur:rate", stage)
+UNTIL = ParsedType("until", until)
+ESCAPED = ParsedType("bytes", escaped)
 LIMIT = ParsedType("expr", limit)
 PERCENT = ParsedType("pct", percent, number=True)
 APP = ParsedType("module:name", str)

@@ -36,6 +36,10 @@ DEFAULT_ENDPOINT = f"{DEFAULT_HOST}:{DEFAULT_PORT}"
 
 # sun_path has 108 bytes, one of which is the NUL that ends a path or starts an abstract name (unix(7)).
 UNIX_PATH_MAX = 107
+# The scheme, the user and the authority of a URL (RFC 3986 3.2).
+_URL = re.compile(
+    r"(?!unix:)[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^]/]*\]|[^:/?#]*)(:[0-9]+)?", re.IGNORECASE
+)
 # RFC 6335 5.1: letters, digits and inner single hyphens, at most 15, at least one letter.
 _SERVICE = re.compile(r"(?=[0-9-]*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*", re.ASCII)
 # A name of sd_listen_fds_with_names(3), of those that cannot be taken for a number.
@@ -209,6 +213,9 @@ def _named(text: str, read: Callable[..., Endpoint], *parts: object) -> Endpoint
 
 
 def _parse(text: str) -> Endpoint:
+    if url := _URL.match(text):
+        host, port = url.groups()
+        raise ConfigError(f"is a URL; write {host}{port or ':PORT'}")
     if text.startswith("unix:"):
         return _unix(text[5:])
     if text.startswith("fd:"):

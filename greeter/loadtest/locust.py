@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from greeter.core.durations import parse_duration
 from greeter.core.endpoint import DEFAULT_ENDPOINT
+from greeter.core.escapes import unescape
 from greeter.errors import ConfigError, GreeterError, MissingExtra
 from greeter.loadtest.plan.pacer import Stage
 from greeter.loadtest.plan.plan import LoadPlan, parse_stage
@@ -113,9 +114,12 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "hold": (parse_duration, "Keep each connection open for this long after its greeting."),
     "timeout": (parse_duration, "Timeout of the whole greeting, including the connect. Default: 10s."),
     "connect_timeout": (parse_duration, "Connect timeout; included in --greeter-timeout. Default: 5s."),
-    "until": (str, "What ends a greeting: eof or line. Default: eof."),
+    "until": (str, "What ends a greeting: eof, line, reply, text:TEXT, bytes:N, idle:DUR. Default: eof."),
+    "send": (unescape, "What to send first, with escapes, as in HELO me\\r\\n."),
+    "proxy_protocol": (str, "Send a PROXY header of this version first: v1 or v2."),
     "expect": (str, "Text that a greeting must contain."),
     "thresholds": (_threshold, "Limits such as response:p99<20ms; comma-separated."),
+    "max_lag": (parse_duration, "How late starts may be (p99) before the run counts as disturbed."),
 }
 _LIST_OPTIONS = {"stages", "thresholds"}
 _OUTPUT_OPTIONS = {

@@ -55,6 +55,8 @@ def sample(field: dataclasses.Field[Any]) -> tuple[str, Any]:
             "seconds": ("1.5", 1.5),
             "n": ("7", 7),
             "text": ("hi $host", "hi $host"),
+            "until": ("text:ready", "text:ready"),
+            "bytes": ("hi\\r\\n", b"hi\r\n"),
             "rate": ("2.5", 2.5),
             "cidr": ("192.0.2.0/24", "192.0.2.0/24"),
             "mode": ("640", 0o640),

@@ -187,7 +187,7 @@ def test_a_longer_run(browser: Browser, written: Callable[..., Path], name: str)
 def test_a_run_in_which_all_failed(browser: Browser, written: Callable[..., Path]) -> None:
     browser.open(written(named("all failed")))
     assert set(drawn(browser)) == {"rates", "open", "failures", "percentiles"}
-    assert "Nothing was greeted: 3 connect_refused." in browser.run("return document.body.innerText")
+    assert "Nothing was greeted; 3 failed: connect_refused." in browser.run("return document.body.innerText")
 
 
 def test_a_baseline_is_drawn_into_the_charts(browser: Browser, written: Callable[..., Path]) -> None:

@@ -177,9 +177,7 @@ async def two_workers_and_a_master(locusts: LocustProcesses) -> None:
         await server.stop()
     report = locusts.report()
     assert code == report.exit_code
-    assert code == (98 if report.generator["saturated"] else 99), (
-        "on a busy machine, the generator is the limit"
-    )
+    assert code in (98, 99), "98 if the machine was busy"
     assert report.thresholds[0]["expr"] == "response:p50<2us"
     assert not report.passed
     assert report.plan["connections"] == 99
@@ -232,7 +230,7 @@ async def a_script(locusts: LocustProcesses) -> None:
         code = await script.ended()
     report = locusts.report()
     assert code == report.exit_code
-    if code != 98:  # the generator was the limit, on a busy machine
+    if code != 98:  # the machine was too busy to make the load
         assert code == 0
         attempted = 400 - report.connections["unstarted"]  # connections due at the very end may be late
         assert script.out.strip().splitlines()[-1].startswith(f"All {attempted} clients were greeted")
@@ -301,7 +299,7 @@ async def interrupted(locusts: LocustProcesses) -> None:
     assert report.interrupted
     # The last connections may have been cut off, which do not count as attempts.
     assert report.connections["attempted"] + report.connections["cut_off"] >= 50
-    assert "Interrupted after " in master.out
+    assert " Interrupted after " in master.out
 
 
 async def a_script_interrupted(locusts: LocustProcesses) -> None:
@@ -550,7 +548,9 @@ async def an_invalid_plan(locusts: LocustProcesses) -> None:
         (["--greeter-tolerance", "some"], "'some' is not a percentage"),
         (["--greeter-tolerance", "nan"], "'nan' is not a percentage"),
         (["--greeter-tolerance", "20"], "--greeter-tolerance means nothing without --greeter-baseline"),
-        (["--greeter-csv", "-"], "--greeter-csv takes a path; standard output is /dev/stdout, not -"),
+        (["--greeter-csv", "/no/x"], "--greeter-csv: cannot write /no/x: no such file or directory"),
+        (["--greeter-until", "then"], "until must be eof, line, reply, text:TEXT, "),
+        (["--greeter-proxy-protocol", "v3"], "proxy protocol must be v1 or v2, not 'v3'"),
     ):
         master = await locusts.master(*options)
         assert await master.ended() == 2

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from greeter.loadtest.generator import kernel
 from greeter.loadtest.metrics.run_metrics import RunMetrics, merged
 from greeter.loadtest.plan.units import latency, number, seconds
-from greeter.loadtest.report.report import build, join_addresses, part_row
+from greeter.loadtest.report.report import build, combined_diagnosis, join_addresses, part_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -93,7 +93,7 @@ class WorkerResult:
 def combine_results(plan: LoadPlan, results: Sequence[WorkerResult], started_at: str) -> LoadReport:
     """Return the report on all workers, with a row for each in ``generator["parts"]``.
 
-    The run counts as limited by the generator if any worker's generator was at its limit.
+    The run counts as saturated if the generator of any worker was.
 
     Args:
         plan: the plan of the whole run.
@@ -116,8 +116,8 @@ def combine_results(plan: LoadPlan, results: Sequence[WorkerResult], started_at:
             *_notes(plan, results, rows),
         ],
     )
-    limited = report.generator["saturated"] or any(row["saturated"] for row in rows)
-    return replace(report, generator={**report.generator, "saturated": limited, "parts": rows})
+    generator = {**report.generator, **combined_diagnosis(report, rows), "parts": rows}
+    return replace(report, generator=generator)
 
 
 def _part_row(plan: LoadPlan, result: WorkerResult, started_at: str) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _notes(plan: LoadPlan, results: Sequence[WorkerResult], rows: Sequence[dict[
             cpu = ", ".join(f"{percent:.0f} %" for percent in row["cpu_percent"])
             notes.append(
                 f"worker {result.name} made {number(row['attempted'])} connections with {cpu} of a core"
-                + ", and its generator was the limit" * row["saturated"]
+                + ", and its generator was saturated" * row["saturated"]
                 + ", and was interrupted" * row["interrupted"]
             )
     clocks = [result.clock for result in results if result.clock.error_bound < inf]

@@ -11,12 +11,12 @@ Invariants:
 - Response times count from the intended start, so a late start does not hide latency.
 - There is no task, callback or timer for each connection.
 - The work of one wake-up is bounded, so that other tasks of the loop can run.
+- In a closed loop, a slot whose connection was refused rests, so that a target that is down is not flooded.
 """
 
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
 from math import inf
 from time import monotonic, thread_time
 from typing import TYPE_CHECKING
@@ -29,11 +29,12 @@ from greeter.loadtest.generator.load_connection import (
     earliest_start,
     started_by,
 )
+from greeter.loadtest.generator.record import record
+from greeter.loadtest.generator.resting_slots import RestingSlots
 from greeter.loadtest.generator.timer import PreciseTimer
-from greeter.loadtest.metrics.greetings import HEAD_BYTES
 from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.metrics.timeline import Interval, Timeline, interval_span
-from greeter.loadtest.plan.outcome import ANSWERED, GREETED
+from greeter.loadtest.plan.outcome import GREETED, NOT_CONNECTED
 from greeter.loadtest.plan.pacer import LATE_TOLERANCE
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ _MANY_EVENTS = 64
 _MAX_POLLS = 4
 # The delay between connects to a Unix socket whose queue is full.
 _RETRY_SECONDS = 0.005
-# The delay of a closed loop that ran out of ports or descriptors, which would fail at full speed.
-_PAUSE_SECONDS = 0.01
+# The end of an interval that is noticed so late was not delayed by work: a wake-up is shorter.
+_STOPPED_SECONDS = 0.2
 
 
 class Engine:
@@ -80,9 +81,11 @@ class Engine:
         self._held: dict[int, LoadConnection] = {}
         self._held_until: Deadlines[LoadConnection] = Deadlines()
         self._hold_deadline = inf  # when the duration of the run is over, no connection is held
-        self._connect_retries: list[LoadConnection] = []  # to a full Unix socket; retried at _retry_at
-        self._retry_at = inf
+        self._retries: Deadlines[LoadConnection] = Deadlines()  # of connects to a full Unix socket
         self._slots = self._free_slots = plan.share(index)
+        self._resting = RestingSlots()
+        self._idle = self._spec.until.idle  # seconds
+        self._idle_until: Deadlines[LoadConnection] = Deadlines()
         self._slot_freed_at = -inf  # when a slot last became free after all were in use
         self._span = interval_span(plan.bucket)
         self._interval, self._interval_end = Interval(span=self._span), inf
@@ -152,12 +155,14 @@ class Engine:
                     connecting.pop(fd, None)
                 if outcome is not None:
                     self._end(connection, outcome, now)
+                elif self._idle and connection.received:
+                    self._wait_for_idle(connection)
             if now >= self._check_at:
                 self._expire(now)  # before the starts, because it frees slots
             due = self._begin_due()
             if len(events) < _MANY_EVENTS:
                 break
-        self._interval.open = max(self._interval.open, self._slots - self._free_slots)
+        self._interval.open = max(self._interval.open, self._open())
         if self._uncounted >= _MANY_EVENTS:
             self._uncounted = 0
             self.metrics.count(self._interval)
@@ -172,12 +177,18 @@ class Engine:
         """End the current interval, and begin the one that contains ``now``."""
         interval = self._interval
         if self._start_time < self._interval_end:
+            if now - self._interval_end > _STOPPED_SECONDS:
+                self.metrics.stopped += now - self._interval_end
             self.metrics.add_interval(interval)
             if self._on_interval is not None:
                 self._on_interval(interval, self._index)
         number, span = int((now - self._start_time) / self._span), self._span
-        self._interval = Interval(number * span, open=self._slots - self._free_slots, span=span)
+        self._interval = Interval(number * span, open=self._open(), span=span)
         self._interval_end = self._start_time + (number + 1) * span
+
+    def _open(self) -> int:
+        """Return the number of open connections."""
+        return self._slots - self._free_slots - len(self._resting)
 
     # -- starts
 
@@ -193,13 +204,17 @@ class Engine:
                 return self._next_schedule(now)
             if wait > 0:
                 return now + wait
+            if now >= self._last_start and not self._in_overtime():
+                return self._next_schedule(now)
             if not self._free_slots:
-                return self._origin + (self._pacer.end or inf)
+                return self._last_start
             if now >= self._interval_end:  # count the start, and remove it if cut off, in its own interval
                 self._rotate_interval(now)
             self._started += 1
             self._free_slots -= 1
             connection = spec.connection_class(spec, now + wait, now, self._measuring)
+            if self._resting.rested:
+                connection.refusals = self._resting.rested.pop()
             if self._measuring:
                 self._interval.attempted += 1
                 if self._open_loop:
@@ -209,54 +224,64 @@ class Engine:
                 fd = connection.fd
                 self._waiting[fd] = self._connecting[fd] = connection
                 if connection.queue_full:
-                    self._schedule_retry(connection, now)
+                    self._connect_later(connection, now)
                 else:
                     register(fd)
             else:
                 self._end(connection, outcome, now)
-                if outcome == "local_exhausted" and not self._open_loop:
-                    return now + _PAUSE_SECONDS
         return now
 
-    def _schedule_retry(self, connection: LoadConnection, now: float) -> None:
-        """Connect again later, to a Unix socket whose queue is full."""
-        self._connect_retries.append(connection)
-        self._retry_at = min(self._retry_at, now + _RETRY_SECONDS)
-        self._check_at = min(self._check_at, self._retry_at)
+    def _in_overtime(self) -> bool:
+        """Return whether overdue arrivals are started after the end: slots have been free since it."""
+        since = self._last_start - LATE_TOLERANCE
+        return self._measuring and self._free_slots > 0 and self._slot_freed_at < since
 
-    def _retry_connects(self, now: float) -> None:
-        """Connect again, in the order of the first attempts."""
-        queued, self._connect_retries, self._retry_at = self._connect_retries, [], inf
-        for connection in queued:
-            if self._waiting.get(connection.fd) is not connection:
-                continue  # its deadline has passed
-            outcome = connection.connect()
-            if outcome is not None:
-                self._end(connection, outcome, now)
-            elif connection.queue_full:
-                self._schedule_retry(connection, now)
-            else:
-                self._poller.register(connection.fd)
+    def _connect_later(self, connection: LoadConnection, now: float) -> None:
+        """Connect again later, to a Unix socket whose queue is full. The order of the attempts is kept."""
+        self._retries.add(connection, now + _RETRY_SECONDS)
+        self._check_at = min(self._check_at, now + _RETRY_SECONDS)
+
+    def _retry_connect(self, connection: LoadConnection, now: float) -> None:
+        if self._waiting.get(connection.fd) is not connection:
+            return  # its deadline has passed
+        outcome = connection.connect()
+        if outcome is not None:
+            self._end(connection, outcome, now)
+        elif connection.queue_full:
+            self._connect_later(connection, now)
+        else:
+            self._poller.register(connection.fd)
 
     # -- deadlines
 
     def _expire(self, now: float) -> None:
         """Handle the deadlines that have passed, and compute the next one."""
-        if now >= self._retry_at:
-            self._retry_connects(now)
+        for connection in self._retries.expire(now):
+            self._retry_connect(connection, now)
         for time, waiting in ((self._connect_timeout, self._connecting), (self._timeout, self._waiting)):
             for connection in started_by(now - time, waiting):
                 self._end(connection, connection.classify_timeout(), now)
         for connection in self._held_until.expire(now):
             self._release(connection, now)
+        for connection in self._idle_until.expire(now):
+            self._end(connection, connection.classify(complete=True), now, connection.last_byte)
+        self._free_slots += self._resting.wake(now)
         # A connection that starts later has a deadline after the shorter timeout from now.
         self._check_at = min(
             now + min(self._connect_timeout, self._timeout),
             earliest_start(self._connecting) + self._connect_timeout,
             earliest_start(self._waiting) + self._timeout,
             self._held_until.first() or inf,
-            self._retry_at,
+            self._idle_until.first() or inf,
+            self._resting.first(),
+            self._retries.first() or inf,
         )
+
+    def _wait_for_idle(self, connection: LoadConnection) -> None:
+        """The greeting ends if nothing else arrives for the time that the plan says."""
+        until = connection.last_byte + self._idle
+        self._idle_until.add(connection, until)
+        self._check_at = min(self._check_at, until)
 
     def _on_held_event(self, fd: int, mask: int, now: float) -> None:
         connection = self._held.get(fd)
@@ -274,14 +299,26 @@ class Engine:
 
     # -- ends
 
-    def _end(self, connection: LoadConnection, outcome: str, now: float) -> None:
-        """Count a connection that has ended in class ``outcome``, and hold or close it."""
+    def _end(self, connection: LoadConnection, outcome: str, now: float, ended: float | None = None) -> None:
+        """Count a connection in class ``outcome``, and hold or close it.
+
+        Args:
+            connection: the connection.
+            outcome: its class.
+            now: the current time.
+            ended: when it ended. Default: now.
+        """
         fd = connection.fd
+        if self._idle:
+            self._idle_until.discard(connection)
         self._waiting.pop(fd, None)
         if not connection.connected:
             self._connecting.pop(fd, None)
         if connection.measured:
-            self._count(connection, outcome, now)
+            ended = now if ended is None else ended
+            record(self.metrics, self._interval, connection, outcome, ended, self._open_loop)
+            self._last_end = max(self._last_end, ended)
+            self._uncounted += 1
         if self._hold and outcome == GREETED and now < self._hold_deadline:
             until = min(now + self._hold, self._hold_deadline)
             self._held[fd] = connection
@@ -291,31 +328,10 @@ class Engine:
                 self._poller.unregister(fd)
         else:
             self._close(connection, now)
-
-    def _count(self, connection: LoadConnection, outcome: str, now: float) -> None:
-        metrics, interval, start = self.metrics, self._interval, connection.start
-        metrics.outcomes[outcome] += 1
-        if connection.data:
-            metrics.greetings.count(connection.data[:HEAD_BYTES])
-        if connection.connected:
-            metrics.connect.record(connection.connected - start)
-        if outcome in ANSWERED:
-            if connection.first_byte:
-                metrics.first_byte.record(connection.first_byte - start)
-            interval.response.record(now - connection.intended)
-            if self._open_loop:
-                metrics.service.record(now - start)
-        if outcome == GREETED:
-            interval.greeted += 1
-            metrics.reset_after_greeting += bool(connection.error)
-        else:
-            interval.failed += 1
-            interval.errors[outcome] = interval.errors.get(outcome, 0) + 1
-            metrics.failed.record(now - start)
-            if connection.error_text:
-                metrics.count_reason(outcome, connection.error_text)
-        self._last_end = now
-        self._uncounted += 1
+            if outcome in NOT_CONNECTED and not (self._open_loop or self._schedule_done):
+                self._free_slots -= 1
+                self._resting.add(connection.refusals, now)
+                self._check_at = min(self._check_at, self._resting.first())
 
     def _close(self, connection: LoadConnection, now: float) -> None:
         """Close a connection and free its slot."""
@@ -335,20 +351,25 @@ class Engine:
         self._pacer, begin = self._schedules.pop(0)
         self._origin, self._started = self._start_time + begin, 0
         self._measuring = not self._schedules
+        # Except in overtime, no connection is started later than this.
+        length = self._pacer.length
+        self._last_start = self._origin + (inf if length is None else length + LATE_TOLERANCE)
         self._cpu = thread_time()
         return self._origin
 
     def _end_schedule(self, now: float) -> None:
         """Start no more connections: the schedule is over, or the run was interrupted."""
         self._schedule_done = True
+        self._free_slots += self._resting.wake(inf)
         metrics, pacer = self.metrics, self._pacer
-        metrics.scheduled = elapsed = max(0.0, now - self._start_time)
+        begin = self._start_time
+        metrics.scheduled = elapsed = max(0.0, now - begin)
         if self._open_loop and self._measuring:
             self._record_cpu()
-            total = pacer.total or 0
-            due = bisect_right(range(total), elapsed, key=lambda k: pacer.pace(0.0, k)[0])
-            metrics.unstarted = max(0, due - self._started)
-            if self._started + metrics.unstarted == total:
+            metrics.unstarted = max(0, pacer.due(elapsed) - self._started)
+            if self._free_slots and now - self._slot_freed_at > LATE_TOLERANCE:
+                metrics.unstarted_with_free_slots = metrics.unstarted
+            if self._started + metrics.unstarted == pacer.total and elapsed <= self._last_start - begin:
                 metrics.scheduled = pacer.length or 0.0
 
     def _record_cpu(self) -> None:

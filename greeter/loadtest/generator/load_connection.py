@@ -2,14 +2,16 @@
 
 ::
 
-    open() -> connecting -> [TLS handshake] -> receiving -> classified -> [held] -> close()
+    open() -> connecting -> [PROXY header] -> [TLS handshake] -> [send] -> receiving -> classified
+           -> [held] -> close()
 
-A connection is classified in any of the first three states: by an event (``on_event``), by its timeout
+A connection is classified in any state before that one: by an event (``on_event``), by its timeout
 (``classify_timeout``) or by an error of its socket. The engine holds or closes it.
 
 Invariants:
 
 - The socket is read only after an event, and then until it is empty.
+- What the client sends first is sent while the greeting is received: neither waits for the other.
 - ``on_event`` returns the class in which the connection has ended, or None while it continues.
 - A connection counts nothing and closes only its own socket.
 """
@@ -23,8 +25,9 @@ import ssl
 from contextlib import suppress
 from itertools import takewhile
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from greeter.core.proxy_protocol import encode
 from greeter.loadtest.generator.event_poller import ENDED, FAILED, READABLE
 from greeter.loadtest.metrics.greetings import HEAD_BYTES
 from greeter.loadtest.plan.outcome import GREETED, connect_failure
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 
 # Errors of a connected socket. Linux reports EPIPE for a reset after the end of the stream.
 _RESET_ERRORS = (errno.ECONNRESET, errno.EPIPE)
+# The error of a TLS stream that ended without close_notify: bytes may be missing (RFC 8446 6.1).
+TRUNCATED = errno.EPROTO
+# Errors after the end of the stream, which do not make a greeting incomplete.
+_AFTER_THE_END = (0, errno.EPIPE, TRUNCATED)
 
 _IN_PROGRESS = (0, errno.EINPROGRESS)
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -51,9 +58,11 @@ class ConnectionSpec:
     def __init__(self, plan: LoadPlan, target: Target) -> None:
         self.target, self.address, self.open_socket = target, target.address, target.open
         self.connection_class = TLSLoadConnection if plan.tls else LoadConnection
-        self.until_line = plan.until == "line"
+        self.until = plan.ending
         self.expect = None if plan.expect is None else plan.expect.encode(errors="surrogateescape")
-        self.keep_data = self.until_line or self.expect is not None
+        self.keep_data = self.until.kind not in ("eof", "idle") or self.expect is not None
+        self.proxy_protocol, self.send = plan.proxy_protocol, cast("bytes", plan.send)
+        self.speaks_first = bool(self.send or self.proxy_protocol)
         self.max_bytes = plan.max_bytes
         self.buffer = memoryview(bytearray(65536))  # shared: its content is used at once
         # A shorter read has emptied the socket. With TLS, more may be buffered without an event for it.
@@ -75,7 +84,10 @@ class LoadConnection:
       HEAD_BYTES, if the others are not needed.
     - ``error``: the errno of the socket, or 0. ``error_text``: the text of a failure's error.
     - ``queue_full``: the queue of a Unix socket was full, and ``connect`` must be called again.
+    - ``unsent``: what is still to be sent.
+    - ``last_byte``: when its last byte arrived, so far.
     - ``ended``: the peer has closed or reset the connection.
+    - ``refusals``: how many connections of its slot have failed in a row to connect; see Engine.
     - ``measured``: it is part of the run, not of the warm-up.
     """
 
@@ -87,16 +99,21 @@ class LoadConnection:
         "fd",
         "first_byte",
         "intended",
+        "last_byte",
         "measured",
         "queue_full",
         "received",
+        "refusals",
         "spec",
         "sock",
         "start",
         "error_text",
+        "unsent",
     )
 
     sock: socket.SocketType
+    data: bytes | bytearray
+    last_byte: float
 
     def __init__(self, spec: ConnectionSpec, intended: float, start: float, measured: bool = True) -> None:
         self.spec = spec
@@ -105,10 +122,10 @@ class LoadConnection:
         self.measured = measured
         self.connected = self.first_byte = 0.0
         self.fd = -1
-        self.received = self.error = 0
+        self.received = self.error = self.refusals = 0
         self.ended = self.queue_full = False
         self.error_text = ""
-        self.data = b""
+        self.data = self.unsent = b""
 
     def open(self) -> str | None:
         """Open the socket and start to connect. Sets ``queue_full``.
@@ -156,7 +173,35 @@ class LoadConnection:
             self.error = self.error or code
         if not self.connected:
             self.connected = now
+            if self.spec.speaks_first:
+                self._prepare_to_send()
+        if self.unsent:
+            self._send()
         return self.read(mask, now) if mask & READABLE else None
+
+    def _prepare_to_send(self) -> None:
+        """Set ``unsent`` to the PROXY header of this connection, and what the plan sends first."""
+        self.unsent = self._proxy_header() + self.spec.send
+
+    def _proxy_header(self) -> bytes:
+        version = self.spec.proxy_protocol
+        if version is None:
+            return b""
+        try:
+            return encode(version, self.sock.getsockname(), self.sock.getpeername())
+        except OSError as error:  # reset already; the next read reports it
+            self.error = self.error or error.errno or errno.ECONNRESET
+            return b""
+
+    def _send(self) -> None:
+        """Send what the socket takes. A failure is that of the connection, which the next read reports."""
+        try:
+            self.unsent = self.unsent[self.sock.send(self.unsent) :]
+        except _WOULD_BLOCK:
+            pass
+        except OSError as error:
+            self.unsent = b""
+            self.error = self.error or (errno.ECONNRESET if error.errno == errno.EPIPE else error.errno or 0)
 
     def read(self, mask: int, now: float) -> str | None:
         """Read until the socket is empty. Returns the class in which the connection has ended, or None."""
@@ -172,6 +217,7 @@ class LoadConnection:
                 break
             if not self.received:
                 self.first_byte = now
+            self.last_byte = now
             self.received += size
             complete = False
             if spec.keep_data:
@@ -197,15 +243,17 @@ class LoadConnection:
 
     def classify(self, *, complete: bool = False) -> str:
         """Return the class of a connection whose greeting is ``complete``, or whose stream has ended."""
-        expect = self.spec.expect
-        if self.error and self.error != errno.EPIPE and not complete:
+        expect, until = self.spec.expect, self.spec.until
+        if self.error not in _AFTER_THE_END and not complete:
             # A reset without an end of stream: only the expected text shows that the greeting is complete.
-            if expect is None or not self.received or expect not in self.data:
+            if until.kind != "eof" or expect is None or expect not in self.data:
                 self.error_text = "" if self.error == errno.ECONNRESET else os.strerror(self.error)
                 return "reset"
         elif not self.received:
             return "empty"
-        elif expect is not None and expect not in self.data:
+        elif (expect is not None and expect not in self.data) or not (
+            complete or until.kind == "eof" or until.ended_by_eof(self.data)
+        ):
             return "unexpected_greeting"
         return GREETED
 
@@ -237,14 +285,20 @@ class LoadConnection:
     def _keep(self, data: bytes) -> bool:
         """Keep ``data``. Returns True if the greeting is complete before the end of the stream.
 
-        Data after the first line is not part of a greeting that ends with a line.
+        Data after its end is not part of the greeting.
         """
-        end = data.find(b"\n") + 1 if self.spec.until_line else 0
-        if end:
-            self.received -= len(data) - end
-            data = data[:end]
-        self.data = data if self.received == len(data) else self.data + data
-        return end > 0
+        seen = len(self.data)
+        if not seen:
+            self.data = data
+        else:
+            if isinstance(self.data, bytes):
+                self.data = bytearray(self.data)  # grows without being copied
+            self.data += data
+        end = self.spec.until.end(self.data, seen)
+        if end is None:
+            return False
+        self.received, self.data = end, self.data[:end]
+        return True
 
     def _classify_connect_error(self, code: int) -> str:
         self.error_text = os.strerror(code)
@@ -265,6 +319,10 @@ class TLSLoadConnection(LoadConnection):
             return self.read(mask, now)  # start the handshake: in TLS the client sends first
         return outcome
 
+    def _prepare_to_send(self) -> None:
+        """Set ``unsent`` to the PROXY header, which precedes the handshake."""
+        self.unsent = self._proxy_header()
+
     def read(self, mask: int, now: float) -> str | None:
         try:
             self._do_handshake()
@@ -272,11 +330,16 @@ class TLSLoadConnection(LoadConnection):
             return None
         except OSError as error:
             return self.classify_error(error)
+        if self.unsent:
+            self._send()
         return super().read(mask, now)
 
     def classify_error(self, error: OSError) -> str:
         # After a reset, whose error ``on_event`` has cleared, OpenSSL reports an unexpected end.
-        if isinstance(error, ssl.SSLError) and not (self.error and isinstance(error, ssl.SSLEOFError)):
+        if isinstance(error, ssl.SSLEOFError) and (self.error or self._handshake_done()):
+            self.error, self.ended = self.error or TRUNCATED, True
+            return self.classify()
+        if isinstance(error, ssl.SSLError):
             self.error_text = str(error.reason or error).lower().replace("_", " ")
             return "tls_error"
         return super().classify_error(error)
@@ -296,12 +359,19 @@ class TLSLoadConnection(LoadConnection):
             self.sock = plain
             plain.setblocking(False)
             self.sock = target.ssl_context.wrap_socket(
-                plain, server_hostname=target.server_name, do_handshake_on_connect=False
+                plain,
+                server_hostname=target.server_name,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,  # tell an end without close_notify from one with it
             )
             self.handshake_done = False
         if not self.handshake_done:
             self.sock.do_handshake()
             self.handshake_done = True
+            self.unsent = self.spec.send
+
+    def _handshake_done(self) -> bool:
+        return isinstance(self.sock, ssl.SSLSocket) and self.handshake_done
 
 
 def started_by(moment: float, waiting: dict[int, LoadConnection]) -> list[LoadConnection]:

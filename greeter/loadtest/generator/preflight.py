@@ -94,8 +94,8 @@ def port_notes(plan: LoadPlan, target: Target) -> list[str]:
     if plan.slots > available:
         return [f"{number(plan.slots)} connections share {which}: the rest will be local_exhausted"]
     rate = max((plan.rate or 0.0, *(stage.rate for stage in plan.stages)))
-    # With until == "eof", the server closes first, and the ports in TIME_WAIT are those of the server.
-    if plan.until == "eof" or not rate:
+    # With until="eof", the server closes first, and the ports in TIME_WAIT are those of the server.
+    if plan.ending.kind == "eof" or not rate:
         return []
     reuse = kernel.sysctls().get("net.ipv4.tcp_tw_reuse")
     time_wait = 1 if reuse == "1" or (reuse == "2" and target.loopback) else _TIME_WAIT_SECONDS

@@ -21,7 +21,7 @@ FAILURE_CLASSES = {
     "greeting_timeout": "received only part of the greeting before the timeout",
     "reset": "reset by the peer before the end of the greeting",
     "empty": "closed by the peer without sending a byte",
-    "unexpected_greeting": "a complete greeting without the expected text",
+    "unexpected_greeting": "a greeting without the expected text or the required end",
     "too_large": "a greeting larger than the maximum",
     "tls_error": "TLS handshake failed, or the TLS session broke",
     "local_exhausted": "this machine ran out of ports, descriptors or memory",
@@ -29,6 +29,9 @@ FAILURE_CLASSES = {
 
 # The server answered: an orderly close, or a complete greeting, expected or not.
 ANSWERED = frozenset({GREETED, "empty", "unexpected_greeting"})
+
+# The client is not connected, and another attempt would fail as quickly.
+NOT_CONNECTED = frozenset({"connect_refused", "connect_error", "local_exhausted"})
 
 EXHAUSTED = frozenset(
     {

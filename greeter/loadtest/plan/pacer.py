@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-# In seconds. A start later than this counts as late. An arrival that is still later when the schedule ends
-# is not started.
+# In seconds. An arrival that waits for a slot is not started later than this after the end of the schedule.
+# One for which there is a slot has more time, so that a hiccup of the machine does not cut a schedule short.
 LATE_TOLERANCE = 0.01
+_OVERTIME = 0.1
 
 
 class Pacer(Protocol):
@@ -42,6 +43,9 @@ class Pacer(Protocol):
     @property
     def end(self) -> float | None:
         """The time after which no connection is started; None if there is none."""
+
+    def due(self, elapsed: float) -> int:
+        """Return how many connections were due by ``elapsed`` seconds; 0 in a closed loop."""
 
     def pace(self, elapsed: float, started: int) -> tuple[float, bool]:
         """Say when the next connection is due.
@@ -66,6 +70,9 @@ class ClosedLoop:
     @property
     def end(self) -> float | None:
         return self.length
+
+    def due(self, elapsed: float) -> int:
+        return 0
 
     def pace(self, elapsed: float, started: int) -> tuple[float, bool]:
         if started == self.total or (self.length is not None and elapsed >= self.length):
@@ -135,12 +142,15 @@ class OpenLoop:
             total = limit
             self.length = self._due_at(limit)
             self.mean = limit / self.length
-        self.end = self.length + LATE_TOLERANCE
+        self.end = self.length + _OVERTIME
         self.total = max(0, -((index - total) // workers))
 
     def arrival(self, k: int) -> float:
         """Return when arrival ``k`` (from 0) of this worker is due, in seconds from the beginning."""
         return self._due_at(self._index + k * self._workers)
+
+    def due(self, elapsed: float) -> int:
+        return bisect_right(range(self.total), elapsed, key=self.arrival)
 
     def pace(self, elapsed: float, started: int) -> tuple[float, bool]:
         if started >= self.total or elapsed >= self.end:

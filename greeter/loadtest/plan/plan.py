@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from greeter.core.durations import parse_duration
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint, host_name
+from greeter.core.escapes import escape, unescape
+from greeter.core.replies import Until
 from greeter.errors import ConfigError
 from greeter.loadtest.plan.pacer import ClosedLoop, OpenLoop, Pacer, Stage
 from greeter.loadtest.plan.threshold import Threshold
@@ -24,6 +26,8 @@ from greeter.loadtest.plan.units import MAX_QUANTITY, parse_quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from greeter.core.proxy_protocol import ProxyVersion
 
 DEFAULT_DURATION = 10.0
 MAX_LAG = 0.01  # seconds
@@ -67,9 +71,12 @@ class LoadPlan:
             when the duration is over.
         timeout: seconds from the start of a connection to the end of its greeting.
         connect_timeout: seconds from the start of a connection until it is connected.
-        until: what ends a greeting: the end of the stream (``eof``) or of its first line (``line``, for SMTP,
-            SSH, FTP and other protocols that keep the connection open).
+        until: what ends a greeting: an Until or its text. The end of the stream (``eof``), of the first line
+            (``line``) or of an SMTP or FTP reply (``reply``), the first occurrence of a text (``text:TEXT``),
+            the N-th byte (``bytes:N``), or the last byte before a pause (``idle:DURATION``).
+        send: bytes to send first, or their text with escapes, as in ``HELO me\\r\\n``.
         expect: text that a greeting must contain.
+        proxy_protocol: the version of the PROXY header to send before anything else, ``v1`` or ``v2``.
         max_bytes: the maximum size of a greeting; a larger one is ``too_large``.
         workers: processes that share rate, count and connections.
         warmup: how long the load runs before the measurement begins, in seconds: at ``rate``, or at the rate
@@ -102,8 +109,10 @@ class LoadPlan:
     hold: float = 0.0
     timeout: float = 10.0
     connect_timeout: float = 5.0
-    until: Literal["eof", "line"] = "eof"
+    until: Until | str = "eof"
+    send: bytes | str = b""
     expect: str | None = None
+    proxy_protocol: ProxyVersion | None = None
     max_bytes: int = 65536
     workers: int = 1
     warmup: float = 0.0
@@ -136,6 +145,11 @@ class LoadPlan:
     def endpoint(self) -> Endpoint:
         """``target`` as an Endpoint."""
         return cast("Endpoint", self.target)
+
+    @property
+    def ending(self) -> Until:
+        """``until`` as an Until."""
+        return cast("Until", self.until)
 
     @property
     def slots(self) -> int:
@@ -197,7 +211,8 @@ class LoadPlan:
         plan: dict[str, Any] = {"mode": self.mode}
         for field in fields(self):
             plan[field.name + ("_s" if field.name in _DURATIONS else "")] = getattr(self, field.name)
-        plan["target"] = str(self.target)
+        plan["target"], plan["until"] = str(self.target), str(self.until)
+        plan["send"] = escape(cast("bytes", self.send))
         plan["stages"] = [{"duration_s": stage.duration, "rate": stage.rate} for stage in self.stages]
         plan["source_ips"] = list(self.source_ips)
         plan["thresholds"] = [threshold.expr for threshold in self.thresholds]
@@ -225,6 +240,9 @@ class LoadPlan:
 
         if isinstance(self.target, str):
             put("target", Endpoint.parse(self.target))
+        put("until", Until.parse(self.until))
+        if isinstance(self.send, str):
+            put("send", unescape(self.send))
         for name in ("stages", "source_ips", "thresholds"):
             put(name, tuple(getattr(self, name)))
         if self.stages and self.duration is not None:
@@ -259,8 +277,8 @@ class LoadPlan:
         endpoint = self.endpoint
         if endpoint.kind == "fd":
             raise ConfigError(f"target {endpoint} is a listening socket of this process, not an address")
-        if self.until not in ("eof", "line"):
-            raise ConfigError(f"until must be 'eof' or 'line', not {self.until!r}")
+        if self.proxy_protocol not in (None, "v1", "v2"):
+            raise PlanError(f"{{proxy_protocol}} must be v1 or v2, not {self.proxy_protocol!r}")
         for address in self.source_ips:
             try:
                 ip_address(address)
@@ -282,7 +300,7 @@ class LoadPlan:
 
 _DURATIONS = ("duration", "hold", "timeout", "connect_timeout", "warmup", "max_lag")
 # Fields that reports of greeter 0.1 do not have.
-_NEW = ("max_lag",)
+_NEW = ("max_lag", "send", "proxy_protocol")
 
 
 def parse_stage(text: str) -> Stage:

@@ -4,7 +4,7 @@ Invariants:
 
 - Counts are added (histograms, classes, the timeline). Percentiles, rates and thresholds are computed from
   the sum, as for a single run.
-- The report lists the parts: what each contributed, and whether its generator was the limit.
+- The report lists the parts: what each contributed, and whether its generator was saturated.
 - Parts that cannot belong to one test are rejected.
 """
 
@@ -22,7 +22,7 @@ from greeter.loadtest.metrics.timeline import Timeline
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES, GREETED
 from greeter.loadtest.plan.plan import LoadPlan
 from greeter.loadtest.plan.units import seconds
-from greeter.loadtest.report.report import build, join_addresses, part_row
+from greeter.loadtest.report.report import build, combined_diagnosis, join_addresses, part_row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +78,7 @@ def merge(parts: Sequence[NamedReport]) -> LoadReport:
     )
     generator = {
         **whole.generator,
-        "saturated": whole.generator["saturated"] or any(r.generator["saturated"] for _, r in parts),
+        **combined_diagnosis(whole, [report.generator for _, report in parts]),
         "parts": [row for name, report in parts for row in _rows(name, report)],
     }
     return replace(whole, generator=generator)
@@ -185,7 +185,7 @@ def _notes(parts: Sequence[NamedReport]) -> list[str]:
             f"by their clocks, the parts started {seconds(apart)} apart; the timeline aligns their starts"
         )
     notes += [
-        f"the generator of {name} was the limit" for name, report in parts if report.generator["saturated"]
+        f"the generator of {name} was saturated" for name, report in parts if report.generator["saturated"]
     ]
     notes += [f"{name} was interrupted" for name, report in parts if report.interrupted]
     for what, values in (

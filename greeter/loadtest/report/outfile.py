@@ -5,6 +5,7 @@ Invariants:
 - A reader never sees a partial file. The data is written to a temporary file in the same directory, synced,
   and renamed. On any failure the previous file remains.
 - A pipe, a device or the file that stdout is redirected to is never replaced. It is appended to.
+- ``-`` is standard output, like ``/dev/stdout``.
 """
 
 from __future__ import annotations
@@ -68,8 +69,19 @@ def check(path: str | Path) -> None:
         raise WriteFailed(str(path), error) from error
 
 
+def is_stdout(path: str | Path) -> bool:
+    """Return True for a name of standard output, and for the regular file that it is redirected to."""
+    if str(path) in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        return True
+    with suppress(OSError):  # no such file, or stdout is closed
+        return Path(path).is_file() and os.path.samestat(os.stat(path), os.fstat(1))
+    return False
+
+
 def _stream(path: Path) -> int | Path | None:
     """Return what to open for a path that must not be replaced; None for a regular or a new file."""
+    if str(path) == "-":
+        return 1
     if not path.exists():
         return None
     for number in (1, 2):

@@ -3,6 +3,7 @@
 Invariants:
 
 - A file that is known to be unwritable is reported before the run.
+- If an output goes to standard output, nothing else does: the summary then goes to standard error.
 - An output that fails after the run does not prevent the others. It turns exit code 0 into 1 and leaves any
   other code unchanged.
 """
@@ -10,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from greeter.errors import ConfigError
@@ -48,15 +50,15 @@ def check_outputs(paths: Mapping[str, str | Path], old: LoadReport | None = None
     targets: dict[str, str] = {}
     for name, path in paths.items():
         option = prefix + name
-        if str(path) == "-":
-            raise ConfigError(f"{option} takes a path; standard output is /dev/stdout, not -")
         try:
             outfile.check(path)
         except outfile.WriteFailed as error:
             raise ConfigError(f"{option}: {error}") from None
-        other = targets.setdefault(os.path.realpath(path), option)
+        to_stdout = outfile.is_stdout(path)
+        other = targets.setdefault("-" if to_stdout else os.path.realpath(path), option)
         if other != option:
-            raise ConfigError(f"{other} and {option} name the same file, {path}")
+            what = "both go to standard output" if to_stdout else f"name the same file, {path}"
+            raise ConfigError(f"{other} and {option} {what}")
     if "html" in paths:
         packages()
         if old is not None:
@@ -76,7 +78,7 @@ def write_outputs(
         report: the report.
         old: its baseline.
         paths: the files, by their names in OUTPUTS.
-        print_summary: prints a text; may raise OSError.
+        print_summary: prints a text to standard output; may raise OSError.
         report_error: called for each output that failed, after all were tried.
 
     Returns:
@@ -87,7 +89,11 @@ def write_outputs(
     """
     failures: list[OSError] = []
     try:
-        print_summary(summary(report).removesuffix("\n"))
+        text = summary(report).removesuffix("\n")
+        if any(map(outfile.is_stdout, paths.values())):
+            print(text, file=sys.stderr)
+        else:
+            print_summary(text)
     except OSError as error:  # a full disk behind stdout
         failures.append(error)
     try:

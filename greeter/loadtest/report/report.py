@@ -19,13 +19,12 @@ from greeter.loadtest.metrics.greetings import SHOWN
 from greeter.loadtest.metrics.histogram import Histogram
 from greeter.loadtest.metrics.run_metrics import HISTOGRAMS
 from greeter.loadtest.plan.outcome import GREETED
-from greeter.loadtest.plan.pacer import LATE_TOLERANCE
 from greeter.loadtest.plan.threshold import PHASES, STATS
-from greeter.loadtest.report import verdict
+from greeter.loadtest.report import judgement, verdict
 from greeter.loadtest.report.baseline import DEFAULT_TOLERANCE, compare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from greeter.loadtest.metrics.run_metrics import RunMetrics
@@ -34,10 +33,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 # Members of a report that version 0.1 did not write.
 _NEW = ("address", "greetings")
-
-# The generator was the limit if starts with a free slot were later than LATE_TOLERANCE at p99. If a worker
-# also used up a core, this many seconds are enough.
-BUSY_LATE_TOLERANCE = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +86,8 @@ class LoadReport:
 
     @property
     def exit_code(self) -> int:
-        """The first that applies of: 130 interrupted, 98 the generator was the limit, 99 a limit was missed,
-        1 nothing was greeted or part of the load was lost, 0."""
-        if self.interrupted:
-            return 130
-        if self.generator["saturated"]:
-            return 98
-        if not self.passed:
-            return 99
-        lost = any(part.get("lost") for part in self.generator.get("parts", ()))
-        return 0 if self.connections["greeted"] and not lost else 1
+        """The exit code; see ``judgement.exit_code``."""
+        return judgement.exit_code(self.to_dict())
 
     @property
     def verdict(self) -> str:
@@ -229,6 +216,7 @@ def build(
     metrics.timeline.coarsen()
     greeted, attempted = metrics.outcomes[GREETED], metrics.attempted
     lag = metrics.lag.summary()
+    saturated, disturbed = judgement.diagnose(plan, metrics)
     report = LoadReport(
         target=target,
         started_at=started_at,
@@ -257,8 +245,8 @@ def build(
             "lag_p99_us": lag["p99"],
             "lag_max_us": lag["max"],
             "cpu_percent": [round(percent, 1) for percent in metrics.cpu_percent],
-            "saturated": saturated(plan, metrics),
-            "disturbed": False,
+            "saturated": saturated,
+            "disturbed": disturbed,
             "stopped_s": round(metrics.stopped, 3),
             "unstarted_with_free_slots": metrics.unstarted_with_free_slots,
             "workers": plan.workers,
@@ -293,6 +281,7 @@ def part_row(name: str, report: LoadReport) -> dict[str, Any]:
         "lag_p99_us": report.generator["lag_p99_us"],
         "cpu_percent": report.generator["cpu_percent"],
         "saturated": report.generator["saturated"],
+        "disturbed": report.generator.get("disturbed", False),
         "interrupted": report.interrupted,
         "environment": report.environment,
     }
@@ -303,18 +292,22 @@ def join_addresses(addresses: Iterable[str | None]) -> str | None:
     return ", ".join(dict.fromkeys(filter(None, addresses))) or None
 
 
+def combined_diagnosis(whole: LoadReport, parts: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
+    """Return ``saturated`` and ``disturbed`` of a sum: what is true of any part is true of the whole.
+
+    Args:
+        whole: the report on the sum.
+        parts: the same members of each part.
+    """
+    generators = [whole.generator, *parts]
+    saturated = any(generator["saturated"] for generator in generators)
+    disturbed = not saturated and any(generator.get("disturbed") for generator in generators)
+    return {"saturated": saturated, "disturbed": disturbed}
+
+
 def stamp(moment: datetime) -> str:
     """Format a UTC time for ``started_at``."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def saturated(plan: LoadPlan, metrics: RunMetrics) -> bool:
-    """Return whether the generator limited an open loop. The figures then describe the generator."""
-    if plan.mode == "closed":
-        return False
-    late = (metrics.lag.percentiles(99)[0] or 0) / 1e6
-    busy = max(metrics.cpu_percent, default=0.0) >= verdict.BUSY_PERCENT
-    return late > LATE_TOLERANCE or (busy and (late > BUSY_LATE_TOLERANCE or metrics.unstarted > 0))
 
 
 def _rates(plan: LoadPlan, metrics: RunMetrics) -> dict[str, float | None]:

@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import json
+import sys
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -33,7 +34,7 @@ def read_reports(
 
     Args:
         paths: one file, a run; or two files, a run and its baseline. With ``merged``, two or more parts of
-            one run.
+            one run. ``-`` is standard input.
         merged: add up the reports of all files.
         tolerance: the tolerance of the comparison in percent, as for ``LoadReport.against``.
 
@@ -44,8 +45,10 @@ def read_reports(
         ConfigError: a file cannot be read, or is not a report.
         MissingExtra: the packages of the extra ``report`` are not installed.
     """
-    reports = [read_report(path) for path in paths]
     names = [str(path) for path in paths]
+    if names.count("-") > 1:
+        raise ConfigError("standard input (-) can be read only once")
+    reports = [read_report(path) for path in paths]
     if merged:
         return merge(list(zip(names, reports, strict=True))), None
     if not 1 <= len(reports) <= 2:
@@ -59,7 +62,8 @@ def read_reports(
 def read_report(path: str | Path) -> LoadReport:
     """Return the report in the file at ``path``. Raises as ``read_reports`` does."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+        text = data.decode()
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {os_error_text(error)}") from None
     except UnicodeDecodeError:

@@ -2,8 +2,8 @@
 
 Invariants:
 
-- The headline follows the precedence of the exit codes: interrupted, generator limit, missed limits,
-  nothing greeted.
+- The first sentence says how many clients were greeted, how many failed and in which classes, whatever the
+  exit code is. A service that sent different greetings is named as such.
 - A figure that describes the generator rather than the server is marked as such.
 """
 
@@ -17,50 +17,154 @@ from greeter.errors import ConfigError
 from greeter.loadtest.generator.kernel import COUNTERS
 from greeter.loadtest.plan.threshold import Threshold
 from greeter.loadtest.plan.units import latency, number, seconds
+from greeter.loadtest.report.judgement import BUSY_PERCENT, in_doubt, missed, worse
 
-# CPU usage of a worker, in percent of one core, from which on the worker may limit the load.
-BUSY_PERCENT = 90
+# How many greetings the headline quotes, and how long a quotation is.
+_MAX_QUOTES, _MAX_QUOTED = 3, 60
+# The server is said to have stalled if no connection ended for this many times the median latency, and for
+# this many seconds.
+_STALL_FACTOR, _STALL_SECONDS = 5, 0.25
 
 
 def headline(report: dict[str, Any], max_changes: int | None = None) -> str:
-    """Return the verdict as one or two sentences.
+    """Return the verdict in a few sentences.
 
     Args:
         report: the JSON values of a report.
         max_changes: how many worse figures of a comparison to name; the others are counted. None names all.
     """
-    parts = report["generator"].get("parts", ())
-    lost = sum(bool(part.get("lost")) for part in parts)
-    if not lost:
-        return _outcome(report, max_changes)
-    verb = "was" if lost == 1 else "were"
-    missing = f"Part of the load is missing: {lost} of {len(parts)} workers {verb} lost."
-    return f"{missing} {_outcome(report, max_changes)}"
-
-
-def _outcome(report: dict[str, Any], max_changes: int | None) -> str:
-    connections, rate = report["connections"], report["rate"]
-    attempted, greeted = connections["attempted"], connections["greeted"]
+    sentences = [_counts(report), _greetings(report)]
     if report["interrupted"]:
-        still_open = connections["cut_off"]
-        return (
-            f"Interrupted after {seconds(report['duration_s'])}. {_greeted_text(greeted, attempted)}; "
-            f"{number(still_open) if still_open else 'no'} "
-            f"{'connections were' if still_open > 1 else 'connection was'} still open."
-        )
-    if report["generator"]["saturated"]:
-        return (
-            f"The generator was the limit: it started {number(rate['achieved'])} of "
-            f"{number(rate['target'])} connections per second, {_lateness(report)}. The figures describe the "
-            "generator, not the server. Use more workers or a lower rate."
-        )
+        sentences.append(f"Interrupted after {seconds(report['duration_s'])}; {_still_open(report)}.")
+    parts = report["generator"].get("parts", ())
+    if lost := sum(bool(part.get("lost")) for part in parts):
+        verb = "was" if lost == 1 else "were"
+        sentences.append(f"Part of the load is missing: {lost} of {len(parts)} workers {verb} lost.")
     if not report["passed"]:
-        return "Not passed: " + "; ".join(_missed_limits(report, max_changes)) + "."
+        sentences.append("Not passed: " + "; ".join(_missed_limits(report, max_changes)) + ".")
+    sentences += [_generator(report), _hint(report)]
+    return " ".join(filter(None, sentences))
+
+
+def _counts(report: dict[str, Any]) -> str:
+    """Return the first sentence."""
+    connections = report["connections"]
+    attempted, greeted = connections["attempted"], connections["greeted"]
+    slowest = latency(report["latency_us"]["response"]["max"])
+    if not attempted:
+        return "Nothing was attempted."
+    if greeted == attempted == 1:
+        return f"The only client was greeted, in {slowest}."
+    if greeted == attempted:
+        return f"All {number(attempted)} clients were greeted, the slowest in {slowest}."
     if not greeted:
-        return f"Nothing was greeted: {_error_classes(report) or 'nothing was attempted'}."
-    slowest = report["latency_us"]["response"]["max"]
-    sentence = f"{_greeted_text(greeted, attempted)}, {'the slowest ' * (greeted > 1)}in {latency(slowest)}"
-    return sentence + (f"; {_error_classes(report)}." if greeted < attempted else ".")
+        text = "Nothing was greeted"
+    else:
+        text = f"{number(greeted)} of {number(attempted)} clients were greeted, the slowest in {slowest}"
+    errors = dict(report["errors"])
+    local = errors.pop("local_exhausted", 0)
+    if failed := attempted - greeted - local:
+        text += f"; {number(failed)} failed: {_classes(report, errors)}"
+    if local:
+        text += f"; {number(local)} could not be made: {_classes(report, {'local_exhausted': local})}"
+    return text + "."
+
+
+def _classes(report: dict[str, Any], errors: dict[str, int]) -> str:
+    """Return the counts of classes, the most frequent first, each with its most frequent reason."""
+    found = sorted(((name, count) for name, count in errors.items() if count), key=lambda item: -item[1])
+    texts = []
+    for name, count in found:
+        reasons = report["error_reasons"].get(name, {})
+        why = max(reasons, key=lambda reason: reasons[reason], default="")
+        counted = f"{number(count)} " if len(found) > 1 else ""
+        texts.append(f"{counted}{name}" + f" ({why})" * bool(why))
+    return ", ".join(texts)
+
+
+def _greetings(report: dict[str, Any]) -> str:
+    """Name the greetings if there were several, or if one was not what was expected."""
+    texts, others = report["greetings"]["texts"], report["greetings"]["others"]
+    distinct = len(texts) + bool(others)
+    if distinct < 2 and not (distinct and report["errors"]["unexpected_greeting"]):
+        return ""
+    quoted = [f"{number(row['count'])} × {quote(row['text'])}" for row in texts[:_MAX_QUOTES]]
+    rest = others + sum(row["count"] for row in texts[_MAX_QUOTES:])
+    quoted += [f"{number(rest)} others"] * bool(rest)
+    what = "There were different greetings" if distinct > 1 else "The greeting was"
+    return f"{what}: {', '.join(quoted)}." if distinct > 1 else f"{what} {quote(texts[0]['text'])}."
+
+
+def quote(text: str, length: int = _MAX_QUOTED) -> str:
+    """Return the text of a greeting in quotation marks, shortened to ``length``; without one, "(no text)"."""
+    if not text.strip():
+        return "(no text)"
+    return f'"{text if len(text) <= length else text[: length - 1] + "…"}"'
+
+
+def _still_open(report: dict[str, Any]) -> str:
+    count = report["connections"]["cut_off"]
+    if count > 1:
+        return f"{number(count)} connections were still open"
+    return f"{'1' if count else 'no'} connection was still open"
+
+
+def _generator(report: dict[str, Any]) -> str:
+    """Return what the generator did wrong and what to do about it, if it could have changed the verdict."""
+    generator, connections = report["generator"], report["connections"]
+    if generator["saturated"]:
+        busiest = max(generator["cpu_percent"], default=0)
+        if report["errors"]["local_exhausted"]:
+            return f"The generator was saturated: this machine ran out of {_exhausted(report)}."
+        what = [f"{busiest:.0f} % of a core used"]
+        if generator["lag_p99_us"] is not None:
+            what.insert(0, f"{latency(generator['lag_p99_us'])} late at p99")
+        if connections["unstarted"]:
+            due = connections["attempted"] + connections["cut_off"] + connections["unstarted"]
+            what.insert(0, f"{number(connections['unstarted'])} of {number(due)} connections not started")
+        return (
+            f"The generator was saturated: {', '.join(what)}. Latencies and rates describe the generator, "
+            f"not the server. {_advice(report, busiest)}"
+        )
+    if in_doubt(report):
+        return (
+            f"The machine of the generator was busy: {_disturbance(report)}. What was missed may be due to "
+            "that. Repeat the run on an idle machine."
+        )
+    return ""
+
+
+def _exhausted(report: dict[str, Any]) -> str:
+    """Return what ran out, and what to do about it."""
+    reasons = " ".join(report["error_reasons"].get("local_exhausted", {})).lower()
+    if "open files" in reasons:
+        return "descriptors. Raise the limit of open files (ulimit -n) or ask for less"
+    if "address" in reasons:
+        return "ports. Add source addresses (--source-ip) or ask for less"
+    return "memory or ports. Ask for less"
+
+
+def _advice(report: dict[str, Any], busiest: float) -> str:
+    if busiest < BUSY_PERCENT:
+        return "It had CPU to spare, so the machine was busy: ask for less, or use an idle machine."
+    if report["generator"]["workers"] < report["environment"]["cpus"]:
+        return "Give it more workers or ask for less."
+    return "All cores of the machine are in use: ask for less, or use more machines."
+
+
+def _disturbance(report: dict[str, Any]) -> str:
+    generator = report["generator"]
+    if generator.get("stopped_s"):
+        return f"the generator did not run for {seconds(generator['stopped_s'])}"
+    busiest = max(generator["cpu_percent"], default=0)
+    return f"starts were {latency(generator['lag_p99_us'])} late at p99, with {busiest:.0f} % of a core used"
+
+
+def _hint(report: dict[str, Any]) -> str:
+    """Return how to measure a service that stays connected after its greeting."""
+    if report["errors"]["greeting_timeout"] and report["plan"]["until"] == "eof":
+        return "The service stays connected after its greeting: --until line ends it there."
+    return ""
 
 
 def notes(report: dict[str, Any]) -> list[str]:
@@ -84,6 +188,14 @@ def notes(report: dict[str, Any]) -> list[str]:
             else "the generator was late when the schedule ended"
         )
         found.append(f"{number(connections['unstarted'])} connections were due but not started: {reason}")
+    if generator.get("stopped_s"):
+        found.append(
+            f"the generator stood still for {seconds(generator['stopped_s'])}: it was stopped, or its "
+            "machine was paused; latencies include that time"
+        )
+    elif generator.get("disturbed"):
+        found.append(f"{_disturbance(report)}: the machine was busy; response times include that")
+    found += _stalls(report)
     found += [
         f"{count} connects took {band.removesuffix('s')} s or slightly more, as after a SYN retransmission"
         for band, count in report["syn_retransmits"].items()
@@ -98,6 +210,10 @@ def notes(report: dict[str, Any]) -> list[str]:
         found.append(
             f"{number(connections['reset_after_greeting'])} connections were reset after the greeting"
         )
+    if connections.get("truncated"):
+        found.append(
+            f"{number(connections['truncated'])} TLS streams ended without close_notify: bytes may be missing"
+        )
     if connections["closed_while_held"]:
         found.append(
             f"{number(connections['closed_while_held'])} connections were closed by the server while held"
@@ -107,55 +223,44 @@ def notes(report: dict[str, Any]) -> list[str]:
     return found + _baseline_notes(report["baseline"] or {})
 
 
+def _stalls(report: dict[str, Any]) -> list[str]:
+    """Name the longest time in which no connection ended although some were open."""
+    rows, width = report["timeline"], report["bucket_s"]
+    median = report["latency_us"]["service"]["p50"]
+    if report["generator"].get("stopped_s") or median is None:
+        return []
+    longest = (0, 0)  # the indices of its first bucket and of the one after its last
+    begin = 0
+    for index, row in enumerate(rows):
+        if row["greeted"] + row["failed"] or not row["open"]:
+            begin = index + 1
+        elif index + 1 - begin > longest[1] - longest[0]:
+            longest = (begin, index + 1)
+    length = (longest[1] - longest[0]) * width
+    if length < max(_STALL_SECONDS, _STALL_FACTOR * median / 1e6):
+        return []
+    first, last = seconds(longest[0] * width), seconds(longest[1] * width)
+    return [f"no open connection ended from {first} to {last} of the run: the server stalled"]
+
+
 def _baseline_notes(baseline: dict[str, Any]) -> list[str]:
     """Return why the figures of the baseline may be unreliable."""
     texts = {
         "interrupted": "the baseline {} was interrupted: its figures cover only part of the run",
-        "saturated": "the generator of the baseline {} was the limit: its figures describe the generator",
+        "saturated": "the generator of the baseline {} was saturated: its figures describe the generator",
         "lost": "the baseline {} lacks part of its load",
     }
     return [text.format(baseline["name"]) for fact, text in texts.items() if baseline.get(fact)]
 
 
-def _greeted_text(greeted: int, attempted: int) -> str:
-    if not attempted:
-        return "No client was greeted"
-    if greeted == attempted == 1:
-        return "The only client was greeted"
-    if greeted == attempted:
-        return f"All {number(attempted)} clients were greeted"
-    return f"{number(greeted)} of {number(attempted)} clients were greeted"
-
-
-def _error_classes(report: dict[str, Any]) -> str:
-    """Return the counts of the error classes, the most frequent first, each with its most frequent reason."""
-    texts = []
-    for name, count in sorted(report["errors"].items(), key=lambda item: -item[1]):
-        if count:
-            reasons = report["error_reasons"].get(name, {})
-            why = max(reasons, key=lambda reason: reasons[reason], default="")
-            texts.append(f"{number(count)} {name}" + f" ({why})" * bool(why))
-    return ", ".join(texts)
-
-
-def _lateness(report: dict[str, Any]) -> str:
-    generator = report["generator"]
-    busiest = max(generator["cpu_percent"], default=0)
-    return f"{latency(generator['lag_p99_us'])} late at p99, with {busiest:.0f} % of a core used"
-
-
 def _missed_limits(report: dict[str, Any], max_changes: int | None) -> list[str]:
-    missed = [
-        f"{threshold['expr']} was {format_actual(threshold)}"
-        for threshold in report["thresholds"]
-        if not threshold["passed"]
-    ]
-    worse = [change for change in (report["baseline"] or {}).get("figures", ()) if change["worse"]]
-    if max_changes is not None and len(worse) > max_changes:
-        more = len(worse) - max_changes
-        worse = sorted(worse, key=_sort_key)[:max_changes]
-        return [*missed, *map(format_change, worse), f"and {more} more figures are worse"]
-    return missed + [format_change(change) for change in worse]
+    texts = [f"{threshold['expr']} was {format_actual(threshold)}" for threshold in missed(report)]
+    changes = worse(report)
+    if max_changes is not None and len(changes) > max_changes:
+        more = len(changes) - max_changes
+        changes = sorted(changes, key=_sort_key)[:max_changes]
+        return [*texts, *map(format_change, changes), f"and {more} more figures are worse"]
+    return texts + [format_change(change) for change in changes]
 
 
 def _sort_key(change: dict[str, Any]) -> tuple[bool, float]:

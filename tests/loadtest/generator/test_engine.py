@@ -284,9 +284,9 @@ async def test_running_out_of_ports_is_local_exhausted(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Target, "open", lambda _: NoPorts())
     began = time.monotonic()
-    metrics = await run("127.0.0.1:9", count=10, connections=10)
+    metrics = await run("127.0.0.1:9", count=10, connections=2)
     assert outcomes(metrics) == {"local_exhausted": 10}
-    assert time.monotonic() - began >= 0.09, "a closed loop waits between attempts"
+    assert time.monotonic() - began >= 0.015, "a closed loop waits 1, 2, 4 and 8 ms between attempts"
     metrics = await run("127.0.0.1:9", count=10, rate=10_000)
     assert outcomes(metrics) == {"local_exhausted": metrics.attempted}
     assert metrics.attempted + metrics.unstarted == 10
@@ -524,8 +524,8 @@ async def test_an_open_loop_follows_the_real_clock() -> None:
         metrics = await run(target, rate=200, duration=0.3)
     assert outcomes(metrics) == {GREETED: metrics.attempted}
     assert metrics.attempted + metrics.unstarted == 60, "fewer only if the machine is busy at the end"
-    assert metrics.scheduled == 0.3
-    assert metrics.elapsed >= 0.3
+    assert metrics.scheduled == 0.3 or (metrics.lag.percentiles(100)[0] or 0) > 10_000, "started in overtime"
+    assert metrics.elapsed >= metrics.scheduled >= 0.3
     assert metrics.lag.total == metrics.attempted
 
 

@@ -62,9 +62,10 @@ def test_a_late_call_returns_when_the_arrival_was_due() -> None:
 
 def test_a_schedule_ends_with_arrivals_not_started() -> None:
     pacer = constant(100, 10)
-    assert not pacer.pace(10.0099, 400)[1], "the last arrival may be as late as any other"
-    assert pacer.pace(10.01, 400)[1]
-    assert (pacer.length, pacer.end) == (10.0, 10.01)
+    assert not pacer.pace(10.0999, 400)[1], "a hiccup of the machine does not cut off the last arrivals"
+    assert pacer.pace(10.1, 400)[1]
+    assert [pacer.due(elapsed) for elapsed in (0.0, 0.005, 5.0, 10.1)] == [1, 1, 501, 1000]
+    assert (pacer.length, pacer.end) == (10.0, 10.1)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_merging_keeps_every_sample() -> None:
 
 
 def test_a_merged_report_lists_its_parts() -> None:
-    late = lagging(20, 50)
+    late = lagging(20, 99)
     late.interrupted = True
     other = {**ENVIRONMENT, "greeter": "2"}
     parts = [
@@ -85,7 +85,7 @@ def test_a_merged_report_lists_its_parts() -> None:
         "a's own",
         "sum of 2 reports: a.json, b.json",
         "by their clocks, the parts started 0.25 s apart; the timeline aligns their starts",
-        "the generator of b.json was the limit",
+        "the generator of b.json was saturated",
         "b.json was interrupted",
         "the parts had different targets: 127.0.0.1:9999, localhost:9999",
         "the parts had different versions of greeter: 1, 2",
@@ -110,7 +110,7 @@ def test_different_plans_of_the_parts_are_noted() -> None:
 
 
 def test_one_saturated_part_saturates_the_report() -> None:
-    few = report(lagging(20, 50))
+    few = report(lagging(20, 99))
     many = report(metrics(20_000))
     assert merge([("a", few), ("b", many)]).exit_code == 98
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, LoadReport, Threshold
 from greeter.loadtest.report.outputs import OUTPUTS, check_outputs, write_outputs
+from tests.conftest import ROOT
 from tests.loadtest.report.test_report import report
 
 if TYPE_CHECKING:
@@ -50,6 +53,37 @@ def test_a_failed_output_affects_neither_the_others_nor_the_exit_code(
     assert (tmp_path / "run.csv").read_text().startswith("t_s,")
 
 
+PROGRAM = """
+import sys
+from greeter.loadtest.report.outputs import check_outputs, write_outputs
+from tests.loadtest.report.test_report import report
+paths = {"json": sys.argv[1]}
+check_outputs(paths)
+sys.exit(write_outputs(report(), None, paths, print, lambda error: print(error, file=sys.stderr)))
+"""
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "the file behind it"])
+def test_an_output_to_stdout_is_the_only_thing_there(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    path = str(out) if name == "the file behind it" else name
+    with out.open("wb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, path], cwd=ROOT, stdout=file, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 0
+    assert LoadReport.from_json(out.read_text()) == report()
+    assert done.stderr.decode().endswith(f"{report().verdict}\n")
+
+
+def test_the_summary_stays_on_stdout_if_the_output_is_discarded(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "/dev/null"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode().endswith(f"{report().verdict}\n")
+
+
 def test_a_summary_that_cannot_be_printed(tmp_path: Path) -> None:
     def print_summary(_: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -64,7 +98,7 @@ def test_a_summary_that_cannot_be_printed(tmp_path: Path) -> None:
 def test_invalid_output_paths_are_reported_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("x")
     for paths, message in (
-        ({"json": "-"}, "--json takes a path; standard output is /dev/stdout, not -"),
+        ({"json": "-", "csv": "/dev/stdout"}, "--json and --csv both go to standard output"),
         (
             {"csv": tmp_path / "no" / "x"},
             f"--csv: cannot write {tmp_path}/no/x: no such file or directory",
@@ -77,8 +111,8 @@ def test_invalid_output_paths_are_reported_before_the_run(tmp_path: Path) -> Non
         with pytest.raises(ConfigError) as caught:
             check_outputs(paths)
         assert str(caught.value) == message
-    with pytest.raises(ConfigError, match="^--greeter-json takes a path"):
-        check_outputs({"json": "-"}, prefix="--greeter-")
+    with pytest.raises(ConfigError, match="^--greeter-json: cannot write"):
+        check_outputs({"json": tmp_path / "no" / "x"}, prefix="--greeter-")
 
 
 def test_a_baseline_that_cannot_be_drawn_is_reported_before_the_run(tmp_path: Path) -> None:

@@ -8,12 +8,11 @@ import pytest
 
 from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, LoadReport, Stage, Threshold
-from greeter.loadtest.metrics.histogram import Histogram, index_of
 from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.metrics.timeline import Interval, Timeline
 from greeter.loadtest.plan.outcome import GREETED
 from greeter.loadtest.report.merge import merge
-from greeter.loadtest.report.report import build, saturated
+from greeter.loadtest.report.report import build
 from greeter.loadtest.report.saved import parse_report
 from tests.support.loadtest_peers import checked
 
@@ -181,30 +180,6 @@ def test_thresholds_are_checked() -> None:
     assert not found.passed
 
 
-MISSED = LoadPlan(rate=100, duration=1.0, thresholds=[Threshold.parse("response:p99<1ms")])
-
-
-@pytest.mark.parametrize(
-    ("greeted", "late", "missed", "interrupted", "code"),
-    [
-        (98, False, False, False, 0),
-        (0, False, False, False, 1),
-        (98, False, True, False, 99),
-        (0, False, True, False, 99),
-        (98, True, True, False, 98),
-        (0, True, False, False, 98),
-        (98, True, True, True, 130),
-        (0, False, False, True, 130),
-    ],
-)
-def test_exit_code_precedence(greeted: int, late: bool, missed: bool, interrupted: bool, code: int) -> None:
-    m = metrics(greeted=greeted)
-    if late:
-        m.lag = Histogram({index_of(20_000): 1})
-    m.interrupted = interrupted
-    assert report(m, MISSED if missed else None).exit_code == code
-
-
 def lagging(ms: float, cpu: float, unstarted: int = 0) -> RunMetrics:
     m = metrics()
     for _ in range(100):
@@ -212,28 +187,6 @@ def lagging(ms: float, cpu: float, unstarted: int = 0) -> RunMetrics:
     m.cpu_percent = [20.0, cpu]
     m.unstarted = unstarted
     return m
-
-
-@pytest.mark.parametrize(
-    ("ms", "cpu", "unstarted", "expected"),
-    [
-        (0.1, 50, 0, False),
-        (9.9, 50, 0, False),
-        (10.1, 50, 0, True),  # late with a free slot
-        (10.1, 95, 0, True),
-        (0.1, 95, 0, False),  # busy, but on time
-        (2.0, 95, 0, True),  # busy and late
-        (2.0, 89, 0, False),
-        (0.1, 95, 3, True),  # busy, and some not started
-        (0.1, 50, 3, False),  # the server held the slots
-    ],
-)
-def test_saturated_means_late_or_unstarted_without_cpu(
-    ms: float, cpu: float, unstarted: int, expected: bool
-) -> None:
-    m = lagging(ms, cpu, unstarted)
-    assert saturated(LoadPlan(rate=100), m) is expected
-    assert not saturated(LoadPlan(), m), "a closed loop never is"
 
 
 def test_syn_retransmits_are_bands() -> None:

@@ -1,55 +1,129 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from greeter.loadtest import LoadPlan, Threshold
-from greeter.loadtest.metrics.histogram import Histogram, index_of
-from greeter.loadtest.report.verdict import format_actual, format_change, format_value, headline, notes
+from greeter.loadtest.report.verdict import format_actual, format_change, format_value, headline, notes, quote
+from tests.loadtest.report.test_judgement import exhausted
 from tests.loadtest.report.test_report import lagging, metrics, report
+
+if TYPE_CHECKING:
+    from greeter.loadtest.metrics.run_metrics import RunMetrics
+
+
+def said(*greetings: bytes, m: RunMetrics | None = None) -> RunMetrics:
+    """A run with these greetings."""
+    m = m or metrics()
+    for greeting in greetings:
+        m.greetings.count(greeting)
+    return m
 
 
 def test_a_headline_counts_greeted_clients() -> None:
     assert report(metrics(100, 0, 0)).verdict == "All 100 clients were greeted, the slowest in 3 ms."
     assert report(metrics(1, 0, 0)).verdict == "The only client was greeted, in 3 ms."
-    some = "98 of 100 clients were greeted, the slowest in 3 ms; 1 connect_refused, 1 empty."
+    some = "98 of 100 clients were greeted, the slowest in 3 ms; 2 failed: 1 connect_refused, 1 empty."
     assert report().verdict == some
+    one = "98 of 99 clients were greeted, the slowest in 3 ms; 1 failed: empty."
+    assert report(metrics(98, 1, 0)).verdict == one
 
 
 def test_a_headline_without_greetings_names_class_and_count() -> None:
     m = metrics(0, 0, 1000)
     m.count_reason("connect_refused", "Connection refused")
-    assert report(m).verdict == "Nothing was greeted: 1,000 connect_refused (Connection refused)."
-    assert report(metrics(0, 0, 0)).verdict == "Nothing was greeted: nothing was attempted."
+    assert report(m).verdict == "Nothing was greeted; 1,000 failed: connect_refused (Connection refused)."
+    assert report(metrics(0, 0, 0)).verdict == "Nothing was attempted."
+
+
+def test_a_headline_names_different_greetings() -> None:
+    refusing = said(*[b"220 ready"] * 29, *[b"421 too many connections"] * 71)
+    assert report(refusing).verdict.endswith(
+        ' There were different greetings: 71 × "421 too many connections", 29 × "220 ready".'
+    )
+    many = said(*(bytes((103 + n,)) * (5 - n) for n in range(5)), b"x" * 200)
+    assert report(many).verdict.endswith(' 1 × "ggggg", 1 × "hhhh", 1 × "iii", 3 others.')
+    assert "greetings" not in report(said(b"220 ready", b"220 ready")).verdict
+
+
+def test_a_headline_quotes_an_unexpected_greeting() -> None:
+    m = said(b"421 too many connections", m=metrics(0, 0, 0))
+    m.outcomes["unexpected_greeting"] = 1
+    values = replace(report(metrics(0, 0, 0)), errors=report().errors | {"unexpected_greeting": 1})
+    values = replace(values, greetings=m.greetings.to_json())
+    assert headline(values.to_dict()).endswith(' The greeting was "421 too many connections".')
+
+
+def test_a_greeting_is_quoted_within_a_length() -> None:
+    assert quote("220 ready") == '"220 ready"'
+    assert quote("x" * 100, 10) == '"xxxxxxxxx…"'
+    assert quote(" ") == quote("") == "(no text)"
 
 
 def test_a_headline_of_a_saturated_run() -> None:
-    m = lagging(20, 99)
-    m.scheduled = 10.0
-    assert report(m).verdict == (
-        "The generator was the limit: it started 10 of 100 connections per second, 20 ms late at p99, "
-        "with 99 % of a core used. The figures describe the generator, not the server. "
-        "Use more workers or a lower rate."
+    counts = "98 of 100 clients were greeted, the slowest in 3 ms; 2 failed: 1 connect_refused, 1 empty. "
+    busy = lagging(20, 99)
+    assert report(busy).verdict == (
+        f"{counts}The generator was saturated: 20 ms late at p99, 99 % of a core used. "
+        "Latencies and rates describe the generator, not the server. Give it more workers or ask for less."
     )
+    all_cores = report(busy, LoadPlan(rate=100, duration=1.0, workers=2))
+    assert all_cores.verdict.endswith(
+        "All cores of the machine are in use: ask for less, or use more machines."
+    )
+    idle = metrics()
+    idle.unstarted = idle.unstarted_with_free_slots = 100
+    assert report(idle).verdict == (
+        f"{counts}The generator was saturated: 100 of 200 connections not started, 50 % of a core used. "
+        "Latencies and rates describe the generator, not the server. "
+        "It had CPU to spare, so the machine was busy: ask for less, or use an idle machine."
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("Cannot assign requested address", "ports. Add source addresses (--source-ip) or ask for less."),
+        (
+            "Too many open files",
+            "descriptors. Raise the limit of open files (ulimit -n) or ask for less.",
+        ),
+        ("Cannot allocate memory", "memory or ports. Ask for less."),
+    ],
+)
+def test_a_headline_of_a_machine_that_ran_out(reason: str, advice: str) -> None:
+    m = exhausted(40)
+    m.count_reason("local_exhausted", reason)
+    assert report(m).verdict == (
+        "60 of 100 clients were greeted, the slowest in 3 ms; "
+        f"40 could not be made: local_exhausted ({reason}). "
+        f"The generator was saturated: this machine ran out of {advice}"
+    )
+
+
+def test_a_headline_of_a_disturbed_run_that_missed_a_latency() -> None:
+    plan = LoadPlan(rate=100, duration=1.0, thresholds=[Threshold.parse("response:p99<1ms")])
+    assert report(lagging(20, 40), plan).verdict.endswith(
+        "Not passed: response:p99<1ms was 3 ms. The machine of the generator was busy: starts were 20 ms "
+        "late at p99, with 40 % of a core used. What was missed may be due to that. "
+        "Repeat the run on an idle machine."
+    )
+    assert "busy" not in report(lagging(20, 40)).verdict, "a note is enough"
 
 
 def test_a_headline_of_an_interrupted_run() -> None:
     m = metrics()
     m.interrupted, m.cut_off, m.elapsed = True, 7, 3.21
-    assert report(m).verdict == (
-        "Interrupted after 3.21 s. 98 of 100 clients were greeted; 7 connections were still open."
-    )
+    assert report(m).verdict.startswith("98 of 100 clients were greeted, ")
+    assert report(m).verdict.endswith("Interrupted after 3.21 s; 7 connections were still open.")
     m = metrics(100, 0, 0)
     m.interrupted = True
-    assert report(m).verdict.endswith(" All 100 clients were greeted; no connection was still open.")
+    assert report(m).verdict.endswith("; no connection was still open.")
     m = metrics(0, 0, 0)
     m.interrupted, m.cut_off = True, 1
-    assert report(m).verdict.endswith(" No client was greeted; 1 connection was still open.")
-    m = metrics(100, 0, 0)
-    m.interrupted, m.cut_off = True, 1
-    assert report(m).verdict.endswith(" All 100 clients were greeted; 1 connection was still open.")
+    assert report(m).verdict == "Nothing was attempted. Interrupted after 1 s; 1 connection was still open."
 
 
 def test_a_headline_names_missed_thresholds_and_worse_figures() -> None:
@@ -59,17 +133,27 @@ def test_a_headline_names_missed_thresholds_and_worse_figures() -> None:
         thresholds=[Threshold.parse("response:p99<1ms"), Threshold.parse("errors:rate<9%")],
     )
     new, old = report(metrics(2000, ms=6), plan), report(metrics(2000))
-    assert new.verdict == "Not passed: response:p99<1ms was 6 ms."
+    assert new.verdict.endswith(" Not passed: response:p99<1ms was 6 ms.")
     verdict = new.against(old).verdict
     assert "response p99 went from 3 ms to 6 ms (+100 %)" in verdict
     short = headline(new.against(old).to_dict(), max_changes=2)
     assert short.count(" went from ") == 2
-    assert short.startswith("Not passed: response:p99<1ms was 6 ms; response ")
+    assert " Not passed: response:p99<1ms was 6 ms; response " in short
     worse = sum(change["worse"] for change in (new.against(old).baseline or {})["figures"])
     assert short.endswith(f"; and {worse - 2} more figures are worse.")
     nothing = report(metrics(0), plan)
-    assert nothing.verdict.startswith("Not passed: response:p99<1ms was 3 ms")
-    assert report(metrics(0, 0), plan).verdict.startswith("Not passed: response:p99<1ms was not measured")
+    assert " Not passed: response:p99<1ms was 3 ms" in nothing.verdict
+    assert " Not passed: response:p99<1ms was not measured" in report(metrics(0, 0), plan).verdict
+
+
+def test_a_headline_says_how_to_measure_a_service_that_stays_connected() -> None:
+    errors = report().errors | {"greeting_timeout": 3}
+    made = replace(report(), errors=errors)
+    assert made.verdict.endswith(
+        "The service stays connected after its greeting: --until line ends it there."
+    )
+    line = replace(made, plan=LoadPlan(until="line").to_dict())
+    assert "stays connected" not in line.verdict
 
 
 @pytest.mark.parametrize(
@@ -157,6 +241,10 @@ def test_notes_of_unusual_runs() -> None:
         "5 connections were due but not started: the generator was late when the schedule ended",
         connections=connections | {"unstarted": 5, "peak_open": 999},
     )
+    assert_notes(
+        "7 TLS streams ended without close_notify: bytes may be missing",
+        connections=connections | {"truncated": 7},
+    )
     assert_notes("6 latencies over 60 s", generator=report().generator | {"latencies_over_60_s": 6})
 
 
@@ -177,7 +265,7 @@ def test_notes_of_an_unreliable_baseline() -> None:
         "the baseline old.json was interrupted: its figures cover only part of the run"
     ]
     assert against(generator=report().generator | {"saturated": True}) == [
-        "the generator of the baseline old.json was the limit: its figures describe the generator"
+        "the generator of the baseline old.json was saturated: its figures describe the generator"
     ]
     parts = [{"lost": None}, {"lost": "it left"}]
     assert against(generator=report().generator | {"parts": parts}) == [
@@ -187,5 +275,42 @@ def test_notes_of_an_unreliable_baseline() -> None:
 
 def test_a_saturated_run_has_no_note_on_unstarted_connections() -> None:
     m = lagging(20, 99)
-    m.unstarted, m.lag = 5, Histogram({index_of(20_000): 1})
+    m.unstarted = 5
     assert notes(report(m).to_dict()) == []
+
+
+def test_notes_of_a_disturbed_run() -> None:
+    assert notes(report(lagging(20, 40)).to_dict()) == [
+        "starts were 20 ms late at p99, with 40 % of a core used: the machine was busy; "
+        "response times include that"
+    ]
+    m = metrics()
+    m.stopped = 1.47
+    assert notes(report(m).to_dict()) == [
+        "the generator stood still for 1.47 s: it was stopped, or its machine was paused; "
+        "latencies include that time"
+    ]
+
+
+def timeline(*ended: int, open: int = 5) -> list[dict[str, Any]]:
+    return [{"greeted": count, "failed": 0, "open": open} for count in ended]
+
+
+@pytest.mark.parametrize(
+    ("rows", "span"),
+    [
+        (timeline(9, 9, 0, 9, 0, 0, 0, 9, 9), "0.4 s to 0.7 s"),
+        (timeline(9, 0, 0, 0, 0), "0.1 s to 0.5 s"),
+        (timeline(9, 0, 0, 9), ""),  # 0.2 s
+        (timeline(9, 0, 0, 0, 9, open=0), ""),  # nothing was open
+        ([], ""),
+    ],
+)
+def test_a_stall_of_the_server_is_noted(rows: list[dict[str, Any]], span: str) -> None:
+    made = replace(report(), timeline=rows, bucket_s=0.1)
+    note = [f"no open connection ended from {span} of the run: the server stalled"] if span else []
+    assert notes(made.to_dict()) == note
+    slow = replace(made, latency_us=report(metrics(ms=100.0)).latency_us)
+    assert notes(slow.to_dict()) == [], "a server that always takes 0.1 s does not stall"
+    made.generator["stopped_s"] = 0.5
+    assert len(notes(made.to_dict())) == 1, "the generator stalled"
