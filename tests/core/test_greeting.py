@@ -1,4 +1,4 @@
-"""Greetings: every kind of source, what is invalid, and what is rendered for a peer."""
+"""GreetingTable: every kind of source, what is invalid, and what is rendered for a peer."""
 
 from __future__ import annotations
 

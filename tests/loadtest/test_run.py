@@ -186,13 +186,12 @@ async def test_a_full_queue_never_counts_as_a_greeting() -> None:
 
 
 async def test_a_rate_beyond_the_generator_is_reported() -> None:
-    async with serving(greet) as target:
-        # With free slots, only the generator can be the cause of being late.
-        report = checked(await load(LoadPlan(target, rate=200_000, duration=0.3, connections=5_000)))
+    # With free slots, only the generator can be the cause of being late. A refusal frees its slot at once.
+    report = checked(await load(LoadPlan(refused_endpoint(), rate=300_000, duration=0.3)))
     assert report.exit_code == 98
     assert report.generator["saturated"]
     assert " The generator was saturated: " in report.verdict
-    assert report.connections["attempted"] + report.connections["unstarted"] == 60_000
+    assert report.connections["attempted"] + report.connections["unstarted"] == 90_000
 
 
 async def test_other_tasks_of_the_loop_still_run() -> None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, cast
 
 from greeter.core.proxy_protocol import encode
 from greeter.loadtest.generator.event_poller import ENDED, FAILED, READABLE
-from greeter.loadtest.metrics.greetings import HEAD_BYTES
+from greeter.loadtest.metrics.greeting_table import HEAD_BYTES
 from greeter.loadtest.plan.outcome import GREETED, connect_failure
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from greeter.loadtest.generator.load_connection import TRUNCATED
-from greeter.loadtest.metrics.greetings import HEAD_BYTES
+from greeter.loadtest.metrics.greeting_table import HEAD_BYTES
 from greeter.loadtest.plan.outcome import ANSWERED, GREETED
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from greeter.loadtest.metrics.greetings import Greetings
+from greeter.loadtest.metrics.greeting_table import GreetingTable
 from greeter.loadtest.metrics.histogram import Histogram
 from greeter.loadtest.metrics.timeline import Interval, Timeline, add_counts
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES, GREETED
@@ -78,7 +78,7 @@ class RunMetrics:
     lag: Histogram = field(default_factory=Histogram)
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys((GREETED, *FAILURE_CLASSES), 0))
     reasons: dict[str, dict[str, int]] = field(default_factory=dict)
-    greetings: Greetings = field(default_factory=Greetings)
+    greetings: GreetingTable = field(default_factory=GreetingTable)
     timeline: Timeline = field(default_factory=Timeline)
     unstarted: int = 0
     unstarted_with_free_slots: int = 0
@@ -157,7 +157,7 @@ class RunMetrics:
         metrics = cls(
             outcomes=values["outcomes"],
             reasons=values["reasons"],
-            greetings=Greetings.from_json(values["greetings"]),
+            greetings=GreetingTable.from_json(values["greetings"]),
             timeline=Timeline.from_rows(values["timeline"]["width_s"], values["timeline"]["rows"]),
             elapsed=values["elapsed_s"],
             scheduled=values["scheduled_s"],

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import ConfigError
-from greeter.loadtest.metrics.greetings import Greetings
+from greeter.loadtest.metrics.greeting_table import GreetingTable
 from greeter.loadtest.metrics.histogram import Histogram
 from greeter.loadtest.metrics.run_metrics import COUNTS, HISTOGRAMS, RunMetrics, merged
 from greeter.loadtest.metrics.timeline import Timeline
@@ -119,7 +119,7 @@ def _to_metrics(name: str, report: LoadReport) -> RunMetrics:
         scheduled=report.duration_s if report.interrupted else _parse_plan(name, report.plan).schedule[1],
         cpu_percent=list(report.generator["cpu_percent"]),
         interrupted=report.interrupted,
-        greetings=Greetings.from_json(report.greetings),
+        greetings=GreetingTable.from_json(report.greetings),
         stopped=report.generator.get("stopped_s", 0.0),
         unstarted_with_free_slots=report.generator.get("unstarted_with_free_slots", 0),
     )

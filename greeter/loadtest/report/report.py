@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import ConfigError
-from greeter.loadtest.metrics.greetings import SHOWN
+from greeter.loadtest.metrics.greeting_table import SHOWN
 from greeter.loadtest.metrics.histogram import Histogram
 from greeter.loadtest.metrics.run_metrics import HISTOGRAMS
 from greeter.loadtest.plan.outcome import GREETED

@@ -42,7 +42,7 @@ async def test_workers_share_the_load_and_their_figures_are_added() -> None:
     assert sum(attempted.values()) == metrics.attempted
     assert all(attempted.values())
     assert len(metrics.cpu_percent) == 3
-    assert metrics.scheduled == pytest.approx(0.505)
+    assert 0.5049 < metrics.scheduled < 0.62, "0.1 s more if a worker was late"
 
 
 async def test_a_worker_that_is_killed_fails_the_run_and_ends_the_others() -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from greeter.loadtest.metrics.greetings import _MAX_HEADS, _MAX_TEXTS, SHOWN, Greetings, group_text
+from greeter.loadtest.metrics.greeting_table import _MAX_HEADS, _MAX_TEXTS, SHOWN, GreetingTable, group_text
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_the_text_of_a_greeting_is_bounded() -> None:
 
 
 def test_greetings_that_differ_in_numbers_are_one() -> None:
-    table = Greetings()
+    table = GreetingTable()
     for n in range(5 * _MAX_HEADS):
         table.count(b"hello number %d" % n)
         table.count(b"421 too many connections")
@@ -57,7 +57,7 @@ def letters(n: int) -> bytes:
 
 
 def test_the_table_is_bounded_and_keeps_the_most_frequent() -> None:
-    table = Greetings()
+    table = GreetingTable()
     count = 3 * _MAX_HEADS
     for n in range(count):
         table.count(b"once " + letters(n))
@@ -72,9 +72,9 @@ def test_the_table_is_bounded_and_keeps_the_most_frequent() -> None:
 
 
 def test_the_tables_of_workers_are_added() -> None:
-    one, other = Greetings({"a": 3, "b": 1}, 2), Greetings({"b": 5}, 1)
+    one, other = GreetingTable({"a": 3, "b": 1}, 2), GreetingTable({"b": 5}, 1)
     other.count(b"c")
-    one.merge(Greetings.from_json(json.loads(json.dumps(other.to_json()))))
+    one.merge(GreetingTable.from_json(json.loads(json.dumps(other.to_json()))))
     assert one.to_json() == {
         "texts": [{"text": "b", "count": 6}, {"text": "a", "count": 3}, {"text": "c", "count": 1}],
         "others": 3,

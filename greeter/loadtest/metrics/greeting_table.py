@@ -42,7 +42,7 @@ _VARIABLE = re.compile(
 )
 
 
-class Greetings:
+class GreetingTable:
     """Counts of greetings by their text.
 
     Args:
@@ -68,7 +68,7 @@ class Greetings:
         if len(heads) > _MAX_HEADS:
             self._group()
 
-    def merge(self, other: Greetings) -> None:
+    def merge(self, other: GreetingTable) -> None:
         """Add the counts of another worker of the same run."""
         self._group()
         other._group()
@@ -83,13 +83,13 @@ class Greetings:
             shown: the maximum of texts; what is beyond is counted in ``others``.
         """
         self._group()
-        table = Greetings(self._counts, self._others)
+        table = GreetingTable(self._counts, self._others)
         table._bound(shown)
         texts = [{"text": text, "count": count} for text, count in _by_count(table._counts)]
         return {"texts": texts, "others": table._others}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Greetings:
+    def from_json(cls, values: Mapping[str, Any]) -> GreetingTable:
         """Return the table that ``to_json`` made ``values`` from."""
         return cls({row["text"]: row["count"] for row in values["texts"]}, values["others"])
 
