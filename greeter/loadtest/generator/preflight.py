@@ -43,6 +43,9 @@ def preflight(plan: LoadPlan, target: Target, *, in_process: bool = True) -> lis
     notes = ensure_fd_limit(plan.slots, plan.workers, already_open=_open_fd_count() if in_process else 0)
     if not isinstance(target.address, str):
         notes += port_notes(plan, target)
+    if target.alternatives:
+        several = f"{plan.endpoint.host} has {target.alternatives + 1} addresses"
+        notes.append(f"{several}: all connections went to {target.text}")
     return notes
 
 

@@ -42,6 +42,7 @@ class Target:
     - ``address``: as ``socket.connect`` takes it.
     - ``sources``: local addresses to bind to, in turn.
     - ``ssl_context``, ``server_name``: for TLS; None without.
+    - ``alternatives``: how many other addresses the name has, which are not loaded.
     """
 
     family: int
@@ -49,6 +50,7 @@ class Target:
     sources: Sequence[SocketAddress] = ()
     ssl_context: ssl.SSLContext | None = None
     server_name: str | None = None
+    alternatives: int = 0
     _next_source: int = field(default=0, init=False)
 
     def open(self) -> socket.SocketType:
@@ -95,7 +97,10 @@ class Target:
         """The address as text, as in ``127.0.0.1:25``, ``[::1]:25`` or ``unix:/path``."""
         if isinstance(self.address, str):
             return str(Endpoint.unix(self.address))
-        host, port, *_ = self.address
+        host, port, *scope = self.address
+        if scope and scope[1] and "%" not in host:
+            with suppress(OSError):  # an interface that has gone
+                host = f"{host}%{socket.if_indextoname(scope[1])}"
         return str(Endpoint("tcp", host=host, port=port))
 
     @property
@@ -132,10 +137,10 @@ async def resolve(plan: LoadPlan) -> Target:
         raise ConfigError("source addresses must be all IPv4 or all IPv6")
     found = await _addresses(endpoint, families.pop() if families else socket.AF_UNSPEC)
     targets = [Target(family, address, tuple(source for _, source in sources)) for family, address in found]
-    if len(targets) > 1:
-        for target in targets:
-            if await _accepts_connections(target, plan.connect_timeout):
-                return with_tls(target, plan)
+    for target in targets if len(targets) > 1 else ():
+        target.alternatives = len(targets) - 1
+        if await _accepts_connections(target, plan.connect_timeout):
+            return with_tls(target, plan)
     # The only address; or no address accepts, and the first one is measured.
     return with_tls(targets[0], plan)
 
@@ -148,7 +153,8 @@ def with_tls(target: Target, plan: LoadPlan) -> Target:
     """
     if not plan.tls:
         return target
-    target.server_name = plan.server_name or plan.endpoint.host
+    # A trailing dot makes a name absolute for the resolver. It is not part of a server name (RFC 6066 3).
+    target.server_name = plan.server_name or plan.endpoint.host.removesuffix(".")
     if not target.server_name:
         raise ConfigError(f"tls to {plan.endpoint} requires a server name to verify")
     try:
@@ -164,13 +170,14 @@ def with_tls(target: Target, plan: LoadPlan) -> Target:
 
 async def _addresses(endpoint: Endpoint, family: int) -> list[tuple[int, SocketAddress]]:
     """Resolve an endpoint. Returns families and addresses in the order of the resolver."""
+    loop, host = asyncio.get_running_loop(), endpoint.host or None  # no host is this machine
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            endpoint.host or None,  # no host is this machine
-            endpoint.port,
-            family=family,
-            type=socket.SOCK_STREAM,
-        )
+        if (
+            host and "%" in host
+        ):  # an address, so this does not block; uvloop loses its scope id (uvloop #539)
+            found = socket.getaddrinfo(host, endpoint.port, family, socket.SOCK_STREAM)
+        else:
+            found = await loop.getaddrinfo(host, endpoint.port, family=family, type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConnectFailed(str(endpoint), error) from error
     except UnicodeError as error:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import os
+import select
 import socket
+import threading
 import time
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from greeter import serve
+from greeter.core.proxy_protocol import NeedMore, parse
 from greeter.loadtest import LoadPlan, Stage
 from greeter.loadtest.generator import engine, timer
 from greeter.loadtest.generator.engine import Engine
@@ -147,6 +152,20 @@ async def reset_after_greeting(reader: asyncio.StreamReader, writer: asyncio.Str
     abort_with_reset(writer)
 
 
+async def send_reply(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"220-wait\r\n")
+    await asyncio.sleep(0.01)
+    writer.write(b"220 ready\r\n")
+
+
+async def send_teaser_only(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"220-wait\r\n")
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(await reader.readline())
+
+
 async def send_megabyte(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(bytes(1_000_000))
     await writer.drain()
@@ -175,6 +194,22 @@ async def send_megabyte(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         (never_end, {"until": "line", "timeout": 0.05}, "greeting_timeout"),
         (reset_at_once, {}, "reset"),
         (reset_after_greeting, {}, "reset"),
+        (send_reply, {"until": "reply", "expect": "ready"}, GREETED),
+        (send_reply, {"until": "line", "expect": "ready"}, "unexpected_greeting"),
+        (send_reply, {"until": "text:220 ", "expect": "220-wait"}, GREETED),
+        (send_reply, {"until": "bytes:8", "expect": "220-wait"}, GREETED),
+        (send_reply, {"until": "text:never"}, "unexpected_greeting"),  # the stream ends without it
+        (send_reply, {"until": "bytes:1000"}, "unexpected_greeting"),
+        (send_teaser_only, {"until": "reply"}, "unexpected_greeting"),
+        (send_teaser_only, {"until": "line"}, GREETED),
+        (greet_and_stay, {"until": "idle:20ms", "expect": "220 "}, GREETED),
+        (wait_for_close, {"until": "idle:20ms", "timeout": 0.1}, "connected_no_greeting"),
+        (greet, {"until": "idle:60s"}, GREETED),
+        (echo, {"send": "HELLO\\n", "expect": "HELLO"}, GREETED),
+        (echo, {"send": b"HELLO\n", "until": "line", "expect": "HELLO"}, GREETED),
+        (echo, {"send": b"HELLO", "timeout": 0.1}, "connected_no_greeting"),
+        (echo, {"proxy_protocol": "v1", "expect": "PROXY TCP4 127.0.0.1 127.0.0.1 "}, GREETED),
+        (reset_after_greeting, {"until": "reply", "expect": "connecting"}, "reset"),
         (reset_after_greeting, {"expect": "connecting"}, GREETED),
         (reset_after_greeting, {"expect": "Hello"}, "reset"),
     ],
@@ -275,6 +310,156 @@ async def test_running_out_of_descriptors_or_addresses_is_local_exhausted(
     async with serving(greet) as target:
         metrics = await run(target, count=20, connections=2)
     assert outcomes(metrics) == {GREETED: 10, "local_exhausted": 10}
+
+
+async def test_a_pause_that_ends_a_greeting_is_in_no_figure() -> None:
+    async def two_parts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"one ")
+        await asyncio.sleep(0.05)
+        writer.write(b"two")
+        await reader.read()
+
+    began = time.monotonic()
+    async with serving(two_parts) as target:
+        metrics = await run(target, count=5, connections=5, until="idle:600ms", expect="one two")
+    assert outcomes(metrics) == {GREETED: 5}
+    assert time.monotonic() - began >= 0.65
+    for histogram in (metrics.service, metrics.response):
+        assert 50_000 <= (histogram.percentiles(100)[0] or 0) < 600_000
+    assert metrics.elapsed < 0.6
+
+
+async def test_a_client_that_speaks_first_sends_all_of_it() -> None:
+    received: list[int] = []
+
+    async def slow_reader(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        count = 0
+        while count < 3_000_000:
+            await asyncio.sleep(0)
+            count += len(await reader.read(65536))
+        received.append(count)
+        writer.write(GREETING)
+
+    async with serving(slow_reader) as target:
+        metrics = await run(target, count=3, connections=3, send=bytes(3_000_000), timeout=60.0)
+    assert outcomes(metrics) == {GREETED: 3}
+    assert received == [3_000_000] * 3
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_each_connection_has_its_own_proxy_header(version: str, tmp_path: Path) -> None:
+    seen: list[tuple[Any, Any]] = []
+
+    async def read_header(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        data = b""
+        while isinstance(parsed := parse(data), NeedMore):
+            data += await reader.readexactly(parsed.wanted)
+        seen.append((parsed.header.source, writer.get_extra_info("peername")))
+        writer.write(await reader.readline())
+
+    async with serving(read_header) as target:
+        metrics = await run(target, count=5, send=b"HI\n", expect="HI", proxy_protocol=version)
+    assert outcomes(metrics) == {GREETED: 5}
+    assert [source for source, _ in seen] == [peer for _, peer in seen]
+    assert len(set(seen)) == 5
+    async with serving(read_header, path=str(tmp_path / "s")) as target:
+        assert outcomes(await run(target, count=2, send=b"HI\n", proxy_protocol=version)) == {GREETED: 2}
+
+
+def close_with_unread_input(listener: socket.socket) -> None:
+    """Greet clients that have sent something, and close without reading it, as nginx's ``return`` does."""
+    with contextlib.suppress(OSError):  # the listener was closed
+        while True:
+            client, _ = listener.accept()
+            with client:
+                select.select([client], [], [], PATIENCE)
+                client.sendall(GREETING)
+
+
+async def test_a_server_that_resets_clients_that_speak_first_is_seen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=close_with_unread_input, args=(listener,))
+        thread.start()
+        try:
+            metrics = await run(
+                f"127.0.0.1:{listener.getsockname()[1]}", count=20, connections=5, send=b"HELLO"
+            )
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+    assert outcomes(metrics) == {"reset": 20}
+    async with serve(port=0, greeting=GREETING.decode()) as server:
+        metrics = await run(str(server.addresses[0]), count=200, connections=20, send=b"HELLO")
+    assert outcomes(metrics) == {GREETED: 200}
+    assert metrics.reset_after_greeting == 0
+
+
+async def test_a_refused_client_of_a_closed_loop_waits_longer_each_time() -> None:
+    began = time.monotonic()
+    metrics = await run(refused_endpoint(), count=18, connections=2)
+    assert outcomes(metrics) == {"connect_refused": 18}
+    assert time.monotonic() - began >= 0.227, "1 + 2 + 4 + … + 64 + 100 ms"
+    assert metrics.peak_open <= 2
+
+
+async def test_a_refused_client_of_an_open_loop_does_not_wait() -> None:
+    metrics = await run(refused_endpoint(), rate=1000, duration=0.2, connections=1)
+    assert metrics.attempted + metrics.unstarted == 200
+    assert metrics.attempted > 20, "with a rest, 2 in the first 3 ms, 7 in 0.2 s"
+
+
+@pytest.mark.usefixtures("clock")
+async def test_a_greeting_resets_the_wait_of_a_refused_client() -> None:
+    """Alternately refused and greeted, with a clock that advances to what is due."""
+    real, number = Target.open, itertools.count()
+
+    def every_other(self: Target) -> Any:
+        if next(number) % 2:
+            raise OSError(errno.EMFILE, "injected")
+        return real(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Target, "open", every_other)
+        async with serving(greet) as target:
+            metrics = await run(target, count=40, connections=1)
+    assert outcomes(metrics) == {GREETED: 20, "local_exhausted": 20}
+    assert metrics.elapsed == pytest.approx(0.019, abs=0.002), "always 1 ms"
+
+
+async def test_what_is_overdue_at_the_end_of_a_short_schedule_is_started_if_there_are_slots() -> None:
+    async def hiccup() -> None:
+        time.sleep(0.06)  # noqa: ASYNC251  # the loop is to stand still
+
+    async with serving(greet) as target:
+        plan = LoadPlan(target, rate=100, duration=0.05)
+        worker = Engine(plan, await resolve(plan))
+        running = asyncio.create_task(worker.run())
+        await asyncio.sleep(0)
+        await hiccup()
+        metrics = await running
+    assert metrics.attempted + metrics.unstarted == 5
+    assert metrics.unstarted == metrics.unstarted_with_free_slots == 0 or metrics.elapsed >= 0.15
+    assert metrics.scheduled >= 0.06 or metrics.lag.total == 5
+
+
+async def test_unstarted_connections_are_those_of_the_generator_only_if_there_were_slots() -> None:
+    async with serving(greet_and_stay) as target:
+        metrics = await run(target, rate=100, duration=0.2, connections=5, until="line", hold=60.0)
+    assert metrics.unstarted == 15
+    assert metrics.unstarted_with_free_slots == 0
+    metrics = await run(refused_endpoint(), rate=300_000, duration=0.2)
+    assert metrics.unstarted_with_free_slots == metrics.unstarted > 1000
+
+
+async def test_a_generator_that_does_not_run_is_noticed_by_its_own_clock() -> None:
+    async with serving(greet_and_stay) as target:
+        plan = LoadPlan(target, connections=2, duration=1.2, until="line", hold=60.0)
+        worker = Engine(plan, await resolve(plan))
+        running = asyncio.create_task(worker.run())
+        await until(lambda: outcomes(worker.metrics) == {GREETED: 2}, "all connections are held")
+        time.sleep(0.7)  # noqa: ASYNC251  # the loop is to stand still
+        metrics = await running
+    assert 0.4 <= metrics.stopped < 5
 
 
 async def test_running_out_of_ports_is_local_exhausted(monkeypatch: pytest.MonkeyPatch) -> None:

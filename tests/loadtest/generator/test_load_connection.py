@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import select
 import socket
 import ssl
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
+from greeter import serve
 from greeter.loadtest import LoadPlan
 from greeter.loadtest.generator.engine import Engine
 from greeter.loadtest.generator.event_poller import ENDED, FAILED, READABLE, WRITABLE
@@ -111,6 +113,41 @@ async def test_a_failed_handshake_has_its_class(authority: Authority) -> None:
             assert await run(target, tls_ca=authority.ca) == {outcome: 6}
     async with serving(wait_for_close) as target:
         assert await run(target, tls_ca=authority.ca, timeout=0.1) == {"connected_no_greeting": 6}
+
+
+@pytest.mark.usefixtures("no_fd_leak")
+@pytest.mark.parametrize("until", ["eof", "line", "idle:60s"])
+async def test_a_tls_stream_without_close_notify_is_greeted_and_counted_apart(
+    until: str, authority: Authority
+) -> None:
+    async def cut(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING)
+        await writer.drain()
+        with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as below_tls:
+            below_tls.shutdown(socket.SHUT_WR)
+
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    for handler, truncated in ((cut, 6), (greet, 0)):
+        async with serving(handler, ssl_context=authority.server) as target:
+            plan = LoadPlan(target, count=6, connections=6, tls=True, tls_ca=authority.ca, until=until)
+            metrics = await Engine(plan, await resolve(plan)).run()
+        assert metrics.outcomes[GREETED] == 6
+        assert (metrics.truncated, metrics.reset_after_greeting) == (truncated, 0)
+
+
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_with_tls_the_proxy_header_precedes_the_handshake_and_the_rest_follows_it(
+    authority: Authority,
+) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+
+    async with serving(echo, ssl_context=authority.server) as target:
+        assert await run(target, tls_ca=authority.ca, send=b"HELLO\n", expect="HELLO") == {GREETED: 6}
+    async with serve(port=0, proxy_from=["127.0.0.1/32"], ssl=authority.server) as server:
+        for version in ("v1", "v2"):
+            found = await run(str(server.addresses[0]), tls_ca=authority.ca, proxy_protocol=version)
+            assert found == {GREETED: 6}
 
 
 @pytest.mark.usefixtures("no_fd_leak")

@@ -9,6 +9,7 @@ import pytest
 from greeter.errors import ConfigError, ConnectFailed
 from greeter.loadtest import LoadPlan
 from greeter.loadtest.generator import target as target_module
+from greeter.loadtest.generator.preflight import preflight
 from greeter.loadtest.generator.target import Target, resolve, with_tls
 from tests.support.loadtest_peers import never_accepting
 
@@ -54,7 +55,26 @@ async def test_the_target_is_the_first_address_that_accepts() -> None:
         port = int(endpoint.rpartition(":")[2])
         with pytest.MonkeyPatch.context() as patch:
             set_addresses(patch, ("127.0.0.9", port), ("127.0.0.1", port), ("127.0.0.8", port))
-            assert (await resolve(LoadPlan(f"name:{port}"))).address == ("127.0.0.1", port)
+            plan = LoadPlan(f"name:{port}")
+            target = await resolve(plan)
+            assert target.address == ("127.0.0.1", port)
+            assert preflight(plan, target) == [
+                f"name has 3 addresses: all connections went to 127.0.0.1:{port}"
+            ]
+
+
+async def test_an_address_keeps_its_scope_id() -> None:
+    scope = socket.if_nametoindex("lo")
+    target = await resolve(LoadPlan("[fe80::1%lo]:7"))
+    assert target.address == ("fe80::1", 7, 0, scope)
+    assert target.text == "[fe80::1%lo]:7"
+
+
+def test_an_address_as_text() -> None:
+    assert Target(socket.AF_INET, ("127.0.0.1", 7)).text == "127.0.0.1:7"
+    assert Target(socket.AF_INET6, ("::1", 7, 0, 0)).text == "[::1]:7"
+    assert Target(socket.AF_UNIX, "/run/x").text == "unix:/run/x"
+    assert Target(socket.AF_UNIX, "\0x").text == "unix:@x"
 
 
 async def test_the_target_is_the_first_address_if_none_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,3 +145,5 @@ def test_tls_files_are_checked_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tls to unix:/x requires a server name"):
         with_tls(Target(socket.AF_UNIX, "/x"), LoadPlan("unix:/x", tls=True))
     assert with_tls(target, LoadPlan(tls=True)).server_name == "127.0.0.1"
+    absolute = LoadPlan("mail.example.:25", tls=True)
+    assert with_tls(target, absolute).server_name == "mail.example"
