@@ -31,12 +31,15 @@ RELOADABLE |= {"max_connections", "max_per_ip", "rate_per_ip", "allow", "deny"}
 RELOADABLE_BY_WORKERS = {"greet_timeout", "linger_timeout", "access_log", "accept", "loop"}
 
 
-def load_server_config(options: ServeOptions, access_log: bool | AccessLog = True) -> ServerConfig:
+def load_server_config(
+    options: ServeOptions, access_log: bool | AccessLog = True, greeting: Greeting | None = None
+) -> ServerConfig:
     """Load what the options name: the greeting, the certificate, the limits.
 
     Args:
         options: The options of ``greeter serve``.
         access_log: What logs each client, unless the options switch that off.
+        greeting: The greeting that the options name, if it is loaded already.
 
     Returns:
         The configuration of a server.
@@ -52,7 +55,7 @@ def load_server_config(options: ServeOptions, access_log: bool | AccessLog = Tru
     if options.tls_cert is not None:
         context, expiry = tls.load_server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
     return ServerConfig(
-        greeting=_greeting(options),
+        greeting=load_greeting(options) if greeting is None else greeting,
         limits=Limits(
             max_connections=options.max_connections,
             max_per_ip=options.max_per_ip,
@@ -98,7 +101,8 @@ def restart_required(old: ServeOptions, new: ServeOptions, *, workers: bool) -> 
     return ["--" + name.replace("_", "-") for name in names if getattr(reloaded, name) != getattr(new, name)]
 
 
-def _greeting(options: ServeOptions) -> Greeting:
+def load_greeting(options: ServeOptions) -> Greeting:
+    """Return the greeting that the options name. Raises ConfigError if it cannot be loaded."""
     if options.app is not None:
         return greeting_from_app(options.app)
     if options.greeting_file is not None:

@@ -4,7 +4,8 @@ Invariants:
 
 - A missing module and a module that fails while it is imported are different errors: the first is a wrong
   option, the second is a bug in the module.
-- Each call reads the file anew, and imports a changed module anew, so that a reload sees the changes.
+- Each call reads the file anew, and imports a changed module anew, so that a reload sees the changes. What
+  can be read only once keeps its contents (input_files.py).
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import contextlib
 import importlib
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from greeter.core.greeting import Greeting
 from greeter.errors import ConfigError
+from greeter.system.input_files import read_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _app_modules: dict[str, tuple[int, ...]] = {}
 
 
-def greeting_from_file(path: str | Path) -> Greeting:
+def greeting_from_file(path: str | os.PathLike[str]) -> Greeting:
     """Read a greeting from a file, byte for byte.
 
     Args:
@@ -40,7 +41,7 @@ def greeting_from_file(path: str | Path) -> Greeting:
         ConfigError: The file cannot be read.
     """
     try:
-        return Greeting(Path(path).read_bytes())
+        return Greeting(read_input(path))
     except OSError as error:
         why = error.strerror or str(error)
         raise ConfigError(

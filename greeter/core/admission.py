@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 MAX_BUCKETS = 65_536  # about 14 MB when all are in use
+# Network texts whose parsed network is cached: it is parsed when the options are checked, needed when the
+# limits are made, and mostly the same after a reload.
+NETWORK_CACHE_SIZE = 65_536
 HOST_CACHE_SIZE = 8_192  # host texts whose parsed address is cached
 
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -67,7 +70,12 @@ class Networks:
     def __init__(self, networks: Iterable[str | Network] = (), name: str = "network") -> None:
         if isinstance(networks, str):
             networks = (networks,)
-        self.networks: tuple[Network, ...] = tuple(_parse_network(str(network), name) for network in networks)
+        self.networks: tuple[Network, ...] = tuple(
+            _unmapped(network)
+            if isinstance(network, IPv4Network | IPv6Network)
+            else _named_network(str(network), name)
+            for network in networks
+        )
         self._cache: dict[str, bool] = {}  # results of recent look-ups
         self._prefixes: dict[int, dict[int, set[int]]] = {32: {}, 128: {}}
         for network in self.networks:
@@ -125,6 +133,9 @@ class Limits:
     rate_per_ip: float | None
     allow: tuple[Network, ...]
     deny: tuple[Network, ...]
+    # The same as sets, made once: the event loop that takes these limits over should not have to.
+    _allow: Networks = field(init=False, repr=False, compare=False)
+    _deny: Networks = field(init=False, repr=False, compare=False)
 
     def __init__(
         self,
@@ -139,8 +150,18 @@ class Limits:
         put(self, "max_connections", _parse_count(max_connections, "max_connections"))
         put(self, "max_per_ip", _parse_count(max_per_ip, "max_per_ip"))
         put(self, "rate_per_ip", _parse_rate(rate_per_ip, "rate_per_ip"))
-        put(self, "allow", Networks(allow, "allow").networks)
-        put(self, "deny", Networks(deny, "deny").networks)
+        put(self, "_allow", Networks(allow, "allow"))
+        put(self, "_deny", Networks(deny, "deny"))
+        put(self, "allow", self._allow.networks)
+        put(self, "deny", self._deny.networks)
+
+    @property
+    def excludes(self) -> Callable[[str], bool] | None:
+        """A function that tests whether the networks exclude a host; None if there are no networks."""
+        if not self.allow and not self.deny:
+            return None
+        allow, deny, only_allowed = self._allow, self._deny, bool(self.allow)
+        return lambda host: host in deny or (only_allowed and host not in allow)
 
     @property
     def admits_all(self) -> bool:
@@ -197,7 +218,7 @@ class Admission:
         self._max_per_ip = math.inf if limits.max_per_ip is None else limits.max_per_ip
         self._rate = limits.rate_per_ip
         self._burst = math.ceil(limits.rate_per_ip or 0)
-        self._denied = _denied(limits)
+        self._denied = limits.excludes
 
     def admit(self, host: str, now: float) -> Reason | None:
         """Decide whether to admit a connection.
@@ -282,18 +303,6 @@ class Admission:
             del buckets[oldest]
 
 
-def _denied(limits: Limits) -> Callable[[str], bool] | None:
-    """Return a function that tests whether the networks exclude a host; None if there are no networks."""
-    if not limits.allow and not limits.deny:
-        return None
-    allow, deny = Networks(limits.allow), Networks(limits.deny)
-
-    def denied(host: str) -> bool:
-        return host in deny or (bool(limits.allow) and host not in allow)
-
-    return denied
-
-
 @lru_cache(maxsize=HOST_CACHE_SIZE)
 def _key(host: str) -> int | None:
     """Return the number under which ``host`` is counted: its IPv4 address, or its IPv6 /64 plus 2**64."""
@@ -313,16 +322,29 @@ def _parse_address(host: str) -> IPv4Address | IPv6Address | None:
     return address.ipv4_mapped or address
 
 
-def _parse_network(text: str, name: str) -> Network:
+def _named_network(text: str, name: str) -> Network:
+    try:
+        return _parse_network(text)
+    except ConfigError as error:
+        raise ConfigError(f"{name} {text!r} {error}") from None
+
+
+@lru_cache(maxsize=NETWORK_CACHE_SIZE)
+def _parse_network(text: str) -> Network:
     try:
         if _CIDR.fullmatch(text) is None:  # ip_network() also accepts netmasks, host masks and scope ids
             raise ValueError
         network = ip_network(text, strict=False)
     except ValueError:
-        raise ConfigError(f"{name} {text!r} is not a network, as in 192.0.2.0/24 or 2001:db8::/32") from None
+        raise ConfigError("is not a network, as in 192.0.2.0/24 or 2001:db8::/32") from None
     address = (IPv6Address if ":" in text else IPv4Address)(text.partition("/")[0])
     if address != network.network_address:
-        raise ConfigError(f"{name} {text!r} has host bits set; the network is {network}, the host {address}")
+        raise ConfigError(f"has host bits set; the network is {network}, the host {address}")
+    return _unmapped(network)
+
+
+def _unmapped(network: Network) -> Network:
+    """Return the IPv4 network of an IPv6 network of IPv4-mapped addresses; any other as it is."""
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
         return IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
     return network

@@ -82,6 +82,11 @@ class ServerConfig:
             raise ConfigError(f"accept must be 'auto', 'direct' or 'streams', not {self.accept!r}")
 
     @property
+    def connection_timeout(self) -> float:
+        """How long a connection can stay open, in seconds, unless a stop aborts it."""
+        return self.greet_timeout + self.linger_timeout
+
+    @property
     def has_preamble(self) -> bool:
         """True if something comes before the greeting."""
         return self.tls is not None or self.proxy_from is not None

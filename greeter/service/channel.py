@@ -166,9 +166,10 @@ class WorkerChannel:
         self.counters = counters
         self._stats: Callable[[], dict[str, Any]] | None = None
         self._stop_reason: asyncio.Future[str] | None = None
+        self._stopping = asyncio.Event()
         self._early_reason = ""  # the reason, if it arrives before open()
-        first = bytearray()
-        while b"\n" not in first:  # the parent sends the task when it starts the worker
+        first, data = bytearray(), b""
+        while b"\n" not in data:  # the parent sends the task when it starts the worker
             data = sock.recv(65536)
             if not data:
                 sock.close()
@@ -233,6 +234,10 @@ class WorkerChannel:
         self._channel.open()
         return self._stop_reason
 
+    async def stopped(self) -> None:
+        """Return when the parent stops the whole service, perhaps after it has retired this worker."""
+        await self._stopping.wait()
+
     def ready(self) -> None:
         """Tell the parent that this worker serves."""
         self._channel.send("ready", os.getpid())
@@ -257,6 +262,7 @@ class WorkerChannel:
             self._request_stop(RETIRED)
         elif name == "stop":
             self._request_stop(STOPPED)
+            self._stopping.set()
 
     def _on_end(self, reason: str) -> None:
         self._request_stop(PARENT_GONE if not reason else f"the parent process {reason}")

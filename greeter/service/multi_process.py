@@ -7,6 +7,7 @@ Invariants:
   listening sockets, and finish their open connections.
 - A reload checks the new configuration in the parent, then replaces the workers one by one. If a new worker
   does not become ready, the old ones serve on.
+- Workers read no file that the options name, but copies of those that the parent has read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import pickle
@@ -24,17 +26,19 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.config.loading import reloaded_options
 from greeter.config.options import ServeOptions
-from greeter.errors import ConfigError, GreeterError, os_error_text
+from greeter.errors import ConfigError, os_error_text
 from greeter.server import choose_path
-from greeter.service.service import ServiceProcess, announce, warn_restart_required
+from greeter.service.service import ServiceProcess, announce
 from greeter.service.snapshot import AggregateStats, Counters
 from greeter.service.supervisor import Supervisor
+from greeter.system.input_files import open_copy, path_of
 from greeter.system.listeners import close_inherited, open_listeners
-from greeter.system.loops import choose_loop
+from greeter.system.loops import choose_loop, run_in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from greeter.core.server_config import ServerConfig
     from greeter.system.listeners import Listener
 
 logger = logging.getLogger("greeter")
@@ -59,30 +63,41 @@ def per_worker_options(options: ServeOptions, workers: int) -> ServeOptions:
 FILE_OPTIONS = ("greeting_file", "tls_cert", "tls_key", "tls_client_ca")
 
 
-def pack_options(options: ServeOptions) -> str:
-    """Serialize options and the current contents of the files that they name, for a worker.
+def pack_options(options: ServeOptions) -> tuple[str, tuple[int, ...]]:
+    """Serialize options, and open copies of the files that they name, for workers.
 
-    A worker must not read the files itself: after a reload that failed, the replacement of a dead worker
-    needs the old contents.
+    A worker must not read the files themselves: after a reload that failed, the replacement of a dead worker
+    needs the old contents, and a pipe can be read only once.
 
     Args:
         options: The options of a worker.
 
     Returns:
-        The task of the worker.
+        The task of the workers, and the descriptors of the copies, which it refers to. The caller closes
+        them.
 
     Raises:
-        ConfigError: A file cannot be read any more.
+        ConfigError: A file cannot be read any more, or not be copied.
     """
-    files: dict[str, bytes] = {}
-    for name in FILE_OPTIONS:
-        path: Path | None = getattr(options, name)
-        if path is not None and path.is_file():  # anything else, such as a pipe, can be read only once
+    copies: dict[str, Any] = {}
+    fds: list[int] = []
+    try:
+        for name in FILE_OPTIONS:
+            path: Path | None = getattr(options, name)
+            if path is None:
+                continue
             try:
-                files[name] = path.read_bytes()
+                fds.append(open_copy(path))
             except OSError as error:
                 raise ConfigError(f"cannot read {str(path)!r}: {os_error_text(error)}") from error
-    return base64.b64encode(pickle.dumps((options, files))).decode()
+            copies[name] = Path(path_of(fds[-1]))
+            if not copies[name].exists():
+                raise ConfigError(f"cannot pass {str(path)!r} to workers: /proc is not mounted")
+        task = pickle.dumps((dataclasses.replace(options, **copies), fds))
+    except BaseException:
+        close_all(fds)
+        raise
+    return base64.b64encode(task).decode(), tuple(fds)
 
 
 @contextlib.contextmanager
@@ -95,19 +110,18 @@ def unpacked_options(task: str) -> Iterator[ServeOptions]:
     Returns:
         A context manager of the options. The files that they name exist inside the block.
     """
-    options, files = pickle.loads(base64.b64decode(task))
+    options, fds = pickle.loads(base64.b64decode(task))
     assert isinstance(options, ServeOptions)
-    paths: dict[str, Any] = {}
-    with contextlib.ExitStack() as stack:
-        if hasattr(os, "memfd_create") and os.path.isdir(
-            "/proc/self/fd"
-        ):  # else the worker reads the original files
-            for name, data in files.items():
-                file = stack.enter_context(open(os.memfd_create(name), "wb"))
-                file.write(data)
-                file.flush()
-                paths[name] = Path(f"/proc/self/fd/{file.fileno()}")
-        yield dataclasses.replace(options, **paths)
+    try:
+        yield options
+    finally:
+        close_all(fds)
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)
 
 
 class MultiProcess(ServiceProcess):
@@ -119,6 +133,8 @@ class MultiProcess(ServiceProcess):
         process: The arguments of ServiceProcess.
     """
 
+    replaces_workers = True
+
     def __init__(self, argv: Sequence[str], count: int, **process: Any) -> None:
         super().__init__(**process)
         # -P and a path instead of -m: the current directory may contain another package named greeter.
@@ -127,27 +143,27 @@ class MultiProcess(ServiceProcess):
         self._listeners: list[Listener] = []
         self._totals = AggregateStats()
         self._supervisor: Supervisor | None = None
-        self._reloading: asyncio.Task[None] | None = None
-        self._reload_pending = False
+        self._files: tuple[int, ...] = ()  # of the task of the workers
 
     async def start(self) -> None:
-        options = self.options
+        task, self._files = self._task(self.options)
         self._listeners = open_listeners(
             self.endpoints, backlog=self.config.backlog, unix_mode=self.config.unix_mode
         )
         close_inherited(self.endpoints)
-        self._supervisor = supervisor = Supervisor(
+        self._supervisor = Supervisor(
             self._command,
             self._listeners,
             self._count,
-            task=self._task(options),
+            task=task,
+            files=self._files,
             on_stats=lambda pid, stats: self._totals.update(pid, Counters.from_json(stats)),
             on_exit=self._totals.retire,
-            retire_timeout=options.drain_timeout + KILL_MARGIN,
+            retire_timeout=self.config.connection_timeout + KILL_MARGIN,
         )
-        await supervisor.start()
+        await self._supervisor.start()
 
-    def _task(self, options: ServeOptions) -> str:
+    def _task(self, options: ServeOptions) -> tuple[str, tuple[int, ...]]:
         return pack_options(per_worker_options(options, self._count))
 
     @property
@@ -176,35 +192,20 @@ class MultiProcess(ServiceProcess):
     def check_workers(self) -> None:
         self.supervisor.kill_unresponsive()
 
-    def reload(self) -> None:
-        """Start a reload. If one is running, start another one after it."""
-        if self._reloading is not None:
-            self._reload_pending = True
-            return
-        self._reloading = asyncio.get_running_loop().create_task(self._reload())
-
-    async def _reload(self) -> None:
-        self.notifier.reloading()
+    async def apply(self, new: ServeOptions, config: ServerConfig) -> None:
+        options = reloaded_options(self.options, new, workers=True)
+        task, files = await run_in_thread(functools.partial(self._task, options))
         try:
-            new, config = self.reread()
-            await self.supervisor.replace_all(self._task(reloaded_options(self.options, new, workers=True)))
-        except GreeterError as error:
-            self.reload_failed(error)
-        else:
-            warn_restart_required(self.options, new, workers=True)
-            self.config = config
-            self.reload_done()
-        finally:
-            self._reloading = None
-        self.notifier.ready(self.status())
-        if self._reload_pending:
-            self._reload_pending = False
-            self.reload()
+            timeout = config.connection_timeout + KILL_MARGIN
+            await self.supervisor.replace_all(task, files=files, retire_timeout=timeout)
+        except BaseException:
+            close_all(files)
+            raise
+        close_all(self._files)
+        self._files = files
+        self.config = config
 
     async def stop(self) -> None:
-        if self._reloading is not None:
-            self._reloading.cancel()
-            await asyncio.wait([self._reloading])
         await self.supervisor.stop(self.options.drain_timeout + KILL_MARGIN)
 
     def kill_workers(self) -> None:

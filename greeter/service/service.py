@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import os
@@ -18,20 +19,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from greeter.config.loading import load_server_config, restart_required
+from greeter.config.loading import load_greeting, load_server_config, restart_required
 from greeter.config.options import ServeOptions
 from greeter.errors import GreeterError
 from greeter.server import Server, start_server
 from greeter.server.timeouts import PAUSE_SECONDS
-from greeter.service.channel import PARENT_GONE, STOPPED
+from greeter.service.channel import PARENT_GONE, RETIRED, STOPPED
 from greeter.service.snapshot import Counters
 from greeter.system import interrupt
+from greeter.system.input_files import inputs_read_once
 from greeter.system.listeners import close_inherited
-from greeter.system.loops import choose_loop
+from greeter.system.loops import choose_loop, run_in_thread
 from greeter.system.signals import Signals
 
 if TYPE_CHECKING:
     from greeter.core.endpoint import Endpoint
+    from greeter.core.greeting import Greeting
     from greeter.core.server_config import ServerConfig
     from greeter.service.channel import WorkerChannel
     from greeter.service.httpd import HTTPServer
@@ -40,11 +43,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("greeter")
 
+# A connection is closed up to so many seconds after its deadline.
+TIMER_SLACK = 0.5
+
 Reread = Callable[[], ServeOptions]
 
 
 class ServiceProcess(ABC):
     """The main process: what it does whether it serves itself or through workers.
+
+    ``replaces_workers`` is True if a reload replaces the processes that serve.
 
     Args:
         options: The options of ``greeter serve``.
@@ -54,6 +62,8 @@ class ServiceProcess(ABC):
         log: The log of the process.
         notifier: Reports the state of the service to systemd.
     """
+
+    replaces_workers: bool
 
     def __init__(
         self,
@@ -72,6 +82,8 @@ class ServiceProcess(ABC):
         self.notifier = notifier
         self.reloads = {"ok": 0, "failed": 0}
         self._reread = reread
+        self._reloading: asyncio.Task[None] | None = None
+        self._reload_pending = False
         self._watchdog: asyncio.TimerHandle | None = None
         self._metrics: HTTPServer | None = None
 
@@ -84,8 +96,8 @@ class ServiceProcess(ABC):
         """Drain: accept no new clients and finish the open connections."""
 
     @abstractmethod
-    def reload(self) -> None:
-        """Apply a new configuration, or keep the old one and log why."""
+    async def apply(self, new: ServeOptions, config: ServerConfig) -> None:
+        """Serve with a new configuration, or raise GreeterError and keep the old one."""
 
     @abstractmethod
     async def snapshot(self) -> Counters:
@@ -148,6 +160,9 @@ class ServiceProcess(ABC):
                 extra={"event": "stopping", "reason": name},
             )
         finally:
+            if self._reloading is not None:
+                self._reloading.cancel()
+                await asyncio.wait([self._reloading])
             await self.stop()
         _log_totals(await self.snapshot())
         if self._watchdog is not None:
@@ -163,20 +178,56 @@ class ServiceProcess(ABC):
         """Return the line for ``systemctl status``."""
         return f"serving on {', '.join(self.addresses)}"
 
-    def reread(self) -> tuple[ServeOptions, ServerConfig]:
-        """Return the current options and their configuration. Raises ConfigError."""
-        new = self._reread()
-        return new, load_config(new, self.log)
+    def reload(self) -> None:
+        """Start a reload. If one is running, start another one after it."""
+        if self._reloading is not None:
+            self._reload_pending = True
+            return
+        self._reloading = asyncio.get_running_loop().create_task(self._reload())
 
-    def reload_done(self) -> None:
-        """Count and log a reload that succeeded."""
-        self.reloads["ok"] += 1
-        logger.info("Reloaded", extra={"event": "reload"})
+    async def _reload(self) -> None:
+        self.notifier.reloading()
+        try:
+            new, config = await self._read_anew()
+            await self.apply(new, config)
+        except Exception as error:  # a file may also be too large for the memory, for example
+            self.reloads["failed"] += 1
+            text = str(error) if isinstance(error, GreeterError) else repr(error)
+            logger.error("reload failed, the old configuration stays: %s", text, extra={"event": "reload"})
+        else:
+            self._warn_of_what_stays(new)
+            self.reloads["ok"] += 1
+            logger.info("Reloaded", extra={"event": "reload"})
+        finally:
+            self._reloading = None
+        self.notifier.ready(self.status())
+        if self._reload_pending:
+            self._reload_pending = False
+            self.reload()
 
-    def reload_failed(self, error: Exception) -> None:
-        """Count and log a reload that failed."""
-        self.reloads["failed"] += 1
-        logger.error("reload failed, the old configuration stays: %s", error, extra={"event": "reload"})
+    async def _read_anew(self) -> tuple[ServeOptions, ServerConfig]:
+        """Return the current options and their configuration. Raises ConfigError.
+
+        It may take a second, for thousands of networks, and a file system may hang. So a thread does it.
+        Only the module of ``--app`` is imported here: modules may expect the main thread, as at the start.
+        """
+        new = await run_in_thread(self._reread)
+        greeting = load_greeting(new) if new.app is not None else None
+        config = await run_in_thread(functools.partial(load_config, new, self.log, greeting))
+        return new, config
+
+    def _warn_of_what_stays(self, new: ServeOptions) -> None:
+        """Log what a reload with the options ``new`` does not apply."""
+        for flag in restart_required(self.options, new, workers=self.replaces_workers):
+            logger.warning(
+                "%s has changed, which takes effect with a restart", flag, extra={"event": "restart_needed"}
+            )
+        for path in inputs_read_once():
+            logger.warning(
+                "%s can be read only once: it counts as it was at the start",
+                path,
+                extra={"event": "restart_needed"},
+            )
 
     async def _serve_metrics(self, stop: asyncio.Future[str]) -> None:
         if self.options.metrics is not None:
@@ -210,6 +261,7 @@ class ServiceProcess(ABC):
 class SingleProcess(ServiceProcess):
     """A single process that accepts and greets."""
 
+    replaces_workers = False
     server: Server
 
     async def start(self) -> None:
@@ -233,17 +285,8 @@ class SingleProcess(ServiceProcess):
             certificate_expiry=self.server.config.certificate_expiry,
         )
 
-    def reload(self) -> None:
-        self.notifier.reloading()
-        try:
-            new, config = self.reread()
-            self.server.reconfigure(config)
-        except GreeterError as error:
-            self.reload_failed(error)
-        else:
-            warn_restart_required(self.options, new, workers=False)
-            self.reload_done()
-        self.notifier.ready(self.status())
+    async def apply(self, new: ServeOptions, config: ServerConfig) -> None:
+        self.server.reconfigure(config)
 
     def check_workers(self) -> None:
         pass
@@ -272,24 +315,43 @@ async def serve_as_worker(channel: WorkerChannel, config: ServerConfig) -> int:
         server.stats.move_to(channel.counters)
     stop_reason = channel.open(lambda: Counters.of(server.stats).to_json())
     channel.ready()
-    # When the whole service stops, so do all that accept from the sockets of the parent.
-    last = await stop_reason in (STOPPED, PARENT_GONE) and not channel.shared
-    await server.drain(last=last)
+    reason = await stop_reason
+    if reason == RETIRED:
+        await _drain_replaced(server, channel)
+    else:
+        # When the whole service stops, so do all that accept from the sockets of the parent.
+        await server.drain(last=reason in (STOPPED, PARENT_GONE) and not channel.shared)
     channel.close()
     return 0
 
 
-def load_config(options: ServeOptions, log: LogStream) -> ServerConfig:
+async def _drain_replaced(server: Server, channel: WorkerChannel) -> None:
+    """Drain while other workers serve on: open connections have the time that they had without a reload.
+
+    Only a stop has a deadline of its own; if one comes meanwhile, that applies.
+    """
+    draining = asyncio.create_task(server.drain(server.config.connection_timeout + TIMER_SLACK))
+    stopped = asyncio.create_task(channel.stopped())
+    await asyncio.wait((draining, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not draining.done():
+        await server.drain()
+    await draining
+
+
+def load_config(options: ServeOptions, log: LogStream, greeting: Greeting | None = None) -> ServerConfig:
     """Return the configuration that the options describe, with ``log`` as the access log.
 
     Args:
         options: The options of this process.
         log: The log of this process.
+        greeting: The greeting that the options name, if it is loaded already.
 
     Raises:
         ConfigError: As ``load_server_config``.
     """
-    return load_server_config(options, log.connection if logger.isEnabledFor(logging.INFO) else False)
+    access_log = log.connection if logger.isEnabledFor(logging.INFO) else False
+    return load_server_config(options, access_log, greeting)
 
 
 def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1) -> None:
@@ -305,14 +367,6 @@ def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1)
     for address in addresses:
         fields = {"event": "listening", "address": address, "loop": loop, "path": path, "workers": workers}
         logger.info("Listening on %s (%s, %s%s)", address, loop, path, processes, extra=fields)
-
-
-def warn_restart_required(old: ServeOptions, new: ServeOptions, *, workers: bool) -> None:
-    """Log the options whose change a reload does not apply. Arguments as for ``restart_required``."""
-    for flag in restart_required(old, new, workers=workers):
-        logger.warning(
-            "%s has changed, which takes effect with a restart", flag, extra={"event": "restart_needed"}
-        )
 
 
 def _log_totals(total: Counters) -> None:

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.errors import os_error_text
 from greeter.server.timeouts import timeout_without_pauses
-from greeter.service.worker_process import WorkerFailed, WorkerProcess
+from greeter.service.worker_process import WorkerFailed, WorkerProcess, WorkerTask
 from greeter.system.listeners import HANDSHAKE_GRACE
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Supervisor:
         listeners: The listening sockets that workers inherit. ``stop`` closes them.
         count: The number of workers.
         task: The task of each worker: a value that JSON can represent.
+        files: Descriptors that the task refers to. Workers inherit them; the caller closes them.
         on_stats: Called with the process ID of a worker and each of its reports.
         on_exit: Called with the process ID of a worker that has exited, after its last report.
         ready_timeout: How long a worker may take to become ready, in seconds.
@@ -106,6 +107,7 @@ class Supervisor:
         count: int,
         *,
         task: object = None,
+        files: Sequence[int] = (),
         on_stats: Callable[[int, dict[str, Any]], None] | None = None,
         on_exit: Callable[[int], None] | None = None,
         ready_timeout: float = READY_TIMEOUT,
@@ -115,11 +117,10 @@ class Supervisor:
         self._command = command
         self._listeners = listeners
         self._count = count
-        self._task = task
+        self._task = WorkerTask(task, tuple(files), retire_timeout)
         self._on_stats = on_stats
         self._on_exit = on_exit
         self._ready_timeout = ready_timeout
-        self._retire_timeout = retire_timeout
         self._slots: list[WorkerSlot] = []
         self._workers: list[WorkerProcess] = []  # all that run: starting, serving, retiring
         self._stopping = False
@@ -143,34 +144,42 @@ class Supervisor:
             for each in starting:
                 each.cancel()
             await asyncio.gather(*starting, return_exceptions=True)
-            await self.stop(self._retire_timeout)
+            await self.stop(self._task.retire_timeout)
             raise
         for worker in workers:
             self._slots.append(WorkerSlot(worker))
             self._start_monitor(self._slots[-1])
 
-    async def replace_all(self, task: object = None) -> None:
+    async def replace_all(
+        self, task: object = None, *, files: Sequence[int] = (), retire_timeout: float | None = None
+    ) -> None:
         """Replace the workers one by one: start a new one, wait until it serves, retire the old one.
 
         Args:
             task: The task of the new workers and of later replacements; None to keep the current one.
+            files: As for the class. Those of the current task are not needed any more when this returns.
+            retire_timeout: As for the class, for the new workers; None to keep the current value.
 
         Raises:
             WorkerFailed: A new worker did not become ready. It is killed, the remaining old workers serve on,
                 and the slots that were replaced already get workers with the old task again.
         """
         before = self._task
+        new = before
+        if task is not None:
+            seconds = before.retire_timeout if retire_timeout is None else retire_timeout
+            new = WorkerTask(task, tuple(files), seconds)
         replaced: list[WorkerSlot] = []
         try:
             for slot in self._slots:
-                await self._replace(slot, before if task is None else task)
+                await self._replace(slot, new)
                 replaced.append(slot)
         except WorkerFailed:
             self._task = before
             await self._roll_back(replaced)
             raise
 
-    async def _replace(self, slot: WorkerSlot, task: object) -> None:
+    async def _replace(self, slot: WorkerSlot, task: WorkerTask) -> None:
         """Put a new worker with ``task`` into ``slot``, and make it the task of later replacements."""
         old = slot.worker
         known = old.exited.done()  # its monitor has counted and logged the exit then
@@ -185,7 +194,7 @@ class Supervisor:
                     old.describe_exit(old.exited.result()),
                     extra={"event": "worker"},
                 )
-            old.retire(self._retire_timeout)
+            old.replace()
         finally:
             if not self._stopping:
                 self._start_monitor(slot)
@@ -281,7 +290,7 @@ class Supervisor:
                 except WorkerFailed as error:
                     why = str(error)
 
-    async def _launch(self, task: object, backoff: Backoff) -> WorkerProcess:
+    async def _launch(self, task: WorkerTask, backoff: Backoff) -> WorkerProcess:
         """Start a worker and wait until it serves. Raises WorkerFailed, after killing it."""
         worker: WorkerProcess | None = None
         try:
@@ -299,7 +308,7 @@ class Supervisor:
             raise WorkerFailed(f"{text} within {self._ready_timeout:g} s") from None
         return worker
 
-    async def _spawn(self, task: object, backoff: Backoff) -> WorkerProcess:
+    async def _spawn(self, task: WorkerTask, backoff: Backoff) -> WorkerProcess:
         """Start a worker process. Errors that may pass are retried."""
         while not self._stopping:
             try:

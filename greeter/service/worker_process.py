@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -48,13 +49,28 @@ class WorkerFailed(GreeterError):
     """A worker did not become ready. The message has the reason, from the worker itself if it sent one."""
 
 
+@dataclasses.dataclass(frozen=True)
+class WorkerTask:
+    """What a worker is told at its start.
+
+    Args:
+        value: A value that JSON can represent.
+        files: Descriptors that ``value`` refers to, which the worker inherits.
+        retire_timeout: How long the worker may take to exit when it is replaced, in seconds.
+    """
+
+    value: object
+    files: tuple[int, ...]
+    retire_timeout: float
+
+
 class WorkerProcess:
     """A running worker process.
 
     Args:
         command: The command to run.
         listeners: The listening sockets that it inherits.
-        task: The task to send to it: a value that JSON can represent.
+        task: The task to send to it.
         on_stats: Called after each report, and before ``on_exit``.
         on_exit: Called after its exit.
 
@@ -74,7 +90,7 @@ class WorkerProcess:
         self,
         command: Sequence[str],
         listeners: Sequence[Listener],
-        task: object,
+        task: WorkerTask,
         on_stats: Callable[[WorkerProcess], None],
         on_exit: Callable[[WorkerProcess], None],
     ) -> None:
@@ -84,6 +100,7 @@ class WorkerProcess:
         self.ready_at = self._loop.time()
         self.serving = self.retire_timed_out = self._killed = False
         self.exited: asyncio.Future[int] = self._loop.create_future()
+        self._retire_timeout = task.retire_timeout
         self._on_stats = on_stats
         self._on_exit = on_exit
         self._failure = ""
@@ -105,7 +122,7 @@ class WorkerProcess:
                         self._process = subprocess.Popen(
                             command,
                             stdin=subprocess.DEVNULL,
-                            pass_fds=[*passed, counters.fileno()],
+                            pass_fds=[*passed, counters.fileno(), *task.files],
                             env={**os.environ, **variables},
                             process_group=0,  # Ctrl-C reaches the parent only, which retires its workers
                         )
@@ -115,7 +132,7 @@ class WorkerProcess:
         self.pid = self._process.pid
         self._channel = Channel(parent_sock, self._on_message, self._on_end)
         self._channel.open()
-        self._channel.send("task", task)
+        self._channel.send("task", task.value)
         self._watch_exit()
 
     def report(self) -> asyncio.Future[None]:
@@ -139,6 +156,10 @@ class WorkerProcess:
             logger.error("worker %d does not respond: killed", self.pid, extra={"event": "worker"})
             self.kill()
 
+    def replace(self) -> None:
+        """Tell the worker to drain and exit because another one has its place. Its task limits the time."""
+        self.retire(self._retire_timeout)
+
     def retire(self, seconds: float, *, last: bool = False) -> None:
         """Tell the worker to drain and exit, and kill it if it does not exit in time.
 
@@ -149,10 +170,9 @@ class WorkerProcess:
         """
         if self.exited.done():
             return
-        if self._deadline is None:
-            self._channel.send("stop" if last else "retire")
-        else:
+        if self._deadline is not None:
             self._deadline.cancel()
+        self._channel.send("stop" if last else "retire")
         counters = ServerStats.read_from(self._block)
         abort = ABORT_SECONDS * counters.unfinished if counters is not None else 0.0
         self._deadline = Deadline(

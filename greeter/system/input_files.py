@@ -12,15 +12,17 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
 from typing import TYPE_CHECKING
+
+from greeter.system.anonymous_file import open_anonymous_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     Path = str | os.PathLike[str]
 
-_kept: dict[str, bytes] = {}
+# The contents of the files that can be read only once, by path, with the device and inode that the path had.
+_kept: dict[str, tuple[tuple[int, int], bytes]] = {}
 
 
 def read_input(path: Path) -> bytes:
@@ -32,14 +34,25 @@ def read_input(path: Path) -> bytes:
     Raises:
         OSError: It cannot be read.
     """
-    name = os.fspath(path)
-    if name in _kept:
-        return _kept[name]
+    if (kept := _contents_kept(path)) is not None:
+        return kept
     with open(path, "rb") as file:
         data = file.read()
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            _kept[name] = data
+        found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        _kept[os.fspath(path)] = (found.st_dev, found.st_ino), data
     return data
+
+
+def _contents_kept(path: Path) -> bytes | None:
+    """Return what is kept of ``path``; None if nothing is, or if the path now leads to another file."""
+    if (kept := _kept.get(os.fspath(path))) is None:
+        return None
+    with contextlib.suppress(OSError):  # it is gone
+        found = os.stat(path)
+        if (found.st_dev, found.st_ino) != kept[0]:
+            return None
+    return kept[1]
 
 
 def inputs_read_once() -> tuple[str, ...]:
@@ -54,27 +67,29 @@ def open_copy(path: Path) -> int:
         path: The file.
 
     Returns:
-        A descriptor of a copy, in memory where memfd_create(2) is permitted. Where it is not, one of the file
-        itself; or, if that can be read only once, of a temporary file without a name. The caller closes it.
+        A descriptor of a copy in memory, which the caller closes. Where memfd_create(2) is denied, it is one
+        of the file itself, so that no key is copied to a disk; what can be read only once is copied to a
+        temporary file without a name.
 
     Raises:
         OSError: The file cannot be read, or no copy can be made.
     """
     data = read_input(path)
+    if _contents_kept(path) is None and not _has_memfd():
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    with open_anonymous_file("input") as file:
+        file.write(data)
+        file.flush()
+        return os.dup(file.fileno())
+
+
+def _has_memfd() -> bool:
+    """Return True if memfd_create(2) exists and no seccomp filter denies it, as systemd.exec(5) advises."""
     try:
-        fd = os.memfd_create("greeter-input")
-    except (AttributeError, OSError):  # not Linux; a seccomp filter, which systemd.exec(5) advises
-        if os.fspath(path) not in _kept:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        with tempfile.TemporaryFile(buffering=0) as file:
-            fd = os.dup(file.fileno())
-    try:
-        with open(fd, "wb", closefd=False) as copy:
-            copy.write(data)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        os.close(os.memfd_create("greeter-probe"))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def path_of(fd: int) -> str:
@@ -96,7 +111,7 @@ def reopenable(path: Path) -> Iterator[Path]:
         OSError: The file cannot be read, or no copy can be made.
     """
     read_input(path)
-    if os.fspath(path) not in _kept:
+    if _contents_kept(path) is None:
         yield path
         return
     fd = open_copy(path)

@@ -9,7 +9,9 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import threading
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from greeter.errors import GreeterError, MissingExtra, os_error_text
@@ -70,6 +72,36 @@ def run(main: Coroutine[Any, Any, T], loop: LoopName = "auto") -> T:
             return runner.run(main)
     finally:
         main.close()  # or Python warns that it was never awaited
+
+
+async def run_in_thread(function: Callable[[], T]) -> T:
+    """Run ``function`` in a thread of its own, and return what it returns.
+
+    The process does not wait for the thread when it exits, as it would for one of ``asyncio.to_thread()``: a
+    file system that hangs must not delay a stop.
+    """
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def finish(value: T | None, error: BaseException | None) -> None:
+        if result.done():  # cancelled
+            return
+        if error is None:
+            result.set_result(value)  # type: ignore[arg-type]  # without an error, it is a T
+        else:
+            result.set_exception(error)
+
+    def run() -> None:
+        outcome: tuple[T | None, BaseException | None]
+        try:
+            outcome = function(), None
+        except BaseException as error:
+            outcome = None, error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(finish, *outcome)
+
+    threading.Thread(target=run, name="greeter-read", daemon=True).start()
+    return await result
 
 
 def _check_descriptors(name: str) -> None:

@@ -8,12 +8,11 @@ Invariants:
 
 from __future__ import annotations
 
-import contextlib
-import os
 import ssl
 from typing import TYPE_CHECKING
 
 from greeter.errors import ConfigError
+from greeter.system.input_files import read_input, reopenable
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -77,8 +76,7 @@ def certificate_expiry(cert: Path) -> float:
         ConfigError: The file cannot be read, or is not a certificate.
     """
     try:
-        with open(cert, "rb") as file:
-            pem = file.read()
+        pem = read_input(cert)
     except OSError as error:
         raise ConfigError(f"cannot read the certificate {str(cert)!r}: {_error_text(error)}") from error
     return _expiry(pem, cert)
@@ -98,18 +96,10 @@ def _server(cert: Path, key: Path | None, client_ca: Path | None) -> tuple[ssl.S
 def _load_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> bytes:
     """Load a certificate chain and its key into ``context``. Return the contents of the certificate file."""
     try:
-        with open(cert, "rb") as file:
-            pem = file.read()
-        with contextlib.ExitStack() as stack:
-            path = cert
-            if not os.path.isfile(cert) and hasattr(os, "memfd_create"):
-                # OpenSSL reads files only, and a pipe is already consumed.
-                copy = stack.enter_context(open(os.memfd_create("certificate"), "wb"))
-                copy.write(pem)
-                copy.flush()
-                path = f"/proc/self/fd/{copy.fileno()}"
+        pem = read_input(cert)
+        with reopenable(cert) as cert_path, reopenable(key or cert) as key_path:
             # Without a password callback, OpenSSL prompts for the password of an encrypted key.
-            context.load_cert_chain(path, key, password=lambda: _no_password(key or cert))
+            context.load_cert_chain(cert_path, key_path, password=lambda: _no_password(key or cert))
     except OSError as error:
         what = f"certificate {str(cert)!r}" + (f" with key {str(key)!r}" if key else "")
         raise ConfigError(f"cannot use the {what}: {_error_text(error)}") from error
@@ -118,7 +108,8 @@ def _load_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> 
 
 def _load_authorities(context: ssl.SSLContext, ca: Path) -> None:
     try:
-        context.load_verify_locations(ca)
+        with reopenable(ca) as path:
+            context.load_verify_locations(path)
     except OSError as error:
         raise ConfigError(
             f"cannot use the certificate authority {str(ca)!r}: {_error_text(error)}"

@@ -413,3 +413,21 @@ class AdmissionMachine(RuleBasedStateMachine):
 
 AdmissionMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 TestAdmissionMachine = AdmissionMachine.TestCase
+
+
+def test_a_network_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the options are checked, not when limits are made of them, nor when a server takes these over."""
+    parsed: list[str] = []
+
+    def counting(text: str, *, strict: bool) -> object:
+        parsed.append(text)
+        return ip_network(text, strict=strict)
+
+    monkeypatch.setattr("greeter.core.admission.ip_network", counting)
+    texts = [f"198.18.{number}.0/24" for number in range(256)]
+    for text in texts:
+        Networks([text])
+    admission = Admission(Limits(allow=texts))
+    admission.replace(Limits(allow=texts, deny=texts))
+    assert parsed == texts
+    assert admission.admit("198.18.7.1", 0.0) == "denied"

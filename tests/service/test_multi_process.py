@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
 import socket
@@ -44,7 +43,9 @@ async def reload(process: Process, text: str = "Reloaded", times: int = 1) -> No
 
 async def test_options_travel_to_a_worker() -> None:
     options = ServeOptions(greeting="Hello $host", backlog=7)
-    with unpacked_options(pack_options(options)) as found:
+    task, files = pack_options(options)
+    assert files == ()
+    with unpacked_options(task) as found:
         assert found == options
 
 
@@ -63,23 +64,27 @@ async def test_files_travel_with_the_options(tmp_path: Path) -> None:
     file = tmp_path / "greeting"
     data = bytes(range(256)) * 1000
     file.write_bytes(data)
-    task = pack_options(ServeOptions(greeting_file=file, tls_key=Path("/dev/null")))
+    reading, writing = os.pipe()
+    os.write(writing, b"from a pipe")
+    os.close(writing)
+    pipe = Path(f"/dev/fd/{reading}")
+    task, files = pack_options(ServeOptions(greeting_file=file, tls_key=pipe))
+    again = pack_options(ServeOptions(tls_key=pipe))
     file.write_bytes(b"another")
-    with unpacked_options(task) as found:
+    os.close(reading)
+    with unpacked_options(task) as found:  # which closes the descriptors, as a worker does
         assert found.greeting_file is not None
         assert greeting_from_file(found.greeting_file).fixed == data
-        assert found.tls_key == Path("/dev/null"), "a device is not copied"
+        assert found.tls_key is not None
+        assert found.tls_key.read_bytes() == found.tls_key.read_bytes() == b"from a pipe"
+    assert len(files) == 2
+    with unpacked_options(again[0]) as found:
+        assert found.tls_key is not None
+        assert found.tls_key.read_bytes() == b"from a pipe"
 
 
-async def test_a_file_that_cannot_be_read_any_more_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read_bytes(path: Path) -> bytes:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-
+async def test_a_file_that_cannot_be_read_any_more_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "greeting"
-    file.touch()
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
     with pytest.raises(ConfigError, match=f"^cannot read '{file}': no such file or directory$"):
         pack_options(ServeOptions(greeting_file=file))
 
