@@ -24,12 +24,14 @@ from greeter import greet
 from greeter.cli.cli import cli
 from greeter.config.options import ServeOptions
 from tests.conftest import ROOT, greeter_process, loop_factories, run_greeter
-from tests.support.service_peers import HELLO, INIT, crowd, running
+from tests.support.service_peers import HELLO, INIT, children, crowd, running
 
 DEPLOY = ROOT / "examples" / "deploy"
 
 # How other programs read these files does not depend on the interpreter.
 pytestmark = pytest.mark.one_interpreter
+TINI = shutil.which("tini")
+CONTAINER = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
 alone = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
@@ -246,7 +248,7 @@ async def test_the_containerfile_fits_the_service() -> None:
     assert int(user) > 0
     assert int(group) > 0
     # A JSON list is the exec form, in which signals reach greeter, not a shell.
-    assert json.loads(found["ENTRYPOINT"]) == ["greeter"]
+    assert json.loads(found["ENTRYPOINT"]) == ["tini", "--", "greeter"]
     verb, *args = json.loads(found["CMD"])
     assert verb == "serve"
     options = options_of("serve", args)
@@ -268,6 +270,25 @@ async def test_the_containerfile_fits_the_service() -> None:
         assert await run_greeter("greet", address, *rest) == (0, HELLO.decode() + "\n", "")
         assert await service.stop() == 0
     assert (await run_greeter("greet", address, *rest))[0] == 1
+
+
+def can_make_a_container() -> bool:
+    found = shutil.which(CONTAINER[0]) is not None
+    return found and subprocess.run([*CONTAINER, "true"], capture_output=True).returncode == 0
+
+
+@alone
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_first_process_of_a_container_passes_a_stop_on(number: int) -> None:
+    if not TINI or not can_make_a_container():
+        pytest.skip("needs tini, unshare(1) and the permission to make a PID namespace")
+    command = (sys.executable, "-m", "greeter", "serve", "--listen", "127.0.0.1:0", "--workers", "2")
+    async with running(*CONTAINER, TINI or "", "--", *command) as service:
+        (first,) = children(service.pid)
+        assert (await greet(port=service.port)).data == HELLO
+        os.kill(first, number)
+        assert await service.ended() == 0
+    assert service.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
 
 
 def manifest() -> tuple[dict[str, Any], dict[str, Any]]:
