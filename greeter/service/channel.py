@@ -214,6 +214,7 @@ class WorkerChannel:
         for number in WORKER_SIGNALS:
             signal.signal(number, interrupt.ignore)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKER_SIGNALS)
+        interrupt.ignore_at_exit(WORKER_SIGNALS)
         endpoints = tuple(map(Endpoint.inherited, listening))
         return cls(sock, endpoints, shared="+" in text, counters=block)
 

@@ -22,6 +22,11 @@ except KeyboardInterrupt:  # importing signal imports enum, which takes most of 
     os._exit(INTERRUPTED)
 
 
+TYPE_CHECKING = False  # without an import of typing
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
 def take_signals() -> None:
     """Install the handlers of a command.
 
@@ -48,6 +53,18 @@ def restore_keyboard_interrupt() -> None:
 
 def ignore(*_: object) -> None:
     """Do nothing: a signal handler. A child process does not inherit it, as it would SIG_IGN."""
+
+
+def ignore_at_exit(numbers: "Iterable[int]") -> None:
+    """Ignore signals while the interpreter exits, which resets handlers but leaves SIG_IGN in force."""
+    import atexit
+
+    atexit.register(_ignore_all, tuple(numbers))
+
+
+def _ignore_all(numbers: "Iterable[int]") -> None:
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _replace_default(number: int, handler: object) -> None:

@@ -13,7 +13,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import os
 import signal
@@ -80,8 +79,8 @@ class Signals:
             self._loop.remove_signal_handler(number)
             signal.signal(number, self._on_late_signal)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-        if self._handled:  # the interpreter resets Python's handlers, but not SIG_IGN, before it has ended
-            atexit.register(_ignore, self._handled)
+        if self._handled:
+            interrupt.ignore_at_exit([*self._handled, signal.SIGUSR1, signal.SIGUSR2])
 
     def _on_stop(self, name: str) -> None:
         now = monotonic()
@@ -100,8 +99,3 @@ class Signals:
             self._reload_pending = True
         elif not self.stop.done():
             self._reload()
-
-
-def _ignore(numbers: list[int]) -> None:
-    for number in numbers:
-        signal.signal(number, signal.SIG_IGN)

@@ -99,6 +99,28 @@ async def test_no_signal_matters_after_the_stop(calls: list[str]) -> None:
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
 
 
+# Its process sends itself every signal at the very end, when the interpreter has reset the handlers.
+LATE = """
+import os, signal, sys
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid(), numbers=(1, 2, 10, 12, 15)):
+        for number in numbers:
+            kill(pid, number)
+sys.late = Late()
+greeting = "Thank you for connecting"
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_signal_at_the_very_end_changes_no_exit_code(workers: str, tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    args = ("serve", "--listen", "127.0.0.1:0", "--workers", workers, "--app", "late:greeting")
+    async with greeter_process(*args, env={"PYTHONPATH": str(tmp_path)}) as service:
+        assert await service.stop() == 0
+    assert service.lines[-1] == "Stopped: 0 greeted of 0 accepted, 0 failed"
+    assert not [line for line in service.lines if line.startswith("error")]
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_signal_without_a_meaning_changes_nothing(workers: str) -> None:
     args = ("serve", "--listen", "127.0.0.1:0", "--workers", workers, "--no-access-log")
