@@ -13,7 +13,7 @@ async def start_late(path: str) -> greeter.Server:
 async def main() -> None:
     path = "@greeter-readiness-example"
     starting = asyncio.create_task(start_late(path))
-    reply = await greeter.greet_within(5.0, greeter.Endpoint.unix(path))
+    reply = await greeter.greet(path=path, wait=5.0)
     print(f"the service says {str(reply)!r}")
     await (await starting).drain()
 

@@ -2,7 +2,8 @@
 
 - ``serve`` accepts connections, sends each a greeting and closes it without losing data.
 - ``handler`` returns a callback that does the same for your own ``asyncio.start_server``.
-- ``greet`` receives a greeting. ``open_connection`` also returns the open connection.
+- ``greet`` receives a greeting, ``greet_many`` those of many services. ``open_connection`` also returns the
+  open connection.
 - ``load`` measures a greeting service.
 
 All of them run in the caller's event loop. ``import greeter`` loads the standard library only; each public
@@ -23,7 +24,8 @@ The package consists of rooms. A room imports only from rooms below it in this l
 
 TYPE_CHECKING = False  # type checkers treat it as typing.TYPE_CHECKING, whose import is slow
 if TYPE_CHECKING:
-    from greeter.client.oneshot import greet, greet_within
+    from greeter.client.many import greet_many
+    from greeter.client.oneshot import greet
     from greeter.client.streamclient import open_connection
     from greeter.core.admission import Limits
     from greeter.core.endpoint import Endpoint
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         NoGreeting,
         ProxyProtocolError,
         ReplyTooLarge,
+        UnexpectedGreeting,
     )
     from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
     from greeter.server import Server, handler, serve
@@ -72,8 +75,9 @@ __all__ = [
     "Server",
     "ServerStats",
     "Threshold",
+    "UnexpectedGreeting",
     "greet",
-    "greet_within",
+    "greet_many",
     "handler",
     "load",
     "open_connection",
@@ -83,7 +87,8 @@ __all__ = [
 
 # The module of each public name, for imports on first use. Names that are not listed are in greeter.errors.
 _MODULES = {
-    "greeter.client.oneshot": ("greet", "greet_within"),
+    "greeter.client.many": ("greet_many",),
+    "greeter.client.oneshot": ("greet",),
     "greeter.core.endpoint": ("Endpoint",),
     "greeter.core.greeting": ("Greeting", "Peer"),
     "greeter.core.admission": ("Limits",),

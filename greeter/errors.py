@@ -13,7 +13,8 @@ Each is also a subclass of the built-in exception for its kind of error::
         ├── GreetTimeout(TimeoutError)     … because a deadline passed
         ├── GreetReset(ConnectionResetError)  … because the peer reset the connection
         ├── NoGreeting(ConnectionError)    … because the peer closed too early
-        └── ReplyTooLarge(ValueError)      … because the reply exceeded its size limit
+        ├── ReplyTooLarge(ValueError)      … because the reply exceeded its size limit
+        └── UnexpectedGreeting(ValueError) … because the reply lacks what was expected
 
 Invariants:
 
@@ -42,6 +43,12 @@ class GreeterError(Exception):
         # Errors are sent between processes. The default would call __init__ with the finished message.
         system = {"errno": self.errno, "strerror": self.strerror} if isinstance(self, OSError) else {}
         return _restore, (type(self), self.args, system | vars(self))
+
+
+def _excerpt(data: bytes) -> str:
+    """Return the beginning of ``data`` as quoted text on one line."""
+    text = repr(data[:80].rstrip(b"\r\n").decode(errors="backslashreplace"))
+    return text if len(data) <= 80 else f"{text}... ({len(data)} bytes)"
 
 
 def _restore(cls: type[GreeterError], args: tuple[object, ...], fields: dict[str, object]) -> GreeterError:
@@ -134,6 +141,8 @@ class GreetFailed(GreeterError):
 class ConnectFailed(GreetFailed, _SystemFailure):
     """Connecting failed: refused, unreachable, not resolvable, or the TLS handshake failed.
 
+    It also failed if the peer speaks TLS on a connection without it, or the other way round.
+
     Attributes:
         target: The endpoint's text.
         errno: The number of the system's error, or None.
@@ -150,8 +159,8 @@ class GreetTimeout(GreetFailed, TimeoutError):
 
     Attributes:
         target: The endpoint's text.
-        phase: ``"connect"``, ``"first byte"`` (connected, but no byte was received) or ``"end"`` (the
-            greeting began and did not end).
+        phase: ``"connect"``, ``"handshake"`` (of TLS), ``"first byte"`` (connected, but no byte was received)
+            or ``"end"`` (the greeting began and did not end).
         seconds: The limit, in seconds.
         received: The bytes received before the deadline.
     """
@@ -159,8 +168,9 @@ class GreetTimeout(GreetFailed, TimeoutError):
     def __init__(self, target: str, phase: str, seconds: float, received: bytes = b"") -> None:
         what = {
             "connect": "no connection",
+            "handshake": "connected, but no TLS handshake",
             "first byte": "connected, but no greeting",
-            "end": f"the greeting did not end ({len(received)} bytes received)",
+            "end": f"{_excerpt(received)} came, but no end of the greeting",
         }[phase]
         super().__init__(f"{target}: {what} within {seconds:g} s")
         self.target, self.phase, self.seconds, self.received = target, phase, seconds, received
@@ -169,8 +179,8 @@ class GreetTimeout(GreetFailed, TimeoutError):
 class GreetReset(GreetFailed, ConnectionResetError):
     """The peer reset the connection before the greeting was complete.
 
-    ``greet()`` raises this if it received no byte, or a multi-line reply without its last line. Any other
-    greeting it returns, with ``Reply.reset`` set.
+    ``greet()`` raises this if it received no byte, or the greeting is not complete. Any other greeting it
+    returns, with ``Reply.reset`` set.
 
     Attributes:
         target: The endpoint's text.
@@ -184,9 +194,9 @@ class GreetReset(GreetFailed, ConnectionResetError):
 
 
 class NoGreeting(GreetFailed, ConnectionError):
-    """The peer closed the connection without a greeting, or in the middle of a multi-line reply.
+    """The peer closed the connection without a greeting, or in the middle of one.
 
-    If it received no byte, ``greet()`` returns an empty Reply instead.
+    If it received no byte, ``greet()`` returns an empty Reply instead, except with ``wait`` or ``expect``.
 
     Attributes:
         target: The endpoint's text.
@@ -215,3 +225,17 @@ class ReplyTooLarge(GreetFailed, ValueError):
     def __init__(self, target: str, limit: int, received: bytes) -> None:
         super().__init__(f"{target}: the greeting is longer than {limit} bytes")
         self.target, self.limit, self.received = target, limit, received
+
+
+class UnexpectedGreeting(GreetFailed, ValueError):
+    """The greeting does not contain what was expected, such as ``421 too many connections`` without ``220``.
+
+    Attributes:
+        target: The endpoint's text.
+        expected: What the greeting should contain.
+        received: The greeting.
+    """
+
+    def __init__(self, target: str, expected: bytes, received: bytes) -> None:
+        super().__init__(f"{target}: the greeting {_excerpt(received)} does not contain {_excerpt(expected)}")
+        self.target, self.expected, self.received = target, expected, received

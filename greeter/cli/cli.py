@@ -125,9 +125,9 @@ def greet(ctx: click.Context, /, **_: object) -> int:
     if options.tls:
         context = client_context(options.tls_ca, options.tls_cert, options.tls_key)
     reply = loops.run(
-        oneshot.greet_within(
-            options.wait,
+        oneshot.greet(
             options.target,
+            wait=options.wait,
             timeout=options.timeout,
             connect_timeout=options.connect_timeout,
             max_bytes=options.max_bytes,

@@ -7,8 +7,9 @@ rest of the conversation. Both use connecting.py to validate their arguments and
 Must not import: the server, and all that is above it.
 """
 
-from greeter.client.oneshot import greet, greet_within
+from greeter.client.many import greet_many
+from greeter.client.oneshot import greet
 from greeter.client.streamclient import open_connection
 from greeter.core.replies import Reply
 
-__all__ = ["Reply", "greet", "greet_within", "open_connection"]
+__all__ = ["Reply", "greet", "greet_many", "open_connection"]

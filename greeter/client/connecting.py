@@ -1,144 +1,249 @@
-"""Shared by ``greet()`` and ``open_connection()``: validating arguments, and connecting to an endpoint.
+"""Connect a socket to an endpoint, on any event loop alike.
+
+The loops differ in what they do for a name: uvloop has no happy eyeballs, its resolver drops IPv6 scope ids
+(uvloop #539), and both lose what a peer sent that reset the connection before the loop saw it connected. So
+greeter connects sockets itself, and the loop only waits.
 
 Invariants:
 
-- An invalid argument raises ConfigError before a socket is opened.
+- A name with several addresses is connected as RFC 8305 recommends.
+- A socket that is created here is closed on every error and on cancellation.
 - An error of the resolver, the system or TLS while connecting raises ConnectFailed; a deadline raises
   GreetTimeout.
-- A socket that is created here is closed on every error and on cancellation.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import functools
 import os
-import re
 import socket
-import ssl as ssl_module
-from typing import TYPE_CHECKING, Any, TypeAlias
+import ssl
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from greeter.core.endpoint import DEFAULT_HOST, Endpoint
-from greeter.errors import ConfigError, ConnectFailed, GreetTimeout
+from greeter.core.proxy_protocol import encode
+from greeter.errors import ConnectFailed, GreetTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from types import TracebackType
 
-TIMEOUT = 10.0  # seconds
-CONNECT_TIMEOUT = 5.0  # seconds
-MAX_BYTES = 64 * 1024
-# Seconds between the connection attempts of happy eyeballs, as RFC 8305 5 recommends.
-HAPPY_EYEBALLS_DELAY = 0.25
+    from greeter.core.endpoint import Endpoint
+    from greeter.core.proxy_protocol import ProxyVersion
 
-Target: TypeAlias = str | int | Endpoint | None
-TLS: TypeAlias = ssl_module.SSLContext | bool | None
+# Seconds between the attempts to connect to the addresses of a name, as RFC 8305 5 recommends.
+ATTEMPT_DELAY = 0.25
+# Seconds between attempts to connect to a Unix socket whose queue is full, which no event ends (connect(2)).
+_RETRY_SECONDS = 0.005
+# Errors of a connection that the peer has reset. EPIPE: after the end of the stream (Linux).
+_RESET_ERRORS = (errno.ECONNRESET, errno.EPIPE)
+# What OpenSSL, 1.1 to 3.5, makes of a server that sends something else than TLS.
+_NOT_TLS = {"WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"}
 
-# Parsing a target costs a tenth of a greet(), and most callers use few targets. Typed: True must not hit 1.
-_cached_target = functools.lru_cache(maxsize=256, typed=True)(Endpoint.target)
+Address: TypeAlias = "tuple[socket.AddressFamily, Any]"  # the family, and what connect() takes
 
 
-def destination(
-    target: Target, port: int | str | None, path: str | None, sock: socket.socket | None
-) -> Endpoint:
-    """Return the endpoint that the arguments of ``greet()`` stand for.
+class Connected(NamedTuple):
+    """A connected socket, which does not block.
+
+    Attributes:
+        sock: The socket.
+        error: The reset that the peer has sent already; what it sent before that can still be read.
+    """
+
+    sock: socket.socket
+    error: OSError | None = None
+
+
+class connect_errors:  # a context manager, used as a function
+    """Convert what connecting within ``limit`` seconds raises to ConnectFailed or GreetTimeout.
+
+    Attributes:
+        phase: What is under way, for GreetTimeout.
+    """
+
+    __slots__ = ("_limit", "_target", "phase")
+
+    def __init__(self, target: Endpoint, limit: float) -> None:
+        self._target = target
+        self._limit = limit
+        self.phase: Literal["connect", "handshake"] = "connect"
+
+    def __enter__(self) -> connect_errors:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        target = str(self._target)
+        if (
+            isinstance(error, TimeoutError) and error.errno is None
+        ):  # our deadline, not the system's ETIMEDOUT
+            raise GreetTimeout(target, self.phase, self._limit) from None
+        if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
+            raise ConnectFailed(target, "the server does not speak TLS") from error
+        if isinstance(error, OSError):  # including the errors of the resolver and of TLS
+            raise ConnectFailed(target, error) from error
+        if isinstance(error, UnicodeError):
+            raise ConnectFailed(target, "not a host name") from error
+
+
+async def connect(
+    target: Endpoint, sock: socket.socket | None, proxy_protocol: ProxyVersion | None, *, tls: bool
+) -> Connected:
+    """Return a socket that is connected to ``target``, or ``sock``, which is.
+
+    Args:
+        target: The endpoint.
+        sock: A connected socket, for an endpoint of kind ``fd``; None for a duplicate of its descriptor.
+        proxy_protocol: The version of the PROXY header to send, or None.
+        tls: True if a TLS handshake follows, which a connection that was reset cannot complete.
 
     Raises:
-        ConfigError: They contradict each other, or one is malformed or has the wrong type.
+        OSError: Connecting failed, or ``sock`` is no stream socket. ``sock`` is closed.
+        UnicodeError: The host is not a valid name.
     """
-    if path is None and sock is None:
-        try:
-            return _cached_target(target, port)
-        except TypeError:  # unhashable: not a target either, and target() says so
-            return Endpoint.target(target, port)
-    if path is not None and sock is not None:
-        raise ConfigError("give one of path and sock")
-    if target != DEFAULT_HOST or port is not None:
-        raise ConfigError(f"{'path' if sock is None else 'sock'} cannot be combined with a target or a port")
-    if sock is None:
-        if not isinstance(path, str):
-            raise ConfigError(f"path must be a string, not {type(path).__name__}")
-        return Endpoint.unix(path)
-    if not isinstance(sock, socket.socket):
-        raise ConfigError(f"sock must be a socket, not {type(sock).__name__}")
-    return Endpoint.inherited(sock.fileno())
+    loop = asyncio.get_running_loop()
+    if target.kind == "tcp":
+        address = _numeric_address(target)
+        addresses = await _resolve(loop, target) if address is None else [address]
+        connected = await (
+            _connect(loop, addresses[0]) if len(addresses) == 1 else _race(loop, _interleaved(addresses))
+        )
+    elif target.kind == "unix":
+        connected = await _connect(loop, (socket.AF_UNIX, target.path))
+    else:
+        connected = Connected(_stream_socket(target, sock))
+    if proxy_protocol is not None and connected.error is None:
+        connected = _send_header(connected.sock, proxy_protocol)
+    if tls and connected.error is not None:
+        connected.sock.close()
+        raise connected.error
+    return connected
 
 
-def check_bounds(max_bytes: object, timeout: object, connect_timeout: object) -> None:
-    """Raise ConfigError for a limit of the wrong type or out of range."""
-    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
-        raise ConfigError(f"max_bytes must be an integer of at least 1, not {max_bytes!r}")
-    for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
-        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
-            raise ConfigError(f"{name} must be a positive number of seconds, not {seconds!r}")
-
-
-def name_to_verify(target: Endpoint, ssl: TLS, server_hostname: str | None) -> str | None:
-    """Validate the TLS arguments.
-
-    Returns:
-        The ``server_hostname`` to pass to asyncio; ``None`` stands for the target's host.
-
-    Raises:
-        ConfigError: One has the wrong type, ``server_hostname`` is given without TLS, or TLS must verify a
-            host name and the target has none.
-    """
-    if ssl is not None and not isinstance(ssl, bool | ssl_module.SSLContext):
-        raise ConfigError(f"ssl must be True or an SSLContext, not {type(ssl).__name__}")
-    if server_hostname is not None and not isinstance(server_hostname, str):
-        raise ConfigError(f"server_hostname must be a string, not {type(server_hostname).__name__}")
-    if server_hostname is not None and not ssl:
-        raise ConfigError(f"server_hostname {server_hostname!r} requires ssl")
-    if ssl and server_hostname is None and target.kind != "tcp":
-        if ssl is True or ssl.check_hostname:
-            raise ConfigError(f"TLS to {target} needs server_hostname, the name to verify")
-        return ""
-    return server_hostname
-
-
-@contextlib.contextmanager
-def connect_errors(target: Endpoint, limit: float) -> Iterator[None]:
-    """Convert what connecting within ``limit`` seconds raises to ConnectFailed or GreetTimeout."""
+def _numeric_address(target: Endpoint) -> Address | None:
+    """Return the address of an endpoint that needs no resolver: an IP address with a port number."""
+    host, port = target.host, target.port
+    if isinstance(port, str):
+        return None
     try:
-        yield
-    except TimeoutError as error:
-        if error.errno is not None:  # the system's ETIMEDOUT, not our deadline
-            raise ConnectFailed(str(target), error) from error
-        raise GreetTimeout(str(target), "connect", limit) from None
-    except OSError as error:  # including the errors of the resolver and of TLS
-        raise ConnectFailed(str(target), _last_error(error)) from error
-    except UnicodeError as error:
-        raise ConnectFailed(str(target), "not a host name") from error
+        if ":" in host:  # the resolver's parser makes a number of a scope
+            flags = socket.AI_NUMERICHOST
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+            return found[0][0], found[0][4]
+        socket.inet_pton(socket.AF_INET, host)
+    except OSError:
+        return None
+    return socket.AF_INET, (host, port)
 
 
-def tcp_arguments(loop: asyncio.AbstractEventLoop, target: Endpoint) -> dict[str, Any]:
-    """Return the arguments with which ``create_connection()`` connects to a TCP endpoint."""
+async def _resolve(loop: asyncio.AbstractEventLoop, target: Endpoint) -> list[Address]:
+    """Return the addresses of a TCP endpoint, at least one, in the order of RFC 6724."""
     host = target.host or "localhost"
-    arguments: dict[str, Any] = {"host": host, "port": target.port}  # the resolver handles service names
-    if isinstance(loop, asyncio.BaseEventLoop) and not _is_ip_address(host):  # uvloop lacks happy eyeballs
-        arguments["happy_eyeballs_delay"] = HAPPY_EYEBALLS_DELAY
-    return arguments
+    if host == "localhost.":  # RFC 6761 6.3; a hosts file has it without the dot
+        host = "localhost"
+    found = await loop.run_in_executor(
+        None, lambda: socket.getaddrinfo(host, target.port, type=socket.SOCK_STREAM)
+    )
+    return [(entry[0], entry[4]) for entry in found]
 
 
-async def unix_socket(loop: asyncio.AbstractEventLoop, target: Endpoint) -> socket.socket:
-    """Return a socket connected to a Unix endpoint. uvloop cannot connect to abstract names by itself."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _interleaved(addresses: list[Address]) -> list[Address]:
+    """Return the addresses so that the families alternate, as RFC 8305 4 requires."""
+    first = [address for address in addresses if address[0] == addresses[0][0]]
+    others = [address for address in addresses if address[0] != addresses[0][0]]
+    return [address for pair in zip_longest(first, others) for address in pair if address is not None]
+
+
+async def _race(loop: asyncio.AbstractEventLoop, addresses: list[Address]) -> Connected:
+    """Connect to one of several addresses.
+
+    An attempt begins when the one before it has failed, or has taken ATTEMPT_DELAY (RFC 8305 5). The first
+    that succeeds wins, and the others are cancelled.
+
+    Raises:
+        OSError: Every attempt failed; this is the error of the last.
+    """
+    attempts: list[asyncio.Task[Connected]] = []
+    pending: set[asyncio.Task[Connected]] = set()
+    winner = None
     try:
-        sock.setblocking(False)
-        await loop.sock_connect(sock, target.path)
+        while len(attempts) < len(addresses) or pending:
+            more = len(attempts) < len(addresses)
+            if more:
+                attempts.append(loop.create_task(_connect(loop, addresses[len(attempts)])))
+                pending.add(attempts[-1])
+            _, pending = await asyncio.wait(
+                pending,
+                timeout=ATTEMPT_DELAY if len(attempts) < len(addresses) else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            winner = next((task for task in attempts if task.done() and task.exception() is None), None)
+            if winner is not None:
+                return winner.result()
+        return attempts[-1].result()  # raises
+    finally:
+        for task in attempts:
+            task.cancel()
+        for result in await asyncio.gather(*attempts, return_exceptions=True):
+            if isinstance(result, Connected) and (winner is None or result is not winner.result()):
+                result.sock.close()
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, address: Address) -> Connected:
+    """Connect a new socket to one address.
+
+    Raises:
+        OSError: Connecting failed.
+    """
+    family, where = address
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        code = sock.connect_ex(where)
+        while code == errno.EAGAIN and family == socket.AF_UNIX:
+            await asyncio.sleep(_RETRY_SECONDS)
+            code = sock.connect_ex(where)
+        if code == errno.EINPROGRESS:
+            code = 0
+            if not _is_established(sock):  # on loopback it is
+                await _writable(loop, sock)
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code and code not in _RESET_ERRORS:
+            raise OSError(code, os.strerror(code))
     except BaseException:
         sock.close()
         raise
-    return sock
+    # An attempt that fails is refused, or times out. A reset means that the connection was established.
+    return Connected(sock, _reset() if code else None)
 
 
-def connected_socket(target: Endpoint, sock: socket.socket | None) -> socket.socket:
-    """Return a non-blocking socket: ``sock``, or one on a duplicate of the descriptor of ``target``.
+def _is_established(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:  # ENOTCONN
+        return False
+    return True
 
-    Raises:
-        OSError: It is not a stream socket. It was closed.
-    """
+
+async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    done = loop.create_future()
+
+    def resolve() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    loop.add_writer(sock, resolve)
+    try:
+        await done
+    finally:
+        loop.remove_writer(sock)
+
+
+def _stream_socket(target: Endpoint, sock: socket.socket | None) -> socket.socket:
+    """Return ``sock``, or a socket on a duplicate of the descriptor of ``target``."""
     if sock is None:
         fd = os.dup(target.fd)
         try:
@@ -153,12 +258,17 @@ def connected_socket(target: Endpoint, sock: socket.socket | None) -> socket.soc
     return sock
 
 
-def _last_error(error: OSError) -> OSError:
-    """Return the last of several errors that asyncio put into one text: that of the last address tried."""
-    codes = re.findall(r"\[Errno (\d+)\]", str(error)) if error.errno is None else ()
-    return OSError(int(codes[-1]), os.strerror(int(codes[-1]))) if codes else error
+def _send_header(sock: socket.socket, version: ProxyVersion) -> Connected:
+    """Send a PROXY header, which always fits into the buffer of a new connection."""
+    try:
+        sock.sendall(encode(version, sock.getsockname(), sock.getpeername()))
+    except OSError as error:
+        if error.errno in (*_RESET_ERRORS, errno.ENOTCONN):
+            return Connected(sock, _reset())
+        sock.close()
+        raise
+    return Connected(sock)
 
 
-def _is_ip_address(host: str) -> bool:
-    """Return True for an IP address, for which happy eyeballs has no alternatives to race."""
-    return ":" in host or host.replace(".", "").isdigit()
+def _reset() -> OSError:
+    return ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))

@@ -4,37 +4,50 @@ Invariants:
 
 - Bytes that the peer sent are never lost. asyncio's StreamReader discards unread bytes when the connection is
   reset (cpython #75044), and a server that closes with unread input resets the connection. So ``greet()``
-  receives with a protocol of its own.
+  receives with a protocol of its own. (With TLS, what is unread when a write fails is lost.)
 - Every wait has a deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl as ssl_module
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from greeter.client.connecting import (
+from greeter.client.arguments import (
     CONNECT_TIMEOUT,
     MAX_BYTES,
     TIMEOUT,
-    check_bounds,
-    connect_errors,
-    connected_socket,
+    check_exchange,
+    check_seconds,
     destination,
     name_to_verify,
-    tcp_arguments,
-    unix_socket,
 )
+from greeter.client.connecting import connect, connect_errors
 from greeter.core.endpoint import DEFAULT_HOST
-from greeter.core.replies import Reply, Until
-from greeter.errors import ConfigError, GreetFailed, GreetReset, GreetTimeout, NoGreeting, ReplyTooLarge
+from greeter.core.replies import Reply, Until, is_tls_alert
+from greeter.errors import (
+    ConfigError,
+    ConnectFailed,
+    GreetFailed,
+    GreetReset,
+    GreetTimeout,
+    NoGreeting,
+    ReplyTooLarge,
+    UnexpectedGreeting,
+)
 
 if TYPE_CHECKING:
     import socket
 
-    from greeter.client.connecting import TLS, Target
+    from greeter.client.arguments import TLS, Exchange, Target
     from greeter.core.endpoint import Endpoint
+    from greeter.core.proxy_protocol import ProxyVersion
+
+# Seconds that pass between a deadline and the failure. A process that was stopped finds its deadline passed
+# and the greeting unread, and uvloop runs timers before it reads.
+_LAST_READ = 0.001
 
 
 class _ReplyProtocol(asyncio.Protocol):
@@ -47,36 +60,56 @@ class _ReplyProtocol(asyncio.Protocol):
     __slots__ = (
         "_data",
         "_limit",
+        "_loop",
+        "_send",
+        "_sock",
         "_until",
         "connected",
         "done",
         "end",
         "error",
         "first_byte",
+        "last_byte",
         "timed_out",
         "transport",
+        "truncated",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int, until: Until) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int, until: Until, send: bytes = b"") -> None:
         self._data = bytearray()
         self._limit = limit
+        self._loop = loop
+        self._send = send
+        self._sock: socket.socket | None = None
         self._until = until
         self.end: int | None = None  # of the greeting, when it is known
         self.done: asyncio.Future[None] = loop.create_future()
         self.error: Exception | None = None
         self.connected = 0.0
         self.first_byte: float | None = None
-        self.timed_out = False
+        self.last_byte = 0.0
+        self.timed_out = self.truncated = False
         self.transport: asyncio.Transport
+
+    def use(self, sock: socket.socket, error: OSError | None) -> None:
+        """Set the socket to read from after an error, without TLS, and the error that it has already."""
+        self._sock = sock
+        self.error = error
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.connected = perf_counter()  # the first bytes can arrive before greet() continues
         self.transport = cast("asyncio.Transport", transport)
+        if self._send:
+            self.transport.write(self._send)
 
     def data_received(self, data: bytes) -> None:
         held = self._data
         if self.first_byte is None:
             self.first_byte = perf_counter()
+            if self._until.idle:
+                self._loop.call_later(self._until.idle, self._check_idle)
+        if self._until.idle:
+            self.last_byte = perf_counter()
         seen = len(held)
         held += data
         if self.end is None:
@@ -85,22 +118,71 @@ class _ReplyProtocol(asyncio.Protocol):
             self.abort()
 
     def eof_received(self) -> None:
+        self.truncated = self._lacks_close_notify()
         self.transport.close()  # with TLS, that answers the peer's close_notify
         self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.done.done():
-            self.error = exc
+            self.error = exc or self.error
+            if exc is not None and self._sock is not None:
+                self._read_rest(self._sock)
+            # asyncio calls eof_received() at any end of a TLS stream, uvloop only at an orderly one.
+            self.truncated = exc is None and self.transport.get_extra_info("ssl_object") is not None
             self._finish()
 
     def expire(self) -> None:
         if not self.done.done():  # it may have finished in this iteration of the loop
-            self.timed_out = True
-            self.abort()
+            self._loop.call_later(_LAST_READ, self._time_out)
 
     def abort(self) -> None:
         self.transport.abort()
         self._finish()
+
+    def _time_out(self) -> None:
+        if not self.done.done():
+            self.timed_out = True
+            self.abort()
+
+    def _check_idle(self) -> None:
+        """End the greeting if its last byte is old enough, or look again when it can be."""
+        if self.done.done():
+            return
+        rest = self.last_byte + self._until.idle - perf_counter()
+        if rest > 0:
+            self._loop.call_later(rest, self._check_idle)
+        else:
+            self._loop.call_later(_LAST_READ, self._end_if_idle, self.last_byte)
+
+    def _end_if_idle(self, last_byte: float) -> None:
+        if self.done.done():
+            return
+        if self.last_byte != last_byte:
+            self._check_idle()
+            return
+        self.end = len(self._data)
+        self.abort()
+
+    def _lacks_close_notify(self) -> bool:
+        """Return True if TLS was not closed: its end is authenticated by close_notify (RFC 8446 6.1)."""
+        session = self.transport.get_extra_info("ssl_object")
+        if session is None:
+            return False
+        try:
+            session.read(1)  # nothing is left; the end that was reached is told again
+        except ssl_module.SSLZeroReturnError:
+            return False
+        except ssl_module.SSLError:
+            return True
+        return False
+
+    def _read_rest(self, sock: socket.socket) -> None:
+        """Read what is unread after a failed write. The transport closes the socket afterwards."""
+        try:
+            while len(self._data) <= self._limit and (data := sock.recv(65536)):
+                self.data_received(data)
+        except OSError:  # the end, or the error that is known
+            pass
 
     def _finish(self) -> None:
         if not self.done.done():
@@ -112,7 +194,7 @@ class _ReplyProtocol(asyncio.Protocol):
 
     @property
     def incomplete(self) -> bool:
-        """True for a multi-line reply without its last line."""
+        """True for a greeting that the end of the stream does not complete."""
         return self.end is None and bool(self._data) and not self._until.ended_by_eof(self._data)
 
 
@@ -129,8 +211,12 @@ async def greet(
     connect_timeout: float = CONNECT_TIMEOUT,
     max_bytes: int = MAX_BYTES,
     until: str | Until = "eof",
+    send: bytes | bytearray | memoryview | None = None,
+    expect: str | bytes | None = None,
+    proxy_protocol: ProxyVersion | None = None,
+    wait: float = 0.0,
 ) -> Reply:
-    """Connect, receive the greeting, close, and return the greeting.
+    r"""Connect, receive the greeting, close, and return the greeting.
 
     The connection is closed when this returns or raises, and also if it is cancelled.
 
@@ -143,45 +229,102 @@ async def greet(
         sock: A connected socket, instead of a target. It is closed with the connection.
         ssl: True or an SSLContext for TLS.
         server_hostname: The name to verify in the certificate, if it is not the target's host.
-        timeout: Seconds for the whole call.
+        timeout: Seconds for the whole call; with ``wait``, for one attempt.
         connect_timeout: Seconds for connecting, including the TLS handshake; limited by ``timeout``.
         max_bytes: The size limit of the greeting in bytes.
-        until: What ends the greeting. ``"eof"``: the end of the stream. ``"line"``: the end of a line, from a
-            service that keeps the connection open (SSH). ``"reply"``: the last line of an SMTP or FTP reply
-            (RFC 5321 4.2.1, RFC 959 4.2). The end of the stream always ends it.
+        until: What ends the greeting. The end of the stream always does.
+
+            - ``"eof"``: nothing else.
+            - ``"line"``: the end of a line, from a service that keeps the connection open (SSH).
+            - ``"reply"``: the last line of an SMTP or FTP reply (RFC 5321 4.2.1, RFC 959 4.2).
+            - ``"text:TEXT"``: the first occurrence of TEXT, in which ``\r \n \t \\ \xNN`` are escapes.
+            - ``"bytes:N"``: the N-th byte.
+            - ``"idle:DUR"``: the last byte before a pause, as in ``"idle:300ms"``. No time includes it.
+        send: Bytes to send as soon as the connection is complete.
+        expect: Text or bytes that the greeting must contain.
+        proxy_protocol: ``"v1"`` or ``"v2"`` to send a PROXY header first, with the addresses of this
+            connection, to a service that requires one.
+        wait: Seconds for which to retry until the service greets. The pause between attempts doubles from
+            20 ms to 1 s. The last attempt is made when the time is up.
 
     Returns:
-        The Reply. It is empty if the peer closed without sending, and ``reset`` is set if the peer reset the
-        connection after the greeting.
+        The Reply. It is empty, and thus false, if the peer closed without sending. ``reset`` is set if the
+        peer reset the connection after the greeting, ``truncated`` if TLS ended without close_notify.
 
     Raises:
         ConfigError: An argument is invalid, or arguments contradict each other.
-        ConnectFailed: Connecting failed.
+        ConnectFailed: Connecting failed, or the peer speaks TLS on a connection without it.
         GreetTimeout: A deadline passed.
-        GreetReset: The peer reset the connection before the first byte, or in the middle of a reply.
-        NoGreeting: The peer closed in the middle of a reply (``until="reply"`` only).
+        GreetReset: The peer reset the connection before the first byte, or in the middle of a greeting.
+        NoGreeting: The peer closed in the middle of a greeting, or without a byte (only with ``expect``
+            or ``wait``).
         ReplyTooLarge: The greeting is longer than ``max_bytes``.
+        UnexpectedGreeting: The greeting does not contain ``expect``.
 
     Example::
 
-        reply = await greeter.greet("mail.example", 25, until="reply", timeout=5)
+        reply = await greeter.greet("mail.example", 25, until="reply", expect="220 ", wait=5)
     """
     if host is not None:
         if target != DEFAULT_HOST:
             raise ConfigError("give one of target and host")
         target = host
     where = destination(target, port, path, sock)
-    server_hostname = name_to_verify(where, ssl, server_hostname)
-    end = Until.parse(until)
-    check_bounds(max_bytes, timeout, connect_timeout)
+    exchange = check_exchange(ssl, timeout, connect_timeout, max_bytes, until, send, expect, proxy_protocol)
+    name = name_to_verify(where, ssl, server_hostname)
+    check_seconds("wait", wait, zero=True)
+    if not wait:
+        return await exchange_once(where, exchange, name, sock)
+    if where.kind == "fd":
+        raise ConfigError(f"wait cannot be combined with {where}: it cannot be connected again")
+    return await exchange_within(wait, where, exchange, name)
+
+
+async def exchange_within(seconds: float, target: Endpoint, exchange: Exchange, name: str | None) -> Reply:
+    """Call ``exchange_once()`` until it receives a greeting, for up to ``seconds``. See ``greet()``."""
+    end = perf_counter() + seconds
+    pause = 0.02
+    while True:
+        try:
+            reply = await exchange_once(target, exchange, name)
+            if not reply:
+                raise NoGreeting(str(target))
+            return reply
+        except GreetFailed:
+            if perf_counter() >= end:
+                raise
+        await asyncio.sleep(min(pause, max(0.0, end - perf_counter())))
+        pause = min(2 * pause, 1.0)
+
+
+async def exchange_once(
+    target: Endpoint, exchange: Exchange, name: str | None, sock: socket.socket | None = None
+) -> Reply:
+    """Connect, exchange and close.
+
+    Args:
+        target: The endpoint.
+        exchange: What to say and to receive.
+        name: The name to verify in the certificate.
+        sock: A connected socket, instead of connecting to ``target``.
+
+    Returns:
+        As ``greet()``, whose exceptions this raises.
+    """
     loop = asyncio.get_running_loop()
-    protocol = _ReplyProtocol(loop, max_bytes, end)
-    deadline = loop.time() + timeout
-    limit = min(connect_timeout, timeout)
+    protocol = _ReplyProtocol(loop, exchange.max_bytes, exchange.until, exchange.send)
+    deadline = loop.time() + exchange.timeout
+    limit = min(exchange.connect_timeout, exchange.timeout)
     start = perf_counter()
-    with connect_errors(where, limit):
+    with connect_errors(target, limit) as progress:
         async with asyncio.timeout(limit):
-            await _connect(loop, protocol, where, sock, ssl, server_hostname)
+            connected = await connect(target, sock, exchange.proxy_protocol, tls=bool(exchange.ssl))
+            progress.phase = "handshake"
+            if not exchange.ssl:
+                protocol.use(*connected)
+            await loop.create_connection(
+                lambda: protocol, sock=connected.sock, ssl=exchange.ssl, server_hostname=name
+            )
     timer = loop.call_at(deadline, protocol.expire)
     try:
         await protocol.done
@@ -190,73 +333,31 @@ async def greet(
         raise
     finally:
         timer.cancel()
+    end = protocol.last_byte or perf_counter()
     data, first_byte = protocol.reply(), protocol.first_byte
-    if protocol.timed_out:
-        raise GreetTimeout(str(where), "end" if data else "first byte", timeout, data)
-    if len(data) > max_bytes:
-        raise ReplyTooLarge(str(where), max_bytes, data[:max_bytes])
-    if protocol.error is not None and (not data or protocol.incomplete):
-        raise GreetReset(str(where), data) from protocol.error
-    if protocol.incomplete:
-        raise NoGreeting(str(where), data)
+    _check(data, protocol, str(target), exchange)
     return Reply(
         data,
-        str(where),
+        str(target),
         connect_time=protocol.connected - start,
         first_byte_time=None if first_byte is None else first_byte - start,
-        total_time=perf_counter() - start,
+        total_time=end - start,
         reset=protocol.error is not None,
+        truncated=protocol.truncated,
     )
 
 
-async def greet_within(seconds: float, target: Target, **options: Any) -> Reply:
-    """Call ``greet(target, **options)`` until it receives a greeting, for up to ``seconds``.
-
-    The pause between attempts doubles from 20 ms to 1 s. The last attempt is made when the time is up.
-
-    Args:
-        seconds: How long to retry, in seconds.
-        target: As for ``greet()``.
-        options: As for ``greet()``.
-
-    Returns:
-        The Reply. It is empty if the last attempt received no byte.
-
-    Raises:
-        ConfigError: An argument is invalid.
-        GreetFailed: The last attempt failed.
-    """
-    end = perf_counter() + seconds
-    pause = 0.02
-    while True:
-        try:
-            reply = await greet(target, **options)
-            if reply.data or perf_counter() >= end:
-                return reply
-        except GreetFailed:
-            if perf_counter() >= end:
-                raise
-        await asyncio.sleep(min(pause, max(0.0, end - perf_counter())))
-        pause = min(2 * pause, 1.0)
-
-
-async def _connect(
-    loop: asyncio.AbstractEventLoop,
-    protocol: _ReplyProtocol,
-    target: Endpoint,
-    sock: socket.socket | None,
-    ssl: TLS,
-    server_hostname: str | None,
-) -> None:
-    def factory() -> _ReplyProtocol:
-        return protocol
-
-    if target.kind == "unix":
-        sock = await unix_socket(loop, target)
-        await loop.create_unix_connection(factory, sock=sock, ssl=ssl, server_hostname=server_hostname)
-    elif target.kind == "fd":
-        sock = connected_socket(target, sock)
-        await loop.create_connection(factory, sock=sock, ssl=ssl, server_hostname=server_hostname)
-    else:
-        where = tcp_arguments(loop, target)
-        await loop.create_connection(factory, **where, ssl=ssl, server_hostname=server_hostname)
+def _check(data: bytes, protocol: _ReplyProtocol, target: str, exchange: Exchange) -> None:
+    """Raise what ``greet()`` raises for what was received."""
+    if protocol.timed_out:
+        raise GreetTimeout(target, "end" if data else "first byte", exchange.timeout, data)
+    if len(data) > exchange.max_bytes:
+        raise ReplyTooLarge(target, exchange.max_bytes, data[: exchange.max_bytes])
+    if not exchange.ssl and is_tls_alert(data):
+        raise ConnectFailed(target, "the server speaks TLS")
+    if protocol.error is not None and (not data or protocol.incomplete):
+        raise GreetReset(target, data) from protocol.error
+    if protocol.incomplete or (exchange.expect is not None and not data):
+        raise NoGreeting(target, data)
+    if exchange.expect is not None and exchange.expect not in data:
+        raise UnexpectedGreeting(target, exchange.expect, data)

@@ -15,18 +15,15 @@ import contextlib
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
-from greeter.client.connecting import (
+from greeter.client.arguments import (
     CONNECT_TIMEOUT,
     MAX_BYTES,
     TIMEOUT,
-    check_bounds,
-    connect_errors,
-    connected_socket,
+    check_exchange,
     destination,
     name_to_verify,
-    tcp_arguments,
-    unix_socket,
 )
+from greeter.client.connecting import connect, connect_errors
 from greeter.core.endpoint import DEFAULT_HOST
 from greeter.core.replies import Reply, Until
 from greeter.errors import ConfigError, GreetFailed, GreetReset, GreetTimeout, NoGreeting, ReplyTooLarge
@@ -34,8 +31,8 @@ from greeter.errors import ConfigError, GreetFailed, GreetReset, GreetTimeout, N
 if TYPE_CHECKING:
     import socket
 
-    from greeter.client.connecting import TLS, Target
-    from greeter.core.endpoint import Endpoint
+    from greeter.client.arguments import TLS, Target
+    from greeter.core.proxy_protocol import ProxyVersion
 
 
 async def open_connection(
@@ -46,6 +43,7 @@ async def open_connection(
     sock: socket.socket | None = None,
     until: Literal["line", "reply"] = "line",
     send: bytes | bytearray | memoryview | None = None,
+    proxy_protocol: ProxyVersion | None = None,
     ssl: TLS = None,
     server_hostname: str | None = None,
     timeout: float = TIMEOUT,
@@ -70,6 +68,8 @@ async def open_connection(
         until: What ends the greeting. ``"line"``: the end of a line. ``"reply"``: the last line of an SMTP
             or FTP reply (RFC 5321 4.2.1, RFC 959 4.2). The end of the stream ends a line too.
         send: Bytes to send before the greeting is read.
+        proxy_protocol: ``"v1"`` or ``"v2"`` to send a PROXY header first, with the addresses of this
+            connection.
         ssl: True or an SSLContext for TLS.
         server_hostname: The name to verify in the certificate, if it is not the target's host.
         timeout: Seconds from the call to the end of the greeting.
@@ -97,29 +97,34 @@ async def open_connection(
         await writer.wait_closed()
     """
     where = destination(target, port, path, sock)
-    server_hostname = name_to_verify(where, ssl, server_hostname)
-    rule = Until.parse(until)
-    if rule.kind not in ("line", "reply"):
-        raise ConfigError(f"until must be line or reply, not {str(until)!r}")
-    check_bounds(max_bytes, timeout, connect_timeout)
-    if send is not None and not isinstance(send, bytes | bytearray | memoryview):
-        raise ConfigError(f"send must be bytes, not {type(send).__name__}")
+    exchange = check_exchange(ssl, timeout, connect_timeout, max_bytes, until, send, None, proxy_protocol)
+    if exchange.until.kind not in ("line", "reply"):
+        raise ConfigError(f"until must be line or reply, not {until!r}")
+    name = name_to_verify(where, ssl, server_hostname)
     deadline = asyncio.get_running_loop().time() + timeout
     limit = min(connect_timeout, timeout)
     start = perf_counter()
-    with connect_errors(where, limit):
+    with connect_errors(where, limit) as progress:
         async with asyncio.timeout(limit):
-            reader, writer = await _open(where, sock, ssl, server_hostname, max_bytes)
+            sock, lost = await connect(where, sock, proxy_protocol, tls=bool(ssl))
+            progress.phase = "handshake"
+            # The first byte is read separately, so a buffer above this limit means a line above max_bytes.
+            reader, writer = await asyncio.open_connection(
+                sock=sock, limit=max(max_bytes - 1, 1), ssl=ssl, server_hostname=name
+            )
     connected = perf_counter()
     data = bytearray()
     try:
         if send and not writer.transport.is_closing():  # uvloop raises RuntimeError if it is
             writer.write(send)  # without drain(): the peer may block until we read
         async with asyncio.timeout_at(deadline):
-            first_byte = await _receive(reader, data, rule, max_bytes)
+            first_byte = await _receive(reader, data, exchange.until, max_bytes)
+        if lost is not None and exchange.until.end(data) is None:
+            raise lost
     except (asyncio.LimitOverrunError, asyncio.IncompleteReadError, OSError) as error:
         data += await _abort(reader, writer)
-        raise _failure(error, str(where), bytes(data), max_bytes, timeout) from error
+        cause = lost if lost and isinstance(error, asyncio.IncompleteReadError) else error
+        raise _failure(cause, str(where), bytes(data), max_bytes, timeout) from cause
     except BaseException:
         writer.transport.abort()
         raise
@@ -129,26 +134,9 @@ async def open_connection(
         connect_time=connected - start,
         first_byte_time=first_byte - start,
         total_time=perf_counter() - start,
+        reset=lost is not None,
     )
     return reply, reader, writer
-
-
-async def _open(
-    target: Endpoint, sock: socket.socket | None, ssl: TLS, server_hostname: str | None, max_bytes: int
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    loop = asyncio.get_running_loop()
-    # The first byte is read separately, so a buffer above this limit means a line above max_bytes.
-    limit = max(max_bytes - 1, 1)
-    if target.kind == "unix":
-        sock = await unix_socket(loop, target)
-        return await asyncio.open_unix_connection(
-            sock=sock, limit=limit, ssl=ssl, server_hostname=server_hostname
-        )
-    if target.kind == "fd":
-        sock = connected_socket(target, sock)
-        return await asyncio.open_connection(sock=sock, limit=limit, ssl=ssl, server_hostname=server_hostname)
-    where = tcp_arguments(loop, target)
-    return await asyncio.open_connection(**where, limit=limit, ssl=ssl, server_hostname=server_hostname)
 
 
 async def _receive(reader: asyncio.StreamReader, data: bytearray, until: Until, max_bytes: int) -> float:

@@ -174,6 +174,11 @@ class Reply:
         return f"<Reply {data} from {self.target} in {self.total_time * 1e3:.3g} ms{state}>"
 
 
+def is_tls_alert(data: bytes) -> bool:
+    """Return True for a TLS alert (RFC 8446 5.1, 6), which a TLS server can send instead of its handshake."""
+    return len(data) == 7 and data[:2] == b"\x15\x03" and data[3:5] == b"\0\2"
+
+
 def line_end(data: bytes | bytearray) -> int | None:
     """Find the end of the first line.
 

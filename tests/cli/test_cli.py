@@ -478,9 +478,9 @@ def test_greet_reports_a_reset(run: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     async def reset_before(*_: object, **__: object) -> Reply:
         raise GreetReset("x:1")
 
-    monkeypatch.setattr(oneshot, "greet_within", reset_after)
+    monkeypatch.setattr(oneshot, "greet", reset_after)
     assert run("greet") == (0, HELLO + "\n", "greeter: x:1: connection reset after the greeting\n")
-    monkeypatch.setattr(oneshot, "greet_within", reset_before)
+    monkeypatch.setattr(oneshot, "greet", reset_before)
     assert error_of(run("greet")) == (1, "x:1: connection reset before the greeting")
 
 

@@ -9,6 +9,7 @@ import math
 import os
 import socket
 import ssl
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,10 +25,11 @@ from greeter import (
     NoGreeting,
     Reply,
     ReplyTooLarge,
+    UnexpectedGreeting,
     greet,
 )
 from greeter.client import oneshot
-from greeter.client.oneshot import greet_within
+from greeter.core import proxy_protocol
 from greeter.core.replies import Until
 from tests.conftest import PATIENCE, greeter_process, open_fds
 from tests.support.peers import reset, until
@@ -35,6 +37,8 @@ from tests.support.peers import reset, until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+    from greeter.client.connecting import Connected
 
 HELLO = b"Thank you for connecting"
 once = pytest.mark.asyncio(loop_factories=["asyncio"])  # does not depend on the loop
@@ -248,7 +252,7 @@ async def test_every_address_refused_is_one_short_line(
 
     port = raw_server.port
     raw_server.sock.close()
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)  # uvloop does not call it
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with pytest.raises(ConnectFailed) as caught:
         await greet("localhost", port)
     assert str(caught.value) == f"cannot connect to localhost:{port}: connection refused"
@@ -294,10 +298,10 @@ async def test_descriptors_that_are_not_stream_sockets() -> None:
 
 
 async def test_etimedout_is_connect_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def unreachable(*_: object) -> None:
+    async def unreachable(*_: object, **__: object) -> Connected:
         raise TimeoutError(errno.ETIMEDOUT, "Connect call failed")
 
-    monkeypatch.setattr(oneshot, "_connect", unreachable)
+    monkeypatch.setattr(oneshot, "connect", unreachable)
     with pytest.raises(ConnectFailed, match="cannot connect to 192.0.2.1:1: connection timed out") as caught:
         await greet("192.0.2.1", 1)
     assert caught.value.errno == errno.ETIMEDOUT
@@ -343,13 +347,14 @@ async def test_a_greeting_that_does_not_end(raw_server: RawServer) -> None:
     server.sendall(b"220 wait")
     with pytest.raises(GreetTimeout) as caught:
         await task
-    assert "the greeting did not end (8 bytes received) within 0.1 s" in str(caught.value)
+    address = f"127.0.0.1:{raw_server.port}"
+    assert str(caught.value) == f"{address}: '220 wait' came, but no end of the greeting within 0.1 s"
     assert (caught.value.phase, caught.value.received) == ("end", b"220 wait")
 
 
 async def test_a_deadline_after_the_end_is_ignored() -> None:
     protocol = oneshot._ReplyProtocol(asyncio.get_running_loop(), 10, Until("eof"))
-    protocol.connection_lost(None)
+    protocol.done.set_result(None)
     protocol.expire()
     assert not protocol.timed_out
 
@@ -502,6 +507,15 @@ async def test_the_bound_is_on_the_reply_only(raw_server: RawServer) -> None:
         {"connect_timeout": 0},
         {"ssl": "yes"},
         {"server_hostname": b"x"},
+        {"send": "text"},
+        {"expect": ""},
+        {"expect": b""},
+        {"expect": 220},
+        {"proxy_protocol": "v3"},
+        {"proxy_protocol": True},
+        {"wait": -1},
+        {"wait": "5"},
+        {"wait": math.nan},
     ],
 )
 async def test_invalid_arguments(options: dict[str, Any]) -> None:
@@ -644,12 +658,12 @@ async def test_a_certificate_for_another_name(tls_port: int, client_tls: ssl.SSL
 async def test_tls_to_a_server_without_tls(raw_server: RawServer, client_tls: ssl.SSLContext) -> None:
     task, server = await raw_server.greet(ssl=client_tls)
     server.sendall(HELLO)
-    with pytest.raises(ConnectFailed, match="wrong version number|record layer failure"):
+    with pytest.raises(ConnectFailed, match="the server does not speak TLS$"):
         await task
     task, server = await raw_server.greet(ssl=client_tls, connect_timeout=0.05)
     with pytest.raises(GreetTimeout) as caught:  # the limit includes the handshake
         await task
-    assert caught.value.phase == "connect"
+    assert caught.value.phase == "handshake"
     task, server = await raw_server.greet(ssl=client_tls)
     reset(server)
     with pytest.raises(ConnectFailed, match="connection reset by peer"):
@@ -659,9 +673,9 @@ async def test_tls_to_a_server_without_tls(raw_server: RawServer, client_tls: ss
 # -- waiting for a service --------------------------------------------------------------------------------
 
 
-async def test_greet_within_retries_until_the_service_greets(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wait_retries_until_the_service_greets(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = asyncio.Event()
-    real = oneshot.greet
+    real = oneshot.exchange_once
 
     async def watched(*args: Any, **options: Any) -> Reply:
         try:
@@ -670,11 +684,11 @@ async def test_greet_within_retries_until_the_service_greets(monkeypatch: pytest
             failed.set()
             raise
 
-    monkeypatch.setattr(oneshot, "greet", watched)
+    monkeypatch.setattr(oneshot, "exchange_once", watched)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))  # bound and not listening: refused
         target = Endpoint.tcp("127.0.0.1", sock.getsockname()[1])
-        task = asyncio.create_task(greet_within(PATIENCE, target, timeout=5))
+        task = asyncio.create_task(greet(target, wait=PATIENCE, timeout=5))
         async with asyncio.timeout(PATIENCE):
             await failed.wait()
         sock.listen()
@@ -687,15 +701,25 @@ async def test_greet_within_retries_until_the_service_greets(monkeypatch: pytest
         assert (await task).data == HELLO
 
 
-async def test_greet_within_ends_with_the_last_result(raw_server: RawServer) -> None:
-    task = asyncio.create_task(greet_within(0, Endpoint.tcp("127.0.0.1", raw_server.port)))
-    (await raw_server.accept()).close()
-    assert (await task).data == b""
+async def test_wait_ends_with_the_last_failure(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(wait=1e-9)
+    server.close()
+    with pytest.raises(NoGreeting, match=f"^127.0.0.1:{raw_server.port}: closed without a greeting$"):
+        await task
     port = raw_server.port
     raw_server.sock.close()
-    for seconds in (0, 0.05):
-        with pytest.raises(ConnectFailed, match="connection refused"):
-            await greet_within(seconds, Endpoint.tcp("127.0.0.1", port))
+    with pytest.raises(ConnectFailed, match="connection refused"):
+        await greet(port=port, wait=0.05)
+
+
+async def test_wait_needs_a_target_to_connect_to_again() -> None:
+    client, peer = socket.socketpair()
+    with (
+        client,
+        peer,
+        pytest.raises(ConfigError, match=f"^wait cannot be combined with fd:{client.fileno()}:"),
+    ):
+        await greet(sock=client, wait=1)
 
 
 @pytest.mark.parametrize("wait", [0.005, 0.85, 1.0, 4.6])
@@ -717,14 +741,206 @@ async def test_the_last_attempt_is_at_the_end_of_the_time(
 
     monkeypatch.setattr(oneshot, "perf_counter", lambda: now)
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    monkeypatch.setattr(oneshot, "greet", refused)
-    target, up = Endpoint.tcp("x", 1), 100.0 + wait
-    assert (await greet_within(wait, target)).data == HELLO  # ready at the last moment
+    monkeypatch.setattr(oneshot, "exchange_once", refused)
+    up = 100.0 + wait
+    assert (await greet("x", 1, wait=wait)).data == HELLO  # ready at the last moment
     up, now, tries[:] = math.inf, 100.0, []
     with pytest.raises(ConnectFailed):
-        await greet_within(wait, target)
+        await greet("x", 1, wait=wait)
     assert tries[-1] == 100.0 + wait
     assert len(set(tries)) == len(tries), "the last attempt is made once"
+
+
+# -- what ends a greeting ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("until", "size"),
+    [("text:ready", 12), (r"text:\r\n", 7), ("bytes:7", 7), ("text:l", 1), ("bytes:9", 9)],
+)
+async def test_a_text_or_a_size_ends_a_greeting(raw_server: RawServer, until: str, size: int) -> None:
+    data = b"login\r\nready> "
+    task, server = await raw_server.greet(until=until)
+    for byte in data[:size]:
+        server.sendall(bytes([byte]))
+        await asyncio.sleep(0)
+    assert (await task).data == data[:size]
+    task, server = await raw_server.greet(until=until)
+    server.sendall(data)
+    assert (await task).data == data[:size]
+
+
+@pytest.mark.parametrize("until", ["text:ready", "bytes:8"])
+async def test_the_end_of_the_stream_does_not_replace_a_text_or_a_size(
+    raw_server: RawServer, until: str
+) -> None:
+    task, server = await raw_server.greet(until=until)
+    server.sendall(b"login\r\n")
+    server.close()
+    with pytest.raises(NoGreeting, match=r"closed before the greeting ended \(7 bytes received\)$"):
+        await task
+
+
+async def test_a_pause_ends_a_greeting_at_its_last_byte(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(until="idle:300ms")
+    server.sendall(b"login: ")
+    reply = await task
+    assert reply.data == b"login: "
+    assert reply.first_byte_time is not None
+    assert reply.total_time - reply.first_byte_time < 0.3  # the pause is in no figure
+
+
+async def test_a_pause_counts_from_the_last_byte(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(until="idle:300ms")
+    for byte in b"login: ":
+        server.sendall(bytes([byte]))
+        await asyncio.sleep(0.1)  # together they are longer than the pause
+    assert (await task).data == b"login: "
+    task, server = await raw_server.greet(until="idle:60s")
+    server.sendall(b"login: ")
+    server.close()
+    assert (await task).data == b"login: "
+
+
+async def test_a_silent_service_is_not_idle(raw_server: RawServer) -> None:
+    task, _server = await raw_server.greet(until="idle:1ms", timeout=0.1)
+    with pytest.raises(GreetTimeout) as caught:
+        await task
+    assert caught.value.phase == "first byte"
+
+
+async def test_what_arrived_before_a_deadline_that_passed_in_a_pause_is_read(raw_server: RawServer) -> None:
+    """As after SIGSTOP: the deadline has passed, and the greeting is in the kernel."""
+    task, server = await raw_server.greet(timeout=0.05)
+    await asyncio.sleep(0)
+    server.sendall(HELLO)
+    server.close()
+    time.sleep(0.1)  # noqa: ASYNC251  # the loop is stopped
+    assert (await task).data == HELLO
+
+
+# -- speaking first ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_bytes_are_sent_first(raw_server: RawServer, kind: Any) -> None:
+    task, server = await raw_server.greet(send=kind(b"EHLO x\r\n"))
+    assert await asyncio.to_thread(server.recv, 100) == b"EHLO x\r\n"
+    server.sendall(HELLO)
+    server.close()
+    assert (await task).data == HELLO
+
+
+@pytest.mark.parametrize("size", [10, 20_000_000])
+async def test_sending_to_a_peer_that_reads_nothing_loses_no_greeting(
+    raw_server: RawServer, size: int
+) -> None:
+    task, server = await raw_server.greet(send=bytes(size))
+    server.sendall(HELLO)
+    server.close()  # with unread input: a reset
+    reply = await task
+    assert (reply.data, reply.reset) == (HELLO, True)
+
+
+async def test_a_proxy_header_has_the_addresses_of_the_connection(raw_server: RawServer) -> None:
+    for version in ("v1", "v2"):
+        task, server = await raw_server.greet(proxy_protocol=version, send=b"hello")
+        data = b""
+        while not data.endswith(b"hello"):
+            data += await asyncio.to_thread(server.recv, 1000)
+        parsed = proxy_protocol.parse(data)
+        assert isinstance(parsed, proxy_protocol.Parsed)
+        assert data[parsed.consumed :] == b"hello"
+        ends = server.getpeername(), server.getsockname()
+        assert (parsed.header.source, parsed.header.destination) == ends
+        server.close()
+        await asyncio.wait([task])
+
+
+async def test_a_proxy_header_precedes_tls(authority: trustme.CA, client_tls: ssl.SSLContext) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    async with greeter.serve("from $host", port=0, ssl=context, proxy_from=["127.0.0.1"]) as server:
+        for version in proxy_protocol.PROXY_VERSIONS:
+            reply = await greet("localhost", server.port, ssl=client_tls, proxy_protocol=version)
+            assert reply.text == "from 127.0.0.1"
+
+
+# -- what is expected -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expect", ["Thank you", b"connecting", HELLO])
+async def test_a_greeting_with_what_is_expected(raw_server: RawServer, expect: str | bytes) -> None:
+    task, server = await raw_server.greet(expect=expect)
+    server.sendall(HELLO)
+    server.close()
+    assert (await task).data == HELLO
+
+
+async def test_a_refusal_in_words_is_not_what_is_expected(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(expect="220 ", until="line")
+    server.sendall(b"421 too many connections\r\n")
+    with pytest.raises(UnexpectedGreeting) as caught:
+        await task
+    assert str(caught.value) == (
+        f"127.0.0.1:{raw_server.port}: the greeting '421 too many connections' does not contain '220 '"
+    )
+    assert (caught.value.expected, caught.value.received) == (b"220 ", b"421 too many connections\r\n")
+
+
+async def test_no_greeting_is_not_what_is_expected(raw_server: RawServer) -> None:
+    task, server = await raw_server.greet(expect="220 ")
+    server.close()
+    with pytest.raises(NoGreeting, match="closed without a greeting$"):
+        await task
+
+
+# -- TLS that is cut off, and TLS on one side -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orderly", [True, False])
+async def test_tls_that_ends_without_close_notify_is_truncated(
+    raw_server: RawServer, authority: trustme.CA, client_tls: ssl.SSLContext, orderly: bool
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    task, server = await raw_server.greet(ssl=client_tls)
+
+    def serve() -> None:
+        with context.wrap_socket(server, server_side=True) as session:
+            session.sendall(b"220 half a gree")
+            if orderly:
+                session.unwrap().close()
+            else:
+                os.close(session.detach())
+
+    await asyncio.to_thread(serve)
+    reply = await task
+    assert (reply.data, reply.truncated, reply.reset) == (b"220 half a gree", not orderly, False)
+
+
+async def test_a_name_with_a_trailing_dot_is_verified_without_it(
+    tls_port: int, client_tls: ssl.SSLContext
+) -> None:
+    reply = await greet("localhost.", tls_port, ssl=client_tls)
+    assert (reply.data, reply.truncated, reply.target) == (HELLO, False, f"localhost.:{tls_port}")
+    assert (await greet(port=tls_port, ssl=client_tls, server_hostname="localhost.")).data == HELLO
+
+
+async def test_a_server_that_answers_with_a_tls_alert_speaks_tls(
+    raw_server: RawServer, authority: trustme.CA
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    task, server = await raw_server.greet(send=b"\x16\x03\x01\0\5hello")  # no TLS handshake
+
+    def serve() -> None:
+        with contextlib.suppress(ssl.SSLError):
+            context.wrap_socket(server, server_side=True)
+
+    await asyncio.to_thread(serve)
+    with pytest.raises(ConnectFailed, match="^cannot connect to 127.0.0.1:[0-9]+: the server speaks TLS$"):
+        await task
 
 
 def test_greet_is_public() -> None:

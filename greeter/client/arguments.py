@@ -1,0 +1,137 @@
+"""The arguments of ``greet()``, ``greet_many()`` and ``open_connection()``, validated.
+
+Invariants:
+
+- An invalid argument raises ConfigError, whose message names it, before a socket is opened.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import ssl as ssl_module
+from typing import NamedTuple, TypeAlias
+
+from greeter.core.endpoint import DEFAULT_HOST, Endpoint
+from greeter.core.proxy_protocol import PROXY_VERSIONS, ProxyVersion
+from greeter.core.replies import Until
+from greeter.errors import ConfigError
+
+TIMEOUT = 10.0  # seconds
+CONNECT_TIMEOUT = 5.0  # seconds
+MAX_BYTES = 64 * 1024
+
+Target: TypeAlias = str | int | Endpoint | None
+TLS: TypeAlias = ssl_module.SSLContext | bool | None
+
+# Parsing a target costs a tenth of a greet(), and most callers use few targets. Typed: True must not hit 1.
+_cached_target = functools.lru_cache(maxsize=256, typed=True)(Endpoint.target)
+
+
+class Exchange(NamedTuple):
+    """What is said on a connection, and its limits. See ``greet()``."""
+
+    ssl: TLS
+    timeout: float
+    connect_timeout: float
+    max_bytes: int
+    until: Until
+    send: bytes
+    expect: bytes | None
+    proxy_protocol: ProxyVersion | None
+
+
+def destination(
+    target: Target, port: int | str | None = None, path: str | None = None, sock: socket.socket | None = None
+) -> Endpoint:
+    """Return the endpoint that the arguments of ``greet()`` stand for.
+
+    Raises:
+        ConfigError: They contradict each other, or one is malformed or has the wrong type.
+    """
+    if path is None and sock is None:
+        try:
+            return _cached_target(target, port)
+        except TypeError:  # unhashable: not a target either, and target() says so
+            return Endpoint.target(target, port)
+    if path is not None and sock is not None:
+        raise ConfigError("give one of path and sock")
+    if target != DEFAULT_HOST or port is not None:
+        raise ConfigError(f"{'path' if sock is None else 'sock'} cannot be combined with a target or a port")
+    if sock is None:
+        if not isinstance(path, str):
+            raise ConfigError(f"path must be a string, not {type(path).__name__}")
+        return Endpoint.unix(path)
+    if not isinstance(sock, socket.socket):
+        raise ConfigError(f"sock must be a socket, not {type(sock).__name__}")
+    return Endpoint.inherited(sock.fileno())
+
+
+def check_exchange(
+    ssl: TLS,
+    timeout: float,
+    connect_timeout: float,
+    max_bytes: int,
+    until: str | Until,
+    send: object,
+    expect: object,
+    proxy_protocol: object,
+) -> Exchange:
+    """Return the Exchange of these arguments.
+
+    Raises:
+        ConfigError: One has the wrong type or is out of range.
+    """
+    if ssl is not None and not isinstance(ssl, bool | ssl_module.SSLContext):
+        raise ConfigError(f"ssl must be True or an SSLContext, not {type(ssl).__name__}")
+    check_seconds("timeout", timeout)
+    check_seconds("connect_timeout", connect_timeout)
+    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
+        raise ConfigError(f"max_bytes must be an integer of at least 1, not {max_bytes!r}")
+    if send is not None and not isinstance(send, bytes | bytearray | memoryview):
+        raise ConfigError(f"send must be bytes, not {type(send).__name__}")
+    if expect is not None and (not isinstance(expect, str | bytes) or not expect):
+        raise ConfigError(f"expect must be a non-empty string or bytes, not {expect!r}")
+    if proxy_protocol is not None and proxy_protocol not in PROXY_VERSIONS:
+        raise ConfigError(f"proxy_protocol must be 'v1' or 'v2', not {proxy_protocol!r}")
+    return Exchange(
+        ssl,
+        timeout,
+        connect_timeout,
+        max_bytes,
+        Until.parse(until),
+        bytes(send) if send else b"",
+        expect.encode(errors="surrogateescape") if isinstance(expect, str) else expect,
+        proxy_protocol,
+    )
+
+
+def check_seconds(name: str, seconds: object, *, zero: bool = False) -> None:
+    """Raise ConfigError if ``seconds`` is not a positive number, or 0 where ``zero`` allows it."""
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not (seconds >= 0 if zero else seconds > 0):  # type: ignore[operator]  # it is a number
+        kind = "number of seconds, 0 or more" if zero else "positive number of seconds"
+        raise ConfigError(f"{name} must be a {kind}, not {seconds!r}")
+
+
+def name_to_verify(target: Endpoint, ssl: TLS, server_hostname: str | None) -> str | None:
+    """Return the name that the server's certificate must have; None without TLS.
+
+    It has neither the dot that ends an absolute name (RFC 6066 3) nor the scope of an IPv6 address.
+
+    Raises:
+        ConfigError: ``server_hostname`` has the wrong type or is given without TLS, or TLS must verify a host
+            name and the target has none.
+    """
+    if server_hostname is not None and not isinstance(server_hostname, str):
+        raise ConfigError(f"server_hostname must be a string, not {type(server_hostname).__name__}")
+    if not ssl:
+        if server_hostname is not None:
+            raise ConfigError(f"server_hostname {server_hostname!r} requires ssl")
+        return None
+    if server_hostname is None and target.kind != "tcp":
+        if ssl is True or ssl.check_hostname:
+            raise ConfigError(f"TLS to {target} needs server_hostname, the name to verify")
+        return ""
+    name = (target.host or "localhost") if server_hostname is None else server_hostname
+    return name.partition("%")[0].removesuffix(".")
