@@ -25,8 +25,6 @@ from greeter.system import interrupt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from greeter.core.replies import Reply
-
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -88,12 +86,13 @@ GREET_EPILOG = """
 \b
 Examples:
   greeter greet 127.0.0.1:9999 --wait 10
-  greeter greet mail.example:25 --until reply --json
+  greeter greet mail.example:25 --until reply --expect '220 ' --json
+  greeter greet --until line --targets hosts.txt --limit 500
 
 \b
 Exit codes:
   0    greeted
-  1    not greeted
+  1    not greeted, or not as expected
   2    usage error
   130  interrupted
 """
@@ -105,50 +104,18 @@ Exit codes:
 def greet(ctx: click.Context, /, **_: object) -> int:
     """Connect to TARGET (default 127.0.0.1:9999), print its greeting and close; usable as a health check.
 
-    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name.
+    With several targets, a line or a JSON object is printed for each as it ends.
 
-    Each option except --tls-cert and --tls-key is also an environment variable (GREETER_TIMEOUT for
-    --timeout).
+    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name. A DURATION is written
+    as 500ms, 10s or 2m; a bare number is in seconds.
+
+    Each option except --proxy-protocol, --tls-cert and --tls-key is also an environment variable
+    (GREETER_TIMEOUT for --timeout).
     """
-    from greeter.client import oneshot
-    from greeter.core.escapes import printable
-    from greeter.system import loops
-    from greeter.system.tls import client_context
+    from greeter.cli.greetcommand import run_greet
 
     options = parse_options(GreetOptions, ctx)
-    for name in ("tls_ca", "tls_cert", "tls_key", "server_name"):
-        if getattr(options, name) and not options.tls:
-            raise ConfigError(f"{spell(ctx, name)} needs --tls")
-    if options.tls_key and not options.tls_cert:
-        raise ConfigError("--tls-key needs --tls-cert")
-    context = None
-    if options.tls:
-        context = client_context(options.tls_ca, options.tls_cert, options.tls_key)
-    reply = loops.run(
-        oneshot.greet(
-            options.target,
-            wait=options.wait,
-            timeout=options.timeout,
-            connect_timeout=options.connect_timeout,
-            max_bytes=options.max_bytes,
-            until=options.until,
-            ssl=context,
-            server_hostname=options.server_name,
-        ),
-        "asyncio",  # loads faster than uvloop
-    )
-    if not reply.data:
-        _print_error(f"{reply.target}: closed without a greeting")
-        return 1
-    if options.json:
-        click.echo(_as_json(reply))
-    elif options.raw:
-        click.echo(reply.data, nl=False)
-    else:
-        click.echo(printable(reply.text).removesuffix("\n"))
-    if reply.reset:
-        _print_error(f"{reply.target}: connection reset after the greeting")
-    return 0
+    return run_greet(options, click.echo, _print_error, lambda field: spell(ctx, field))
 
 
 LOAD_EPILOG = """
@@ -228,23 +195,6 @@ def demo(ctx: click.Context, /, **_: object) -> int:
 
     options = parse_options(DemoOptions, ctx)
     return run_demo(click.echo, clients=options.clients, loop=options.loop)
-
-
-def _as_json(reply: Reply) -> str:
-    import json
-
-    first_byte = reply.first_byte_time
-    return json.dumps(
-        {
-            "target": reply.target,
-            "greeting": str(reply),
-            "size_bytes": len(reply.data),
-            "connect_us": round(reply.connect_time * 1e6),
-            "first_byte_us": None if first_byte is None else round(first_byte * 1e6),
-            "total_us": round(reply.total_time * 1e6),
-            "reset": reply.reset,
-        }
-    )
 
 
 def _print_error(line: str) -> None:

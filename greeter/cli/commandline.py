@@ -167,10 +167,11 @@ _RANK |= {ParameterSource.COMMANDLINE: 3, ParameterSource.ENVIRONMENT: 2, Parame
 def _parameter(field: dataclasses.Field[Any], prefix: str) -> Decorator:
     meta = field.metadata[METADATA_KEY]
     if meta["argument"]:
+        kind, metavar = meta["type"], meta["metavar"]
         if meta["multiple"]:
-            kind = meta["type"]
-            return click.argument(field.name, type=kind, nargs=-1, required=True, metavar="RUN.json...")
-        return click.argument(field.name, type=meta["type"], default=str(field.default), metavar="[TARGET]")
+            required = not metavar.startswith("[")
+            return click.argument(field.name, type=kind, nargs=-1, required=required, metavar=metavar)
+        return click.argument(field.name, type=kind, default=str(field.default), metavar=metavar)
     flag = _flag(field.name)
     if isinstance(field.default, bool):
         # A flag that is on by default also gets --no-FLAG.

@@ -35,6 +35,7 @@ from greeter.config.values import (
     SECONDS,
     STAGE,
     TEMPLATE,
+    TEXT,
     UNTIL,
     WORKERS,
 )
@@ -60,6 +61,7 @@ def option(
     default_text: str = "",
     many: bool = False,
     argument: bool = False,
+    metavar: str = "",
     exclusive_group: str = "",
     short: str = "",
     env: bool = True,
@@ -74,6 +76,7 @@ def option(
         default_text: The default as ``--help`` shows it, if it differs from the value.
         many: True if it may be repeated.
         argument: True if it is a positional argument.
+        metavar: How the help shows the argument, in brackets if it is optional.
         exclusive_group: The name of a group of options, of which one source may give only one.
         short: The short flag, such as ``-c``.
         env: True if it has an environment variable.
@@ -82,7 +85,13 @@ def option(
         The field, with these arguments in its metadata.
     """
     meta = {"help": help, "type": type, "group": group, "default_text": default_text, "multiple": many}
-    meta |= {"argument": argument, "exclusive_group": exclusive_group, "short": short, "env": env}
+    meta |= {
+        "argument": argument,
+        "metavar": metavar,
+        "exclusive_group": exclusive_group,
+        "short": short,
+        "env": env,
+    }
     return dataclasses.field(default=default, metadata={METADATA_KEY: meta})
 
 
@@ -218,6 +227,10 @@ class ServeOptions:
 TIMEOUT_HELP = "Time for the whole greeting, connecting included."
 CONNECT_TIMEOUT_HELP = "Time for connecting; included in --timeout."
 MAX_BYTES_HELP = "Longest greeting to accept, in bytes."
+UNTIL_HELP = "What ends it: eof, line, reply, text:TEXT, bytes:N or idle:DURATION."
+SEND_HELP = "What to send first; \\r \\n \\t \\xNN are escapes."
+EXPECT_HELP = "Text that a greeting must contain."
+PROXY_PROTOCOL_HELP = "Send a PROXY header of this version first."
 CLIENT_TLS = (False, "Use TLS, and verify the server's certificate.")
 CLIENT_TLS_CA = (None, "Trust the authorities in this PEM file, not the system's.", FILE_NAME)
 CLIENT_TLS_CERT = (None, "Present the client certificate in this PEM file.", FILE_NAME)
@@ -232,6 +245,7 @@ CSV_HELP = "Write the timeline to this CSV file."
 HDR_HELP = "Write the histograms to this HdrHistogram log (.hlog)."
 
 # Further groups of ``greet --help`` and ``load --help``.
+TARGETS = "Several targets"
 OUTPUT = "Output"
 LOAD = "Load"
 JUDGEMENT = "Judgement"
@@ -241,15 +255,20 @@ JUDGEMENT = "Judgement"
 class GreetOptions:
     """The options of ``greeter greet``."""
 
-    target: Endpoint = option(Endpoint.parse(DEFAULT_ENDPOINT), "", ENDPOINT, argument=True)
+    target: tuple[Endpoint, ...] = option((), "", ENDPOINT, many=True, argument=True, metavar="[TARGET]...")
+    targets: str | None = option(
+        None, "Greet the targets in this file too, one a line; - is stdin.", FILE_NAME, group=TARGETS
+    )
+    limit: int = option(100, "Connections at a time, with several targets.", COUNT, group=TARGETS)
     timeout: float = option(10.0, TIMEOUT_HELP, POSITIVE_SECONDS, group=GREETING)
     connect_timeout: float = option(5.0, CONNECT_TIMEOUT_HELP, POSITIVE_SECONDS, group=GREETING)
     wait: float = option(0.0, "How long to retry until the service is up.", SECONDS, group=GREETING)
-    until: Literal["eof", "line", "reply"] = option(
-        "eof",
-        "What ends a greeting: end of stream, a line, an SMTP or FTP reply.",
-        click.Choice(["eof", "line", "reply"]),
-        group=GREETING,
+    until: str = option("eof", UNTIL_HELP, UNTIL, group=GREETING)
+    send: bytes | None = option(None, SEND_HELP, ESCAPED, group=GREETING)
+    expect: str | None = option(None, EXPECT_HELP, TEXT, group=GREETING)
+    # Not in the environment: the variable of this name is an option of serve.
+    proxy_protocol: Literal["v1", "v2"] | None = option(
+        None, PROXY_PROTOCOL_HELP, click.Choice(["v1", "v2"]), group=GREETING, env=False
     )
     max_bytes: int = option(65536, MAX_BYTES_HELP, COUNT, group=GREETING)
     tls: bool = option(*CLIENT_TLS, group=TLS)
@@ -260,7 +279,7 @@ class GreetOptions:
     server_name: str | None = option(*SERVER_NAME, group=TLS)
     json: bool = option(
         False,
-        "Print a JSON object: the greeting, and times in microseconds.",
+        "Print a JSON object a target: the greeting, times in microseconds.",
         group=OUTPUT,
         exclusive_group="form",
     )
@@ -276,7 +295,9 @@ class GreetOptions:
 class LoadOptions:
     """The options of ``greeter load``."""
 
-    target: Endpoint = option(Endpoint.parse(DEFAULT_ENDPOINT), "", ENDPOINT, argument=True)
+    target: Endpoint = option(
+        Endpoint.parse(DEFAULT_ENDPOINT), "", ENDPOINT, argument=True, metavar="[TARGET]"
+    )
     connections: int | None = option(
         None,
         "Maximum number of open connections.",
@@ -356,7 +377,7 @@ class LoadOptions:
 class ReportOptions:
     """The options of ``greeter report``."""
 
-    runs: tuple[Path, ...] = option((), "", FILE, many=True, argument=True)
+    runs: tuple[Path, ...] = option((), "", FILE, many=True, argument=True, metavar="RUN.json...")
     merge: bool = option(False, "Merge the files: parts of one run, by several generators.")
     tolerance: float | None = option(None, TOLERANCE_HELP, PERCENT, default_text="10")
     html: Path | None = option(None, HTML_HELP, FILE)

@@ -8,7 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-import math
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,12 +75,13 @@ def endpoint(text: str) -> Endpoint:
 
 
 def seconds(text: str) -> float:
+    """Parse a number of seconds, or a duration with units such as ``500ms`` or ``1m30s``."""
     try:
         value = float(text)
     except ValueError:
-        value = math.nan
+        value = parse_duration(text)
     if not 0 <= value <= 1e8:
-        raise ConfigError(f"{text!r} is not a number of seconds")
+        raise ConfigError(f"{text!r} is not a duration, as in 500ms, 10s or 2m")
     return value
 
 
@@ -119,11 +119,6 @@ def mode(text: str) -> int:
     return int(text, 8)
 
 
-def duration(text: str) -> float:
-    """Parse a duration such as ``500ms``, ``10s`` or ``2m`` to seconds."""
-    return parse_duration(text)
-
-
 def quantity(text: str) -> int:
     """Parse a count such as ``10k``."""
     from greeter.loadtest.plan.units import parse_count
@@ -157,6 +152,12 @@ def escaped(text: str) -> bytes:
     return unescape(text)
 
 
+def nonempty(text: str) -> str:
+    if not text:
+        raise ConfigError("must not be empty")
+    return text
+
+
 def percent(text: str) -> float:
     """Parse a percentage such as ``25`` or ``25%``."""
     from greeter.loadtest.plan.units import parse_percent
@@ -172,8 +173,8 @@ def stage(text: str) -> Any:
 
 
 ENDPOINT = ParsedType("endpoint", endpoint)
-SECONDS = ParsedType("seconds", seconds, number=True)
-POSITIVE_SECONDS = ParsedType("seconds", positive_seconds, number=True)
+SECONDS = ParsedType("duration", seconds, number=True)
+POSITIVE_SECONDS = ParsedType("duration", positive_seconds, number=True)
 COUNT = ParsedType("n", count, number=True)
 TEMPLATE = ParsedType("text", template)
 RATE = ParsedType("rate", rate, number=True)
@@ -181,7 +182,7 @@ NETWORK = ParsedType("cidr", network)
 # Not as a number: TOML parses 0o660 to 432, and the number 660 is another mode.
 MODE = ParsedType("mode", mode, hint='put its octal digits in quotes, as in "660"')
 WORKERS = ParsedType("n", lambda text: text if text == "auto" else count(text), number=True)
-DURATION = ParsedType("duration", duration, number=True)
+DURATION = SECONDS
 QUANTITY = ParsedType("n", quantity, number=True)
 PER_SECOND = ParsedType("rate", per_second, number=True)
 STAGE = ParsedType("dur:rate", stage)
@@ -190,6 +191,7 @@ ESCAPED = ParsedType("bytes", escaped)
 LIMIT = ParsedType("expr", limit)
 PERCENT = ParsedType("pct", percent, number=True)
 APP = ParsedType("module:name", str)
+TEXT = ParsedType("text", nonempty)
 HOST_NAME = ParsedType("name", host_name)
 FILE = FilePath(path_type=Path)
 FILE_NAME = FilePath()  # as text

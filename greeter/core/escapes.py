@@ -16,8 +16,8 @@ from greeter.errors import ConfigError
 
 _BYTES = {b"r": b"\r", b"n": b"\n", b"t": b"\t", b"\\": b"\\"}
 _ESCAPE = re.compile(rb"\\(?:([rnt\\])|x([0-9A-Fa-f]{2})|(x?.?))", re.DOTALL)
-# Control characters that text does not have: all but tab, the line ends, and ESC, which starts a colour.
-_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]")
+# Control characters that text does not have, as file(1) has it: not BEL, BS, TAB, LF, VT, FF, CR and ESC.
+_CONTROL = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 def unescape(text: str) -> bytes:
@@ -79,7 +79,7 @@ def is_utf8(data: bytes) -> bool:
 def is_binary(data: bytes) -> bool:
     """Return True if ``data`` is no text in any encoding that extends ASCII.
 
-    It has a NUL, or is not UTF-8 and has a control character other than tab, a line end and ESC.
+    It has a NUL, or is not UTF-8 and has a control character that text does not have.
     """
     return b"\0" in data or (_CONTROL.search(data) is not None and not is_utf8(data))
 

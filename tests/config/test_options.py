@@ -12,8 +12,9 @@ import click
 import pytest
 
 from greeter import Endpoint
+from greeter.cli.cli import cli
 from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, ServeOptions
-from greeter.config.values import ParsedType
+from greeter.config.values import ESCAPED, ParsedType
 from greeter.loadtest import parse_stage
 from tests.cli.test_commandline import read
 
@@ -49,10 +50,11 @@ def sample(field: dataclasses.Field[Any]) -> tuple[str, Any]:
         return str(choice), choice
     if isinstance(kind, click.Path):
         return "a file", "a file" if kind.type is None else Path("a file")
+    if kind is ESCAPED:
+        return r"hi\r\n", b"hi\r\n"
     if isinstance(kind, ParsedType):
         return {
             "endpoint": ("[::1]:80", Endpoint.tcp("::1", 80)),
-            "seconds": ("1.5", 1.5),
             "n": ("7", 7),
             "text": ("hi $host", "hi $host"),
             "until": ("text:ready", "text:ready"),
@@ -61,6 +63,7 @@ def sample(field: dataclasses.Field[Any]) -> tuple[str, Any]:
             "cidr": ("192.0.2.0/24", "192.0.2.0/24"),
             "mode": ("640", 0o640),
             "duration": ("1500ms", 1.5),
+            "until": ("idle:2s", "idle:2s"),
             "dur:rate": ("10s:500", parse_stage("10s:500")),
             "expr": ("errors:rate<0.1%", "errors:rate<0.1%"),
             "pct": ("25%", 25.0),
@@ -105,7 +108,7 @@ def test_from_the_environment(
     text, value = sample(field)
     many = field.metadata["greeter"]["multiple"]
     monkeypatch.setenv(f"GREETER_{field.name.upper()}", f"{text} {text}" if many else text)
-    # greet does not take the certificate variables of serve.
+    # greet does not take the variables of serve.
     given = {field.name: (value, value) if many else value} if field.metadata["greeter"]["env"] else {}
     assert read(cls) == cls(**given)
 
@@ -125,6 +128,20 @@ def test_from_the_file(cls: type[Any], field: dataclasses.Field[Any], dash: str,
         assert read(cls) == cls()
 
 
-@pytest.mark.parametrize("cls", [GreetOptions, LoadOptions])
-def test_a_target_is_an_endpoint(cls: type[Any]) -> None:
-    assert read(cls, "unix:/run/x").target == Endpoint.unix("/run/x")
+def test_a_target_is_an_endpoint() -> None:
+    assert read(LoadOptions, "unix:/run/x").target == Endpoint.unix("/run/x")
+    assert read(GreetOptions).target == ()
+    two = Endpoint.unix("/run/x"), Endpoint.tcp("::1", 25)
+    assert read(GreetOptions, "unix:/run/x", "[::1]:25").target == two
+
+
+def test_no_variable_has_two_meanings() -> None:
+    """A shell has one environment for all commands, and a health check that of the service beside it."""
+    meanings: dict[str, set[tuple[str, str]]] = {}
+    for command in cli.commands.values():
+        for param in command.params:
+            if isinstance(param, click.Option) and param.envvar:
+                assert isinstance(param.envvar, str)
+                meanings.setdefault(param.envvar, set()).add((str(param.help), param.type.name))
+    assert len(meanings) > 60
+    assert {name: found for name, found in meanings.items() if len(found) > 1} == {}

@@ -27,6 +27,7 @@ from greeter.errors import (
     NoGreeting,
     ProxyProtocolError,
     ReplyTooLarge,
+    UnexpectedGreeting,
     os_error_text,
 )
 
@@ -54,7 +55,16 @@ ONE_OF_EACH: list[tuple[GreeterError, str]] = [
     (GreetTimeout("x:1", "first byte", 0.5), "x:1: connected, but no greeting within 0.5 s"),
     (
         GreetTimeout("x:1", "end", 10, b"220"),
-        "x:1: the greeting did not end (3 bytes received) within 10 s",
+        "x:1: '220' came, but no end of the greeting within 10 s",
+    ),
+    (GreetTimeout("x:1", "handshake", 5.0), "x:1: connected, but no TLS handshake within 5 s"),
+    (
+        UnexpectedGreeting("x:1", b"220", b"421 b\xc3\xbcsy \xff\x1b\r\n"),
+        "x:1: the greeting '421 büsy \\\\xff\\x1b' does not contain '220'",
+    ),
+    (
+        UnexpectedGreeting("x:1", b"220", b"x" * 200),
+        f"x:1: the greeting '{'x' * 80}'... (200 bytes) does not contain '220'",
     ),
     (GreetReset("x:1"), "x:1: connection reset before the greeting"),
     (GreetReset("x:1", b"220-a\n"), "x:1: connection reset before the greeting ended"),
@@ -72,6 +82,7 @@ BUILT_INS = {
     GreetReset: ConnectionResetError,
     NoGreeting: ConnectionError,
     ReplyTooLarge: ValueError,
+    UnexpectedGreeting: ValueError,
 }
 
 

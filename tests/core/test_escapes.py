@@ -89,7 +89,8 @@ def test_printable_text_has_only_characters_that_are_shown(text: str) -> None:
         (b"a\0b", True),
         (b"J\0\0\0\x0a5.5.5-10.11.6-MariaDB", True),
         (b"\xff\xfd\x18\xff\xfd\x20", True),  # telnet
-        (b"bell\x07", False),
+        (b"bell\x07 \xff", False),
+        (b"\x01", False),
     ],
 )
 def test_is_binary(data: bytes, binary: bool) -> None:
