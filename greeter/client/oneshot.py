@@ -319,8 +319,9 @@ async def exchange_once(
     with connect_errors(target, limit) as progress:
         async with asyncio.timeout(limit):
             connected = await connect(target, sock, exchange.proxy_protocol, tls=bool(exchange.ssl))
-            progress.phase = "handshake"
-            if not exchange.ssl:
+            if exchange.ssl:
+                progress.phase = "handshake"
+            else:
                 protocol.use(*connected)
             await loop.create_connection(
                 lambda: protocol, sock=connected.sock, ssl=exchange.ssl, server_hostname=name

@@ -107,7 +107,7 @@ async def open_connection(
     with connect_errors(where, limit) as progress:
         async with asyncio.timeout(limit):
             sock, lost = await connect(where, sock, proxy_protocol, tls=bool(ssl))
-            progress.phase = "handshake"
+            progress.phase = "handshake" if ssl else "connect"
             # The first byte is read separately, so a buffer above this limit means a line above max_bytes.
             reader, writer = await asyncio.open_connection(
                 sock=sock, limit=max(max_bytes - 1, 1), ssl=ssl, server_hostname=name

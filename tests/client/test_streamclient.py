@@ -311,7 +311,7 @@ async def test_no_connection_within_the_deadline(limits: dict[str, Any]) -> None
     ],
 )
 async def test_a_server_that_stops_sending(raw_server: RawServer, data: bytes, phase: str) -> None:
-    task, server = await begin(raw_server, until="reply", timeout=0.1)
+    task, server = await begin(raw_server, until="reply", timeout=0.3)
     server.sendall(data)
     with pytest.raises(GreetTimeout) as caught:
         await task
