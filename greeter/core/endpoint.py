@@ -66,6 +66,15 @@ class Endpoint:
     fd: int = -1
     name: str = ""
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("tcp", "unix", "fd"):
+            kind = f"must be 'tcp', 'unix' or 'fd', not {self.kind!r}"
+            raise ConfigError(f"the kind of an endpoint {kind}; Endpoint.parse() reads text")
+        _check_type("host", self.host, str)
+        _check_type("port", self.port, int, str)
+        _check_type("path", self.path, str)
+        _check_type("fd", self.fd, int)
+
     @classmethod
     def parse(cls, text: str) -> Endpoint:
         """Parse the text of an endpoint.
@@ -79,6 +88,7 @@ class Endpoint:
         Raises:
             ConfigError: The text is malformed. The message quotes it.
         """
+        _check_type("text", text, str)
         return _named(text, _parse, text)
 
     @classmethod
@@ -93,6 +103,9 @@ class Endpoint:
         Raises:
             ConfigError: The host or the port is malformed.
         """
+        if host is not None:
+            _check_type("host", host, str, int)
+        _check_type("port", port, int, str)
         return _named(f"{host}:{port}", _tcp, host, port)
 
     @classmethod
@@ -105,6 +118,7 @@ class Endpoint:
         Raises:
             ConfigError: The path is empty, too long, or cannot be encoded.
         """
+        _check_type("path", path, str)
         return _named(f"unix:{path}", _unix, path)
 
     @classmethod
@@ -117,6 +131,7 @@ class Endpoint:
         Raises:
             ConfigError: ``fd`` is neither.
         """
+        _check_type("fd", fd, int, str)
         return _named(f"fd:{fd}", _inherited, fd)
 
     @classmethod
@@ -202,6 +217,12 @@ def _is_host(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _check_type(name: str, value: object, *types: type) -> None:
+    if not isinstance(value, types) or isinstance(value, bool):
+        wanted = " or ".join("an integer" if kind is int else "a string" for kind in types)
+        raise ConfigError(f"the {name} of an endpoint must be {wanted}, not {value!r}")
 
 
 def _named(text: str, read: Callable[..., Endpoint], *parts: object) -> Endpoint:

@@ -330,3 +330,52 @@ def test_invalid_host_names(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         host_name(text)
     assert str(caught.value) == f"{text!r} is not a host name"
+
+
+KIND = "the kind of an endpoint must be 'tcp', 'unix' or 'fd', not {}; Endpoint.parse() reads text"
+ANY: Any = Endpoint  # as a caller without a type checker has it
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: ANY(9871), KIND.format("9871")),
+        (lambda: ANY("h:1"), KIND.format("'h:1'")),
+        (lambda: ANY([]), KIND.format("[]")),
+        (lambda: ANY("tcp", host=1), "the host of an endpoint must be a string, not 1"),
+        (
+            lambda: ANY("tcp", port=True),
+            "the port of an endpoint must be an integer or a string, not True",
+        ),
+        (lambda: ANY("unix", path=b"/x"), "the path of an endpoint must be a string, not b'/x'"),
+        (lambda: ANY("fd", fd="3"), "the fd of an endpoint must be an integer, not '3'"),
+        (lambda: ANY.parse(9871), "the text of an endpoint must be a string, not 9871"),
+        (lambda: ANY.parse(None), "the text of an endpoint must be a string, not None"),
+        (lambda: ANY.tcp(b"h"), "the host of an endpoint must be a string or an integer, not b'h'"),
+        (lambda: ANY.tcp("h", None), "the port of an endpoint must be an integer or a string, not None"),
+        (lambda: ANY.tcp("h", 1.5), "the port of an endpoint must be an integer or a string, not 1.5"),
+        (lambda: ANY.unix(None), "the path of an endpoint must be a string, not None"),
+        (lambda: ANY.inherited(None), "the fd of an endpoint must be an integer or a string, not None"),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_rejected(make: Any, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value) == why
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("tcp://127.0.0.1:9999", "127.0.0.1:9999"),
+        ("http://localhost:9999/", "localhost:9999"),
+        ("HTTP://user:word@h:1/p?q#f", "h:1"),
+        ("https://[::1]:443", "[::1]:443"),
+        ("smtp://mail.example", "mail.example:PORT"),
+    ],
+)
+def test_a_url_is_rejected_with_the_form_that_is_meant(text: str, form: str) -> None:
+    for read in (Endpoint.parse, Endpoint.target):
+        with pytest.raises(ConfigError) as caught:
+            read(text)
+        assert str(caught.value) == f"endpoint {text!r} is a URL; write {form}"
