@@ -332,15 +332,11 @@ class LoadOptions:
     )
     timeout: float = option(10.0, TIMEOUT_HELP, DURATION, group=GREETING)
     connect_timeout: float = option(5.0, CONNECT_TIMEOUT_HELP, DURATION, group=GREETING)
-    until: str = option(
-        "eof", "What ends it: eof, line, reply, text:TEXT, bytes:N or idle:DURATION.", UNTIL, group=GREETING
-    )
-    send: bytes | None = option(
-        None, "What to send first; \\r \\n \\t \\xNN are escapes.", ESCAPED, group=GREETING
-    )
-    expect: str | None = option(None, "Text that a greeting must contain.", str, group=GREETING)
+    until: str = option("eof", UNTIL_HELP, UNTIL, group=GREETING)
+    send: bytes | None = option(None, SEND_HELP, ESCAPED, group=GREETING)
+    expect: str | None = option(None, EXPECT_HELP, TEXT, group=GREETING)
     proxy_protocol: Literal["v1", "v2"] | None = option(
-        None, "Send a PROXY header of this version first.", click.Choice(["v1", "v2"]), group=GREETING
+        None, PROXY_PROTOCOL_HELP, click.Choice(["v1", "v2"]), group=GREETING
     )
     max_bytes: int = option(65536, MAX_BYTES_HELP, COUNT, group=GREETING)
     tls: bool = option(*CLIENT_TLS, group=TLS)

@@ -14,7 +14,7 @@ import pytest
 from greeter import Endpoint
 from greeter.cli.cli import cli
 from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, ServeOptions
-from greeter.config.values import ESCAPED, ParsedType
+from greeter.config.values import ParsedType
 from greeter.loadtest import parse_stage
 from tests.cli.test_commandline import read
 
@@ -50,8 +50,6 @@ def sample(field: dataclasses.Field[Any]) -> tuple[str, Any]:
         return str(choice), choice
     if isinstance(kind, click.Path):
         return "a file", "a file" if kind.type is None else Path("a file")
-    if kind is ESCAPED:
-        return r"hi\r\n", b"hi\r\n"
     if isinstance(kind, ParsedType):
         return {
             "endpoint": ("[::1]:80", Endpoint.tcp("::1", 80)),
@@ -63,7 +61,6 @@ def sample(field: dataclasses.Field[Any]) -> tuple[str, Any]:
             "cidr": ("192.0.2.0/24", "192.0.2.0/24"),
             "mode": ("640", 0o640),
             "duration": ("1500ms", 1.5),
-            "until": ("idle:2s", "idle:2s"),
             "dur:rate": ("10s:500", parse_stage("10s:500")),
             "expr": ("errors:rate<0.1%", "errors:rate<0.1%"),
             "pct": ("25%", 25.0),
