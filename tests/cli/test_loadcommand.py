@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -19,7 +21,14 @@ import pytest
 from greeter.system.signals import SAME_REQUEST_SECONDS
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
 from tests.loadtest.report.test_report import metrics, report
-from tests.support.loadtest_peers import GREETING, greet, never_accepting, refused_endpoint, serving
+from tests.support.loadtest_peers import (
+    GREETING,
+    greet,
+    greet_and_stay,
+    never_accepting,
+    refused_endpoint,
+    serving,
+)
 from tests.support.service_peers import children
 
 if TYPE_CHECKING:
@@ -53,6 +62,80 @@ async def test_a_run_and_its_files(tmp_path: Path) -> None:
         code, out, err = await run_greeter("report", str(run), "--html", str(page))
         assert (code, err) == (0, "")
         assert page.read_text().lower().startswith("<!doctype html>")
+
+
+async def test_a_report_goes_through_a_pipe(tmp_path: Path) -> None:
+    pytest.importorskip("jsonschema")
+    run, timeline = tmp_path / "run.json", tmp_path / "run.csv"
+    async with serving(greet) as target:
+        code, out, err = await run_greeter("load", target, *SHORT, "--json", "-")
+    assert (code, json.loads(out)["connections"]["greeted"]) == (0, 200)
+    assert "All 200 clients were greeted" in err.splitlines()[-1]
+    run.write_text(out)
+    command = f"{sys.executable} -m greeter report - --csv {timeline} --json /dev/stdout < {run}"
+    process = await asyncio.create_subprocess_shell(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    again, errors = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert process.returncode == 0
+    assert json.loads(again) == json.loads(out)
+    assert errors.decode() == err
+    assert timeline.read_text().startswith("t_s,")
+    code, _, err = await run_greeter("report", "-", "-")
+    assert (code, err) == (2, "greeter: standard input (-) can be read only once\n")
+
+
+async def test_a_service_that_refuses_in_words_is_named() -> None:
+    number = itertools.count()
+
+    async def mostly_busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"421 too many connections\r\n" if next(number) % 4 else b"220 ready\r\n")
+        await reader.read()
+
+    async with serving(mostly_busy) as target:
+        code, out, _ = await run_greeter("load", target, *SHORT, "--until", "line")
+        assert code == 0
+        assert '150 × "421 too many connections", 50 × "220 ready"' in out.splitlines()[-1]
+        limit = ("--expect", "220", "--threshold", "errors:unexpected_greeting<1")
+        code, out, _ = await run_greeter("load", target, *SHORT, "--until", "line", *limit)
+    assert code == 99
+    assert "; 150 failed: unexpected_greeting." in out.splitlines()[-1]
+    assert '150 × "421 too many connections"' in out.splitlines()[-1]
+
+
+async def test_a_service_that_stays_connected_is_named() -> None:
+    async with serving(greet_and_stay) as target:
+        code, out, _ = await run_greeter("load", target, "-n", "3", "--timeout", "200ms", "--quiet")
+    assert code == 1
+    assert "; 3 failed: greeting_timeout." in out.splitlines()[-1]
+    assert out.endswith(" The service stays connected after its greeting: --until line ends it there.\n")
+
+
+@pytest.mark.parametrize(
+    ("limit", "code"),
+    [((), 0), (("--threshold", "errors:rate<1%"), 0), (("--threshold", "response:max<50ms"), 98)],
+)
+async def test_a_stopped_generator_is_not_mistaken_for_a_slow_server(
+    limit: tuple[str, ...], code: int
+) -> None:
+    begun = asyncio.Event()
+
+    async def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.set()
+        await asyncio.sleep(0.01)
+        writer.write(GREETING)
+
+    async with serving(note) as target:
+        options = ("-c", "3", "-z", "1500ms", "--quiet", *limit)
+        async with greeter_process("load", target, *options, ready="") as process:
+            await asyncio.wait_for(begun.wait(), PATIENCE)
+            process.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(0.8)  # how long it is stopped is what is measured
+            process.process.send_signal(signal.SIGCONT)
+            out, _ = await asyncio.wait_for(process.process.communicate(), PATIENCE)
+    assert process.process.returncode == code, out.decode()
+    assert re.search(r"the generator stood still for (0\.[5-9]|[1-9])", out.decode())
+    assert ("The machine of the generator was busy" in out.decode()) == (code == 98)
 
 
 async def test_many_connections_are_held_open_and_a_raised_limit_is_noted() -> None:
@@ -228,7 +311,7 @@ async def test_a_report_that_cannot_be_written_is_one_error_line(
     pytest.importorskip("jsonschema")
     pytest.importorskip("plotly")
     run, page = tmp_path / "run.json", tmp_path / "page.html"
-    await run_greeter("load", "127.0.0.1:1", *SHORT, "--json", str(run))
+    await run_greeter("load", "127.0.0.1:1", "-n", "5", "--quiet", "--json", str(run))
     good = json.loads(run.read_text())
     for values, words in (
         ({"a": 1}, "is not a load test report: it has no schema"),
@@ -258,9 +341,9 @@ async def test_a_report_that_cannot_be_written_is_one_error_line(
 
 
 async def test_a_target_without_a_listener_is_not_greeted() -> None:
-    code, out, err = await run_greeter("load", "127.0.0.1:1", *SHORT)
+    code, out, err = await run_greeter("load", "127.0.0.1:1", "-n", "5", "--quiet")
     assert (code, err) == (1, "")
-    assert out.splitlines()[-1] == "Nothing was greeted; 200 failed: connect_refused (Connection refused)."
+    assert out.splitlines()[-1] == "Nothing was greeted; 5 failed: connect_refused (Connection refused)."
 
 
 async def test_an_unresolvable_name_is_one_error_line() -> None:
