@@ -86,13 +86,13 @@ SVG = """\
 
 SECTIONS = ("thresholds", "rates-title", "heat-title")  # of the report, by the id of their heading
 OTHERS = "section" + "".join(f':not([aria-labelledby="{name}"])' for name in SECTIONS)
-STYLE = f"<style>nav, details, .modebar-container, {OTHERS} {{ display: none !important }}</style>"
+STYLE = f"<style>nav, details, {OTHERS} {{ display: none !important }}</style>"
 # Chromium dumps the document after its scripts have run; these attributes have its size and visible text.
 MEASURE = """<script>
 addEventListener("load", () => setTimeout(() => {
   const { documentElement: root, body } = document;
   root.dataset.height = Math.ceil(body.getBoundingClientRect().bottom);
-  root.dataset.charts = document.querySelectorAll(".chart .main-svg").length;
+  root.dataset.charts = document.querySelectorAll(".chart svg").length;
   root.dataset.text = body.innerText;
 }, 500));
 </script>"""
@@ -241,7 +241,7 @@ def draw_terminal(lines: list[Text], path: Path) -> None:
 def draw_page(report: Path, path: Path, chromium: str) -> None:
     """Write the first sections of a report page as a PNG."""
     page = report.read_text()
-    # The page allows its own scripts only; the copy for the screenshot has one more.
+    # The page allows no script; the copy for the screenshot has one more.
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page, count=1)
     page = page.replace("</head>", STYLE + MEASURE + "</head>", 1)
     copy = report.with_name("page.html")

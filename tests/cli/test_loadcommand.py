@@ -58,7 +58,7 @@ async def test_a_run_and_its_files(tmp_path: Path) -> None:
         old = ("--baseline", str(run), "--tolerance", "100000")
         code, out, _ = await run_greeter("load", server.address, *SHORT, *old)
         assert code == 0
-    if pytest.importorskip("plotly"):
+    if pytest.importorskip("vl_convert"):
         code, out, err = await run_greeter("report", str(run), "--html", str(page))
         assert (code, err) == (0, "")
         assert page.read_text().lower().startswith("<!doctype html>")
@@ -309,7 +309,7 @@ async def test_a_report_that_cannot_be_written_is_one_error_line(
 ) -> None:
     """The exit code is 2, and no partial file is left."""
     pytest.importorskip("jsonschema")
-    pytest.importorskip("plotly")
+    pytest.importorskip("vl_convert")
     run, page = tmp_path / "run.json", tmp_path / "page.html"
     await run_greeter("load", "127.0.0.1:1", "-n", "5", "--quiet", "--json", str(run))
     good = json.loads(run.read_text())
@@ -330,7 +330,7 @@ async def test_a_report_that_cannot_be_written_is_one_error_line(
     nowhere = tmp_path / "nowhere" / "page.html"
     code, _, err = await run_greeter("report", str(run), "--html", str(nowhere))
     assert (code, err) == (2, f"greeter: --html: cannot write {nowhere}: no such file or directory\n")
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['plotly'] = None")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['vl_convert'] = None")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     code, out, err = await run_greeter("report", str(run), "--html", str(page))
     assert (code, out) == (2, ""), "the error precedes the work"
@@ -391,7 +391,7 @@ async def test_a_full_disk_behind_stdout_keeps_the_files(
 
 async def test_text_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
     """A byte of the command line that is not UTF-8, and JSON that contains it."""
-    pytest.importorskip("plotly")
+    pytest.importorskip("vl_convert")
     run, page = tmp_path / "run.json", tmp_path / "page.html"
     expect = os.fsdecode(b"\xff")
     async with serving(greet) as target:

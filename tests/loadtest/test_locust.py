@@ -223,7 +223,7 @@ async def a_script(locusts: LocustProcesses) -> None:
     outputs = [
         word for name in names for word in (f"--greeter-{name}", str(locusts.directory / f"run.{name}"))
     ]
-    if find_spec("plotly") is None or find_spec("jinja2") is None:
+    if find_spec("vl_convert") is None or find_spec("jinja2") is None:
         del outputs[2:4]
     async with serving(greet) as target:
         script = await locusts.start("examples/distributed/run.py", "-H", target, *outputs)
@@ -242,7 +242,7 @@ async def a_script(locusts: LocustProcesses) -> None:
 async def a_worker_dies(locusts: LocustProcesses) -> None:
     async with serving_and_counting(greet) as (target, accepted_clients):
         page = locusts.directory / "run.html"
-        drawn = find_spec("plotly") is not None and find_spec("jinja2") is not None
+        drawn = find_spec("vl_convert") is not None and find_spec("jinja2") is not None
         options = ("-H", target, "-t", "3s", "--greeter-rate", "100")
         master = await locusts.master(*options, *(("--greeter-html", str(page)) if drawn else ()))
         workers = [await locusts.worker() for _ in range(2)]

@@ -2,16 +2,15 @@
 
 Invariants:
 
-- The file is self-contained and needs no network. Its content security policy forbids requests, and scripts
-  other than the two in the page.
-- All external text is escaped by the template engine, including the data of the charts.
+- The file is self-contained and needs neither network nor scripts. Its content security policy forbids both.
+- All external text is escaped: by the template engine, in charts by Vega.
+- What a reader asks first comes first: the verdict, the figures, thresholds, errors. Facts about the
+  generator and the machine are folded.
 """
 
 from __future__ import annotations
 
 import re
-from base64 import b64encode
-from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,13 @@ from greeter.loadtest.generator.kernel import COUNTERS
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import STATS
 from greeter.loadtest.plan.units import latency, number, seconds
-from greeter.loadtest.report import verdict
-from greeter.loadtest.report.charts import PHASES, charts
+from greeter.loadtest.report import vega, verdict
+from greeter.loadtest.report.charts import charts
+from greeter.loadtest.report.percentiles import METRICS, equal_metrics
+from greeter.loadtest.report.vega import NARROW, WIDE, draw
 
 if TYPE_CHECKING:
+    from greeter.loadtest.report.chart import Chart
     from greeter.loadtest.report.report import LoadReport
 
 # The label of each exit code, and its CSS class.
@@ -39,8 +41,11 @@ _RESULTS = {
 _MAX_CHANGES = 3
 
 
-def packages() -> tuple[Any, Any]:
-    """Import and return the modules ``jinja2`` and ``plotly.offline``.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'"
+
+
+def packages() -> Any:
+    """Import the packages that a page needs, and return the module ``jinja2``.
 
     Call it before a long run whose report is to be written as HTML.
 
@@ -49,35 +54,43 @@ def packages() -> tuple[Any, Any]:
     """
     try:
         import jinja2
-        import plotly.offline  # type: ignore[import-untyped]  # the package has no types
     except ImportError:
         raise MissingExtra("--html", "report") from None
-    return jinja2, plotly.offline
+    vega.package()
+    return jinja2
 
 
-def page(report: LoadReport, baseline: LoadReport | None = None) -> str:
-    """Render the page.
-
-    Args:
-        report: the report. The table of the comparison is that of ``report.against(baseline)``.
-        baseline: an older run, drawn into the same charts.
+def drawable(report: LoadReport, baseline: LoadReport | None = None) -> list[Chart]:
+    """Return the charts of a page.
 
     Raises:
-        MissingExtra: the packages of the extra ``report`` are not installed.
         ConfigError: a histogram of a report is invalid.
     """
-    jinja2, offline = packages()
-    place = files("greeter.loadtest") / "page"
-    script = (place / "report.js").read_text(encoding="utf-8")
-    plotly = offline.get_plotlyjs()
     try:
-        drawn = list(charts(report, baseline))
+        return list(charts(report, baseline))
     except ConfigError:  # a subclass of ValueError
         raise
     except ValueError as error:
         raise ConfigError(
             f"the report on {report.target} has a histogram that cannot be read: {error}"
         ) from None
+
+
+def page(report: LoadReport, baseline: LoadReport | None = None, title: str | None = None) -> str:
+    """Render the page.
+
+    Args:
+        report: the report. The table of the comparison is that of ``report.against(baseline)``.
+        baseline: an older run, drawn into the same charts.
+        title: the title of the page; by default, it names the target.
+
+    Raises:
+        MissingExtra: the packages of the extra ``report`` are not installed.
+        ConfigError: a histogram of a report is invalid.
+    """
+    jinja2 = packages()
+    place = files("greeter.loadtest") / "page"
+    drawn = drawable(report, baseline)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -87,12 +100,14 @@ def page(report: LoadReport, baseline: LoadReport | None = None) -> str:
     text: str = template.render(
         r=report.to_dict(),
         old=None if baseline is None else baseline.to_dict(),
+        title=title,
         result=_result(report),
         verdict=verdict.headline(report.to_dict(), max_changes=_MAX_CHANGES),
         notes=verdict.notes(report.to_dict()),
         format_value=verdict.format_value,
         format_actual=verdict.format_actual,
-        phases=PHASES,
+        metrics=METRICS,
+        equal_metrics=equal_metrics(report, baseline),
         stats=STATS,
         failures=FAILURE_CLASSES,
         counters=COUNTERS,
@@ -100,23 +115,15 @@ def page(report: LoadReport, baseline: LoadReport | None = None) -> str:
         environment=_flat(report.environment),
         old_environment={} if baseline is None else _flat(baseline.environment),
         charts=drawn,
-        figures={chart.id: chart.figure for chart in drawn if chart.figure},
+        drawings={
+            chart.id: (draw(chart.figure, WIDE), draw(chart.figure, NARROW, readouts=False))
+            for chart in drawn
+            if chart.figure is not None
+        },
         css=(place / "report.css").read_text(encoding="utf-8"),
-        script=script,
-        plotly=plotly,
-        policy=_policy(plotly, script),
+        policy=_POLICY,
     )
     return text
-
-
-def _policy(*scripts: str) -> str:
-    """Return a content security policy (CSP level 3) that allows these scripts only, by hash."""
-    hashes = " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts)
-    # plotly.js sets inline styles, and draws a heat map as an image with a data: or blob: URL.
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "form-action 'none'; base-uri 'none'"
-    )
 
 
 def _result(report: LoadReport) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from greeter.errors import ConfigError
 from greeter.loadtest.report import outfile
 from greeter.loadtest.report.export import hdr_log, timeline_csv
-from greeter.loadtest.report.html import packages, page
+from greeter.loadtest.report.html import drawable, packages, page
 from greeter.loadtest.report.render import summary
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def check_outputs(paths: Mapping[str, str | Path], old: LoadReport | None = None
     if "html" in paths:
         packages()
         if old is not None:
-            page(old)  # decodes its histograms for the first time
+            drawable(old)  # decodes its histograms for the first time
 
 
 def write_outputs(

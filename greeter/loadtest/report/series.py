@@ -1,7 +1,7 @@
 """Prepare the figures of a report for charts: over time and over percentiles.
 
-Invariant: the size is bounded, however long the run. A time series has a point per bucket of the timeline, a
-percentile curve has 20 points per decade, and a heat map has at most 40 rows.
+Invariant: the size is bounded, however long the run. A time series has at most 120 points, a percentile curve
+has 20 points per decade, and a heat map has at most 40 rows.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ if TYPE_CHECKING:
 
 _POINTS_PER_DECADE = 20
 _MAX_ROWS = 40
-_PERCENTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
+_PERCENTS = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "max": 100.0}
+MAX_SLICES = 120
 
 
 @dataclass(frozen=True)
 class TimeSlice:
-    """An interval of the run: ``span`` seconds from ``begin`` seconds on, and the counts of that interval."""
+    """An interval of the run: ``span`` seconds from ``begin`` seconds on, and the counts of that interval.
+
+    A ``partial`` one is shorter than the others, because the run ended in it.
+    """
 
     begin: float
     span: float
     bucket: Bucket
+    partial: bool = False
 
     @property
     def middle(self) -> float:
@@ -47,7 +52,7 @@ class TimeSlice:
 
     @cached_property
     def latencies(self) -> dict[str, int]:
-        """p50, p90, p99 and maximum of the response times in µs; empty if there were none.
+        """p50, p90, p95, p99 and maximum of the response times in µs; empty if there were none.
 
         As in all histograms, a latency is the upper bound of its bucket.
         """
@@ -56,10 +61,10 @@ class TimeSlice:
 
 
 def time_slices(width: float, rows: list[dict[str, Any]], duration: float) -> list[TimeSlice]:
-    """Return the timeline of a run as time slices.
+    """Return the timeline of a run as at most MAX_SLICES time slices.
 
-    The last slice ends with the run. If it would be shorter than half a bucket, it is merged into the one
-    before, because a rate over so short a time means little.
+    The last slice ends with the run. If it would be shorter than half of the others, it is merged into the
+    one before, because a rate over so short a time means little.
 
     Args:
         width: the length of a bucket in seconds.
@@ -67,7 +72,12 @@ def time_slices(width: float, rows: list[dict[str, Any]], duration: float) -> li
         duration: the length of the run in seconds.
     """
     buckets = Timeline.from_rows(width, rows).buckets
-    found = [TimeSlice(index * width, width, bucket) for index, bucket in enumerate(buckets)]
+    each = -(-len(buckets) // MAX_SLICES) or 1  # buckets per slice
+    width *= each
+    found = [
+        TimeSlice(round(index * width, 6), width, _sum(buckets[index * each : (index + 1) * each]))
+        for index in range(-(-len(buckets) // each))
+    ]
     if not found:
         return []
     last = found.pop()
@@ -76,11 +86,38 @@ def time_slices(width: float, rows: list[dict[str, Any]], duration: float) -> li
         span = width
     if found and span < width / 2:
         before = found.pop()
-        before.bucket.add(last.bucket, alongside=False)
-        found.append(TimeSlice(before.begin, round(width + span, 6), before.bucket))
+        both = _sum([before.bucket, last.bucket])
+        found.append(TimeSlice(before.begin, round(width + span, 6), both))
     else:
-        found.append(TimeSlice(last.begin, span, last.bucket))
+        found.append(TimeSlice(last.begin, span, last.bucket, partial=span < 0.99 * width))
     return found
+
+
+def on_grid(run: Sequence[TimeSlice], span: float) -> list[TimeSlice]:
+    """Return a run in columns of ``span`` seconds, so that two runs with other buckets can be compared.
+
+    A slice is counted in the column that has its middle.
+    """
+    columns: dict[int, list[Bucket]] = {}
+    for time_slice in run:
+        columns.setdefault(int(time_slice.middle / span), []).append(time_slice.bucket)
+    end = run[-1].end if run else 0.0
+    found = []
+    for index, buckets in sorted(columns.items()):
+        begin = round(index * span, 6)
+        length = round(min(span, end - begin), 6)
+        found.append(TimeSlice(begin, length, _sum(buckets), partial=length < 0.99 * span))
+    return found
+
+
+def _sum(buckets: Sequence[Bucket]) -> Bucket:
+    """Return the sum of buckets that follow one another."""
+    if len(buckets) == 1:
+        return buckets[0]
+    whole = Bucket()
+    for bucket in buckets:
+        whole.add(bucket, alongside=False)
+    return whole
 
 
 def planned_rate(plan: dict[str, Any]) -> list[tuple[float, float]]:

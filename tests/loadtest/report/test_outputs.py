@@ -29,7 +29,7 @@ def write_to(found: LoadReport, paths: dict[str, str | Path]) -> tuple[int, list
 
 
 def test_every_output_is_written(tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
+    pytest.importorskip("vl_convert")
     paths: dict[str, str | Path] = {name: tmp_path / name for name in OUTPUTS}
     check_outputs(paths)
     code, printed, errors = write_to(report(), paths)
@@ -116,7 +116,7 @@ def test_invalid_output_paths_are_reported_before_the_run(tmp_path: Path) -> Non
 
 
 def test_a_baseline_that_cannot_be_drawn_is_reported_before_the_run(tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
+    pytest.importorskip("vl_convert")
     old = report()
     old.histograms["service"] = "HIST"
     check_outputs({"json": tmp_path / "x"}, old)
