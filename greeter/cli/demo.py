@@ -12,7 +12,7 @@ from greeter.core.address import format_peer
 from greeter.core.replies import Reply
 from greeter.errors import MissingExtra
 from greeter.loadtest import LoadPlan, load
-from greeter.loadtest.report import render
+from greeter.loadtest.report.render import Style, summary
 from greeter.server import serve
 from greeter.system.fdlimit import raise_fd_limit
 from greeter.system.loops import choose_loop, run
@@ -81,7 +81,7 @@ async def _load(echo: Echo, server: Server) -> int:
     except MissingExtra as error:
         echo(f"(Left out: {error})")
         return 0
-    echo(render.summary(report).removesuffix("\n"))
+    echo(summary(report, Style.of()).removesuffix("\n"))
     return 0 if report.connections["failed"] == 0 else 1
 
 

@@ -15,7 +15,7 @@ from greeter.loadtest.metrics.histogram import Histogram
 if TYPE_CHECKING:
     from greeter.loadtest.metrics.timeline import Interval
 
-# Of how many seconds ``rates`` has the intervals.
+# Of how many seconds the intervals are kept.
 _KEPT_SECONDS = 60.0
 
 
@@ -33,6 +33,7 @@ class Snapshot:
         self.response = Histogram()
         self._open: dict[int, int] = {}
         self._attempts: dict[float, int] = {}
+        self._responses: dict[float, Histogram] = {}
         self._span = 1.0  # of an interval
 
     def add(self, interval: Interval, worker: int = 0) -> None:
@@ -50,8 +51,10 @@ class Snapshot:
         self.response.add(interval.response)
         self._open[worker] = interval.open
         self._attempts[interval.begin] = self._attempts.get(interval.begin, 0) + interval.attempted
+        self._responses.setdefault(interval.begin, Histogram(sparse=True)).add(interval.response)
         while len(self._attempts) * interval.span > _KEPT_SECONDS + interval.span / 2:
-            del self._attempts[min(self._attempts)]
+            begin = min(self._attempts)
+            del self._attempts[begin], self._responses[begin]
 
     @property
     def open(self) -> int:
@@ -65,10 +68,17 @@ class Snapshot:
         last = [count for begin, count in self._attempts.items() if begin > since]
         return sum(last) / (len(last) * self._span) if last else 0.0
 
-    @property
-    def rates(self) -> list[float]:
-        """Connections started per second, for each interval of the last minute."""
-        return [count / self._span for _, count in sorted(self._attempts.items())]
+    def p99s_us(self, count: int) -> list[float | None]:
+        """Return the p99 of the response times of each of the last intervals, at most a minute of them.
+
+        Args:
+            count: the number of intervals.
+
+        Returns:
+            Microseconds; None for an interval without a response.
+        """
+        last = sorted(self._responses.items())[-count:]
+        return [histogram.percentiles(99)[0] for _, histogram in last]
 
     def percentile_us(self, percent: float) -> float | None:
         """Return a percentile of the response times so far.

@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from greeter.core.durations import SECONDS
 from greeter.errors import ConfigError
 from greeter.loadtest.plan.threshold import Threshold
-from greeter.loadtest.plan.units import SECONDS, latency, number, seconds
+from greeter.loadtest.plan.units import latency, number, seconds
 from greeter.loadtest.report.vega import NEW_LINE, Axis, Bar, Bars, Figure, Limit, Line, Readout
 
 if TYPE_CHECKING:

@@ -18,10 +18,13 @@ from greeter.errors import ConfigError, MissingExtra
 from greeter.loadtest.generator.kernel import COUNTERS
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import STATS
-from greeter.loadtest.plan.units import latency, number, seconds
+from greeter.loadtest.plan.units import number, seconds
 from greeter.loadtest.report import vega, verdict
 from greeter.loadtest.report.charts import charts
+from greeter.loadtest.report.command import command
+from greeter.loadtest.report.comparison import change_text, value_text, worst_first
 from greeter.loadtest.report.percentiles import METRICS, equal_metrics
+from greeter.loadtest.report.render import latency_text
 from greeter.loadtest.report.vega import NARROW, WIDE, draw
 
 if TYPE_CHECKING:
@@ -94,7 +97,7 @@ def page(report: LoadReport, baseline: LoadReport | None = None, title: str | No
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(latency=latency, number=number, seconds=seconds)
+    environment.filters.update(latency=latency_text, number=number, seconds=seconds)
     environment.filters.update(moment=_moment, sentence=_sentence)
     template = environment.from_string((place / "report.html.j2").read_text(encoding="utf-8"))
     text: str = template.render(
@@ -106,11 +109,15 @@ def page(report: LoadReport, baseline: LoadReport | None = None, title: str | No
         notes=verdict.notes(report.to_dict()),
         format_value=verdict.format_value,
         format_actual=verdict.format_actual,
+        worst_first=worst_first,
+        value_text=value_text,
+        change_text=change_text,
         metrics=METRICS,
         equal_metrics=equal_metrics(report, baseline),
         stats=STATS,
         failures=FAILURE_CLASSES,
         counters=COUNTERS,
+        command=command(report.plan),
         plan=_plan(report.plan),
         environment=_flat(report.environment),
         old_environment={} if baseline is None else _flat(baseline.environment),

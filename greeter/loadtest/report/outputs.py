@@ -18,7 +18,7 @@ from greeter.errors import ConfigError
 from greeter.loadtest.report import outfile
 from greeter.loadtest.report.export import hdr_log, timeline_csv
 from greeter.loadtest.report.html import drawable, packages, page
-from greeter.loadtest.report.render import summary
+from greeter.loadtest.report.render import Style, summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,11 +89,10 @@ def write_outputs(
     """
     failures: list[OSError] = []
     try:
-        text = summary(report).removesuffix("\n")
         if any(map(outfile.is_stdout, paths.values())):
-            print(text, file=sys.stderr)
+            print(summary(report, Style.of(sys.stderr)).removesuffix("\n"), file=sys.stderr)
         else:
-            print_summary(text)
+            print_summary(summary(report, Style.of()).removesuffix("\n"))
     except OSError as error:  # a full disk behind stdout
         failures.append(error)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from greeter.loadtest.metrics.timeline import add_counts
 from greeter.loadtest.plan.units import latency, number
 from greeter.loadtest.report.chart import (
     DOTTED_HINT,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from greeter.loadtest.report.series import TimeSlice
 
 _STATS = ("p50", "p90", "p95", "p99", "max")
+_ERROR_COLOURS = 6
 # Lines may coincide. The wider ones are drawn first, so that they stay visible.
 _WIDTHS = {"max": 4.0}
 
@@ -125,12 +127,20 @@ def open_connections(now: Sequence[TimeSlice], then: Sequence[TimeSlice] | None)
 
 
 def failures(now: Sequence[TimeSlice], then: Sequence[TimeSlice] | None) -> Chart:
-    """Failed connections per second."""
+    """Failed connections per second, by class."""
     most = max(map(_failed, now), default=0)
-    marks: list[Bars | Line] = [*stacked(now, {"failed": ("failed", _failed)})]
+    totals: dict[str, int] = {}
+    for time_slice in now:
+        add_counts(totals, time_slice.bucket.errors)
+    classes = sorted(totals, key=lambda name: -totals[name])[:_ERROR_COLOURS]
+    parts = {name: (f"error-{index}", _class(name)) for index, name in enumerate(classes)}
+    if any(_rest(classes)(time_slice) for time_slice in now):  # more classes, or a report of greeter 0.1
+        parts["other classes" if parts else "failed"] = ("failed", _rest(classes))
+    marks: list[Bars | Line] = [*stacked(now, parts)]
     if then:
         marks.append(line_over_time("failed", "before", then, _failed, before=True))
     columns: Columns = {"failed": lambda time_slice: f"{number(_failed(time_slice))}/s"}
+    columns |= {name: _class_cell(name) for name in classes if len(parts) > 1}
     return Chart(
         "failures",
         "Errors over time",
@@ -139,6 +149,27 @@ def failures(now: Sequence[TimeSlice], then: Sequence[TimeSlice] | None) -> Char
         figure_from_zero(now, then, marks, "failures per second", columns),
         time_table(now, then, columns),
     )
+
+
+def _class(name: str) -> Callable[[TimeSlice], float]:
+    """Return what gives the failures of a class per second."""
+    return lambda time_slice: time_slice.bucket.errors.get(name, 0) / time_slice.span
+
+
+def _rest(names: Sequence[str]) -> Callable[[TimeSlice], float]:
+    """Return what gives the failures per second that are of none of the classes ``names``."""
+
+    def rest(time_slice: TimeSlice) -> float:
+        bucket = time_slice.bucket
+        known = sum(bucket.errors.get(name, 0) for name in names)
+        return max(0, bucket.failed - known) / time_slice.span
+
+    return rest
+
+
+def _class_cell(name: str) -> Callable[[TimeSlice], str]:
+    value = _class(name)
+    return lambda time_slice: f"{number(value(time_slice))}/s"
 
 
 def _begun(time_slice: TimeSlice) -> float:

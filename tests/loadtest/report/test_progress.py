@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
@@ -71,6 +72,7 @@ def test_a_terminal_gets_a_live_panel() -> None:
     stream = Terminal()
     with progress(LoadPlan(rate=100, duration=60.0), stream=stream) as watcher:
         assert watcher is not None
+        assert "0 s of 60 s" in stream.getvalue(), "the first frame comes before the first snapshot"
         watcher(after(8))
         shown = stream.getvalue()
         watcher(after(8))
@@ -82,6 +84,26 @@ def test_a_terminal_gets_a_live_panel() -> None:
     assert "█" in shown
 
 
+def test_a_panel_follows_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of the last frame that the terminal wrapped are erased as well."""
+    stream, snapshots = Terminal(), iter(range(8, 99))
+
+    def frame(columns: int) -> str:
+        assert watcher is not None
+        monkeypatch.setenv("COLUMNS", str(columns))
+        before = len(stream.getvalue())
+        watcher(after(next(snapshots)))
+        return stream.getvalue()[before:]
+
+    monkeypatch.setenv("TERM", "xterm")
+    with progress(LoadPlan(rate=100, duration=60.0), stream=stream) as watcher:
+        for columns, wrapped in ((100, 0), (50, 1), (50, 0), (120, 0), (30, 4)):
+            found = frame(columns)
+            bar = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", found).split("\n")[0].lstrip("\r")
+            assert len(bar) == columns - 1
+            assert found.count("\x1b[1A") == 3 + wrapped, "of a frame of four lines"
+
+
 def test_without_rich_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rich.live", None)
     with pytest.raises(MissingExtra, match=r"'\.\[load\]' in greeter's source tree"):
@@ -91,11 +113,32 @@ def test_without_rich_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         LiveDisplay(LoadPlan(), Terminal())
 
 
-def test_the_panel_is_three_lines_within_its_width() -> None:
-    found = panel(LoadPlan(count=1000), after(200), 40)
-    assert found[0] == "100/s  1 open  0 failed  p50 1 ms  p99 1 ms"
-    assert found[1] == "█" * 40
-    assert found[2] == "5,000 greeted of 5,000 in 50 s, waiting for open connections"
+def test_a_panel_has_a_bar_figures_the_p99_over_time_and_counts() -> None:
+    plan = LoadPlan(rate=100, duration=60.0)
+    assert panel(plan, after(120), 50) == [
+        "━" * 15 + "╌" * 15 + "  50 %  30 s of 60 s",
+        "100/s  1 open  0 failed  p50 1 ms  p99 1 ms",
+        "p99 " + "█" * 33 + " 1 ms at most",
+        "3,000 greeted of 3,000, 30 s left",
+    ]
+    narrow = panel(plan, after(120), 24)
+    assert narrow[1:3] == ["100/s  1 open  0 failed", "p50 1 ms  p99 1 ms"]
+    assert max(map(len, narrow)) <= 24
+    assert panel(plan, Snapshot(), 50)[0].endswith("   0 %  0 s of 60 s")
+    assert panel(plan, Snapshot(), 50)[2] == "p99 no response yet"
+
+
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        (LoadPlan(count=5000), "20 %  1,000 of 5,000"),
+        (LoadPlan(count=5000, duration=100.0), "20 %  1,000 of 5,000"),
+        (LoadPlan(count=50_000, duration=20.0), "50 %  10 s of 20 s"),
+        (LoadPlan(rate=100, count=100), "100 %  1 s of 1 s"),
+    ],
+)
+def test_a_bar_shows_what_ends_the_run_first(plan: LoadPlan, text: str) -> None:
+    assert panel(plan, after(40), 60)[0].endswith(f" {text}")
 
 
 @pytest.mark.parametrize(
@@ -123,3 +166,5 @@ def test_a_sparkline_is_relative_to_its_highest() -> None:
     assert sparkline([0, 0], 10) == "▁▁"
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 10) == "▁▂▃▄▅▆▇█"
     assert sparkline([9, 9, 1, 2], 2) == "▅█"
+    assert sparkline([7, None, 7], 9) == "█ █"
+    assert sparkline([7], 0) == ""
