@@ -65,7 +65,7 @@ def run_load(
     report = run(_load(plan, quiet=options.quiet))
     if old is not None:
         report = report.against(old, _tolerance(options), str(options.baseline))
-    return write_outputs(report, old, files, echo, report_error)
+    return write_outputs(report, old, files, echo, report_error, options.title)
 
 
 def run_report(
@@ -89,11 +89,13 @@ def run_report(
     if options.tolerance is not None and (options.merge or len(options.runs) == 1):
         raise ConfigError("--tolerance needs a baseline, as in RUN.json BASELINE.json")
     report, old = read_reports(options.runs, merged=options.merge, tolerance=_tolerance(options))
-    return write_outputs(report, old, files, echo, report_error)
+    return write_outputs(report, old, files, echo, report_error, options.title)
 
 
 def _files(options: LoadOptions | ReportOptions) -> dict[str, Path]:
     """Return the paths of the requested outputs, by option."""
+    if options.title is not None and options.html is None:
+        raise ConfigError("--title needs --html")
     return {name: path for name in OUTPUTS if (path := getattr(options, name, None)) is not None}
 
 

@@ -241,6 +241,7 @@ SERVER_NAME = (None, "Name that the certificate must have, if not the host's.", 
 TOLERANCE_HELP = "Allowed regression from the baseline, in percent."
 JSON_HELP = "Write the report to this JSON file."
 HTML_HELP = "Write the report to this HTML page."
+TITLE_HELP = "Title of the HTML page, instead of the target."
 CSV_HELP = "Write the timeline to this CSV file."
 HDR_HELP = "Write the histograms to this HdrHistogram log (.hlog)."
 
@@ -366,6 +367,7 @@ class LoadOptions:
     csv: Path | None = option(None, CSV_HELP, FILE, group=OUTPUT)
     hdr: Path | None = option(None, HDR_HELP, FILE, group=OUTPUT)
     html: Path | None = option(None, HTML_HELP, FILE, group=OUTPUT)
+    title: str | None = option(None, TITLE_HELP, str, group=OUTPUT)
     quiet: bool = option(False, "Show no progress.", group=OUTPUT)
 
 
@@ -377,6 +379,7 @@ class ReportOptions:
     merge: bool = option(False, "Merge the files: parts of one run, by several generators.")
     tolerance: float | None = option(None, TOLERANCE_HELP, PERCENT, default_text="10")
     html: Path | None = option(None, HTML_HELP, FILE)
+    title: str | None = option(None, TITLE_HELP, str)
     json: Path | None = option(None, JSON_HELP, FILE)
     csv: Path | None = option(None, CSV_HELP, FILE)
     hdr: Path | None = option(None, HDR_HELP, FILE)

@@ -15,7 +15,7 @@ from greeter.loadtest.report.series import time_slices
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from greeter.loadtest.report.chart import Chart
+    from greeter.loadtest.report.chart_parts import Chart
     from greeter.loadtest.report.report import LoadReport
     from greeter.loadtest.report.series import TimeSlice
 

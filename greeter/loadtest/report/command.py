@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
 from typing import Any
 
-from greeter.loadtest.plan.plan import DEFAULT_CONNECTIONS, DEFAULT_DURATION, LoadPlan
+from greeter.loadtest.plan.plan import DEFAULT_CONNECTIONS, LoadPlan
 
 # The names of options that differ from those of the plan.
 _FLAGS = {"stages": "stage", "source_ips": "source-ip", "thresholds": "threshold"}
@@ -31,18 +30,14 @@ def command(plan: dict[str, Any]) -> str:
 
 def _defaults(plan: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a plan that the command line has, and their default values."""
-    defaults = {field.name: field.default for field in fields(LoadPlan)}
-    known = {name: defaults.get(name.removesuffix("_s"), defaults.get(name)) for name in plan}
-    known |= {"connections": DEFAULT_CONNECTIONS.get(plan["mode"])}
+    defaults = LoadPlan().to_dict()
+    defaults["connections"] = DEFAULT_CONNECTIONS.get(plan["mode"])
     if plan["stages"]:
-        known["duration_s"] = plan["duration_s"]  # the stages set it
-    elif plan["count"] is None:
-        known["duration_s"] = DEFAULT_DURATION
-    return {
-        name: [] if default == () else default
-        for name, default in known.items()
-        if name not in ("mode", "target")
-    }
+        defaults["duration_s"] = plan["duration_s"]  # the stages set it
+    elif plan["count"] is not None:
+        defaults["duration_s"] = None
+    del defaults["mode"], defaults["target"]
+    return defaults
 
 
 def _text(name: str, value: Any) -> str:

@@ -47,7 +47,7 @@ def ratio(factor: float) -> str:
     percent = round(100 * (factor - 1), 6)
     if abs(percent) <= _SAME_PERCENT:
         return "same"
-    if percent <= 100:
+    if round(percent) <= 100:
         return f"{percent:+.1f} %" if abs(percent) < 9.95 else f"{percent:+.0f} %"
     return f"{factor:.1f}×" if factor < 9.95 else f"{factor:,.0f}×"
 

@@ -7,7 +7,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from greeter.loadtest.plan.units import latency, number, seconds
-from greeter.loadtest.report.chart import (
+from greeter.loadtest.report.chart_parts import (
     NO_RESPONSES,
     Chart,
     Table,

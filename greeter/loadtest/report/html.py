@@ -28,7 +28,7 @@ from greeter.loadtest.report.render import latency_text
 from greeter.loadtest.report.vega import NARROW, WIDE, draw
 
 if TYPE_CHECKING:
-    from greeter.loadtest.report.chart import Chart
+    from greeter.loadtest.report.chart_parts import Chart
     from greeter.loadtest.report.report import LoadReport
 
 # The label of each exit code, and its CSS class.

@@ -71,6 +71,7 @@ def write_outputs(
     paths: Mapping[str, str | Path],
     print_summary: Callable[[str], None],
     report_error: Callable[[OSError], None],
+    title: str | None = None,
 ) -> int:
     """Print the summary of a report and write its output files.
 
@@ -80,6 +81,7 @@ def write_outputs(
         paths: the files, by their names in OUTPUTS.
         print_summary: prints a text to standard output; may raise OSError.
         report_error: called for each output that failed, after all were tried.
+        title: the title of the HTML page; by default, it names the target.
 
     Returns:
         The exit code: that of the report; if that is 0 and an output failed, 1.
@@ -99,7 +101,8 @@ def write_outputs(
         for name, render in OUTPUTS.items():
             try:
                 if name in paths:
-                    outfile.write(paths[name], render(report, old))
+                    text = page(report, old, title) if name == "html" else render(report, old)
+                    outfile.write(paths[name], text)
             except outfile.WriteFailed as error:
                 failures.append(error)
     finally:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from greeter.loadtest.metrics.timeline import add_counts
 from greeter.loadtest.plan.units import latency, number
-from greeter.loadtest.report.chart import (
+from greeter.loadtest.report.chart_parts import (
     DOTTED_HINT,
     LIMIT_HINT,
     NO_RESPONSES,
@@ -27,7 +27,7 @@ from greeter.loadtest.report.vega import Bars, Figure, Line
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from greeter.loadtest.report.chart import Columns
+    from greeter.loadtest.report.chart_parts import Columns
     from greeter.loadtest.report.report import LoadReport
     from greeter.loadtest.report.series import TimeSlice
 

@@ -6,7 +6,7 @@ from math import ceil, log10
 from typing import TYPE_CHECKING
 
 from greeter.loadtest.plan.units import latency, number
-from greeter.loadtest.report.chart import DOTTED_HINT, LIMIT_HINT, Chart, Table, latency_axis, limits_on
+from greeter.loadtest.report.chart_parts import DOTTED_HINT, LIMIT_HINT, Chart, Table, latency_axis, limits_on
 from greeter.loadtest.report.series import percentile_curve
 from greeter.loadtest.report.vega import NEW_LINE, Axis, Figure, Line, Readout
 

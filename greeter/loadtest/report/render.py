@@ -188,7 +188,7 @@ def _errors(values: dict[str, Any], style: Style) -> list[str]:
 
 def _greetings(values: dict[str, Any], style: Style) -> list[str]:
     greetings = values["greetings"]
-    rows = [(row["count"], row["text"] or "(an empty line)") for row in greetings["texts"]]
+    rows = [(row["count"], row["text"].strip() or "(no text)") for row in greetings["texts"]]
     if greetings["others"]:
         rows.append((greetings["others"], "other greetings"))
     return [line for count, text in rows for line in style.wrap(f"  {number(count):>9} × {text}", " " * 14)]

@@ -17,6 +17,7 @@ from greeter.errors import ConfigError
 from greeter.loadtest.generator.kernel import COUNTERS
 from greeter.loadtest.plan.threshold import Threshold
 from greeter.loadtest.plan.units import latency, number, seconds
+from greeter.loadtest.report.comparison import change_text
 from greeter.loadtest.report.judgement import BUSY_PERCENT, in_doubt, missed, worse
 
 # How many greetings the headline quotes, and how long a quotation is.
@@ -306,5 +307,5 @@ def format_change(change: dict[str, Any]) -> str:
             return "nothing"
         return latency(value) if change["unit"] == "us" else format_value(value, change["unit"])
 
-    percent = "" if change["change_percent"] is None else f" ({change['change_percent']:+.3g} %)"
-    return f"{change['figure']} went from {show(change['old'])} to {show(change['new'])}{percent}"
+    factor = "" if change["change_percent"] is None else f" ({change_text(change)})"
+    return f"{change['figure']} went from {show(change['old'])} to {show(change['new'])}{factor}"

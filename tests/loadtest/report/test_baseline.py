@@ -115,5 +115,5 @@ def test_a_report_contains_the_comparison() -> None:
     against = checked(new.against(old, name="old.json"))
     assert not against.passed
     assert against.exit_code == 99
-    assert "Not passed: connect mean went from 3 ms to 5 ms (+66.7 %); " in against.verdict
+    assert "Not passed: connect mean went from 3 ms to 5 ms (+67 %); " in against.verdict
     assert checked(old.against(new)).exit_code == 0

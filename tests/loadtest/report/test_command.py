@@ -26,6 +26,7 @@ def reparsed(text: str) -> LoadPlan:
         LoadPlan(),
         LoadPlan("unix:/run/a b.sock", connections=7, count=1000),
         LoadPlan("mail.example:25", count=5, duration=60.0, until="line", expect="a 'b' $c", hold=0.5),
+        LoadPlan(send=b"HELO \xff\r\n\\", until="text:a b", proxy_protocol="v2", max_lag=0.5),
         LoadPlan("[::1]:9999", rate=1234.5, duration=90.0, warmup=2.0, workers=2, max_bytes=100),
         LoadPlan(
             rate=10, stages=[Stage(0.5, 100), Stage(60, 2000.25)], source_ips=["127.0.0.2", "127.0.0.3"]

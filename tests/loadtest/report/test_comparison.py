@@ -17,6 +17,7 @@ from greeter.loadtest.report.comparison import change_text, ratio, value_text, w
         (0.87, "-13 %"),
         (1.71, "+71 %"),
         (2.0, "+100 %"),
+        (2.004, "+100 %"),
         (2.01, "2.0×"),
         (9.94, "9.9×"),
         (17.2, "17×"),

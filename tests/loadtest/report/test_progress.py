@@ -96,6 +96,7 @@ def test_a_panel_follows_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPat
         return stream.getvalue()[before:]
 
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLUMNS", raising=False)  # one that is set from the beginning is final
     with progress(LoadPlan(rate=100, duration=60.0), stream=stream) as watcher:
         for columns, wrapped in ((100, 0), (50, 1), (50, 0), (120, 0), (30, 4)):
             found = frame(columns)

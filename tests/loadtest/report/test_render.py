@@ -148,8 +148,8 @@ def test_a_latency_over_60_s_is_said_as_such() -> None:
     assert row.endswith("   > 60 s")
 
 
-def test_an_empty_greeting_has_a_text() -> None:
-    assert "          1 × (an empty line)\n" in summary(compared())
+def test_a_greeting_without_text_is_named() -> None:
+    assert "          1 × (no text)\n" in summary(compared())
 
 
 class Terminal(io.StringIO):
