@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "examples" / "pictures"
-COLUMNS = 90  # of the terminal
+COLUMNS = 92  # of the terminal, for the whole table of latencies
 ACCESS_LOG_LINES = 2  # lines of the access log that are shown
 PAGE_WIDTH = 1100  # CSS pixels; at this width the tiles at the top of the page form one row
 SCALE = 1.5  # PNG pixels per CSS pixel

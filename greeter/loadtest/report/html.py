@@ -40,6 +40,8 @@ _RESULTS = {
     130: ("– Incomplete", "odd"),
 }
 
+_ENDS = {"eof": "end of stream", "line": "end of line", "reply": "end of reply"}
+
 # How many worse figures the verdict at the top names. The comparison lists all.
 _MAX_CHANGES = 3
 
@@ -155,7 +157,9 @@ def _plan(plan: dict[str, Any]) -> dict[str, str]:
         "warm-up": seconds(plan["warmup_s"]) if plan["warmup_s"] else None,
         "held open for": seconds(plan["hold_s"]) if plan["hold_s"] else None,
         "deadlines": f"{seconds(plan['connect_timeout_s'])} to connect, {seconds(plan['timeout_s'])} in all",
-        "greeting ends at": {"eof": "end of stream", "line": "end of line"}.get(plan["until"]),
+        "PROXY header": plan.get("proxy_protocol"),
+        "sent first": plan.get("send"),
+        "greeting ends at": _ENDS.get(plan["until"], plan["until"]),
         "expected text": plan["expect"],
         "workers": number(plan["workers"]),
         "source addresses": ", ".join(map(str, plan["source_ips"])),

@@ -87,7 +87,7 @@ def _greetings(report: dict[str, Any]) -> str:
     """Name the greetings if there were several, or if one was not what was expected."""
     texts, others = report["greetings"]["texts"], report["greetings"]["others"]
     distinct = len(texts) + bool(others)
-    if distinct < 2 and not (distinct and report["errors"]["unexpected_greeting"]):
+    if distinct < 2 and not (texts and report["errors"]["unexpected_greeting"]):
         return ""
     quoted = [f"{number(row['count'])} × {quote(row['text'])}" for row in texts[:_MAX_QUOTES]]
     rest = others + sum(row["count"] for row in texts[_MAX_QUOTES:])

@@ -337,3 +337,20 @@ def test_an_invalid_histogram_raises(name: str) -> None:
     run.histograms[name] = "HISTnonsense"
     with pytest.raises(ValueError, match="not an HdrHistogram encoding"):
         list(charts(run))
+
+
+def test_errors_are_stacked_by_class_the_most_frequent_first() -> None:
+    found = by_id(report(metrics(7, 1, 2)))["failures"]
+    assert bars(found) == {"connect_refused": [Bar(0, 1, 0, 2)], "empty": [Bar(0, 1, 2, 3)]}
+    assert figure(found).readouts[0].text == "0 to 1 s: failed 3/s, connect_refused 2/s, empty 1/s"
+    run = report(metrics(7, 1, 2))
+    errors = {f"class_{number}": 9 - number for number in range(8)}
+    run = replace(run, timeline=[{**run.timeline[0], "errors": errors, "failed": sum(errors.values())}])
+    names = list(bars(by_id(run)["failures"]))
+    assert names == [*(f"class_{number}" for number in range(6)), "other classes"]
+
+
+def test_errors_of_a_report_without_classes_over_time_are_drawn_as_one() -> None:
+    m = metrics(7, 1, 2)
+    m.timeline.buckets[0].errors = {}
+    assert bars(by_id(report(m))["failures"]) == {"failed": [Bar(0, 1, 0, 3)]}

@@ -264,7 +264,16 @@ def test_a_baseline_is_shown_for_comparison() -> None:
 
 
 def test_the_plan_lists_the_settings() -> None:
-    plan = LoadPlan("unix:/run/x.sock", connections=3, count=10, hold=0.5, warmup=2.0, until="line", tls=True)
+    plan = LoadPlan(
+        "unix:/run/x.sock",
+        connections=3,
+        count=10,
+        hold=0.5,
+        warmup=2.0,
+        until="line",
+        tls=True,
+        send="HELO\\r\\n",
+    )
     shown = dict(opened(report(plan=plan)).rows("Plan"))
     assert shown == {
         "loop": "closed: a client connects only after an earlier one is done",
@@ -273,6 +282,7 @@ def test_the_plan_lists_the_settings() -> None:
         "warm-up": "2 s",
         "held open for": "0.5 s",
         "deadlines": "5 s to connect, 10 s in all",
+        "sent first": "HELO\\r\\n",
         "greeting ends at": "end of line",
         "workers": "1",
         "TLS": "yes",
@@ -380,3 +390,24 @@ def test_a_page_without_data() -> None:
     found = opened(report(RunMetrics()))
     assert drawn(found) == set()
     assert "No connection failed." in [text for _, text in found.all("p")]
+
+
+def test_greetings_are_listed() -> None:
+    m = metrics(3, 0, 0)
+    for text in (b"220 ready", b"220 ready", b"421 too many <connections>", b"\r\n"):
+        m.greetings.count(text)
+    found = opened(dataclasses.replace(report(m), address="127.0.0.2:9999"))
+    assert found.rows("Greetings") == [
+        ["Count", "Greeting"],
+        ["2", "220 ready"],
+        ["1", "(no text)"],
+        ["1", "421 too many <connections>"],
+    ]
+    assert "127.0.0.2:9999, 2026" in next(text for _, text in found.all("header"))
+
+
+def test_the_command_to_run_it_again_is_shown() -> None:
+    plan = LoadPlan(rate=50, duration=1.0, expect="a & b")
+    assert "greeter load 127.0.0.1:9999 --duration 1s --rate 50 --expect 'a & b'" in [
+        text for _, text in opened(report(plan=plan)).all("code")
+    ]
