@@ -27,6 +27,7 @@ from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.service.channel import PARENT_GONE, RETIRED, STOPPED
 from greeter.service.snapshot import Counters
 from greeter.system import interrupt
+from greeter.system.accept_queue import longest_accept_queue
 from greeter.system.input_files import inputs_read_once
 from greeter.system.listeners import close_inherited
 from greeter.system.loops import choose_loop, run_in_thread
@@ -138,6 +139,7 @@ class ServiceProcess(ABC):
             logger.warning(
                 "running as root, which greeting needs only for ports below 1024", extra={"event": "root"}
             )
+        self._warn_of_short_queues()
         try:
             await self._serve_metrics(signals.stop)
             self.announce()
@@ -237,6 +239,17 @@ class ServiceProcess(ABC):
                 self.options.metrics, self.snapshot, stopping=stop.done, unix_mode=self.options.unix_mode
             )
             logger.info("Metrics on %s", self._metrics.address, extra={"event": "metrics"})
+
+    def _warn_of_short_queues(self) -> None:
+        limit = longest_accept_queue()
+        backlog = self.config.backlog
+        if limit is not None and backlog > limit and any(each.kind != "fd" for each in self.endpoints):
+            logger.warning(
+                "net.core.somaxconn allows accept queues of %d connections, less than the %d of --backlog",
+                limit,
+                backlog,
+                extra={"event": "backlog"},
+            )
 
     def _notify_watchdog(self, due: float = math.inf) -> None:
         if (interval := self.notifier.watchdog_interval) is not None:

@@ -25,6 +25,7 @@ from greeter.service.systemd import Notifier, claim_sockets, listen_fds, unclaim
 from greeter.system.fdlimit import raise_fd_limit
 from greeter.system.listeners import close_inherited
 from greeter.system.loops import run
+from greeter.system.processors import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -67,7 +68,7 @@ def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ())
             main = functools.partial(serve_as_worker, channel, config)
         else:
             options, endpoints, reread = _claimed(options, reread)
-            count = _usable_cores() if options.workers == "auto" else options.workers
+            count = usable_cores() if options.workers == "auto" else options.workers
             main = _process_factory(argv, count)(
                 options=options,
                 config=config,
@@ -120,13 +121,6 @@ def _logging(options: ServeOptions) -> Iterator[LogStream]:
         log.flush()
         logging.getLogger().removeHandler(log)
         logger.setLevel(old_level)
-
-
-def _usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 async def _run_to_end(main: Callable[[], Coroutine[Any, Any, int]], log: LogStream) -> int:

@@ -24,7 +24,7 @@ from greeter.service.logs import FLUSH_SECONDS
 from greeter.system.signals import SAME_REQUEST_SECONDS
 from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, run_greeter
-from tests.support.service_peers import crowd, lines_with, metric, started_by_init
+from tests.support.service_peers import crowd, lines_with, metric, running, started_by_init
 from tests.system.test_listeners import needs_ipv6
 
 if TYPE_CHECKING:
@@ -621,3 +621,30 @@ async def test_a_socket_from_systemd_is_served(listener: socket.socket) -> None:
         _, log = await asyncio.to_thread(service.communicate, None, PATIENCE)
     assert service.returncode == 0
     assert f"Listening on 127.0.0.1:{port} (" in log
+
+
+# -- accept queues ---------------------------------------------------------------------------------------
+
+
+IN_A_NAMESPACE = ("unshare", "--net", "--map-root-user", "sh", "-c")
+
+
+@pytest.mark.one_interpreter
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(("backlog", "said"), [("128", False), ("129", True)])
+async def test_a_backlog_that_the_kernel_shortens_is_told(
+    backlog: str, said: bool, workers: str, tmp_path: Path
+) -> None:
+    limit = "echo 128 > /proc/sys/net/core/somaxconn"
+    command = [*IN_A_NAMESPACE, limit]
+    if (await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)).returncode:
+        pytest.skip("no network namespace can be made")
+    program = f'{limit} && exec "$0" -m greeter "$@"'
+    args = ("serve", "--listen", f"unix:{tmp_path}/socket", "--backlog", backlog, "--workers", workers)
+    async with running(*IN_A_NAMESPACE, program, sys.executable, *args) as server:
+        server.process.terminate()
+        assert await server.process.wait() == 0
+    text = (
+        "warning: net.core.somaxconn allows accept queues of 128 connections, less than the 129 of --backlog"
+    )
+    assert (text in server.lines) is said
