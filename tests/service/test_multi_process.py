@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -273,6 +274,44 @@ async def test_a_worker_that_hangs_is_replaced_when_there_is_a_watchdog(tmp_path
             )
             await until(lambda: len(set(children(process.pid)) - {first}) == 2, "it is replaced")
             assert await process.stop() == 0
+
+
+async def test_workers_killed_under_load_lose_what_they_had_and_count_it_as_aborted(
+    accept: str, tmp_path: Path
+) -> None:
+    (tmp_path / "kills_app.py").write_text(
+        "import asyncio\n\n\nasync def hello(peer):\n    await asyncio.sleep(0.01)\n    return 'hello'\n"
+    )
+    greeted = lost = 0
+    leaving = False
+
+    async def keep_coming(port: int) -> None:
+        nonlocal greeted, lost
+        while not leaving:
+            heard = b""
+            with contextlib.suppress(greeter.GreetFailed):
+                heard = (await greeter.greet(port=port, timeout=PATIENCE)).data
+            greeted += heard == b"hello"
+            lost += heard != b"hello"
+
+    args = workers("--accept", accept, "--app", "kills_app:hello")
+    async with greeter_process(*args, env={"PYTHONPATH": str(tmp_path)}) as process:
+        clients = [asyncio.create_task(keep_coming(process.port)) for _ in range(10)]
+        for kill in range(3):
+            before = greeted
+            await until(lambda: greeted > before + 50, "clients are greeted")  # noqa: B023  # awaited here
+            os.kill(children(process.pid)[kill % 2], signal.SIGKILL)
+            await lines_with(process, "was killed by SIGKILL", kill + 1)
+        leaving = True
+        await asyncio.gather(*clients)
+        assert await process.stop() == 0
+    totals = re.fullmatch(r"Stopped: (\d+) greeted of (\d+) accepted, (\d+) failed", process.lines[-1])
+    assert totals is not None
+    counted, accepted, failed = map(int, totals.groups())
+    assert accepted == counted + failed
+    # A client hears the end of its greeting a moment before the worker counts it.
+    assert 0 <= greeted - counted <= 3
+    assert lost <= failed
 
 
 async def test_after_a_pause_no_worker_is_taken_for_hung(tmp_path: Path) -> None:
