@@ -328,9 +328,10 @@ async def test_after_a_pause_no_worker_is_taken_for_hung(tmp_path: Path) -> None
         env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3000000"}
         async with greeter_process(*workers(), env=env) as process:
             before = children(process.pid)
+            await fed()
             for pid in before:
                 os.kill(pid, signal.SIGSTOP)
-            await fed()
+            await fed()  # and reports are requested
             os.kill(process.pid, signal.SIGSTOP)
             await asyncio.sleep(1.5 + 1.5 * PAUSE_SECONDS)
             os.kill(process.pid, signal.SIGCONT)
