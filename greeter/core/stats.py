@@ -48,14 +48,19 @@ BOUNDS = (
 )
 
 
+# The attributes of ServerStats that are no counters.
+GAUGES = ("open", "lingering", "max_connections", "accepting")
+
 # Where each counter is in a block. The first word identifies the layout: processes of two versions of the
 # package can share a block.
-_LAYOUT, ACCEPTED, GREETED, BYTES_SENT, LINGER_TIMEOUTS, ACCEPT_ERRORS, DRAINS, _MICROS = range(8)
-FAILED = {name: index for index, name in enumerate(FAILURES, 8)}
-REJECTED = {name: index for index, name in enumerate(REJECTIONS, 8 + len(FAILED))}
-_BUCKETS = 8 + len(FAILED) + len(REJECTED)
+_LAYOUT, ACCEPTED, GREETED, BYTES_SENT, LINGER_TIMEOUTS, ACCEPT_ERRORS, PAUSED_MICROS, DRAINS, _MICROS = (
+    range(9)
+)
+FAILED = {name: index for index, name in enumerate(FAILURES, 9)}
+REJECTED = {name: index for index, name in enumerate(REJECTIONS, 9 + len(FAILED))}
+_BUCKETS = 9 + len(FAILED) + len(REJECTED)
 BLOCK_LENGTH = _BUCKETS + len(BOUNDS) + 1
-_LAYOUT_ID = crc32(repr((2, *FAILED, *REJECTED, *BOUNDS)).encode())
+_LAYOUT_ID = crc32(repr((3, *FAILED, *REJECTED, *BOUNDS)).encode())
 
 
 @dataclass(slots=True)
@@ -87,7 +92,7 @@ class _Counter:
 
 
 class ServerStats:
-    """The counters of one server. All are monotonic, except ``open`` and ``lingering``, which are gauges.
+    """The counters of one server. All are monotonic, except the GAUGES.
 
     - ``accepted``: connections taken from the accept queue.
     - ``greeted``: connections whose greeting and end of stream were handed to the kernel.
@@ -95,8 +100,12 @@ class ServerStats:
     - ``linger_timeouts``: greeted connections aborted at the linger deadline, as the client had not closed.
     - ``accept_errors``: calls of accept() that failed for lack of descriptors or memory.
     - ``drains``: completed drains.
+    - ``paused_micros``: how long accepting was paused, at capacity or for lack of descriptors or memory, in
+      microseconds.
     - ``open``: connections that are open now.
     - ``lingering``: greeted connections that wait for the client to close now.
+    - ``max_connections``: open connections at which accepting is paused.
+    - ``accepting``: 1 while connections are accepted, 0 while accepting is paused or has ended.
     - ``failed``: connections that were not greeted, by class.
     - ``rejected``: connections that were not admitted, by reason.
     - ``greeting_time``: latencies from accept until the kernel had the whole greeting.
@@ -104,18 +113,21 @@ class ServerStats:
     ``block`` holds the counters, but not the gauges. The server counts in it by index.
     """
 
-    __slots__ = ("block", "lingering", "open")
+    __slots__ = ("block", *GAUGES)
 
     def __init__(self) -> None:
         self.block: Block = [0] * BLOCK_LENGTH
         self.open = 0
         self.lingering = 0
+        self.max_connections = 0
+        self.accepting = 0
 
     accepted = _Counter(ACCEPTED)
     greeted = _Counter(GREETED)
     bytes_sent = _Counter(BYTES_SENT)
     linger_timeouts = _Counter(LINGER_TIMEOUTS)
     accept_errors = _Counter(ACCEPT_ERRORS)
+    paused_micros = _Counter(PAUSED_MICROS)
     drains = _Counter(DRAINS)
 
     @property

@@ -11,9 +11,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from greeter.core.stats import PAUSED_MICROS
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+
+    from greeter.core.stats import ServerStats
 
 logger = logging.getLogger("greeter")
 
@@ -45,6 +49,7 @@ class AcceptPause:
     Args:
         loop: the event loop whose timer ends a pause for want of resources.
         log_limit: limits the log lines about pauses.
+        stats: counts the time of pauses.
         pause: called when accepting has to pause.
         resume: called when it can go on.
     """
@@ -53,14 +58,22 @@ class AcceptPause:
         self,
         loop: asyncio.AbstractEventLoop,
         log_limit: LogLimit,
+        stats: ServerStats,
         pause: Callable[[], None],
         resume: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._log_limit = log_limit
+        self._stats = stats
         self._pause, self._resume = pause, resume
         self._paused = self._stopped = False
+        self._counted_until = 0.0
         self._retry: asyncio.TimerHandle | None = None
+
+    @property
+    def accepting(self) -> bool:
+        """Whether accepting is neither paused nor stopped."""
+        return not (self._paused or self._stopped)
 
     @property
     def until_capacity(self) -> bool:
@@ -71,6 +84,7 @@ class AcceptPause:
         """Pause accepting. With ``retry`` it goes on after RETRY_SECONDS, else when ``end`` is called."""
         if not self._paused and not self._stopped:
             self._paused = True
+            self._counted_until = self._loop.time()
             self._pause()
         if self._log_limit.allows("paused"):
             logger.warning(
@@ -80,6 +94,13 @@ class AcceptPause:
             )
         if retry and self._retry is None and not self._stopped:
             self._retry = self._loop.call_later(RETRY_SECONDS, self.end)
+
+    def count_time(self) -> None:
+        """Count the time of a pause that lasts, as far as it is not counted yet."""
+        if self._paused:
+            now = self._loop.time()
+            self._stats.block[PAUSED_MICROS] += round((now - self._counted_until) * 1_000_000)
+            self._counted_until = now
 
     def end(self) -> None:
         """Go on accepting."""
@@ -92,6 +113,7 @@ class AcceptPause:
         self._clear()
 
     def _clear(self) -> None:
+        self.count_time()
         self._paused = False
         if self._retry is not None:
             self._retry.cancel()

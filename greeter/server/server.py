@@ -124,6 +124,9 @@ class Server:
         stats, tracker = self._tracker.stats, self._tracker
         stats.open = tracker.open_count
         stats.lingering = len(tracker.lingering) + len(tracker.lingering_sockets)
+        stats.max_connections = tracker.capacity
+        stats.accepting = int(self._serving and tracker.accept_pause.accepting)
+        tracker.accept_pause.count_time()
         return stats
 
     @property

@@ -91,7 +91,7 @@ class ConnectionTracker:
         self._waiting: list[Connection] = []
         self._waiting_before: list[Connection] = []
         self._log_limit = LogLimit(loop)
-        self._pausing = AcceptPause(loop, self._log_limit, pause, resume)
+        self.accept_pause = AcceptPause(loop, self._log_limit, self.stats, pause, resume)
         self._idle: asyncio.Future[None] | None = None
         self._free: asyncio.Future[None] | None = None
         self.configure(config)
@@ -321,8 +321,8 @@ class ConnectionTracker:
                 host = self._admitted.pop(key, None)
                 if host is not None and self.admission is not None:
                     self.admission.release(host)
-        if self._pausing.until_capacity and self.free_slots > 0:
-            self._pausing.end()
+        if self.accept_pause.until_capacity and self.free_slots > 0:
+            self.accept_pause.end()
         if self._idle is not None and not self._idle.done() and not self.open_count:
             self._idle.set_result(None)
         if self._free is not None and not self._free.done() and self.free_slots > 0:
@@ -330,16 +330,16 @@ class ConnectionTracker:
 
     def at_capacity(self) -> None:
         """Pause accepting until a connection is closed."""
-        self._pausing.pause(f"at {self.capacity} connections")
+        self.accept_pause.pause(f"at {self.capacity} connections")
 
     def cannot_accept(self, error: OSError) -> None:
         """The system lacks what a connection needs: pause accepting, and try again in a while."""
         self.stats.block[ACCEPT_ERRORS] += 1
-        self._pausing.pause(f"cannot accept ({os_error_text(error)})", retry=True)
+        self.accept_pause.pause(f"cannot accept ({os_error_text(error)})", retry=True)
 
     def stop_accepting(self) -> None:
         """Accepting has stopped for good: it is neither paused nor resumed any more."""
-        self._pausing.stop()
+        self.accept_pause.stop()
 
     # -- timers
 

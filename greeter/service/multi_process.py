@@ -185,9 +185,21 @@ class MultiProcess(ServiceProcess):
         mine = Counters(
             reloads=dict(self.reloads),
             worker_restarts=self.supervisor.restarts,
+            workers=self._count,
+            workers_ready=self.supervisor.ready_count,
             certificate_expiry=self.config.certificate_expiry,
         )
         return self._totals.total() + mine
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        return self.supervisor.running_pids
+
+    async def unready(self) -> str:
+        return await self.supervisor.unready()
+
+    async def not_alive(self) -> str:
+        return await self.supervisor.not_alive()
 
     def check_workers(self) -> None:
         self.supervisor.kill_unresponsive()

@@ -87,6 +87,7 @@ class ServiceProcess(ABC):
         self._reload_pending = False
         self._watchdog: asyncio.TimerHandle | None = None
         self._metrics: HTTPServer | None = None
+        self._stop: asyncio.Future[str] | None = None  # of the stop signal
 
     @abstractmethod
     async def start(self) -> None:
@@ -103,6 +104,19 @@ class ServiceProcess(ABC):
     @abstractmethod
     async def snapshot(self) -> Counters:
         """Return the current counters."""
+
+    @property
+    @abstractmethod
+    def worker_pids(self) -> tuple[int, ...]:
+        """The process IDs of the workers that run."""
+
+    @abstractmethod
+    async def unready(self) -> str:
+        """Return why no client is served, "" if clients are. Takes at most a second."""
+
+    @abstractmethod
+    async def not_alive(self) -> str:
+        """Return why this process should be replaced, or ""."""
 
     @abstractmethod
     def announce(self) -> None:
@@ -134,6 +148,7 @@ class ServiceProcess(ABC):
             GreeterError: The service cannot start.
         """
         signals = self._install_signal_handlers()
+        self._stop = signals.stop
         await self.start()
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             logger.warning(
@@ -141,7 +156,7 @@ class ServiceProcess(ABC):
             )
         self._warn_of_short_queues()
         try:
-            await self._serve_metrics(signals.stop)
+            await self._serve_metrics()
             self.announce()
             self.notifier.ready(self.status())
             self._notify_watchdog()
@@ -175,6 +190,11 @@ class ServiceProcess(ABC):
         self.notifier.close()
         signals.close()
         return 0
+
+    @property
+    def stopping(self) -> bool:
+        """True from a stop signal on."""
+        return self._stop is not None and self._stop.done()
 
     def status(self) -> str:
         """Return the line for ``systemctl status``."""
@@ -231,13 +251,11 @@ class ServiceProcess(ABC):
                 extra={"event": "restart_needed"},
             )
 
-    async def _serve_metrics(self, stop: asyncio.Future[str]) -> None:
+    async def _serve_metrics(self) -> None:
         if self.options.metrics is not None:
             from greeter.service.prometheus import serve_metrics
 
-            self._metrics = await serve_metrics(
-                self.options.metrics, self.snapshot, stopping=stop.done, unix_mode=self.options.unix_mode
-            )
+            self._metrics = await serve_metrics(self.options.metrics, self, unix_mode=self.options.unix_mode)
             logger.info("Metrics on %s", self._metrics.address, extra={"event": "metrics"})
 
     def _warn_of_short_queues(self) -> None:
@@ -295,11 +313,23 @@ class SingleProcess(ServiceProcess):
         return Counters.of(
             self.server.stats,
             reloads=dict(self.reloads),
+            workers=1,
+            workers_ready=int(self.server.is_serving()),
             certificate_expiry=self.server.config.certificate_expiry,
         )
 
     async def apply(self, new: ServeOptions, config: ServerConfig) -> None:
         self.server.reconfigure(config)
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        return ()
+
+    async def unready(self) -> str:
+        return ""  # this event loop serves, and it runs
+
+    async def not_alive(self) -> str:
+        return ""
 
     def check_workers(self) -> None:
         pass

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 class Counters:
     """The counters of one process, or the sum over several.
 
-    ``accepted``, ``greeted``, ``bytes_sent``, ``linger_timeouts``, ``accept_errors``, ``failed``,
-    ``rejected``, ``open`` and ``lingering`` are those of ServerStats.
+    ``accepted``, ``greeted``, ``bytes_sent``, ``linger_timeouts``, ``accept_errors``, ``paused_micros``,
+    ``failed``, ``rejected``, ``open``, ``lingering``, ``max_connections`` and ``accepting`` are those of
+    ServerStats.
 
     - ``greeting_time``: times from accept until the kernel had the whole greeting.
     - ``drains``: completed drains.
     - ``reloads``: reloads of the configuration, by result.
     - ``worker_restarts``: workers that died and were replaced.
+    - ``workers``: processes that are to serve; ``workers_ready``: those that do.
     - ``certificate_expiry``: seconds since the epoch, None without TLS; in a sum, the earliest.
     """
 
@@ -38,6 +40,7 @@ class Counters:
     accept_errors: int = 0
     drains: int = 0
     worker_restarts: int = 0
+    paused_micros: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
     reloads: dict[str, int] = field(default_factory=dict)
@@ -45,6 +48,10 @@ class Counters:
     # Gauges.
     open: int = 0
     lingering: int = 0
+    max_connections: int = 0
+    accepting: int = 0
+    workers: int = 0
+    workers_ready: int = 0
     certificate_expiry: float | None = None
 
     @classmethod
@@ -108,7 +115,8 @@ class AggregateStats:
     def retire(self, process: object) -> None:
         """Keep the counters of a process that has exited, and remove its gauges."""
         if (last := self._current.pop(process, None)) is not None:
-            self._retired += replace(last, open=0, lingering=0, certificate_expiry=None)
+            counters = replace(last, open=0, lingering=0, max_connections=0, accepting=0)
+            self._retired += replace(counters, certificate_expiry=None)
 
     def total(self) -> Counters:
         """Return the sum over all processes, running and exited."""

@@ -24,7 +24,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from greeter.config.options import WORKER_VARIABLE
-from greeter.core.stats import BLOCK_LENGTH, ServerStats
+from greeter.core.stats import BLOCK_LENGTH, GAUGES, ServerStats
 from greeter.errors import GreeterError
 from greeter.server.timeouts import Deadline
 from greeter.service.channel import COUNTERS_VARIABLE, WORKER_SIGNALS, Channel
@@ -135,6 +135,11 @@ class WorkerProcess:
         self._channel.send("task", task.value)
         self._watch_exit()
 
+    @property
+    def ready_to_serve(self) -> bool:
+        """True if it serves and was not told to retire."""
+        return self.serving and self._deadline is None
+
     def report(self) -> asyncio.Future[None]:
         """Request a report. Returns a future that is done when it has arrived or the worker has exited."""
         if self._pending_report is None:
@@ -238,7 +243,7 @@ class WorkerProcess:
         """Bring ``stats`` up to date for a worker that does not report: its counters, not its gauges."""
         if (counters := ServerStats.read_from(self._block)) is not None:
             last = self.stats or {}
-            gauges = {name: last.get(name, 0) for name in ("open", "lingering")}
+            gauges = {name: last.get(name, 0) for name in GAUGES}
             self._set_stats(Counters.of(counters, **gauges).to_json())
 
     def _read_counters_at_exit(self) -> None:

@@ -13,12 +13,16 @@ from greeter.core.stats import (
     BOUNDS,
     FAILED,
     FAILURES,
+    GAUGES,
     REJECTED,
     REJECTIONS,
     LatencyHistogram,
 )
 
-COUNTERS = ("accepted", "greeted", "bytes_sent", "linger_timeouts", "accept_errors", "drains")
+COUNTERS = (
+    *("accepted", "greeted", "bytes_sent", "linger_timeouts"),
+    *("accept_errors", "paused_micros", "drains"),
+)
 
 
 def shared_block() -> memoryview[int]:
@@ -39,7 +43,7 @@ def test_everything_starts_at_zero() -> None:
     stats = ServerStats()
     assert stats.failed == dict.fromkeys(FAILURES, 0)
     assert stats.rejected == dict.fromkeys(REJECTIONS, 0)
-    assert not any(getattr(stats, name) for name in (*COUNTERS, "open", "lingering", "unfinished"))
+    assert not any(getattr(stats, name) for name in (*COUNTERS, *GAUGES, "unfinished"))
     assert stats.greeting_time == LatencyHistogram()
 
 
@@ -62,7 +66,7 @@ def test_every_class_and_every_counter_is_documented() -> None:
     assert all(FAILURES.values())
     assert all(REJECTIONS.values())
     assert not FAILURES.keys() & REJECTIONS.keys()
-    for name in (*COUNTERS, "open", "lingering", "failed", "rejected", "greeting_time", "block"):
+    for name in (*COUNTERS, *GAUGES, "failed", "rejected", "greeting_time", "block"):
         assert f"``{name}``" in (ServerStats.__doc__ or "")
 
 

@@ -631,6 +631,32 @@ def test_at_capacity_accepting_is_paused_until_a_connection_is_closed(
     ]
 
 
+def test_the_time_of_pauses_is_counted() -> None:
+    harness = Harness(capacity=1)
+    pause = harness.tracker.accept_pause
+    connection = harness.linger()
+    assert pause.accepting
+    harness.tracker.at_capacity()
+    harness.loop.advance(1.0)
+    assert not pause.accepting
+    pause.count_time()
+    assert harness.stats.paused_micros == 1_000_000, "also during the pause"
+    harness.tracker.at_capacity()
+    harness.loop.advance(0.5)
+    connection.close()
+    harness.loop.advance(0.25)
+    assert pause.accepting
+    assert harness.stats.paused_micros == 1_500_000
+    harness.tracker.cannot_accept(OSError(24, "irrelevant"))
+    harness.loop.advance(RETRY_SECONDS)
+    assert pause.accepting
+    assert harness.stats.paused_micros == 1_500_000 + RETRY_SECONDS * 1_000_000
+    harness.tracker.stop_accepting()
+    harness.loop.advance(1.0)
+    assert not pause.accepting
+    assert harness.stats.paused_micros == 1_500_000 + RETRY_SECONDS * 1_000_000
+
+
 def test_beyond_capacity_accepting_resumes_below_it() -> None:
     """asyncio accepts a batch more than it should, and a reload may lower the capacity."""
     harness = Harness(capacity=2)
@@ -1146,7 +1172,7 @@ class AnyOrder(RuleBasedStateMachine):
         told = self.harness.told
         assert all(a != b for a, b in zip(told, told[1:], strict=False))
         if told and told[-1] == "pause":
-            assert self.tracker.free_slots <= 0 or self.tracker._pausing._retry is not None
+            assert self.tracker.free_slots <= 0 or self.tracker.accept_pause._retry is not None
 
     @invariant()
     def timers_are_few(self) -> None:

@@ -9,20 +9,21 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import greeter
-from greeter import Endpoint, MissingExtra, ServerStats, greet, serve
+from greeter import Endpoint, Limits, MissingExtra, ServerStats, greet, serve
 from greeter.core.stats import BOUNDS
 from greeter.service.prometheus import render, serve_metrics
 from greeter.service.snapshot import Counters
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 HERE = Endpoint.parse("127.0.0.1:0")
@@ -42,12 +43,17 @@ def everything() -> Counters:
         accept_errors=105,
         drains=106,
         worker_restarts=107,
+        paused_micros=115_500_000,
         failed={"reset": 108, "tls": 109},
         rejected={"rate": 110},
         reloads={"ok": 111, "failed": 112},
         greeting_time=timed.greeting_time,
         open=113,
         lingering=114,
+        max_connections=116,
+        accepting=2,
+        workers=117,
+        workers_ready=118,
         certificate_expiry=1_800_000_000.5,
     )
 
@@ -74,6 +80,7 @@ def test_every_counter_is_a_metric() -> None:
         "greeter_sent_bytes_total": 103,
         "greeter_linger_timeouts_total": 104,
         "greeter_accept_errors_total": 105,
+        "greeter_paused_seconds_total": 115.5,
         "greeter_drains_total": 106,
         "greeter_worker_restarts_total": 107,
         "greeter_failed_total{class=reset}": 108,
@@ -83,6 +90,10 @@ def test_every_counter_is_a_metric() -> None:
         "greeter_reloads_total{result=failed}": 112,
         "greeter_open_connections": 113,
         "greeter_lingering_connections": 114,
+        "greeter_max_connections": 116,
+        "greeter_accepting": 1,
+        "greeter_workers": 117,
+        "greeter_workers_ready": 118,
         "greeter_certificate_expiry_seconds": 1_800_000_000.5,
     }
     assert times.pop("greeter_greeting_seconds_count") == 10
@@ -104,7 +115,7 @@ def test_every_class_is_exported_before_the_first_client() -> None:
 def test_promtool_accepts_the_metrics(make: Callable[[], Counters]) -> None:
     done = subprocess.run(
         ["promtool", "check", "metrics"],
-        input=render(make()),
+        input=render(make(), ["self"]),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         timeout=PATIENCE,
@@ -123,42 +134,112 @@ async def fetch(address: str, path: str) -> bytes:
     return response
 
 
+class Service:
+    """What ``serve_metrics`` asks of a service, for a server in this process."""
+
+    worker_pids: tuple[int, ...] = ()
+    stopping = False
+    unready_because = not_alive_because = ""
+
+    def __init__(self, stats: Callable[[], ServerStats] = ServerStats) -> None:
+        self.stats = stats
+
+    async def snapshot(self) -> Counters:
+        return Counters.of(self.stats())
+
+    async def unready(self) -> str:
+        return self.unready_because
+
+    async def not_alive(self) -> str:
+        return self.not_alive_because
+
+
+@contextlib.asynccontextmanager
+async def serving(service: Service) -> AsyncIterator[str]:
+    """Serve the metrics of ``service``, entered with their address."""
+    with contextlib.closing(await serve_metrics(HERE, service)) as metrics:
+        yield metrics.address
+    await metrics.wait_closed()
+
+
 @pytest.mark.usefixtures("no_fd_leak")
 async def test_a_server_is_scraped() -> None:
-    async with serve(port=0, access_log=False) as server:
+    async with (
+        serve(port=0, access_log=False, limits=Limits(max_connections=7)) as server,
+        serving(Service(lambda: server.stats)) as address,
+    ):
+        for count in range(3):
+            head, _, body = (await fetch(address, "/metrics")).partition(b"\r\n\r\n")
+            assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8" in head
+            found = samples(body)
+            assert found["greeter_greeted_total"] == count
+            assert found["greeter_sent_bytes_total"] == 24 * count
+            assert found["greeter_max_connections"] == 7
+            assert found["greeter_accepting"] == 1
+            await greet(port=server.port)
 
-        async def collect() -> Counters:
-            return Counters.of(server.stats)
 
-        draining = False
-        with contextlib.closing(await serve_metrics(HERE, collect, stopping=lambda: draining)) as metrics:
-            for count in range(3):
-                head, _, body = (await fetch(metrics.address, "/metrics")).partition(b"\r\n\r\n")
-                assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8" in head
-                found = samples(body)
-                assert found["greeter_greeted_total"] == count
-                assert found["greeter_sent_bytes_total"] == 24 * count
-                await greet(port=server.port)
-            healthy = await fetch(metrics.address, "/healthz")
-            assert healthy.startswith(b"HTTP/1.1 200 OK\r\n")
-            assert healthy.endswith(b"\r\n\r\nok\n")
-            draining = True
-            stopping = await fetch(metrics.address, "/healthz")
-            assert stopping.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-            assert stopping.endswith(b"\r\n\r\nstopping\n")
-        await metrics.wait_closed()
+@pytest.mark.parametrize(
+    ("state", "healthz", "livez"),
+    [
+        ({}, b"200 ok", b"200 ok"),
+        ({"stopping": True}, b"503 stopping", b"200 ok"),
+        ({"stopping": True, "not_alive_because": "dead"}, b"503 stopping", b"200 ok"),
+        ({"unready_because": "no worker is ready"}, b"503 no worker is ready", b"200 ok"),
+        ({"not_alive_because": "dead"}, b"200 ok", b"503 dead"),
+    ],
+)
+async def test_the_health_of_a_service(state: dict[str, Any], healthz: bytes, livez: bytes) -> None:
+    service = Service()
+    vars(service).update(state)
+    async with serving(service) as address:
+        for path, expected in (("/healthz", healthz), ("/livez", livez)):
+            head, _, body = (await fetch(address, path)).partition(b"\r\n\r\n")
+            assert head.split()[1] + b" " + body == expected + b"\n"
+
+
+def test_the_metrics_of_processes_are_sums() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        mine, both = samples(render(Counters(), ["self"])), samples(render(Counters(), ["self", child.pid]))
+    finally:
+        child.kill()
+        child.wait()
+    known = samples(generate_latest(process_registry()))
+    names = {name for name in mine if name.startswith("process_")}
+    assert names == set(known), "those of prometheus-client"
+    assert mine["process_start_time_seconds"] == both["process_start_time_seconds"]
+    assert both["process_max_fds"] == 2 * mine["process_max_fds"]
+    assert both["process_open_fds"] > mine["process_open_fds"]
+    assert both["process_virtual_memory_bytes"] > mine["process_virtual_memory_bytes"]
+
+
+def process_registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return registry
+
+
+def test_the_cpu_time_of_a_process_that_has_exited_is_kept() -> None:
+    code = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        before = samples(render(Counters(), ["self"]))["process_cpu_seconds_total"]
+        child.stdout.readline()
+        during = samples(render(Counters(), ["self", child.pid]))["process_cpu_seconds_total"]
+    after = samples(render(Counters(), ["self", child.pid]))["process_cpu_seconds_total"]
+    assert before + 0.15 < during <= after
 
 
 MISSING = "--metrics needs an optional package: pip install '.[metrics]' in greeter's source tree"
 
 
 async def test_serve_metrics_without_prometheus_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def collect() -> Counters:
-        return Counters()
-
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(MissingExtra, match=f"^{re.escape(MISSING)}$"):
-        await serve_metrics(HERE, collect, stopping=bool)
+        await serve_metrics(HERE, Service())
 
 
 def test_the_import_without_h11(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from greeter.service.logs import FLUSH_SECONDS
 from greeter.system.signals import SAME_REQUEST_SECONDS
 from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, run_greeter
-from tests.support.service_peers import crowd, lines_with, metric, running, started_by_init
+from tests.support.service_peers import children, crowd, lines_with, metric, running, started_by_init
 from tests.system.test_listeners import needs_ipv6
 
 if TYPE_CHECKING:
@@ -490,26 +490,38 @@ async def test_the_stop_delay_serves_on_before_the_drain() -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_healthz_is_503_during_the_stop_delay(workers: str, tmp_path: Path) -> None:
+async def test_healthz_is_503_while_no_client_is_served(workers: str, tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client")
     path = tmp_path / "metrics"
 
-    async def health() -> bytes:
+    async def health(page: str = "healthz") -> bytes:
         reader, writer = await asyncio.open_unix_connection(str(path))
-        writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+        writer.write(f"GET /{page} HTTP/1.0\r\n\r\n".encode())
         async with asyncio.timeout(PATIENCE):
             response = await reader.read()
         writer.close()
         head, _, body = response.partition(b"\r\n\r\n")
         return head.partition(b" ")[2][:4] + body
 
+    async def workers_that_hang(server: Process) -> None:
+        for pid in children(server.pid):
+            os.kill(pid, signal.SIGSTOP)
+        assert await health() == b"503 no worker responds\n"
+        assert await health("livez") == b"200 ok\n", "not yet"
+        for pid in children(server.pid):
+            os.kill(pid, signal.SIGCONT)
+        assert await health() == b"200 ok\n"
+
     args = ("--stop-delay", "600", "--workers", workers, "--metrics", f"unix:{path}", "--unix-mode", "604")
     async with serving(*args) as server:
         assert path.stat().st_mode & 0o777 == 0o604
-        assert await health() == b"200 ok\n"
+        assert await health() == await health("livez") == b"200 ok\n"
+        if workers == "2":
+            await workers_that_hang(server)
         server.process.send_signal(signal.SIGTERM)
         await server.line_with("serving for another 600 s")
         assert await health() == b"503 stopping\n"
+        assert await health("livez") == b"200 ok\n"
         assert (await greet(port=server.port)).data == HELLO
         await asyncio.sleep(SAME_REQUEST_SECONDS)
         assert await server.stop() == 130

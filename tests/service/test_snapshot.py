@@ -106,9 +106,15 @@ def test_unknown_fields_of_another_version_are_ignored(extra: dict[str, Any]) ->
 
 def test_an_exited_worker_keeps_its_counters_and_loses_its_gauges() -> None:
     totals = AggregateStats()
-    totals.update(1, Counters(greeted=10, open=4, lingering=3, certificate_expiry=50.0))
+    gauges: dict[str, Any] = {
+        "lingering": 3,
+        "max_connections": 9,
+        "accepting": 1,
+        "certificate_expiry": 50.0,
+    }
+    totals.update(1, Counters(greeted=10, open=4, **gauges))
     totals.update(2, Counters(greeted=5, open=1))
-    assert totals.total() == Counters(greeted=15, open=5, lingering=3, certificate_expiry=50.0)
+    assert totals.total() == Counters(greeted=15, open=5, **gauges)
     totals.retire(1)
     totals.retire("a process without a report")
     assert totals.total() == Counters(greeted=15, open=1)
