@@ -209,7 +209,7 @@ class ServeOptions:
         group=PROCESSES,
     )
     metrics: Endpoint | None = option(
-        None, "Serve Prometheus metrics and health checks there.", ENDPOINT, group=LOGS
+        None, "Serve a status page, Prometheus metrics and health checks there.", ENDPOINT, group=LOGS
     )
     access_log: bool = option(True, "Log a line for each admitted client, at level info.", group=LOGS)
     log_format: Literal["text", "json"] = option(

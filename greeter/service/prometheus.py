@@ -19,6 +19,7 @@ from greeter.core.stats import BOUNDS
 from greeter.errors import MissingExtra
 from greeter.service.httpd import TEXT, HTTPServer, Response, serve_http
 from greeter.service.snapshot import Counters
+from greeter.service.status import page_handlers, status_response
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,6 +34,12 @@ EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 class Monitored(Protocol):
     """What is asked of a service. ServiceProcess documents it."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]: ...
+
+    @property
+    def uptime(self) -> float: ...
 
     @property
     def worker_pids(self) -> tuple[int, ...]: ...
@@ -50,7 +57,7 @@ class Monitored(Protocol):
 async def serve_metrics(
     endpoint: Endpoint, service: Monitored, *, unix_mode: int | None = None
 ) -> HTTPServer:
-    """Serve ``/metrics``, ``/healthz`` and ``/livez`` over HTTP.
+    """Serve ``/metrics``, ``/healthz``, ``/livez`` and the status page over HTTP.
 
     ``/healthz`` is readiness: 200 and "ok" while clients are served, else 503 and the reason. A load balancer
     sends clients elsewhere then. ``/livez`` is liveness: 503 and the reason only if a restart is the remedy.
@@ -75,14 +82,25 @@ async def serve_metrics(
         text = await asyncio.to_thread(render, snapshot, ("self", *service.worker_pids))
         return Response(EXPOSITION, text)
 
+    async def problem() -> str:
+        return "stopping" if service.stopping else await service.unready()
+
     async def ready() -> Response:
-        return _health("stopping" if service.stopping else await service.unready())
+        return _health(await problem())
 
     async def alive() -> Response:
         return _health("" if service.stopping else await service.not_alive())  # a stop has its own deadline
 
-    handlers = {"/metrics": metrics, "/healthz": ready, "/livez": alive}
-    return await serve_http(endpoint, handlers, unix_mode=unix_mode)
+    async def status() -> Response:
+        return status_response(
+            await service.snapshot(),
+            addresses=service.addresses,
+            uptime=service.uptime,
+            problem=await problem(),
+        )
+
+    pages = {"/metrics": metrics, "/healthz": ready, "/livez": alive, "/status.json": status}
+    return await serve_http(endpoint, {**pages, **page_handlers()}, unix_mode=unix_mode)
 
 
 def _health(problem: str) -> Response:

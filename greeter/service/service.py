@@ -15,6 +15,7 @@ import functools
 import logging
 import math
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -88,6 +89,7 @@ class ServiceProcess(ABC):
         self._watchdog: asyncio.TimerHandle | None = None
         self._metrics: HTTPServer | None = None
         self._stop: asyncio.Future[str] | None = None  # of the stop signal
+        self._started = time.monotonic()
 
     @abstractmethod
     async def start(self) -> None:
@@ -190,6 +192,11 @@ class ServiceProcess(ABC):
         self.notifier.close()
         signals.close()
         return 0
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start of this process's service."""
+        return time.monotonic() - self._started
 
     @property
     def stopping(self) -> bool:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -137,12 +138,17 @@ async def fetch(address: str, path: str) -> bytes:
 class Service:
     """What ``serve_metrics`` asks of a service, for a server in this process."""
 
+    addresses: tuple[str, ...] = ("127.0.0.1:9999",)
     worker_pids: tuple[int, ...] = ()
     stopping = False
     unready_because = not_alive_because = ""
 
     def __init__(self, stats: Callable[[], ServerStats] = ServerStats) -> None:
         self.stats = stats
+
+    @property
+    def uptime(self) -> float:
+        return time.monotonic()
 
     async def snapshot(self) -> Counters:
         return Counters.of(self.stats())
