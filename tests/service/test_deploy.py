@@ -23,7 +23,9 @@ import pytest
 from greeter import greet
 from greeter.cli.cli import cli
 from greeter.config.options import ServeOptions
+from greeter.service.supervisor import RESPONSE_TIMEOUT
 from tests.conftest import ROOT, greeter_process, loop_factories, run_greeter
+from tests.service.test_prometheus import fetch
 from tests.support.service_peers import HELLO, INIT, children, crowd, running
 
 DEPLOY = ROOT / "examples" / "deploy"
@@ -55,11 +57,16 @@ def test_every_deploy_file_is_tested() -> None:
     assert sorted(path.name for path in DEPLOY.iterdir()) == [
         "Containerfile",
         "README.md",
+        "alerts.yml",  # and below, in test_deploy_monitoring.py
+        "alerts_test.yml",
+        "compose.yaml",
+        "grafana.json",
         "greeter.service",
         "greeter.socket",
         "greeter.toml",
         "haproxy.cfg",
         "kubernetes.yaml",
+        "prometheus.yml",
     ]
 
 
@@ -291,9 +298,9 @@ async def test_the_first_process_of_a_container_passes_a_stop_on(number: int) ->
     assert service.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
 
 
-def manifest() -> tuple[dict[str, Any], dict[str, Any]]:
-    deployment, service = pytest.importorskip("yaml").safe_load_all(text("kubernetes.yaml"))
-    return deployment, service
+def manifest() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    deployment, service, budget = pytest.importorskip("yaml").safe_load_all(text("kubernetes.yaml"))
+    return deployment, service, budget
 
 
 @pytest.mark.parametrize("version", ["1.31", "latest"])
@@ -310,7 +317,7 @@ def test_kubernetes_accepts_the_manifest(version: str) -> None:
 
 
 def test_the_manifest_fits_the_service() -> None:
-    deployment, service = manifest()
+    deployment, service, budget = manifest()
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     verb, *args = container["args"]
@@ -323,12 +330,33 @@ def test_the_manifest_fits_the_service() -> None:
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert labels == deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
     assert f"USER {pod['securityContext']['runAsUser']}:" in text("Containerfile")
-    for probe in (container["readinessProbe"], container["livenessProbe"]):
-        program, verb, *args = probe["exec"]["command"]
-        assert (program, verb) == ("greeter", "greet")
-        chosen = options_of("greet", args)
-        assert chosen["target"].port == ports["greeting"]
-        assert chosen["timeout"] < probe["timeoutSeconds"]
+    assert budget["spec"]["selector"]["matchLabels"] == labels
+    assert budget["spec"]["maxUnavailable"] < deployment["spec"]["replicas"]
+    (spread,) = pod["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"] == labels
+
+
+@alone
+async def test_the_probes_of_the_manifest_succeed() -> None:
+    """Readiness ends with a stop signal, liveness does not."""
+    (container,) = manifest()[0]["spec"]["template"]["spec"]["containers"]
+    probes = {name: container[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
+    assert {name: probe["httpGet"]["port"] for name, probe in probes.items()} == dict.fromkeys(
+        probes, "metrics"
+    )
+    for name in ("readiness", "liveness"):
+        assert probes[name]["timeoutSeconds"] > RESPONSE_TIMEOUT
+    async with greeter_process(*local(container["args"]), ready='"event": "listening"') as service:
+        address = json.loads(await service.line_with('"event": "metrics"'))["message"].split()[-1]
+
+        async def codes() -> dict[str, bytes]:
+            paths = {name: probe["httpGet"]["path"] for name, probe in probes.items()}
+            return {name: (await fetch(address, path)).split()[1] for name, path in paths.items()}
+
+        assert set((await codes()).values()) == {b"200"}
+        service.process.send_signal(signal.SIGTERM)
+        await service.line_with('"event": "stop_delay"')
+        assert await codes() == {"startup": b"200", "readiness": b"503", "liveness": b"200"}
 
 
 # -- HAProxy ---------------------------------------------------------------------------------------------
