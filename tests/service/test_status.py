@@ -97,6 +97,10 @@ return Object.fromEntries([...document.querySelectorAll("[id]")].map((found) => 
 """
 
 
+# As if the page became visible again: it does not wait for its next turn.
+REFRESH = "document.dispatchEvent(new Event('visibilitychange'));"
+
+
 def texts(browser: Browser) -> dict[str, str]:
     """Return what each part of the page shows."""
     found: dict[str, str] = browser.run(TEXTS)
@@ -106,11 +110,11 @@ def texts(browser: Browser) -> dict[str, str]:
 def shows(browser: Browser, name: str, text: str) -> None:
     """Wait until a part of the page shows ``text``."""
     script = "return document.getElementById(arguments[0]).innerText.includes(arguments[1])"
-    browser.until(script, name, text)
+    browser.until(REFRESH + script, name, text)
 
 
 def drawn(browser: Browser) -> None:
-    """Wait until every chart has a line."""
+    """Wait until every chart has a line, for which the page asks a second time by itself."""
     browser.until("return document.querySelectorAll('.chart .line').length === 3")
 
 
