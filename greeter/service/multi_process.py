@@ -196,10 +196,10 @@ class MultiProcess(ServiceProcess):
         return self.supervisor.running_pids
 
     async def unready(self) -> str:
-        return await self.supervisor.unready()
+        return await self.supervisor.health.unready()
 
     async def not_alive(self) -> str:
-        return await self.supervisor.not_alive()
+        return await self.supervisor.health.not_alive()
 
     def check_workers(self) -> None:
         self.supervisor.kill_unresponsive()

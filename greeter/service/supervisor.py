@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.errors import os_error_text
 from greeter.server.timeouts import timeout_without_pauses
+from greeter.service.health import WorkerHealth
 from greeter.service.worker_process import WorkerFailed, WorkerProcess, WorkerTask
 from greeter.system.listeners import HANDSHAKE_GRACE
 
@@ -49,10 +50,6 @@ logger = logging.getLogger("greeter")
 READY_TIMEOUT = 10.0
 RETIRE_TIMEOUT = 15.0  # above the drain timeout of a worker, so that the worker logs what it aborts
 STATS_TIMEOUT = 1.0
-# How long a health check waits for a worker to respond. Kubernetes gives a probe 1 s by default.
-RESPONSE_TIMEOUT = 0.9
-# Without a response of any worker for so long, in seconds, the service is not alive.
-ALIVE_SECONDS = 30.0
 # The exit of a worker that served this long resets the backoff.
 HEALTHY_SECONDS = 10.0
 # Errors of fork(2), socketpair(2) and open(2) that may pass.
@@ -101,7 +98,8 @@ class Supervisor:
         retire_timeout: How long a replaced worker may take to exit before it is killed, in seconds, besides
             what it takes to abort its connections.
 
-    ``restarts`` counts the workers that exited, or did not become ready, and were replaced.
+    ``restarts`` counts the workers that exited, or did not become ready, and were replaced. ``health`` tells
+    whether the workers serve and respond.
     """
 
     def __init__(
@@ -128,8 +126,7 @@ class Supervisor:
         self._slots: list[WorkerSlot] = []
         self._workers: list[WorkerProcess] = []  # all that run: starting, serving, retiring
         self._stopping = False
-        # Since when no worker serves, or none has responded to a request for reports. None: neither is so.
-        self._silent_since: float | None = None
+        self.health = WorkerHealth(self._workers)
 
     @property
     def ready_count(self) -> int:
@@ -246,45 +243,6 @@ class Supervisor:
                 reports[report].read_counters()
         return [worker.stats for worker in self._workers if worker.stats is not None]
 
-    async def unready(self) -> str:
-        """Ask the workers for a response; one is enough.
-
-        Returns:
-            Why no client is served, or "" if a worker responds within RESPONSE_TIMEOUT.
-        """
-        asked = {worker.report(): worker for worker in self._workers if worker.ready_to_serve}
-        if not asked:
-            return "no worker is ready"
-        deadline = asyncio.get_running_loop().time() + RESPONSE_TIMEOUT
-        while asked:
-            left = deadline - asyncio.get_running_loop().time()
-            done, _ = await asyncio.wait(asked, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if any(asked.pop(each).serving for each in done):  # the others have exited
-                return ""
-            if not done:
-                break
-        return "no worker responds"
-
-    async def not_alive(self) -> str:
-        """Ask the workers for a response, without waiting for it in general.
-
-        An unanswered request of an earlier call counts from then on.
-
-        Returns:
-            Why the service is not alive: for ALIVE_SECONDS, no worker was up or none has responded. Else "".
-        """
-        now = asyncio.get_running_loop().time()
-        for worker in self._workers:
-            if worker.serving:
-                worker.report()
-        if self._silent_since is None:
-            self._silent_since = now
-        # After a pause of the machine, the workers get their time to respond.
-        if now - self._silent_since < ALIVE_SECONDS:
-            return ""
-        why = await self.unready()
-        return f"for {ALIVE_SECONDS:g} s, {why}" if why and self._silent_since is not None else ""
-
     def kill_unresponsive(self) -> None:
         """Kill the workers that have not reported since the last call, and request reports of the others."""
         for worker in self._workers:
@@ -352,7 +310,6 @@ class Supervisor:
             async with timeout_without_pauses(self._ready_timeout, grace=self._ready_timeout):
                 worker = await self._spawn(task, backoff)
                 await worker.ready
-                self._silent_since = None
         except BaseException as error:
             if worker is not None:
                 worker.kill()
@@ -390,14 +347,12 @@ class Supervisor:
         raise WorkerFailed("no worker is started during a stop")
 
     def _forward_stats(self, worker: WorkerProcess) -> None:
-        self._silent_since = None
         if self._on_stats is not None and worker.stats is not None:
             self._on_stats(worker.pid, worker.stats)
 
     def _forward_exit(self, worker: WorkerProcess) -> None:
+        self.health.worker_exited(worker)
         self._workers.remove(worker)
-        if self._silent_since is None and not any(each.serving for each in self._workers):
-            self._silent_since = asyncio.get_running_loop().time()
         if self._on_exit is not None:
             self._on_exit(worker.pid)
 

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import signal
 import socket
@@ -80,6 +81,7 @@ class WorkerProcess:
     - ``pid``: its process ID.
     - ``ready``: a future that is done when the worker serves; WorkerFailed if it exits before.
     - ``ready_at``: the loop's time of that, in seconds.
+    - ``responded_at``: the loop's time of its last report, or of when it became ready.
     - ``serving``: True from then on until its exit.
     - ``exited``: a future of its exit status; negative is the number of a signal.
     - ``stats``: its last report, or None. After its exit, it is the last state of the counters.
@@ -98,6 +100,7 @@ class WorkerProcess:
         self.stats: dict[str, Any] | None = None
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self.ready_at = self._loop.time()
+        self.responded_at = -math.inf
         self.serving = self.retire_timed_out = self._killed = False
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._retire_timeout = task.retire_timeout
@@ -269,6 +272,8 @@ class WorkerProcess:
             report.set_result(None)
 
     def _on_message(self, name: str, value: Any) -> None:
+        if name in ("stats", "ready"):
+            self.responded_at = self._loop.time()
         if name == "stats":
             self._set_stats(value)
             self._resolve_report()

@@ -13,7 +13,7 @@ from greeter.loadtest import LoadPlan, LoadReport, load
 from greeter.loadtest.report.html import page
 from tests.loadtest.report.test_charts import long_run, named, with_thresholds
 from tests.loadtest.report.test_html import HOSTILE, hostile
-from tests.support.browser import PHONE, Browser, browser, needs_chromium
+from tests.support.browser import DESK, PHONE, Browser, browser, needs_chromium
 from tests.support.loadtest_peers import greet, serving
 
 if TYPE_CHECKING:

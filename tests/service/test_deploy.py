@@ -23,7 +23,7 @@ import pytest
 from greeter import greet
 from greeter.cli.cli import cli
 from greeter.config.options import ServeOptions
-from greeter.service.supervisor import RESPONSE_TIMEOUT
+from greeter.service.health import RESPONSE_TIMEOUT
 from tests.conftest import ROOT, greeter_process, loop_factories, run_greeter
 from tests.service.test_prometheus import fetch
 from tests.support.service_peers import HELLO, INIT, children, crowd, running

@@ -817,41 +817,41 @@ async def test_a_worker_that_dies_before_it_reports_is_not_waited_for(listener: 
 async def test_one_worker_that_responds_is_enough(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greeter.service.supervisor.RESPONSE_TIMEOUT", PATIENCE)
+    monkeypatch.setattr("greeter.service.health.RESPONSE_TIMEOUT", PATIENCE)
     async with supervising(listener, 2) as supervisor:
         assert supervisor.ready_count == 2
         os.kill(supervisor.pids[0], signal.SIGSTOP)
-        assert await supervisor.unready() == ""
-        assert await supervisor.unready() == ""
+        assert await supervisor.health.unready() == ""
+        assert await supervisor.health.unready() == ""
         os.kill(supervisor.pids[0], signal.SIGCONT)
 
 
 async def test_workers_that_do_not_respond_are_not_ready_and_some_time_later_not_alive(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greeter.service.supervisor.RESPONSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("greeter.service.health.RESPONSE_TIMEOUT", 0.1)
     loop = asyncio.get_running_loop()
     async with supervising(listener, 2) as supervisor:
         for pid in supervisor.pids:
             os.kill(pid, signal.SIGSTOP)
-        assert await supervisor.unready() == "no worker responds"
+        assert await supervisor.health.unready() == "no worker responds"
         # Once it was asked, it counts from then on: so a service that is not asked need not do anything.
-        monkeypatch.setattr("greeter.service.supervisor.ALIVE_SECONDS", 0.4)
+        monkeypatch.setattr("greeter.service.health.ALIVE_SECONDS", 0.4)
         asked = loop.time()
-        assert await supervisor.not_alive() == ""
+        assert await supervisor.health.not_alive() == ""
         problem = ""
         while not problem:
-            problem = await supervisor.not_alive()
+            problem = await supervisor.health.not_alive()
             await asyncio.sleep(0)
         assert problem == "for 0.4 s, no worker responds"
         assert loop.time() >= asked + 0.4
-        monkeypatch.setattr("greeter.service.supervisor.RESPONSE_TIMEOUT", PATIENCE)
-        asking = asyncio.create_task(supervisor.not_alive())
+        monkeypatch.setattr("greeter.service.health.RESPONSE_TIMEOUT", PATIENCE)
+        asking = asyncio.create_task(supervisor.health.not_alive())
         await asyncio.sleep(0)
         for pid in supervisor.pids:
             os.kill(pid, signal.SIGCONT)
         assert await asking == "", "a service that was paused as a whole gets its time to respond"
-        assert await supervisor.unready() == ""
+        assert await supervisor.health.unready() == ""
 
 
 async def test_without_a_worker_it_is_not_ready_and_some_time_later_not_alive(
@@ -862,20 +862,40 @@ async def test_without_a_worker_it_is_not_ready_and_some_time_later_not_alive(
         first, second = supervisor.pids
         os.kill(first, signal.SIGKILL)
         await until(lambda: supervisor.ready_count == 1, "its exit is noticed")
-        assert await supervisor.unready() == ""
+        assert await supervisor.health.unready() == ""
         os.kill(second, signal.SIGKILL)
         await until(lambda: supervisor.ready_count == 0, "its exit is noticed")
-        assert await supervisor.unready() == "no worker is ready"
-        assert await supervisor.not_alive() == ""
-        monkeypatch.setattr("greeter.service.supervisor.ALIVE_SECONDS", 0.0)
-        assert await supervisor.not_alive() == "for 0 s, no worker is ready"
+        assert await supervisor.health.unready() == "no worker is ready"
+        assert await supervisor.health.not_alive() == ""
+        monkeypatch.setattr("greeter.service.health.ALIVE_SECONDS", 0.0)
+        assert await supervisor.health.not_alive() == "for 0 s, no worker is ready"
+
+
+async def test_replacements_that_fail_do_not_count_as_alive(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greeter.service.health.ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(Backoff, "next", lambda _: 0.02)
+    loop = asyncio.get_running_loop()
+    async with supervising(listener, 1) as supervisor:
+        (pid,) = supervisor.pids
+        supervisor._command = ["false"]
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: supervisor.ready_count == 0, "its exit is noticed")
+        since, problem = loop.time(), ""
+        while not problem:
+            problem = await supervisor.health.not_alive()
+            await asyncio.sleep(0)
+        assert problem == "for 0.2 s, no worker is ready"
+        assert loop.time() <= since + PATIENCE / 2
+        await until(lambda: supervisor.restarts > 2, "others have failed")
 
 
 async def test_a_worker_that_is_told_to_leave_is_not_ready(listener: Listener) -> None:
     async with supervising(listener, 1) as supervisor:
         stopping = asyncio.create_task(supervisor.stop(PATIENCE))
         await until(lambda: supervisor.ready_count == 0, "it is told to leave")
-        assert await supervisor.unready() == "no worker is ready"
+        assert await supervisor.health.unready() == "no worker is ready"
         assert await stopping
 
 
