@@ -22,6 +22,7 @@ from greeter.core.stats import BOUNDS
 from greeter.service.prometheus import render, serve_metrics
 from greeter.service.snapshot import Counters
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
+from tests.support.peers import connect, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -183,6 +184,28 @@ async def test_a_server_is_scraped() -> None:
             assert found["greeter_max_connections"] == 7
             assert found["greeter_accepting"] == 1
             await greet(port=server.port)
+
+
+async def test_a_server_at_capacity_shows_that_accepting_is_paused() -> None:
+    async with (
+        serve(port=0, access_log=False, limits=Limits(max_connections=1)) as server,
+        serving(Service(lambda: server.stats)) as address,
+    ):
+
+        async def shown() -> tuple[float, float, float]:
+            found = samples((await fetch(address, "/metrics")).partition(b"\r\n\r\n")[2])
+            names = ("greeter_accepting", "greeter_open_connections", "greeter_paused_seconds_total")
+            accepting, opened, paused = (found[name] for name in names)
+            return accepting, opened, paused
+
+        assert await shown() == (1, 0, 0)
+        with await connect(server.port):
+            await until(lambda: not server.stats.accepting, "it is at capacity")
+            accepting, opened, paused = await shown()
+            assert (accepting, opened) == (0, 1)
+            assert paused > 0
+        await until(lambda: bool(server.stats.accepting), "there is room again")
+        assert (await shown())[:2] == (1, 0)
 
 
 @pytest.mark.parametrize(
