@@ -27,7 +27,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from greeter.errors import MissingExtra
-from greeter.server.timeouts import Deadline
+from greeter.server.timeouts import Deadline, timeout_without_pauses
 from greeter.system.listeners import TRANSIENT_ACCEPT_ERRORS, Listener, open_listeners
 
 try:
@@ -148,10 +148,12 @@ class HTTPServer:
 
     async def _wait_for_room(self) -> None:
         """Wait until another connection may be opened, and abort the oldest one if that takes too long."""
+        loop = asyncio.get_running_loop()
         while len(active := [each for each in self._connections if not each.closing]) >= MAX_CONNECTIONS:
             self._freed.clear()
             try:
-                async with asyncio.timeout_at(active[0].opened + GRACE_SECONDS):
+                left = active[0].opened + GRACE_SECONDS - loop.time()
+                async with timeout_without_pauses(max(0.0, left)):
                     await self._freed.wait()
             except TimeoutError:
                 active[0].abort()
