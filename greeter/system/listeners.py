@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from greeter.core.endpoint import Endpoint
 from greeter.core.server_config import BACKLOG
 from greeter.errors import ListenFailed, os_error_text
-from greeter.system.socket_files import file_id, remove_stale
+from greeter.system.socket_files import file_id, remove_stale, turn_in_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -363,24 +363,32 @@ def _bind_all(addresses: Sequence[tuple[int, tuple[object, ...]]]) -> list[Liste
 def _open_unix(endpoint: Endpoint, backlog: int, mode: int | None) -> Listener:
     path = endpoint.path
     try:
-        if not endpoint.abstract:
+        if endpoint.abstract:
+            return _bind_unix(endpoint, backlog)
+        with turn_in_directory(path):
             remove_stale(path)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.bind(path)
-        except BaseException:
-            sock.close()
-            raise
-        listener = Listener(sock, endpoint)
-        try:
-            if mode is not None and not endpoint.abstract:
-                os.chmod(path, mode)  # before listen(), so that no client can connect with the wrong mode
-            listener.listen(backlog)  # at once: until then, another service takes the file for a stale one
-        except BaseException:
-            listener.close()
-            raise
+            return _bind_unix(endpoint, backlog, mode)
     except FileExistsError as error:
         raise ListenFailed(str(endpoint), "the file exists and is not a socket") from error
     except OSError as error:
         raise ListenFailed(str(endpoint), error) from error
+
+
+def _bind_unix(endpoint: Endpoint, backlog: int, mode: int | None = None) -> Listener:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(endpoint.path)
+    except BaseException:
+        sock.close()
+        raise
+    listener = Listener(sock, endpoint)
+    try:
+        if mode is not None:
+            os.chmod(
+                endpoint.path, mode
+            )  # before listen(), so that no client can connect with the wrong mode
+        listener.listen(backlog)  # at once: until then, another service takes the file for a stale one
+    except BaseException:
+        listener.close()
+        raise
     return listener

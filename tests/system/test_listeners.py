@@ -10,6 +10,8 @@ import re
 import select
 import socket
 import stat
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +19,7 @@ import pytest
 from greeter import Endpoint, ListenFailed
 from greeter.system import listeners, socket_files
 from greeter.system.listeners import Listener, adopt, open_listeners
-from tests.conftest import open_fds
+from tests.conftest import PATIENCE, ROOT, open_fds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -389,13 +391,52 @@ def test_a_starting_service_keeps_its_unix_socket(
     assert errors in ([], [errno.EADDRINUSE])
 
 
-def test_a_unix_socket_that_is_about_to_listen_is_never_replaced(
+# It is slow between bind(2) and listen(2).
+STARTERS = """
+import os, sys, time
+os.chmod = lambda *_: time.sleep(0.2)
+from greeter.system.listeners import open_listeners
+from greeter import Endpoint, ListenFailed
+sys.stdin.readline()
+try:
+    open_listeners([Endpoint.parse(sys.argv[1])], unix_mode=0o600)
+    print("listening", flush=True)
+except ListenFailed as error:
+    print(error.strerror, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("stale_file", [False, True])
+def test_of_services_that_start_at_once_one_has_the_unix_socket(tmp_path: Path, stale_file: bool) -> None:
+    """Also where a stale socket is: its inode number may be that of the new one."""
+    path = f"{tmp_path}/x"
+    if stale_file:
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(path)
+    command = [sys.executable, "-c", STARTERS, f"unix:{path}"]
+    starters = [
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for line in ("start", "end"):
+        for starter in starters:
+            assert starter.stdin is not None
+            print(line, file=starter.stdin, flush=True)
+        if line == "start":
+            said = [starter.stdout.readline().strip() for starter in starters if starter.stdout]
+    for starter in starters:
+        starter.communicate(timeout=PATIENCE)
+    assert sorted(said) == [os.strerror(errno.EADDRINUSE)] * 2 + ["listening"]
+
+
+def test_a_turn_that_another_program_keeps_is_not_waited_for(
     listen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket(socket.AF_UNIX) as other:
-        other.bind(f"{tmp_path}/x")
-        monkeypatch.setattr("greeter.system.socket_files.time.sleep", lambda _: other.listen())
-        assert open_error(f"unix:{tmp_path}/x").errno == errno.EADDRINUSE
+    monkeypatch.setattr(socket_files, "TURN_TIMEOUT", 0.01)
+    with socket_files.turn_in_directory(f"{tmp_path}/x"):
+        (listener,) = listen(f"unix:{tmp_path}/x")
+        assert greets(listener)
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])
