@@ -20,6 +20,8 @@ The package consists of rooms. A room imports only from rooms below it in this l
     system     listening sockets, event loops, TLS contexts, signals, descriptors
     core       values and rules without I/O
     errors     the exceptions
+
+Beside them, ``testing`` has pytest fixtures for tests of clients. Nothing imports it.
 """
 
 TYPE_CHECKING = False  # type checkers treat it as typing.TYPE_CHECKING, whose import is slow

@@ -44,7 +44,7 @@ ROOMS = [
     {"loadtest"},
     {"config"},
     {"service"},
-    {"cli"},
+    {"cli", "testing"},
     ROOF,
 ]
 # What waits, asks the system or knows the time. ``socket`` is for its constants only: see below.
