@@ -37,6 +37,26 @@ if TYPE_CHECKING:
 pytest.importorskip("hdrh")
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
+# A server in a thread, and the command of the arguments: both in one network namespace.
+SERVE_AND_LOAD = """
+import socket, sys, threading
+from greeter.cli.cli import run
+
+def greet(client):
+    client.sendall(b"hi\\r\\n")
+    client.recv(1)
+    client.close()
+
+def serve(listener):
+    while True:
+        client, _ = listener.accept()
+        threading.Thread(target=greet, args=(client,), daemon=True).start()
+
+listener = socket.create_server(("127.0.0.1", 9), backlog=500)
+threading.Thread(target=serve, args=(listener,), daemon=True).start()
+sys.exit(run(sys.argv[1:]))
+"""
+
 SHORT = ("-c", "5", "-n", "200", "--quiet")
 
 
@@ -136,6 +156,41 @@ async def test_a_stopped_generator_is_not_mistaken_for_a_slow_server(
     assert process.process.returncode == code, out.decode()
     assert re.search(r"the generator stood still for (0\.[5-9]|[1-9])", out.decode())
     assert ("The machine of the generator was busy" in out.decode()) == (code == 98)
+
+
+FIFTY_PORTS = """
+ip link set lo up
+echo 40000 40049 > /proc/sys/net/ipv4/ip_local_port_range
+exec "$@"
+"""
+
+
+@pytest.mark.one_interpreter
+@pytest.mark.parametrize("loop", [("-c", "5"), ("-r", "400", "-c", "20")])
+async def test_running_out_of_ports_is_not_the_failure_of_the_server(loop: tuple[str, ...]) -> None:
+    """There are 50 local ports, in a network namespace. The client closes first and keeps its port."""
+    namespace = ["unshare", "-rn", "sh", "-ec", FIFTY_PORTS, "sh"]
+    if not (shutil.which("unshare") and shutil.which("ip")) or (await output_of(*namespace, "true"))[0]:
+        pytest.skip("needs ip(8), unshare(1) and the permission to make a network namespace")
+    limits = ("--threshold", "errors:rate<1%", "--threshold", "connections:failed<1")
+    options = ("-n", "200", *loop, "--until", "line", "--quiet", *limits)
+    code, out = await output_of(
+        *namespace, sys.executable, "-c", SERVE_AND_LOAD, "load", "127.0.0.1:9", *options
+    )
+    verdict = out.splitlines()[-1]
+    assert code == 98, verdict
+    assert " could not be made: local_exhausted (Cannot assign requested address)." in verdict
+    assert " failed: " not in verdict
+    assert verdict.endswith(
+        "this machine ran out of ports. Add source addresses (--source-ip) or ask for less."
+    )
+
+
+async def output_of(*command: str) -> tuple[int | None, str]:
+    """Run a command; return its exit code and what it printed."""
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, cwd=ROOT)
+    out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+    return process.returncode, out.decode()
 
 
 async def test_many_connections_are_held_open_and_a_raised_limit_is_noted() -> None:

@@ -43,6 +43,7 @@ TRUNCATED = errno.EPROTO
 # Errors after the end of the stream, which do not make a greeting incomplete.
 _AFTER_THE_END = (0, errno.EPIPE, TRUNCATED)
 
+_TCP_CLOSE = 7  # of tcpi_state (linux/tcp.h)
 _IN_PROGRESS = (0, errno.EINPROGRESS)
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -233,7 +234,16 @@ class LoadConnection:
                     return None
                 break  # the socket is empty, and the end of the stream has arrived
         self.ended = True
+        if spec.speaks_first and not self.error and self._reset_after_end():
+            self.error = errno.EPIPE
         return self.classify()
+
+    def _reset_after_end(self) -> bool:
+        """Return whether a reset has followed the end of the stream, as it does if input was not read."""
+        if self.sock.family == socket.AF_UNIX:
+            return False
+        state: int = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        return state == _TCP_CLOSE  # instead of CLOSE_WAIT; recv(2) does not tell
 
     def classify_error(self, error: OSError) -> str:
         """Return the class of a connection whose socket raised ``error`` on a read."""
