@@ -14,11 +14,12 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, cast
 
 from greeter.errors import MissingExtra
+from greeter.loadtest.plan.units import LONGEST_US
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-LOWEST_US, HIGHEST_US, DIGITS = 1, 60_000_000, 3
+LOWEST_US, HIGHEST_US, DIGITS = 1, LONGEST_US, 3
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99}
 
 # Three digits need 2,048 buckets of 1 µs. Above, each doubling of the value has 1,024 buckets (HdrHistogram's

@@ -13,6 +13,7 @@ from math import nan
 
 from greeter.errors import ConfigError
 
+LONGEST_US = 60_000_000  # the longest latency that is measured
 MAX_QUANTITY = 10**12  # the largest count or rate of a plan: far above what a run can make
 
 MULTIPLES = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
@@ -74,9 +75,17 @@ def parse_percent(text: str) -> float:
 
 
 def latency(us: float | None) -> str:
-    """Format microseconds in a suitable unit: ``850 µs``, ``3.14 ms``, ``12.1 s``; ``-`` for None."""
+    """Format a latency in a suitable unit: ``850 µs``, ``3.14 ms``, ``12.1 s``; ``-`` for None.
+
+    A latency over 60 s is measured as 60 s, and reads ``> 60 s``.
+
+    Args:
+        us: microseconds.
+    """
     if us is None:
         return "-"
+    if us >= LONGEST_US:
+        return f"> {_three_digits(LONGEST_US / 1e6)} s"
     rounded = float(f"{us:.3g}")  # so that 999.9 µs becomes 1 ms
     if rounded < 1e3:
         return f"{_three_digits(us)} µs"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from greeter.core.durations import SECONDS
 from greeter.errors import ConfigError
 from greeter.loadtest.plan.threshold import Threshold
-from greeter.loadtest.plan.units import latency, number, seconds
+from greeter.loadtest.plan.units import LONGEST_US, latency, number, seconds
 from greeter.loadtest.report.vega import NEW_LINE, Axis, Bar, Bars, Figure, Limit, Line, Readout
 
 if TYPE_CHECKING:
@@ -145,7 +145,9 @@ def latency_axis(us: Sequence[float], limits: Sequence[Limit] = (), what: str = 
         high = min(tick for tick in ticks if tick > high)
     low, high = low / 1.2, high * 1.2
     shown: dict[float, str] = {
-        tick: latency(tick) if tick < 6e7 else seconds(tick / 1e6) for tick in ticks if low <= tick <= high
+        tick: latency(tick) if tick < LONGEST_US else seconds(tick / 1e6)
+        for tick in ticks
+        if low <= tick <= high
     }
     return Axis(title=f"{what}, on a log scale", low=low, high=high, log=True, ticks=shown)
 

@@ -18,13 +18,12 @@ from greeter.errors import ConfigError, MissingExtra
 from greeter.loadtest.generator.kernel import COUNTERS
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import STATS
-from greeter.loadtest.plan.units import number, seconds
+from greeter.loadtest.plan.units import latency, number, seconds
 from greeter.loadtest.report import vega, verdict
 from greeter.loadtest.report.charts import charts
 from greeter.loadtest.report.command import command
 from greeter.loadtest.report.comparison import change_text, value_text, worst_first
 from greeter.loadtest.report.percentiles import METRICS, equal_metrics
-from greeter.loadtest.report.render import latency_text
 from greeter.loadtest.report.vega import NARROW, WIDE, draw
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def page(report: LoadReport, baseline: LoadReport | None = None, title: str | No
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(latency=latency_text, number=number, seconds=seconds)
+    environment.filters.update(latency=latency, number=number, seconds=seconds)
     environment.filters.update(moment=_moment, sentence=_sentence)
     template = environment.from_string((place / "report.html.j2").read_text(encoding="utf-8"))
     text: str = template.render(

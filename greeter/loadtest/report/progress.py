@@ -191,6 +191,8 @@ def _sparkline_of_p99(snapshot: Snapshot, width: int) -> str:
 
 def remaining(plan: LoadPlan, snapshot: Snapshot) -> str:
     """Return the estimated remaining time as text, empty if unknown."""
+    if plan.warmup and not snapshot.elapsed:
+        return f", warming up for {seconds(plan.warmup)}"
     left = []
     if plan.mode == "open":
         left.append(plan.schedule[1] - snapshot.elapsed)

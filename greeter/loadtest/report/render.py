@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from greeter.loadtest.metrics.histogram import HIGHEST_US
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import STATS
 from greeter.loadtest.plan.units import latency, number, seconds
@@ -148,7 +147,7 @@ def _latencies(values: dict[str, Any], style: Style) -> list[str]:
     stats = _fitting(style.width)
     lines = [style.paint(" " * _LABEL + "".join(f"{stat:>{_COLUMN}}" for stat in stats), "dim")]
     for name in rows:
-        first, *others = (f"{latency_text(table[name][stat]):>{_COLUMN}}" for stat in stats)
+        first, *others = (f"{latency(table[name][stat]):>{_COLUMN}}" for stat in stats)
         label = f"  {name}"
         lines.append(label + first.strip().rjust(_LABEL + _COLUMN - len(label)) + "".join(others))
     return lines
@@ -162,11 +161,6 @@ def _fitting(width: int | None) -> Sequence[str]:
             break
         stats.remove(name)
     return stats
-
-
-def latency_text(us: float | None) -> str:
-    """Format a latency; one over 60 s is counted as 60 s, and reads ``> 60 s``."""
-    return "> 60 s" if us is not None and us >= HIGHEST_US else latency(us)
 
 
 def _errors(values: dict[str, Any], style: Style) -> list[str]:

@@ -51,7 +51,7 @@ def _counts(report: dict[str, Any]) -> str:
     """Return the first sentence."""
     connections = report["connections"]
     attempted, greeted = connections["attempted"], connections["greeted"]
-    slowest = latency(report["latency_us"]["response"]["max"])
+    slowest = latency(report["latency_us"]["response"]["max"]).replace(">", "more than")
     if not attempted:
         return "Nothing was attempted."
     if greeted == attempted == 1:

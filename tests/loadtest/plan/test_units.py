@@ -73,7 +73,8 @@ def test_a_negative_number_is_rejected_as_such() -> None:
         (50_000, "50 ms"),
         (999_700, "1 s"),
         (12_100_000, "12.1 s"),
-        (60_000_000, "60 s"),
+        (59_900_000, "59.9 s"),
+        (60_000_000, "> 60 s"),
     ],
 )
 def test_a_latency_is_formatted_in_the_unit_that_suits_it(us: float | None, text: str) -> None:

@@ -157,6 +157,12 @@ def test_remaining_time(plan: LoadPlan, text: str) -> None:
     assert remaining(plan, after(8)) == text
 
 
+def test_a_warm_up_is_named() -> None:
+    plan = LoadPlan(rate=100, duration=60.0, warmup=5.0)
+    assert panel(plan, Snapshot(), 60)[-1] == "0 greeted of 0, warming up for 5 s"
+    assert panel(plan, after(8), 60)[-1].endswith(", 58 s left")
+
+
 def test_remaining_time_before_the_first_snapshot() -> None:
     assert remaining(LoadPlan(count=5), Snapshot()) == ""
     assert status_line(LoadPlan(count=5), Snapshot()).endswith("p50 -, p99 -")
