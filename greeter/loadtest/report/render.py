@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from textwrap import wrap
@@ -34,7 +33,7 @@ _COLUMN = 9
 _LABEL = 11  # "  first_byte" has one more; a value leaves room for it
 # The columns that a narrow table of latencies does without, the first first.
 _DISPENSABLE = ("p99.99", "mean", "p99.9", "p90", "min")
-_MIN_WIDTH = 40
+_MIN_WIDTH, _USUAL_WIDTH = 50, 80
 _MAX_CHANGES = 3  # how many worse figures the verdict names on a terminal, below the table that lists all
 _MEANING = 35  # where the meaning of an error begins, if there is room
 _VALUE = re.compile(r"(\d) ([a-zµ%×])")
@@ -61,8 +60,10 @@ class Style:
         stream = sys.stdout if stream is None else stream
         if not stream.isatty():
             return cls()
-        width = max(_MIN_WIDTH, shutil.get_terminal_size().columns)
-        return cls(width, not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
+        return cls(
+            max(_MIN_WIDTH, _columns(stream)),
+            not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
+        )
 
     def paint(self, text: str, look: str) -> str:
         """Return a text in a colour: ``bold``, ``dim``, ``good``, ``bad`` or ``odd``."""
@@ -75,6 +76,16 @@ class Style:
         kept = _VALUE.sub("\\1\N{NO-BREAK SPACE}\\2", text)
         lines = wrap(kept, self.width, subsequent_indent=indent, break_on_hyphens=False)
         return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
+def _columns(stream: TextIO) -> int:
+    """Return the width of a terminal: COLUMNS, as in other programs, or what the terminal says."""
+    if (columns := os.environ.get("COLUMNS", "")).isdecimal():
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _USUAL_WIDTH
+    except OSError:
+        return _USUAL_WIDTH
 
 
 def summary(report: LoadReport, style: Style | None = None) -> str:
@@ -189,11 +200,13 @@ def _greetings(values: dict[str, Any], style: Style) -> list[str]:
 
 
 def _thresholds(values: dict[str, Any], style: Style) -> list[str]:
-    return [
-        f"  {style.paint(*(('passed', 'good') if threshold['passed'] else ('MISSED', 'bad')))}  "
-        f"{threshold['expr']:<28} {verdict.format_actual(threshold)}"
-        for threshold in values["thresholds"]
-    ]
+    lines = []
+    for threshold in values["thresholds"]:
+        mark, look = ("passed", "good") if threshold["passed"] else ("MISSED", "bad")
+        text = f"  {mark}  {threshold['expr']:<28} {verdict.format_actual(threshold)}"
+        first, *others = style.wrap(text, " " * 10)
+        lines += [first.replace(mark, style.paint(mark, look), 1), *others]
+    return lines
 
 
 def _comparison(values: dict[str, Any], style: Style) -> list[str]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import termios
 from dataclasses import replace
 
 import pytest
@@ -92,9 +94,8 @@ def compared() -> LoadReport:
     m.count_reason("connect_refused", "Connection refused")
     for text in (b"220 mail.example ESMTP Postfix (Debian/GNU) and what else it says " + 40 * b"x", b"\n"):
         m.greetings.count(text)
-    plan = LoadPlan(
-        "mail.example:25", rate=100, duration=1.0, thresholds=[Threshold.parse("response:p99<1ms")]
-    )
+    limits = [Threshold.parse(text) for text in ("response:p99<1ms", "errors:connected_no_greeting<1000000")]
+    plan = LoadPlan("mail.example:25", rate=100, duration=1.0, thresholds=limits)
     found = report(m, plan, notes=["a note that is longer than a narrow terminal, with a value of 3 ms"])
     found = replace(found, target="mail.example:25", address="127.0.0.1:25, [::1]:25")
     return found.against(report(metrics(3, 0, 0, ms=0.1)), name="before-the-change/" + 20 * "x" + ".json")
@@ -168,6 +169,18 @@ def test_a_terminal_gets_its_width_and_colours(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
     assert Style.of(Terminal()) == Style(77, color=False)
+
+
+def test_the_width_is_that_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of standard output, which may be a file while the summary goes to standard error."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    controller, terminal = os.openpty()
+    with open(terminal, "w") as stream:
+        termios.tcsetwinsize(stream, (24, 66))
+        assert Style.of(stream).width == 66
+        termios.tcsetwinsize(stream, (0, 0))
+        assert Style.of(stream).width == 80, "unknown"
+    os.close(controller)
 
 
 def test_colours_add_nothing_to_the_text() -> None:
