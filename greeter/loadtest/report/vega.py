@@ -190,6 +190,7 @@ _LEFT = {
     "grid": True,
     "domain": False,
     "ticks": False,
+    "labelPadding": 6,
     "minExtent": _LABELS,
     "maxExtent": _LABELS,
 }
@@ -287,6 +288,7 @@ def _hits(whole: bool) -> dict[str, Any]:
 # -- from Vega's SVG to an element of the page
 
 _READOUT = re.compile(r'<path aria-label="([^"]*)" d="([^"]*)" fill="var\(--hit\)"/>')
+_TAG = re.compile(r"<[^>]*>")  # attributes have no ">", which Vega escapes
 _PATH = re.compile(r' d="[^"]*"')
 _DECIMALS = re.compile(r"(\.\d)\d+")
 _UNUSED = re.compile(r' (?:role|aria-roledescription|aria-hidden|pointer-events|font-family|class)="[^"]*"')
@@ -304,6 +306,10 @@ def _page_element(svg: str, width: int, height: int, head: int) -> str:
         return f'<g class="hit"><path d="{path}"/>{lines}</g>'
 
     _, _, inner = svg.partition(">")
-    inner = _READOUT.sub(readout, _UNUSED.sub("", inner))
-    inner = _PATH.sub(lambda match: _DECIMALS.sub(r"\1", match[0]), inner)
+    inner = _READOUT.sub(readout, _TAG.sub(_short_tag, inner))
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{inner}'
+
+
+def _short_tag(tag: re.Match[str]) -> str:
+    """Return a tag without attributes that the page does not need, and with one decimal in paths."""
+    return _PATH.sub(lambda path: _DECIMALS.sub(r"\1", path[0]), _UNUSED.sub("", tag[0]))
