@@ -144,7 +144,7 @@ def latency_axis(us: Sequence[float], limits: Sequence[Limit] = (), what: str = 
         low = max(tick for tick in ticks if tick <= low)
         high = min(tick for tick in ticks if tick > high)
     low, high = low / 1.2, high * 1.2
-    shown: dict[float, str] = {
+    shown = {
         tick: latency(tick) if tick < LONGEST_US else seconds(tick / 1e6)
         for tick in ticks
         if low <= tick <= high

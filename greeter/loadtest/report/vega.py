@@ -43,7 +43,7 @@ class Axis:
     high: float
     log: bool = False
     whole: bool = False
-    ticks: dict[float, str] | None = None
+    ticks: dict[int, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def specification(figure: Figure, width: int, *, readouts: bool = True) -> dict[
         "config": {"axis": _AXIS},
         "data": data,
         "signals": [
-            {"name": f"{name}_labels", "value": {f"{at:g}": text for at, text in axis.ticks.items()}}
+            {"name": f"{name}_labels", "value": {str(at): text for at, text in axis.ticks.items()}}
             for name, axis in (("x", x), ("y", y))
             if axis.ticks is not None
         ],
@@ -229,7 +229,7 @@ def _axis(name: str, axis: Axis, length: int, pixels: int) -> dict[str, Any]:
     if axis.ticks is None:
         made |= {"tickCount": max(2, length // pixels), "format": ",~r"}
         return made | {"tickMinStep": 1} if axis.whole else made
-    text = {"signal": f"{name}_labels[format(datum.value, '~g')] || {name}_labels[datum.value]"}
+    text = {"signal": f"{name}_labels[datum.value]"}
     return made | {"values": list(axis.ticks), "encode": {"labels": {"update": {"text": text}}}}
 
 

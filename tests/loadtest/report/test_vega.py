@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from greeter.loadtest.report.chart_parts import latency_axis
 from greeter.loadtest.report.vega import (
     NARROW,
     NEW_LINE,
@@ -61,6 +62,15 @@ def test_text_is_escaped() -> None:
         "text",
         "rect",
     }
+
+
+@pytest.mark.parametrize("low", [1, 1000, 1_000_000])
+def test_every_tick_has_its_label(low: int) -> None:
+    axis = latency_axis([low, 49 * low])
+    assert axis.ticks is not None
+    shown = texts(drawn(figure(y=axis, marks=[Line("line", "p99", [(0, low), (10, 49 * low)])])))
+    assert len(axis.ticks) == 6
+    assert set(axis.ticks.values()) <= set(shown)
 
 
 def test_a_drawing_refers_to_nothing_outside_and_has_no_id() -> None:
