@@ -53,6 +53,7 @@ IMPURE |= {"threading", "time", "click", "uvloop"}
 # Within the server, from the ground up.
 SERVER = [
     {"accept_pause", "access_log", "connection", "poller", "threads", "timeouts"},
+    {"connection_log"},
     {"lingering"},
     {"tracker"},
     {"acceptor", "conversation"},

@@ -21,6 +21,14 @@ def format_peer(address: Address) -> str:
     return repr("unix:" + unix_name(address)) if address is not None else "a disconnected client"
 
 
+def endpoint_text(address: Address) -> str | None:
+    """Return ``address`` in the notation of endpoints; "" if it is unnamed, None if it is unknown."""
+    if isinstance(address, tuple):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return unix_name(address) if address is not None else None
+
+
 def unix_name(address: Address) -> str:
     """Return the name of a Unix socket as text; ``@name`` if it is abstract."""
     if isinstance(address, bytes):

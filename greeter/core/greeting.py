@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from string import Template
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias
 
 from greeter.errors import ConfigError, GreetingError
 
@@ -156,7 +156,7 @@ class Greeting:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # including SystemExit: one greeting must not end the process
-            raise callable_error(error) from error
+            raise_callable_error(error)
 
     async def render_async(self, peer: Peer) -> bytes:
         """Render the greeting for ``peer``; for ``kind`` ``"async"``.
@@ -173,7 +173,7 @@ class Greeting:
             value = await self._call(peer)  # type: ignore[misc]  # kind is "async": it returned an awaitable
             return _encode(value)
         except (Exception, SystemExit) as error:
-            raise callable_error(error) from error
+            raise_callable_error(error)
 
 
 def _check_template(template: Template) -> None:
@@ -215,8 +215,13 @@ def _encode(value: object) -> bytes:
     raise GreetingError(f"the greeting callable returned {type(value).__name__}, not str or bytes")
 
 
+def raise_callable_error(error: BaseException) -> NoReturn:
+    """Raise the GreetingError for an exception that a greeting callable raised."""
+    raise callable_error(error)  # without "from": a GreetingError keeps the cause that it has
+
+
 def callable_error(error: BaseException) -> GreetingError:
-    """Return the GreetingError for an exception that a greeting callable raised."""
+    """Return the GreetingError for an exception that a greeting callable raised, which is its cause."""
     try:
         text = str(error)
     except KeyboardInterrupt:
@@ -227,4 +232,6 @@ def callable_error(error: BaseException) -> GreetingError:
         if isinstance(error, GreetingError):
             return error
     message = f": {text}" if text else ""
-    return GreetingError(f"the greeting callable raised {type(error).__name__}{message}")
+    made = GreetingError(f"the greeting callable raised {type(error).__name__}{message}")
+    made.__cause__ = error
+    return made

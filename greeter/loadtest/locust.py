@@ -188,7 +188,7 @@ class _Settings:
         path, tolerance = self.option("baseline"), self.option("tolerance")
         percent = parse_percent(tolerance) if tolerance else DEFAULT_TOLERANCE
         if tolerance and not path:
-            raise ConfigError("--greeter-tolerance means nothing without --greeter-baseline")
+            raise ConfigError("--greeter-tolerance requires --greeter-baseline")
         return (read_baseline(path), percent) if path else None
 
     def _files(self) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from greeter.core.address import format_peer
+from greeter.core.address import endpoint_text, format_peer
 
 if TYPE_CHECKING:
     from greeter.core.address import Address
@@ -16,8 +16,8 @@ logger = logging.getLogger("greeter")
 
 def log_connection(address: Address) -> None:
     """A record for each client on the logger "greeter", at INFO."""
-    peer = format_peer(address)
-    logger.info("Got a connection from %s", peer, extra={"event": "connection", "peer": peer})
+    extra = {"event": "connection", "peer": endpoint_text(address)}
+    logger.info("Got a connection from %s", format_peer(address), extra=extra)
 
 
 def choose_access_log(access_log: bool | AccessLog) -> AccessLog | None:

@@ -22,7 +22,7 @@ import functools
 import types
 from typing import TYPE_CHECKING, Any, cast
 
-from greeter.core.greeting import callable_error
+from greeter.core.greeting import callable_error, raise_callable_error
 from greeter.server.connection import GREETING
 
 if TYPE_CHECKING:
@@ -143,4 +143,4 @@ def _rest(
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise callable_error(error) from error
+            raise_callable_error(error)

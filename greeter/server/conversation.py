@@ -22,7 +22,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from greeter.core.address import unix_name
-from greeter.core.greeting import Peer, callable_error
+from greeter.core.greeting import Peer, raise_callable_error
 from greeter.errors import GreetingError, ProxyProtocolError, os_error_text
 from greeter.server.accept_pause import logger
 from greeter.server.connection import GREETING, NO_TLS, PREAMBLE
@@ -165,11 +165,12 @@ class Conversation:
                     break
         except (ProxyProtocolError, OSError) as error:
             what = os_error_text(error) if isinstance(error, OSError) else str(error)
-            tracker.fail_preamble(connection, "proxy", f"no PROXY header ({what})")
+            tracker.fail_preamble(connection, "proxy", f"no PROXY header ({what})", left=not received)
             return None
         header = parsed.header
         if header.source is not None and header.family is not None:
             connection.address, connection.family = header.source, header.family
+            tracker.log.introduced(connection.key, header.source)
         if not tracker.admit(connection.address, connection.key):
             tracker.reject(connection)
             return None
@@ -182,6 +183,7 @@ class Conversation:
         from greeter.core.tls_session import TLSSession  # only a server with TLS needs it
 
         session = TLSSession(context)
+        heard = bool(received)
         try:
             while not session.do_handshake(received):
                 if reply := session.data_to_send():
@@ -189,6 +191,7 @@ class Conversation:
                 received = await connection.receive(READ_SIZE)
                 if not received:
                     raise ConnectionError("the end of stream came first")
+                heard = True
         except (ssl.SSLError, OSError) as error:
             if isinstance(error, ssl.SSLError):
                 what = (error.reason or str(error)).lower().replace("_", " ")
@@ -196,7 +199,7 @@ class Conversation:
                     await connection.send(session.data_to_send(), last=True)  # the alert
             else:
                 what = os_error_text(error)
-            self.tracker.fail_preamble(connection, "tls", f"no TLS handshake ({what})")
+            self.tracker.fail_preamble(connection, "tls", f"no TLS handshake ({what})", left=not heard)
             return None
         connection.tls = session.version, session.subject
         return session
@@ -251,7 +254,7 @@ def made(work: asyncio.Future[bytes]) -> bytes:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise callable_error(error) from error
+        raise_callable_error(error)
 
 
 def retrieve(work: asyncio.Future[Any]) -> None:

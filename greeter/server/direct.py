@@ -74,6 +74,7 @@ class DirectPath:
         tracker = self._tracker
         admit, accept, family = tracker.accepted, listener.accept_fd, listener.family
         greeting, preamble = tracker.greeting, tracker.config.has_preamble
+        endings = tracker.endings
         greeted: list[SocketType] = []
         awaiting: deque[DirectConnection] = deque()
         total = accepted = 0
@@ -95,7 +96,7 @@ class DirectPath:
                         awaiting.append(connection)
                     continue
                 data = greeting.fixed
-                if data is None and (data := self._render(greeting, sock, address, listener)) is None:
+                if data is None and (data := self._render(greeting, sock, address, listener, start)) is None:
                     continue
                 try:
                     sent = sock.send(data, LAST_SEND_FLAGS)
@@ -103,6 +104,8 @@ class DirectPath:
                         sock.shutdown(SHUT_WR)
                         total += sent
                         greeted.append(sock)
+                        if endings is not None:
+                            endings.greeted(sock, sent)
                         continue
                 except BlockingIOError:
                     sent = 0
@@ -134,16 +137,19 @@ class DirectPath:
         return connection
 
     def _render(
-        self, greeting: Greeting, sock: SocketType, address: Address, listener: Listener
+        self, greeting: Greeting, sock: SocketType, address: Address, listener: Listener, start: float
     ) -> bytes | None:
-        """The greeting for one client; None if its callable failed, and the connection is seen to."""
+        """The greeting for one client; None if its callable failed, and the connection is seen to.
+
+        ``start`` is when its batch was begun to be accepted.
+        """
         tracker = self._tracker
         try:
             count = tracker.stats.accepted
             peer = self._conversation.make_peer(address, listener.family, listener.address, count)
             return greeting.render(peer)
         except GreetingError as error:
-            tracker.count_greeting_error(address, error)
+            tracker.count_greeting_error(address, sock, error, perf_counter() - start)
             with contextlib.suppress(OSError):
                 sock.shutdown(SHUT_WR)
             tracker.lingering_sockets.add(sock)
@@ -177,6 +183,8 @@ class DirectPath:
             else:
                 served.append(connection)
                 total += sent
+                if tracker.endings is not None:
+                    tracker.endings.greeted(connection.key, sent)
         if served:
             tracker.mark_batch_greeted(served, total)
             for connection in served:

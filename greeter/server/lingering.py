@@ -56,7 +56,7 @@ class LingeringSockets:
         loop: the event loop whose clock and timer are used.
         seconds: how long a socket may linger.
         on_closed: called with the sockets that were closed, for whatever reason.
-        on_expired: called with the number of those that were closed at their deadline.
+        on_expired: called before with those of them whose deadline has come.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LingeringSockets:
         loop: asyncio.AbstractEventLoop,
         seconds: float,
         on_closed: Callable[[list[SocketType]], None],
-        on_expired: Callable[[int], None],
+        on_expired: Callable[[list[SocketType]], None],
     ) -> None:
         self.seconds = seconds
         self._loop = loop
@@ -142,7 +142,7 @@ class LingeringSockets:
     def _check(self, now: float, late: float = 0.0) -> None:
         """Read every socket that is due. ``late`` is how long ago that should have been, in seconds."""
         closed: list[SocketType] = []
-        expired = 0
+        expired: list[SocketType] = []
         while self._batches and self._batches[0].due <= now:
             _, _, delay, deadline, postponed, socks = heapq.heappop(self._batches)
             silent, talking = discard_input(socks, closed)
@@ -151,8 +151,7 @@ class LingeringSockets:
                 moment = min(PAUSE_SECONDS, self.seconds)
                 deadline, postponed = max(deadline + late, now + moment), True
             if deadline <= now:
-                expired += len(silent) + len(talking)
-                closed += silent + talking
+                expired += silent + talking
                 continue
             if silent:
                 self._push(now, delay * 2, deadline, postponed, silent)
@@ -161,7 +160,7 @@ class LingeringSockets:
         self._set_timer()
         if expired:
             self._on_expired(expired)
-        self._close(closed)
+        self._close(closed + expired)
 
     def _close(self, socks: list[SocketType]) -> None:
         for sock in socks:

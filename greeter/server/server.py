@@ -177,7 +177,7 @@ class Server:
                 while left > 0 and (accepted := self._path.accept_batch(listener, left)):
                     left -= accepted
             except OSError as error:
-                logger.warning("closing with clients in the listen queue: %s", os_error_text(error))
+                logger.warning("closing with clients in the accept queue: %s", os_error_text(error))
             listener.close()
         self._tracker.idle().add_done_callback(self._on_idle)  # connections may still wait for a thread
         self._closed.set_result(None)
@@ -232,7 +232,11 @@ class Server:
                 finally:  # a greeting callable that drains its own server is aborted too
                     self.close()
             if aborted := aborted + await self._tracker.abort_remaining():
-                logger.warning("cut off %d connections at the drain deadline", aborted)
+                logger.warning(
+                    "aborted %d connections at the drain deadline",
+                    aborted,
+                    extra={"event": "aborted", "count": aborted},
+                )
                 await self._tracker.wait_idle()
         return True
 

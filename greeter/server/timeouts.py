@@ -79,12 +79,17 @@ class TimeoutQueue(Deadlines[T]):
 
     def waited(self, item: T, now: float) -> float:
         """Stop waiting for ``item``. Returns how long it was in the queue, in seconds; 0 if it was not."""
+        waited = self.elapsed(item, now)
+        self.discard(item)
+        return waited
+
+    def elapsed(self, item: T, now: float) -> float:
+        """Returns how long ``item`` has been in the queue, in seconds; 0 if it is not."""
         due = self._due.get(item)
         if due is None:
             return 0.0
-        self.discard(item)
-        waited = now - due + self.seconds
-        return waited if waited > 0.0 else 0.0
+        elapsed = now - due + self.seconds
+        return elapsed if elapsed > 0.0 else 0.0
 
     def set_timer(self) -> None:
         """Set the timer for the first deadline, unless it is set or nothing waits."""

@@ -12,20 +12,20 @@ path). One that was told to abort is in ``_aborting`` until its path reports it 
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
-from greeter.core.address import format_peer
 from greeter.core.stats import ACCEPT_ERRORS, ACCEPTED, LINGER_TIMEOUTS, ServerStats
 from greeter.errors import GreetingError, os_error_text
-from greeter.server.accept_pause import AcceptPause, LogLimit, logger
+from greeter.server.accept_pause import AcceptPause
 from greeter.server.access_log import choose_access_log
 from greeter.server.connection import ABORTED, CLOSED, FAILED, GREETING, LINGERING, REJECTED
+from greeter.server.connection_log import ConnectionLog
 from greeter.server.lingering import LingeringSockets
 from greeter.server.timeouts import TimeoutQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from socket import SocketType
 
     from greeter.core.address import Address
     from greeter.core.admission import Admission
@@ -63,7 +63,6 @@ class ConnectionTracker:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.loop = loop
-        self.access_log = choose_access_log(config.access_log)
         self.admission: Admission | None = None
         self.behind_proxy = config.proxy_from is not None
         self.capacity = self._max_capacity = max_capacity
@@ -90,8 +89,9 @@ class ConnectionTracker:
         # Those that began to wait for their greeting since the last check, and in the interval before.
         self._waiting: list[Connection] = []
         self._waiting_before: list[Connection] = []
-        self._log_limit = LogLimit(loop)
-        self.accept_pause = AcceptPause(loop, self._log_limit, self.stats, pause, resume)
+        self.log = ConnectionLog(loop, choose_access_log(config.access_log))
+        self.endings = self.log.endings
+        self.accept_pause = AcceptPause(loop, self.log.limit, self.stats, pause, resume)
         self._idle: asyncio.Future[None] | None = None
         self._free: asyncio.Future[None] | None = None
         self.configure(config)
@@ -117,7 +117,10 @@ class ConnectionTracker:
         ``key`` is the connection's, or the socket that will linger.
         """
         self.stats.block[ACCEPTED] += 1
-        return True if self.behind_proxy else self.admit(address, key)
+        admitted = self.behind_proxy or self.admit(address, key)
+        if admitted and self.endings is not None:
+            self.endings.opened(key, address)
+        return admitted
 
     def arrived(self) -> None:
         """A connection that was counted in ``arriving`` has been told to ``accepted``, or is lost."""
@@ -133,28 +136,17 @@ class ConnectionTracker:
         if self.admission is not None and isinstance(address, tuple):
             refusal = self.admission.admit(address[0], self.loop.time())
             if refusal is not None:
-                self.count_rejection(refusal)
+                self.count_rejection(address, refusal)
+                self.log.ended(refusal, key)
                 return False
             self._admitted[key] = address[0]
-        if self.access_log is not None:
-            try:
-                self.access_log(address)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                if self._log_limit.allows("log"):
-                    peer = format_peer(address)
-                    logger.error(
-                        "the access log failed for %s: %r", peer, error, extra={"event": "access_log"}
-                    )
+        self.log.admitted(address)
         return True
 
-    def count_rejection(self, why: str) -> None:
+    def count_rejection(self, address: Address, why: str) -> None:
         """A connection was rejected, for one of the REJECTIONS."""
         self.stats.count_rejected(why)
-        if self._log_limit.allows("rejected"):
-            counts = ", ".join(f"{name} {count}" for name, count in self.stats.rejected.items() if count)
-            logger.warning("turning clients away: %s so far", counts, extra={"event": "rejected"})
+        self.log.rejected(address, why, self.stats.rejected)
 
     def release_admission(self, key: object) -> None:
         """The client was admitted and is gone, before ``start``."""
@@ -183,14 +175,11 @@ class ConnectionTracker:
         else:
             seconds = self.ungreeted.waited(connection, self.loop.time())
         self.stats.count_greeted(sent, seconds)
+        if self.endings is not None:
+            self.endings.greeted(connection.key, sent)
 
     def mark_batch_greeted(self, connections: Sequence[Connection], sent: int) -> None:
-        """``mark_greeted`` for connections that were accepted and served together.
-
-        Args:
-            connections: there is at least one.
-            sent: the bytes of all their greetings.
-        """
+        """``mark_greeted`` for connections that were accepted together, with ``sent`` bytes in all."""
         seconds = self.ungreeted.waited(connections[0], self.loop.time())
         for connection in connections:
             self.ungreeted.discard(connection)
@@ -204,31 +193,36 @@ class ConnectionTracker:
     def fail(self, connection: Connection, why: str) -> None:
         """``connection`` will not be greeted, for one of the FAILURES."""
         self.stats.count_failed(why)
+        self.log.ended(why, connection.key)
         self._leave(connection, FAILED)
 
     def reject(self, connection: Connection, why: str = "") -> None:
         """``connection`` is rejected after its start, for one of the REJECTIONS if not yet counted."""
         if why:
-            self.count_rejection(why)
+            self.count_rejection(connection.address, why)
+            self.log.ended(why, connection.key)
         self._leave(connection, REJECTED)
 
     def count_reset(self) -> None:
         """A client closed its connection before it was greeted."""
         self.stats.count_failed("reset")
 
-    def count_greeting_error(self, address: Address, error: GreetingError) -> None:
-        """The greeting callable failed for this client."""
+    def count_greeting_error(
+        self, address: Address, key: object, error: GreetingError, seconds: float
+    ) -> None:
+        """The greeting callable failed for this client, ``seconds`` after it was accepted."""
         self.stats.count_failed("greeting_error")
-        self._log_failure(logging.WARNING, address, "greeting_error", f"{error}")
+        self.log.greeting_failed(address, error, seconds)
+        self.log.ended("greeting_error", key)
 
     def fail_greeting(self, connection: Connection, error: GreetingError) -> None:
         """The greeting callable failed for ``connection``."""
-        self.count_greeting_error(connection.address, error)
+        self.count_greeting_error(connection.address, connection.key, error, self._elapsed(connection))
         self._leave(connection, FAILED)
 
-    def fail_preamble(self, connection: Connection, why: str, message: str) -> None:
-        """The PROXY header or the TLS handshake of ``connection`` failed: ``why`` is "proxy" or "tls"."""
-        self._log_failure(logging.INFO, connection.address, why, message)
+    def fail_preamble(self, connection: Connection, why: str, message: str, *, left: bool = False) -> None:
+        """A PROXY header or TLS handshake failed. ``left``: the client disconnected, and had sent nothing."""
+        self.log.preamble_failed(connection.address, why, message, self._elapsed(connection), left=left)
         self.fail(connection, why)
 
     def closed(self, connection: Connection) -> None:
@@ -246,8 +240,10 @@ class ConnectionTracker:
         self.ungreeted.discard(connection)
         self._expiring.discard(connection)
 
-    def _log_failure(self, level: int, address: Address, why: str, message: str) -> None:
-        logger.log(level, "%s: %s", format_peer(address), message, extra={"event": "failed", "reason": why})
+    def _elapsed(self, connection: Connection) -> float:
+        """Returns the seconds since ``connection`` was accepted, while it is not greeted."""
+        expiring = connection in self._expiring
+        return self.ungreeted.seconds if expiring else self.ungreeted.elapsed(connection, self.loop.time())
 
     # -- how many are open, and waiting for changes of that
 
@@ -300,6 +296,7 @@ class ConnectionTracker:
         """Abort every connection now; returns how many there were."""
         ungreeted = [*self.ungreeted, *self._expiring]
         lingering = list(self.lingering)
+        self.log.ended("aborted", *self.log.open_keys())
         for connection in ungreeted:
             self.stats.count_failed("aborted")
             self._leave(connection, ABORTED)
@@ -316,6 +313,8 @@ class ConnectionTracker:
 
     def _freed(self, keys: Iterable[object]) -> None:
         """Connections were closed: release their admission, go on accepting, and wake what waits for it."""
+        if self.endings is not None:
+            self.endings.closed(keys)
         if self._admitted:
             for key in keys:
                 host = self._admitted.pop(key, None)
@@ -370,18 +369,20 @@ class ConnectionTracker:
 
     def _greet_timed_out(self, connection: Connection) -> None:
         message = f"not greeted within {self.ungreeted.seconds:g} s"
-        self._log_failure(logging.WARNING, connection.address, "greet_timeout", message)
+        self.log.timed_out(connection.address, message, self._elapsed(connection))
         self.fail(connection, "greet_timeout")
         self.abort(connection)
 
     def _on_linger_deadline(self, connection: Connection) -> None:
         self.stats.block[LINGER_TIMEOUTS] += 1
         self._stop_lingering(connection)
+        self.log.ended("linger_timeout", connection.key)
         self.abort(connection)
 
     def _stop_lingering(self, connection: Connection) -> None:
         connection.state = ABORTED
         self.lingering.discard(connection)
 
-    def _on_socket_linger_deadlines(self, count: int) -> None:
-        self.stats.block[LINGER_TIMEOUTS] += count
+    def _on_socket_linger_deadlines(self, socks: list[SocketType]) -> None:
+        self.stats.block[LINGER_TIMEOUTS] += len(socks)
+        self.log.ended("linger_timeout", *socks)

@@ -1,10 +1,10 @@
-"""The log of a service: text or JSON lines, written in batches.
+"""The log of a service, written in batches.
 
 Invariants:
 
-- One record is one line. Control characters are escaped, so that a client cannot forge a line.
 - A line is written within FLUSH_SECONDS. A write for each client would cost more than the client itself.
 - The order of the lines is kept, and ``flush`` writes all of them.
+- A line is written whole or not at all, also when the disk gets full in the middle of it.
 - A reader that has stopped reading does not block the service: at most BACKLOG_BYTES are kept for it, and
   further lines are counted and dropped.
 """
@@ -12,20 +12,20 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import logging
 import os
 import select
+import stat
 import time
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from greeter.core.address import Address, format_peer
+from greeter.service.log_format import LogFormat, TerminalFormatter, choose_formatter
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
-LogFormat = Literal["text", "json"]
+    from greeter.core.address import Address
 
 FLUSH_SECONDS = 0.1
 # How much is kept for a reader that has stopped reading.
@@ -35,48 +35,6 @@ FINAL_FLUSH_SECONDS = 1.0
 # A pipe that poll() reports as writable accepts this much atomically, without blocking (pipe(7)). So the
 # lines of several processes on one pipe are not mixed.
 MAX_WRITE_BYTES = getattr(select, "PIPE_BUF", 512)
-
-# C0, DEL and C1: a log line contains no line breaks and no terminal escapes.
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
-    0x0A: "\\n",
-    0x0D: "\\r",
-    0x09: "\\t",
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-}
-_FIELDS = ("event", "address", "peer", "path", "loop", "workers", "reason", "pid")
-
-
-def escape(text: str) -> str:
-    """Return ``text`` with its control characters escaped."""
-    return text.translate(_ESCAPES)
-
-
-class TextFormatter(logging.Formatter):
-    """``message`` at INFO, else ``warning: message``. No timestamp: journald and Docker add one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        return escape(level + record.getMessage()) + _format_traceback(self, record)
-
-    def connection(self, address: Address) -> str:
-        """Return the line of an admitted client."""
-        return f"Got a connection from {format_peer(address)}"
-
-
-class JsonFormatter(logging.Formatter):
-    """A JSON object per line: time, level, event and its fields, message."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, object] = {"time": _rfc3339(record.created), "level": record.levelname.lower()}
-        entry |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
-        entry["message"] = record.getMessage() + _format_traceback(self, record)
-        return json.dumps(entry, default=str)
-
-    def connection(self, address: Address) -> str:
-        """Return the line of an admitted client."""
-        now = _rfc3339(time.time())
-        return json.dumps({"time": now, "level": "info", "event": "connection", "peer": _json_peer(address)})
 
 
 class LogStream(logging.Handler):
@@ -98,9 +56,17 @@ class LogStream(logging.Handler):
         self._fd = fd
         self._lines: list[str] = []
         self._unwritten = bytearray()
+        self._within_line = False  # the descriptor has the first part of the line that begins _unwritten
+        self._stalled = False  # the reader does not accept what is in _unwritten
+        self._is_file = _is_file(fd)
         self._timer: TimerHandle | None = None
-        self._line_formatter = JsonFormatter() if log_format == "json" else TextFormatter()
+        self._line_formatter = choose_formatter(fd, log_format)
         self.setFormatter(self._line_formatter)
+
+    @property
+    def on_terminal(self) -> bool:
+        """True if the lines are text on a terminal."""
+        return isinstance(self._line_formatter, TerminalFormatter)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -125,7 +91,7 @@ class LogStream(logging.Handler):
     def _on_timer(self) -> None:
         self._timer = None
         self._flush(0)
-        if self._unwritten and self._timer is None:
+        if self._stalled and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._on_timer)
 
     def flush(self) -> None:
@@ -143,22 +109,58 @@ class LogStream(logging.Handler):
         self.acquire()  # a sync greeting logs from its thread
         try:
             self._encode_pending()
-            while self._unwritten and self._writable(end - time.monotonic()):
-                chunk = self._unwritten[:MAX_WRITE_BYTES]
-                chunk = chunk[: chunk.rfind(b"\n") + 1] or chunk
+            failed = False
+            while self._unwritten and not failed and self._writable(end - time.monotonic()):
+                chunk = self._next_chunk()
                 try:
-                    del self._unwritten[: os.write(self._fd, chunk)]
+                    written = os.write(self._fd, chunk)
                 except BlockingIOError:
-                    return
+                    break
                 except OSError:  # the reader is gone, or the disk is full
-                    self.dropped += self._unwritten.count(b"\n")
-                    self._unwritten.clear()
-                    return
-                if self.dropped and not self._unwritten:
+                    failed = True
+                else:
+                    del self._unwritten[:written]
+                    self._within_line = not chunk.endswith(b"\n", 0, written)
+                    if self._is_file and self._within_line:  # the disk is full
+                        failed = self._take_back(chunk[:written])
+                if failed:
+                    self._drop_unwritten()
+                elif self.dropped and not self._unwritten:
                     count, self.dropped = self.dropped, 0
                     self._unwritten += (self._line_formatter.format(_dropped_record(count)) + "\n").encode()
+            # After a failure there is nothing to retry until the next line.
+            self._stalled = bool(self._unwritten) and not failed
         finally:
             self.release()
+
+    def _drop_unwritten(self) -> None:
+        """Drop the lines that cannot be written, but for the rest of one whose first part was written."""
+        keep = self._unwritten.find(b"\n") + 1 if self._within_line else 0
+        self.dropped += self._unwritten.count(b"\n", keep)
+        del self._unwritten[keep:]
+
+    def _take_back(self, written: bytes) -> bool:
+        """Remove the first part of a line from the end of the file: its rest may never be written.
+
+        Another process may append to the file before the disk has room again, and this one may end.
+
+        Returns:
+            False if the file has grown meanwhile. Then the rest of the line is written before the next one.
+        """
+        with contextlib.suppress(OSError):
+            size = os.fstat(self._fd).st_size
+            if os.lseek(self._fd, 0, os.SEEK_CUR) == size:
+                os.ftruncate(self._fd, size - len(written) + written.rfind(b"\n") + 1)
+                os.lseek(self._fd, 0, os.SEEK_END)
+                self._within_line = False
+                return True
+        return False
+
+    def _next_chunk(self) -> bytes:
+        if self._is_file:
+            return bytes(self._unwritten)
+        chunk = bytes(self._unwritten[:MAX_WRITE_BYTES])
+        return chunk[: chunk.rfind(b"\n") + 1] or chunk
 
     def _encode_pending(self) -> None:
         count = len(self._lines)  # the event loop may append while another thread is here
@@ -180,26 +182,14 @@ class LogStream(logging.Handler):
         return bool(poll.poll(max(0, seconds) * 1000))
 
 
+def _is_file(fd: int) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+
+
 def _dropped_record(lines: int) -> logging.LogRecord:
     record = logging.LogRecord("greeter", logging.WARNING, "", 0, "%d log lines were dropped", (lines,), None)
     vars(record).update({"event": "lost"})
     return record
-
-
-def _json_peer(address: Address) -> object:
-    """Return a client's address in the notation of endpoints; "" if it is unnamed, None if it is unknown."""
-    if isinstance(address, tuple):
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if isinstance(address, bytes):
-        return "@" + address[1:].decode(errors="backslashreplace")
-    return address
-
-
-def _format_traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    """Return the traceback of a record on one line; empty if it has none."""
-    return "" if not record.exc_info else " | " + escape(formatter.formatException(record.exc_info))
-
-
-def _rfc3339(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

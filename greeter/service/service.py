@@ -427,6 +427,6 @@ def _log_totals(total: Counters) -> None:
         total.greeted,
         total.accepted,
         sum(total.failed.values()),
-        f", {rejected} turned away" if rejected else "",
+        f", {rejected} rejected" if rejected else "",
         extra={"event": "stopped"},
     )

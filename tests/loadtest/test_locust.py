@@ -547,7 +547,7 @@ async def an_invalid_plan(locusts: LocustProcesses) -> None:
         (["--greeter-baseline", "/nowhere.json"], "cannot read '/nowhere.json': no such file or directory"),
         (["--greeter-tolerance", "some"], "'some' is not a percentage"),
         (["--greeter-tolerance", "nan"], "'nan' is not a percentage"),
-        (["--greeter-tolerance", "20"], "--greeter-tolerance means nothing without --greeter-baseline"),
+        (["--greeter-tolerance", "20"], "--greeter-tolerance requires --greeter-baseline"),
         (["--greeter-csv", "/no/x"], "--greeter-csv: cannot write /no/x: no such file or directory"),
         (["--greeter-until", "then"], "until must be eof, line, reply, text:TEXT, "),
         (["--greeter-proxy-protocol", "v3"], "proxy protocol must be v1 or v2, not 'v3'"),

@@ -174,10 +174,10 @@ async def test_those_turned_away_are_one_line_a_second(accept: str, caplog: pyte
         inside.close()
         await none_is_open(server)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "turning clients away: denied 1 so far"
+    assert lines[0].startswith("rejected clients: denied 1 so far, last ('127.0.0.2', ")
     assert 1 <= len(lines) <= 1 + seconds
     assert all(
-        re.fullmatch(r"turning clients away: denied \d+(, per_ip \d+)? so far", line) for line in lines
+        re.fullmatch(r"rejected clients: denied \d+(, per_ip \d+)? so far, last .*", line) for line in lines
     )
 
 
@@ -352,7 +352,7 @@ async def test_at_the_cap_the_others_wait_and_are_greeted(
         seconds = loop.time() - since
     lines = [record.getMessage() for record in caplog.records if record.name == "greeter"]
     assert 1 <= len(lines) <= 1 + seconds
-    expected = f"at {CAP} connections: accepting is paused, the listen queue holds those who come"
+    expected = f"at {CAP} connections: accepting is paused, new connections wait in the accept queue"
     assert set(lines) == {expected}
 
 
@@ -402,9 +402,9 @@ async def test_the_limits_of_the_command_line() -> None:
         for sock in _clients:
             sock.close()
         assert await service.stop() == 0
-    assert service.lines[-1] == "Stopped: 4 greeted of 7 accepted, 0 failed, 3 turned away"
-    (line,) = [line for line in service.lines if "turning" in line]
-    assert line == "warning: turning clients away: per_ip 1 so far"
+    assert service.lines[-1] == "Stopped: 4 greeted of 7 accepted, 0 failed, 3 rejected"
+    (line,) = [line for line in service.lines if "rejected clients" in line]
+    assert line.startswith("warning: rejected clients: per_ip 1 so far, last ('127.0.0.1', ")
 
 
 FILES = 64

@@ -253,7 +253,7 @@ async def test_drain_cuts_off_at_its_deadline(server: Serve, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         assert await s.drain(0.1) is False
     assert s.stats.open == 0
-    assert "cut off 3 connections" in caplog.text
+    assert "aborted 3 connections" in caplog.text
     for sock in socks:
         sock.close()
 

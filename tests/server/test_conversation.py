@@ -432,7 +432,7 @@ async def test_those_who_still_wait_at_the_end_are_cut_off(
     assert bell.cancelled == [1, 2, 3]
     assert server.stats.failed["aborted"] == 3
     assert it_adds_up(server)
-    assert "cut off 3 connections" in caplog.text
+    assert "aborted 3 connections" in caplog.text
     for client in clients:
         client.close()
 

@@ -110,8 +110,8 @@ class Harness:
         loop: Any = self.loop
         self.lingering = LingeringSockets(loop, seconds, self.closed.extend, self._on_expired)
 
-    def _on_expired(self, count: int) -> None:
-        self.expired += count
+    def _on_expired(self, socks: list[socket.SocketType]) -> None:
+        self.expired += len(socks)
 
     def pairs(self, count: int) -> list[socket.SocketType]:
         """Returns so many connected sockets, whose clients are the last of ``clients``."""

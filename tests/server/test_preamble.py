@@ -136,8 +136,12 @@ async def test_a_header_that_ends_too_early(
             assert (await read_to_end(sock)).data == NOTHING
         await none_is_open(server)
         assert failed(server) == {"proxy": 1}
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "greeter"]
-    assert "no PROXY header" in line
+    lines = [record.getMessage() for record in caplog.records if record.name == "greeter"]
+    if ending.endswith("once"):  # it sent nothing, as a health check: no line without an access log
+        assert lines == []
+    else:
+        (line,) = lines
+        assert "no PROXY header" in line
     assert "asyncio" not in {record.name for record in caplog.records}
 
 
@@ -257,10 +261,8 @@ async def test_an_untrusted_source_is_turned_away(
         trusted.send(REAL)
         assert (await read_to_end(trusted)).data == b"welcome"
         assert [peer.host for peer in words.said_to] == ["192.0.2.1"]
-    lines = [
-        record.getMessage() for record in caplog.records if "turning clients away" in record.getMessage()
-    ]
-    assert lines[0] == "turning clients away: untrusted 1 so far"
+    lines = [record.getMessage() for record in caplog.records if "rejected clients" in record.getMessage()]
+    assert lines[0].startswith("rejected clients: untrusted 1 so far, last ('127.0.0.1', ")
     assert len(lines) <= 2
 
 

@@ -425,7 +425,9 @@ def test_each_connection_ends_in_one_counter(harness: Harness, caplog: pytest.Lo
     assert tracker.open_count == 1
     greeting_error.close()
     tracker.accepted(CLIENT, object())
-    tracker.count_greeting_error(CLIENT, GreetingError("another"))  # within the call that accepted it
+    tracker.count_greeting_error(
+        CLIENT, object(), GreetingError("another"), 0.1
+    )  # within the call that accepted it
     reset, reset_twice = harness.start(), harness.start()
     reset.close()
     reset_twice.close()
@@ -437,7 +439,7 @@ def test_each_connection_ends_in_one_counter(harness: Harness, caplog: pytest.Lo
     tracker.abort(proxy)
     untrusted, denied = harness.start(), harness.start()
     tracker.reject(untrusted, "untrusted")
-    tracker.count_rejection("denied")
+    tracker.count_rejection(CLIENT, "denied")
     tracker.reject(denied)
     untrusted.close()
     denied.close()
@@ -450,7 +452,7 @@ def test_each_connection_ends_in_one_counter(harness: Harness, caplog: pytest.Lo
     assert warnings(caplog) == [
         "('192.0.2.7', 3747): a bug",
         "('192.0.2.7', 3747): another",
-        "turning clients away: untrusted 1 so far",
+        "rejected clients: untrusted 1 so far, last ('192.0.2.7', 3747)",
     ]
 
 
@@ -601,11 +603,11 @@ def test_rejections_are_logged_once_a_second(caplog: pytest.LogCaptureFixture) -
         for _ in range(100):
             harness.tracker.accepted(CLIENT, object())
         harness.loop.advance(LOG_INTERVAL / 2)
-    harness.tracker.count_rejection("untrusted")
+    harness.tracker.count_rejection(CLIENT, "untrusted")
     assert warnings(caplog) == [
-        "turning clients away: denied 1 so far",
-        "turning clients away: denied 201 so far",
-        "turning clients away: denied 401 so far",
+        "rejected clients: denied 1 so far, last ('192.0.2.7', 3747)",
+        "rejected clients: denied 201 so far, last ('192.0.2.7', 3747)",
+        "rejected clients: denied 401 so far, last ('192.0.2.7', 3747)",
     ]
     assert harness.stats.rejected["denied"] == 500
 
@@ -627,7 +629,7 @@ def test_at_capacity_accepting_is_paused_until_a_connection_is_closed(
     second.close()  # accepting has resumed already
     assert harness.told == ["pause", "resume"]
     assert warnings(caplog) == [
-        "at 2 connections: accepting is paused, the listen queue holds those who come"
+        "at 2 connections: accepting is paused, new connections wait in the accept queue"
     ]
 
 
@@ -694,7 +696,7 @@ def test_without_descriptors_accepting_is_tried_again_after_a_while(caplog: pyte
     assert harness.told == ["pause", "resume"]
     assert harness.loop.timers == []
     assert warnings(caplog) == [
-        "cannot accept (too many open files): accepting is paused, the listen queue holds those who come"
+        "cannot accept (too many open files): accepting is paused, new connections wait in the accept queue"
     ]
 
 

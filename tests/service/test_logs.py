@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import re
+import resource
+import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from greeter.service import logs
-from greeter.service.logs import FLUSH_SECONDS, JsonFormatter, LogFormat, LogStream, TextFormatter, escape
+from greeter.service.log_format import (
+    JsonFormatter,
+    LogFormat,
+    TextFormatter,
+    choose_formatter,
+    escape,
+    is_journal,
+)
+from greeter.service.logs import FLUSH_SECONDS, LogStream
 from tests.conftest import PATIENCE
 from tests.support.peers import until
 
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BOTH = pytest.mark.parametrize("log_format", ["text", "json"])
+CLIENT = ("192.0.2.7", 3747)
 HOSTILE = "a\nGot a connection from ('6.6.6.6', 6)\r\x1b[2J\x00\x7f\x85\u2028b"
 
 
@@ -143,13 +154,85 @@ def test_a_json_line() -> None:
     )
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry.pop("time"))
     assert entry == {
+        "pid": os.getpid(),
         "level": "warning",
         "event": "listening",
         "address": "127.0.0.1:9",
         "workers": 2,
         "message": "Listening on 127.0.0.1:9",
     }
-    assert "ValueError: line one" in json.loads(JsonFormatter().format(broken("it broke")))["message"]
+
+
+def test_a_traceback_is_a_field_of_a_json_line() -> None:
+    line = JsonFormatter().format(broken("it broke"))
+    entry = json.loads(line)
+    assert line.isprintable()
+    assert entry["message"] == "it broke"
+    assert entry["traceback"].startswith("Traceback (most recent call last):\n")
+    assert "ValueError: line one\nline two \x1b[31m" in entry["traceback"]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3), (logging.CRITICAL, 2)],
+)
+def test_under_journald_a_line_begins_with_its_priority(
+    pipe: Pipe, log_format: LogFormat, level: int, priority: int
+) -> None:
+    found = os.fstat(pipe.writing)
+    journal = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+    formatter = choose_formatter(pipe.writing, log_format, journal)
+    plain = choose_formatter(pipe.writing, log_format, {})
+    made = record("hello", level=level)
+    assert formatter.format(made) == f"<{priority}>" + plain.format(made)
+    assert formatter.connection(CLIENT).startswith("<6>")
+
+
+def test_the_stream_of_another_process_is_not_ours(pipe: Pipe) -> None:
+    found = os.fstat(pipe.reading)
+    for text in ("", "8", "8:", f"{found.st_dev}:{found.st_ino + 1}", f"{found.st_dev + 1}:{found.st_ino}"):
+        assert not is_journal(pipe.writing, text)
+    assert is_journal(pipe.writing, f"{found.st_dev}:{found.st_ino}")
+    pipe.close()
+    assert not is_journal(pipe.writing, "8:1")
+
+
+@pytest.fixture
+def terminal() -> Iterator[int]:
+    main, terminal = os.openpty()
+    yield terminal
+    os.close(main)
+    os.close(terminal)
+
+
+@pytest.mark.parametrize(
+    ("environ", "coloured"),
+    [
+        ({}, True),
+        ({"NO_COLOR": ""}, True),
+        ({"NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+        ({"TERM": "xterm"}, True),
+    ],
+)
+def test_on_a_terminal_a_line_has_the_time_and_colours(
+    terminal: int, environ: dict[str, str], coloured: bool
+) -> None:
+    formatter = choose_formatter(terminal, "text", environ)
+    line = formatter.format(record(HOSTILE, level=logging.WARNING))
+    assert ("\x1b" in line) is coloured
+    plain = re.sub(r"\x1b\[\d*m", "", line)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d warning: a\\nGot .*", plain)
+    assert plain.isprintable()
+    assert formatter.connection(CLIENT) == "Got a connection from ('192.0.2.7', 3747)"
+    rows = formatter.format(broken("it broke")).split("\n")
+    assert len(rows) > 3
+    assert rows[-1] == "line two \\x1b[31m"
+
+
+def test_json_on_a_terminal_is_json(terminal: int) -> None:
+    assert json.loads(choose_formatter(terminal, "json", {}).format(record("hello")))["message"] == "hello"
 
 
 def test_a_field_that_json_cannot_represent_is_text() -> None:
@@ -347,6 +430,71 @@ def test_a_full_disk_does_not_raise() -> None:
         log = LogStream(full.fileno())
         log.handle(record("too much"))
         assert log.dropped == 1
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond ``size``: a write is cut short there, and the next one fails.
+
+    So it is on a full disk. RLIMIT_FSIZE needs no privilege, and its signal is ignored.
+    """
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("mode", ["wb", "ab"])
+@pytest.mark.parametrize("size", [*range(95, 106), 5000])
+def test_a_line_is_whole_or_missing_when_the_disk_gets_full(tmp_path: Path, size: int, mode: str) -> None:
+    """At any byte: within a line, at its end, and within one that is longer than a write to a pipe."""
+    with open(tmp_path / "log", mode) as file:
+        log = LogStream(file.fileno())
+        with room_for(size):
+            for n in range(20):
+                log.handle(record("%s", f"{n} " + "x" * 7))
+            log.handle(record("%s", "y" * 5000))
+            assert b"x" in (tmp_path / "log").read_bytes()
+            assert (tmp_path / "log").read_bytes().endswith(b"\n")
+        log.handle(record("room again"))
+    lines = (tmp_path / "log").read_text().splitlines()
+    whole = [f"{n} xxxxxxx" for n in range(20)]
+    kept = min(20, sum(len("\n".join(whole[: n + 1])) < size for n in range(20)))
+    assert lines[:-2] == whole[:kept]
+    assert lines[-2:] == ["room again", f"warning: {21 - kept} log lines were dropped"]
+
+
+def test_the_rest_of_a_line_is_written_first_when_the_file_has_grown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has appended to the file: what was written cannot be taken back."""
+    with open(tmp_path / "log", "ab") as file, open(tmp_path / "log", "ab", buffering=0) as other:
+        log = LogStream(file.fileno())
+        write = os.write
+
+        def cut_short(fd: int, data: bytes) -> int:
+            monkeypatch.setattr(os, "write", no_room)
+            written = write(fd, data[:3])
+            other.write(b"[]")
+            return written
+
+        def no_room(fd: int, data: bytes) -> int:
+            raise OSError(28, "no room")
+
+        monkeypatch.setattr(os, "write", cut_short)
+        log.handle(record("first line"))
+        log.handle(record("dropped"))
+        monkeypatch.setattr(os, "write", write)
+        log.handle(record("room again"))
+    assert (tmp_path / "log").read_text().replace("[]", "").splitlines() == [
+        "first line",
+        "room again",
+        "warning: 1 log lines were dropped",
+    ]
 
 
 def test_a_closed_descriptor_does_not_raise(pipe: Pipe) -> None:

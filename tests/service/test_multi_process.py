@@ -243,7 +243,7 @@ async def test_workers_abort_stuck_clients_at_the_drain_deadline(accept: str) ->
                 assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"T"
             assert await process.stop() == 0
     cut = [line for line in process.lines if "at the drain deadline" in line]
-    assert sum(int(line.removeprefix("warning: cut off ").split()[0]) for line in cut) == 10
+    assert sum(int(line.removeprefix("warning: aborted ").split()[0]) for line in cut) == 10
     assert not [line for line in process.lines if "killed" in line]
     assert process.lines[-1] == "Stopped: 10 greeted of 10 accepted, 0 failed"
 

@@ -133,7 +133,7 @@ async def test_the_drain_deadline_aborts_open_connections(app: Any) -> None:
             assert await server.stop() == 0
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(1) == b""
-    assert "warning: cut off 1 connections at the drain deadline" in log_of(server)
+    assert "warning: aborted 1 connections at the drain deadline" in log_of(server)
     assert log_of(server)[-1] == "Stopped: 0 greeted of 1 accepted, 1 failed"
 
 
@@ -218,6 +218,7 @@ async def test_json_lines(tmp_path: Path, app: Any) -> None:
         address = found.pop("address")
         assert found == {
             "level": "info",
+            "pid": server.pid,
             "event": "listening",
             "loop": "asyncio",
             "path": "direct",
@@ -582,7 +583,7 @@ async def test_an_explicit_endpoint_overrides_sockets_of_systemd(listener: socke
 
 
 async def test_a_client_is_logged_when_it_is_admitted(tmp_path: Path) -> None:
-    """Before its TLS handshake; a rejected client is not logged."""
+    """Before its TLS handshake; a rejected client is not logged as admitted."""
 
     def events(server: Process) -> list[tuple[str, str | None]]:
         found = [json.loads(line) for line in server.lines]
@@ -601,9 +602,9 @@ async def test_a_client_is_logged_when_it_is_admitted(tmp_path: Path) -> None:
     assert events(server) == [("connection", peer), ("failed", "tls")]
     async with serving("--deny", "127.0.0.0/8", **json_log) as server:
         with connect(int(json.loads(server.lines[-1])["address"].rpartition(":")[2])):
-            await server.line_with("turning clients away")
+            await server.line_with("rejected clients")
         assert await server.stop() == 0
-    assert events(server) == [("rejected", None)]
+    assert events(server) == [("rejected", "denied")]
 
 
 async def test_greet_presents_a_client_certificate(tmp_path: Path) -> None:
