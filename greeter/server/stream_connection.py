@@ -92,6 +92,10 @@ class StreamConnection(Connection):
 
     async def send(self, data: bytes | memoryview, *, last: bool = False) -> None:
         for start in range(0, len(data), CHUNK_SIZE):
+            if (
+                start
+            ):  # asyncio's TLS transport tells of a reset in a later turn, and warns of each write before
+                await asyncio.sleep(0)
             self._check_open()
             self._writer.write(data[start : start + CHUNK_SIZE])
             await self._writer.drain()

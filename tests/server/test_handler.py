@@ -293,3 +293,21 @@ async def test_asyncios_own_client_is_greeted_over_tls(
             reply = await greeter.greet("127.0.0.1", port, ssl=client_context)
             assert (reply.data, reply.reset) == (b"Hello", False)
     assert {peer.tls_version for peer in peers} == {client_context.maximum_version.name.replace("_", ".")}
+
+
+async def test_a_tls_client_that_resets_a_large_greeting_is_no_line_of_asyncio(
+    context: ssl.SSLContext, client_context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio warns of each write after the fifth one that a broken connection does not take."""
+
+    def read_and_reset(port: int) -> None:  # in a thread, so that the reset comes between two writes
+        sock = socket.create_connection(("127.0.0.1", port))
+        with client_context.wrap_socket(sock, server_hostname="127.0.0.1") as client:
+            client.recv(1000)
+            reset(client)
+
+    before = asyncio.all_tasks()
+    async with own_server(greeter.handler(bytes(64_000_000), access_log=False), ssl=context) as port:
+        await asyncio.to_thread(read_and_reset, port)
+        await until(lambda: asyncio.all_tasks() <= before, "the connection has ended")
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
