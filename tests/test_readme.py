@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
 import os
 import re
@@ -343,6 +344,19 @@ def test_the_events_of_the_log_are_those_in_the_table() -> None:
     assert sorted(shown) == sorted(set(re.findall(r'"event": "(\w+)"', sources)))
     fields = {name for row in rows for name in re.findall(r"`(\w+)`", row[2])}
     assert fields - {*FAILURES, "greeted", "linger_timeout"} | {"event"} == {*FIELDS}
+    logging_rooms = [
+        path for room in ("server", "service") for path in (ROOT / "greeter" / room).glob("*.py")
+    ]
+    assert {key for path in logging_rooms for key in fields_of_records(path)} == {*FIELDS}
+
+
+def fields_of_records(path: Path) -> Iterator[str]:
+    """The fields that a module gives to its log records: the keys of what is "extra" or has an "event"."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Expr):
+            text = ast.unparse(node)
+            if re.search(r"\bextra\b|'event':", text):
+                yield from re.findall(r"'(\w+)': ", text) + re.findall(r"extra\['(\w+)'\]", text)
 
 
 def test_the_metrics_are_those_in_the_table() -> None:

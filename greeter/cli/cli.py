@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 
@@ -197,18 +197,42 @@ def demo(ctx: click.Context, /, **_: object) -> int:
     return run_demo(click.echo, clients=options.clients, loop=options.loop)
 
 
-def _print_error(line: str) -> None:
-    # One line without terminal escapes, whatever the arguments or the exception contain.
+def _print_error(line: str, argv: Sequence[str] = ()) -> None:
+    """Print one line without terminal escapes, whatever the arguments or the exception contain.
+
+    Args:
+        line: The error.
+        argv: The command line, if the error ends the command. That of ``serve`` is a line of its log.
+    """
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    click.echo(f"greeter: {shown}", err=True)
+    if argv and argv[0] == "serve":
+        from greeter.service.log_format import error_line
+
+        click.echo(error_line(shown, _log_format(argv), _stderr_fd()), err=True)
+    else:
+        click.echo(f"greeter: {shown}", err=True)
 
 
-def _report_exception(error: GreeterError | OSError) -> None:
+def _log_format(argv: Sequence[str]) -> Literal["text", "json"]:
+    """Return the format of the log of ``serve``, as far as its options can be read."""
+    ctx = serve.make_context("serve", list(argv[1:]), resilient_parsing=True)
+    return "json" if ctx.params.get("log_format") == "json" else "text"
+
+
+def _stderr_fd() -> int:
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError):  # closed, or not a file
+        return -1
+
+
+def _report_exception(error: GreeterError | OSError, argv: Sequence[str] = ()) -> None:
     if isinstance(error, GreeterError):
-        _print_error(str(error))
+        _print_error(str(error), argv)
         return
     # An operating system error: a full disk behind stdout, or no free descriptor.
-    _print_error(f"{error.filename!r}: {os_error_text(error)}" if error.filename else os_error_text(error))
+    text = os_error_text(error)
+    _print_error(f"{error.filename!r}: {text}" if error.filename else text, argv)
     # Prevent a second error when Python flushes stdout at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
@@ -231,10 +255,10 @@ def run(args: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and newer; the message is the help
             click.echo(error.format_message(), err=True)
         else:
-            _print_error(_one_line(error))
+            _print_error(_one_line(error), argv)
         return error.exit_code
     except (GreeterError, OSError) as error:
-        _report_exception(error)
+        _report_exception(error, argv)
         return 2 if isinstance(error, ConfigError) else 1
     except (KeyboardInterrupt, click.Abort):
         return interrupt.INTERRUPTED

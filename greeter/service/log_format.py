@@ -35,7 +35,7 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 # The fields of a record that a JSON line has, in this order.
 FIELDS = (
     *("event", "address", "peer", "path", "loop", "workers", "reason", "error"),
-    *("count", "left_out", "sent_bytes", "elapsed_s"),
+    *("worker", "replaces", "count", "left_out", "sent_bytes", "elapsed_s"),
 )
 # Numbers of syslog(3), from the lowest level on.
 _PRIORITIES = ((logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3))
@@ -142,6 +142,22 @@ def choose_formatter(
     if os.isatty(fd):
         return TerminalFormatter(colours=not environ.get("NO_COLOR") and environ.get("TERM") != "dumb")
     return TextFormatter(priorities=priorities)
+
+
+def error_line(message: str, log_format: LogFormat, fd: int) -> str:
+    """Return the line about a service that could not start, without the line end.
+
+    Args:
+        message: The error.
+        log_format: ``"text"`` or ``"json"``.
+        fd: The descriptor that the line goes to.
+    """
+    formatter = choose_formatter(fd, log_format)
+    if log_format == "json":
+        record = logging.LogRecord("greeter", logging.ERROR, "", 0, "%s", (message,), None)
+        vars(record).update({"event": "start_failed"})
+        return formatter.format(record)
+    return f"{formatter.prefix(logging.ERROR)}greeter: {message}"
 
 
 def is_journal(fd: int, journal_stream: str) -> bool:

@@ -160,6 +160,8 @@ class ServiceProcess(ABC):
         try:
             await self._serve_metrics()
             self.announce()
+            if self.log.on_terminal:
+                logger.info("Press Ctrl-C to stop")
             self.notifier.ready(self.status())
             self._notify_watchdog()
             signals.service_started()

@@ -207,6 +207,7 @@ class Supervisor:
                     old.describe_exit(old.exited.result()),
                     extra={"event": "worker"},
                 )
+            _log_replaced(old, slot.worker)
             old.replace()
         finally:
             if not self._stopping:
@@ -302,6 +303,7 @@ class Supervisor:
                     slot.worker = await self._launch(self._task, backoff)
                 except WorkerFailed as error:
                     why = str(error)
+            _log_replaced(worker, slot.worker)
 
     async def _launch(self, task: WorkerTask, backoff: Backoff) -> WorkerProcess:
         """Start a worker and wait until it serves. Raises WorkerFailed, after killing it."""
@@ -355,6 +357,15 @@ class Supervisor:
         self._workers.remove(worker)
         if self._on_exit is not None:
             self._on_exit(worker.pid)
+
+
+def _log_replaced(old: WorkerProcess, new: WorkerProcess) -> None:
+    logger.info(
+        "worker %d serves in place of worker %d",
+        new.pid,
+        old.pid,
+        extra={"event": "worker_ready", "worker": new.pid, "replaces": old.pid},
+    )
 
 
 async def _cancel(monitor: asyncio.Task[None] | None) -> None:
