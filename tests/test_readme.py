@@ -309,7 +309,7 @@ def test_the_column_reload_is_what_a_reload_does() -> None:
     for row in rows_of(REFERENCE, "option of `greeter serve`"):
         name = codes(row[0])[0].removeprefix("--").replace("-", "_")
         expected = "yes" if name in RELOADABLE else "workers" if name in RELOADABLE_BY_WORKERS else "restart"
-        assert row[3] == ("" if name == "config" else expected), name
+        assert row[3] == ("" if name in ("config", "check_config") else expected), name
 
 
 def test_a_reload_without_workers_renews_tls_and_does_not_turn_it_on() -> None:

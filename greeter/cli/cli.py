@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import click
 
 from greeter import __version__
-from greeter.cli.commandline import GroupedCommand, parse_options, source_file, spell, with_options
+from greeter.cli.commandline import GroupedCommand, Option, parse_options, source_file, spell, with_options
 from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, ReportOptions, ServeOptions
 from greeter.errors import ConfigError, GreeterError, os_error_text
 from greeter.system import interrupt
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+CHECK_CONFIG = "greeter.check_config"  # the key in Context.meta under which --check-config is
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -49,10 +50,11 @@ SERVE_EPILOG = """
 Examples:
   greeter serve --listen :9999 --greeting 'Welcome to $hostname'
   greeter serve --workers auto --max-per-ip 100 --metrics 127.0.0.1:9998
+  greeter serve --listen :9999 --tls-cert cert.pem --check-config
 
 \b
 Exit codes:
-  0    stopped and drained
+  0    stopped and drained; or the configuration that was checked is valid
   1    could not start
   2    usage error: an option, a file or a limit
   130  stopped at once by a second signal, at least a second after the first
@@ -61,16 +63,32 @@ Exit codes:
 
 @cli.command(cls=GroupedCommand, epilog=SERVE_EPILOG, short_help="Greet every client that connects.")
 @with_options(ServeOptions, config=True)
+@click.option(
+    "--check-config",
+    cls=Option,
+    is_flag=True,
+    expose_value=False,
+    callback=lambda ctx, _param, value: ctx.meta.update({CHECK_CONFIG: value}),
+    help="Check the configuration, print it with its sources, and exit.",
+)
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Greet every client that connects, until SIGTERM or SIGINT. SIGHUP reloads the configuration.
 
     An ENDPOINT is HOST:PORT, [::1]:PORT, :PORT (every interface), unix:/path, unix:@name, fd:N or fd:NAME.
 
-    Each option is also an environment variable (GREETER_BACKLOG for --backlog) and, except --config, a key
-    in the file that --config names.
+    Each option is also an environment variable (GREETER_BACKLOG for --backlog) and, except --config and
+    --check-config, a key in the file that --config names.
     """
-    from greeter.service.startup import run_service
+    from greeter.service.startup import check_service, run_service
+
+    options = parse_options(ServeOptions, ctx)
+    if ctx.meta[CHECK_CONFIG]:
+        from greeter.cli.checkconfig import print_options
+
+        check_service(options)
+        print_options(options, ctx, click.echo)
+        return 0
 
     def reread() -> ServeOptions:
         args = ctx.find_root().obj[1:]  # without the command's name
@@ -79,7 +97,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
         except click.ClickException as error:
             raise ConfigError(_one_line(error)) from error
 
-    return run_service(parse_options(ServeOptions, ctx), reread, ctx.find_root().obj)
+    return run_service(options, reread, ctx.find_root().obj)
 
 
 GREET_EPILOG = """

@@ -107,13 +107,20 @@ def parse_options(cls: type[OptionsT], ctx: click.Context) -> OptionsT:
     Raises:
         ConfigError: One source gives several options of an exclusive group.
     """
-    values = dict(ctx.params)
-    # Find the exclusive groups.
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass
+    return cls(**ctx.params | {name: fields[name].default for name in overridden(cls, ctx)})
+
+
+def overridden(cls: type[Any], ctx: click.Context) -> set[str]:
+    """Return the options that another one of their exclusive group overrides.
+
+    The arguments, and what it raises, are those of ``parse_options``.
+    """
     groups: dict[str, list[str]] = {}
-    for name, field in fields.items():
+    for field in dataclasses.fields(cls):
         if group := field.metadata[METADATA_KEY]["exclusive_group"]:
-            groups.setdefault(group, []).append(name)
+            groups.setdefault(group, []).append(field.name)
+    found: set[str] = set()
     # Of each group, keep what the strongest source gives.
     for names in groups.values():
         ranks = {name: _RANK[ctx.get_parameter_source(name)] for name in names}
@@ -123,8 +130,18 @@ def parse_options(cls: type[OptionsT], ctx: click.Context) -> OptionsT:
             where = f"{ctx.meta[CONFIG_FILE]}: " if best == _RANK[ParameterSource.DEFAULT_MAP] else ""
             spelled = " and ".join(spell(ctx, name) for name in chosen)
             raise ConfigError(f"{where}give one of {spelled}")
-        values |= {name: fields[name].default for name in names if name not in chosen}
-    return cls(**values)
+        found |= {name for name in names if name not in chosen}
+    return found
+
+
+def describe_source(ctx: click.Context, name: str) -> str:
+    """Return where the value of the field ``name`` comes from, as text."""
+    source = ctx.get_parameter_source(name)
+    if source == ParameterSource.COMMANDLINE:
+        return "command line"
+    if source == ParameterSource.ENVIRONMENT:
+        return f"environment {spell(ctx, name)}"
+    return f"file {source_file(ctx, name)}" if source == ParameterSource.DEFAULT_MAP else "default"
 
 
 def spell(ctx: click.Context, name: str) -> str:

@@ -36,14 +36,22 @@ class ParsedType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # ge
         parse: Returns the value of a text, or raises ConfigError.
         number: True if a TOML file may have the value as a number.
         hint: Advice for the error about a number in a TOML file, where ``number`` is False.
+        text: Returns the text of a value, which ``parse`` turns back into the value.
     """
 
     def __init__(
-        self, name: str, parse: Callable[[str], Any], *, number: bool = False, hint: str = ""
+        self,
+        name: str,
+        parse: Callable[[str], Any],
+        *,
+        number: bool = False,
+        hint: str = "",
+        text: Callable[[Any], str] = str,
     ) -> None:
         self.name = name
         self.number = number
         self.hint = hint
+        self.text = text
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -180,7 +188,9 @@ TEMPLATE = ParsedType("text", template)
 RATE = ParsedType("rate", rate, number=True)
 NETWORK = ParsedType("cidr", network)
 # Not as a number: TOML parses 0o660 to 432, and the number 660 is another mode.
-MODE = ParsedType("mode", mode, hint='put its octal digits in quotes, as in "660"')
+MODE = ParsedType(
+    "mode", mode, hint='put its octal digits in quotes, as in "660"', text=lambda value: f"{value:03o}"
+)
 WORKERS = ParsedType("n", lambda text: text if text == "auto" else count(text), number=True)
 DURATION = SECONDS
 QUANTITY = ParsedType("n", quantity, number=True)

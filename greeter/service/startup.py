@@ -17,6 +17,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from greeter.config.loading import load_server_config
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
 from greeter.service.channel import WorkerChannel
 from greeter.service.logs import LogStream
@@ -24,7 +25,7 @@ from greeter.service.service import Reread, ServiceProcess, SingleProcess, load_
 from greeter.service.systemd import Notifier, claim_sockets, listen_fds, unclaimed_sockets
 from greeter.system.fdlimit import raise_fd_limit
 from greeter.system.listeners import close_inherited
-from greeter.system.loops import run
+from greeter.system.loops import choose_loop, run
 from greeter.system.processors import usable_cores
 
 if TYPE_CHECKING:
@@ -80,6 +81,24 @@ def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ())
         code = run(_run_to_end(main, log), options.loop)
         _exit_despite_stuck_threads(log, code)
         return code
+
+
+def check_service(options: ServeOptions) -> None:
+    """Check what a start checks before it opens a socket: files, the greeting, what has to be installed.
+
+    Args:
+        options: The options of ``greeter serve``.
+
+    Raises:
+        ConfigError: A start would fail.
+    """
+    load_server_config(options)
+    choose_loop(options.loop)
+    if options.metrics is not None:
+        from greeter.service.prometheus import render
+        from greeter.service.snapshot import Counters
+
+        render(Counters())
 
 
 def _claimed(options: ServeOptions, reread: Reread) -> tuple[ServeOptions, tuple[Endpoint, ...], Reread]:

@@ -169,7 +169,7 @@ def test_help_of_serve_is_grouped_and_ends_with_examples_and_exit_codes(run: Any
     assert options <= set(re.findall(r"^  (--[\w-]+)", shown, re.M))
     examples, codes = shown.split("  Examples:\n")[1].split("\n\n")
     lines = [line.strip() for line in examples.splitlines()]
-    assert len(lines) == 2
+    assert len(lines) == 3
     for line in lines:  # each example must parse
         command, *args = shlex.split(line.removeprefix("greeter "))
         group = click.Context(cli.cli, **cli.cli.context_settings)
