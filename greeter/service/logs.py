@@ -17,15 +17,20 @@ import logging
 import os
 import select
 import stat
+import sys
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from greeter.service.log_format import LogFormat, TerminalFormatter, choose_formatter
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
+    from collections.abc import Iterator
 
     from greeter.core.address import Address
+
+logger = logging.getLogger("greeter")
 
 FLUSH_SECONDS = 0.1
 # How much is kept for a reader that has stopped reading.
@@ -72,9 +77,9 @@ class LogStream(logging.Handler):
         try:
             line = self.format(record)
         except Exception:
-            self.handleError(record)
-        else:
-            self._write(line)
+            # Not handleError(), which prints a traceback of many lines.
+            line = self.format(_broken_record(record))
+        self._write(line)
 
     def connection(self, address: Address) -> None:
         """Log an admitted client. This method is an AccessLog."""
@@ -187,6 +192,48 @@ def _is_file(fd: int) -> bool:
         return stat.S_ISREG(os.fstat(fd).st_mode)
     except OSError:
         return False
+
+
+def _broken_record(record: logging.LogRecord) -> logging.LogRecord:
+    """Return a record about one that cannot be formatted: its arguments do not fit its message."""
+    where = f"{record.pathname}:{record.lineno}"
+    arguments = (record.msg if isinstance(record.msg, str) else type(record.msg).__name__, where)
+    return logging.LogRecord(
+        "greeter", logging.ERROR, "", 0, "cannot format the log record %r of %s", arguments, sys.exc_info()
+    )
+
+
+@contextlib.contextmanager
+def log_python_output() -> Iterator[None]:
+    """Log what Python itself prints to stderr: warnings, and exceptions that no caller handles.
+
+    They have several lines, and so are neither JSON nor whole among the lines of other processes.
+    """
+    old_thread, old_unraisable = threading.excepthook, sys.unraisablehook
+    logging.captureWarnings(True)
+    threading.excepthook = _log_thread_exception
+    sys.unraisablehook = _log_unraisable
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        threading.excepthook, sys.unraisablehook = old_thread, old_unraisable
+
+
+def _log_thread_exception(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is SystemExit:  # as threading itself does
+        return
+    name = args.thread.name if args.thread is not None else "unknown"
+    logger.error("exception in thread %s: %r", name, args.exc_value, exc_info=_exc_info(args))
+
+
+def _log_unraisable(args: sys.UnraisableHookArgs) -> None:
+    what = args.err_msg or "exception ignored in"
+    logger.error("%s %r: %r", what, args.object, args.exc_value, exc_info=_exc_info(args))
+
+
+def _exc_info(args: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> Any:
+    return None if args.exc_value is None else (args.exc_type, args.exc_value, args.exc_traceback)
 
 
 def _dropped_record(lines: int) -> logging.LogRecord:

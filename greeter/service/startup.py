@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from greeter.config.loading import load_server_config
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
 from greeter.service.channel import WorkerChannel
-from greeter.service.logs import LogStream
+from greeter.service.logs import LogStream, log_python_output
 from greeter.service.service import Reread, ServiceProcess, SingleProcess, load_config, serve_as_worker
 from greeter.service.systemd import Notifier, claim_sockets, listen_fds, unclaimed_sockets
 from greeter.system.fdlimit import raise_fd_limit
@@ -135,7 +135,8 @@ def _logging(options: ServeOptions) -> Iterator[LogStream]:
     logging.getLogger().addHandler(log)
     logger.setLevel(options.log_level.upper())
     try:
-        yield log
+        with log_python_output():
+            yield log
     finally:
         log.flush()
         logging.getLogger().removeHandler(log)

@@ -10,12 +10,13 @@ import os
 import resource
 import signal
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from greeter.service import logs
-from greeter.service.logs import FLUSH_SECONDS, LogStream
+from greeter.service.logs import FLUSH_SECONDS, LogStream, log_python_output
 from tests.conftest import PATIENCE
 from tests.support.log_peers import HOSTILE, Pipe, record
 from tests.support.peers import until
@@ -379,11 +380,42 @@ def test_the_last_flush_does_not_wait_longer_than_its_timeout(
     assert log._unwritten
 
 
-def test_a_record_that_cannot_be_formatted_is_reported(
-    pipe: Pipe, capsys: pytest.CaptureFixture[str]
-) -> None:
-    log = LogStream(pipe.writing)
+@BOTH
+def test_a_record_that_cannot_be_formatted_is_a_line(pipe: Pipe, log_format: LogFormat) -> None:
+    log = LogStream(pipe.writing, log_format)
     log.handle(record("%d clients", "some"))
-    assert "--- Logging error ---" in capsys.readouterr().err
+    (line,) = pipe.read().splitlines()
+    assert "cannot format the log record '%d clients'" in line
+    assert "TypeError" in line
     log.handle(record("go on"))
-    assert pipe.read() == "go on\n"
+    assert "go on" in pipe.read()
+
+
+def test_what_python_prints_to_stderr_is_logged(pipe: Pipe, capfd: pytest.CaptureFixture[str]) -> None:
+    class Bad:
+        def __del__(self) -> None:
+            raise ValueError("in __del__")
+
+    def fail() -> None:
+        raise ValueError("in a thread")
+
+    log = LogStream(pipe.writing, "json")
+    root = logging.getLogger()
+    root.addHandler(log)
+    try:
+        with log_python_output():
+            thread = threading.Thread(target=fail, name="mine")
+            thread.start()
+            thread.join()
+            Bad()
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                warnings.warn("a warning\nof two lines", UserWarning, stacklevel=1)
+    finally:
+        root.removeHandler(log)
+    entries = [json.loads(line) for line in pipe.read().splitlines()]
+    texts = ["exception in thread mine: ValueError('in a thread')", "ValueError('in __del__')", "a warning"]
+    for entry, text in zip(entries, texts, strict=True):
+        assert text in entry["message"]
+    assert "in fail" in entries[0]["traceback"]
+    assert capfd.readouterr().err == ""
