@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Lines in a second about clients that were not greeted, for each reason.
 MAX_LINES = 10
+# Characters of the error of a client. A line has it twice, and should fit into one write to a pipe (pipe(7)).
+MAX_MESSAGE = 500
 # A traceback of the greeting callable begins behind the frames of this package.
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -140,6 +142,8 @@ class ConnectionLog:
         """
         if not logger.isEnabledFor(level) or not self._allowed(matter or why, lines):
             return
+        if len(message) > MAX_MESSAGE:  # what a callable raises
+            message = message[:MAX_MESSAGE] + "..."
         extra: dict[str, object] = {"event": "failed", "peer": endpoint_text(address), "reason": why}
         extra |= {"error": message, "elapsed_s": round(seconds, 3)}
         text = "%s: %s"

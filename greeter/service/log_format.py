@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from greeter.core.address import Address, endpoint_text, format_peer
 
@@ -37,6 +37,10 @@ FIELDS = (
     *("event", "address", "peer", "path", "loop", "workers", "reason", "error"),
     *("worker", "replaces", "count", "left_out", "sent_bytes", "elapsed_s"),
 )
+# The end of a traceback names the error and the place. With it, a line still fits into one write to a pipe,
+# which is not mixed with those of other processes (pipe(7), PIPE_BUF).
+MAX_TRACEBACK = 2000
+MAX_ROW = 300
 # Numbers of syslog(3), from the lowest level on.
 _PRIORITIES = ((logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3))
 _CRITICAL = 2
@@ -67,6 +71,12 @@ class LineFormatter(logging.Formatter):
             return ""
         return f"<{next((number for known, number in _PRIORITIES if level <= known), _CRITICAL)}>"
 
+    def traceback(self, exc_info: Any) -> str:
+        """Return the text of a traceback, or its last MAX_TRACEBACK characters. Long rows are shortened."""
+        rows = self.formatException(exc_info).split("\n")
+        text = "\n".join(row if len(row) <= MAX_ROW else row[:MAX_ROW] + "..." for row in rows)
+        return text if len(text) <= MAX_TRACEBACK else "..." + text[-MAX_TRACEBACK:]
+
     def connection(self, address: Address) -> str:
         """Return the line of an admitted client."""
         return f"{self.prefix(logging.INFO)}Got a connection from {format_peer(address)}"
@@ -77,7 +87,7 @@ class TextFormatter(LineFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        trace = "" if not record.exc_info else " | " + escape(self.formatException(record.exc_info))
+        trace = "" if not record.exc_info else " | " + escape(self.traceback(record.exc_info))
         return self.prefix(record.levelno) + escape(level + record.getMessage()) + trace
 
 
@@ -114,7 +124,7 @@ class JsonFormatter(LineFormatter):
         entry |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         entry["message"] = record.getMessage()
         if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
+            entry["traceback"] = self.traceback(record.exc_info)
         return self.prefix(record.levelno) + json.dumps(entry, default=str)
 
     def connection(self, address: Address) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import select
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -153,6 +154,37 @@ async def test_under_journald_lines_begin_with_their_priority(tmp_path: Path) ->
     os.close(log)
     assert await asyncio.wait_for(process.wait(), PATIENCE) == 1
     assert re.fullmatch(r"<3>greeter: cannot listen on .*\n", (tmp_path / "log").read_text())
+
+
+DEEP = """
+def even(n):
+    return odd(n)
+def odd(n):
+    return even(n)
+def greet(peer):
+    try:
+        even(0)
+    except RecursionError:
+        raise ValueError("x" * 100_000)
+"""
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_a_line_fits_into_one_write_to_a_pipe_whatever_an_app_raises(
+    log_format: str, tmp_path: Path
+) -> None:
+    """So the lines of several workers are not mixed."""
+    (tmp_path / "deep_app.py").write_text(DEEP)
+    args = ["--listen", "127.0.0.1:0", "--log-format", log_format, "--app", "deep_app:greet"]
+    async with greeter_process("serve", *args, env={"PYTHONPATH": str(tmp_path)}, ready="") as service:
+        line = await service.line_with("Listening on ")
+        port = re.search(r"127\.0\.0\.1:(\d+)", line)
+        assert port
+        await read_to_end(await connect(int(port[1])))
+        line = await service.line_with("the greeting callable raised ValueError: xxxx")
+        assert await service.stop() == 0
+    assert len(line) < select.PIPE_BUF
+    assert "deep_app.py" in line
 
 
 BROKEN = "def greet(peer):\n    return 1 / 0\n"
