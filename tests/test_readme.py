@@ -343,7 +343,7 @@ def test_the_events_of_the_log_are_those_in_the_table() -> None:
     shown = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
     assert sorted(shown) == sorted(set(re.findall(r'"event": "(\w+)"', sources)))
     fields = {name for row in rows for name in re.findall(r"`(\w+)`", row[2])}
-    assert fields - {*FAILURES, "greeted", "linger_timeout"} | {"event"} == {*FIELDS}
+    assert fields - {*FAILURES, "greeted", "linger_timeout", "descriptors"} | {"event"} == {*FIELDS}
     logging_rooms = [
         path for room in ("server", "service") for path in (ROOT / "greeter" / room).glob("*.py")
     ]

@@ -120,6 +120,11 @@ class Server:
         return self._path.name
 
     @property
+    def max_connections(self) -> int:
+        """The number of open connections at which accepting is paused."""
+        return self._tracker.capacity
+
+    @property
     def stats(self) -> ServerStats:
         stats, tracker = self._tracker.stats, self._tracker
         stats.open = tracker.open_count

@@ -239,9 +239,9 @@ class WorkerChannel:
         """Return when the parent stops the whole service, perhaps after it has retired this worker."""
         await self._stopping.wait()
 
-    def ready(self) -> None:
-        """Tell the parent that this worker serves."""
-        self._channel.send("ready", os.getpid())
+    def ready(self, max_connections: int = 0) -> None:
+        """Tell the parent that this worker serves, and how many connections it may have open."""
+        self._channel.send("ready", max_connections)
 
     def failed(self, message: str) -> None:
         """Tell the parent why this worker cannot serve. The worker must exit afterwards."""

@@ -35,7 +35,7 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 # The fields of a record that a JSON line has, in this order.
 FIELDS = (
     *("event", "address", "peer", "path", "loop", "workers", "reason", "error"),
-    *("worker", "replaces", "count", "left_out", "sent_bytes", "elapsed_s"),
+    *("max_connections", "source", "worker", "replaces", "count", "left_out", "sent_bytes", "elapsed_s"),
 )
 # The end of a traceback names the error and the place. With it, a line still fits into one write to a pipe,
 # which is not mixed with those of other processes (pipe(7), PIPE_BUF).

@@ -175,6 +175,10 @@ class MultiProcess(ServiceProcess):
         announce(self.addresses, choose_loop(self.options.loop)[0], path, self._count)
 
     @property
+    def max_connections(self) -> int:
+        return self.supervisor.max_connections
+
+    @property
     def supervisor(self) -> Supervisor:
         """The supervisor, which exists from ``start`` on."""
         assert self._supervisor is not None

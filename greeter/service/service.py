@@ -29,6 +29,7 @@ from greeter.service.channel import PARENT_GONE, RETIRED, STOPPED
 from greeter.service.snapshot import Counters
 from greeter.system import interrupt
 from greeter.system.accept_queue import longest_accept_queue
+from greeter.system.fdlimit import fd_limit
 from greeter.system.input_files import inputs_read_once
 from greeter.system.listeners import close_inherited
 from greeter.system.loops import choose_loop, run_in_thread
@@ -133,6 +134,11 @@ class ServiceProcess(ABC):
     def addresses(self) -> tuple[str, ...]:
         """The addresses that the service listens on."""
 
+    @property
+    @abstractmethod
+    def max_connections(self) -> int:
+        """How many connections may be open at once."""
+
     @abstractmethod
     def kill_workers(self) -> None:
         """Kill all workers, because this process exits at once."""
@@ -160,6 +166,7 @@ class ServiceProcess(ABC):
         try:
             await self._serve_metrics()
             self.announce()
+            announce_limit(self.max_connections, self.options.max_connections)
             if self.log.on_terminal:
                 logger.info("Press Ctrl-C to stop")
             self.notifier.ready(self.status())
@@ -315,6 +322,10 @@ class SingleProcess(ServiceProcess):
     def addresses(self) -> tuple[str, ...]:
         return self.server.addresses
 
+    @property
+    def max_connections(self) -> int:
+        return self.server.max_connections
+
     def announce(self) -> None:
         announce(self.addresses, choose_loop(self.options.loop)[0], self.server.path)
 
@@ -366,7 +377,7 @@ async def serve_as_worker(channel: WorkerChannel, config: ServerConfig) -> int:
     if channel.counters is not None:
         server.stats.move_to(channel.counters)
     stop_reason = channel.open(lambda: Counters.of(server.stats).to_json())
-    channel.ready()
+    channel.ready(server.max_connections)
     reason = await stop_reason
     if reason == RETIRED:
         await _drain_replaced(server, channel)
@@ -419,6 +430,23 @@ def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1)
     for address in addresses:
         fields = {"event": "listening", "address": address, "loop": loop, "path": path, "workers": workers}
         logger.info("Listening on %s (%s, %s%s)", address, loop, path, processes, extra=fields)
+
+
+def announce_limit(allowed: int, wanted: int | None) -> None:
+    """Log how many connections may be open at once, and what sets this limit.
+
+    Args:
+        allowed: The limit, over all workers.
+        wanted: The value of ``--max-connections``, or None.
+    """
+    limit = fd_limit()
+    if wanted is not None and allowed >= wanted:
+        source, text = "max-connections", "--max-connections"
+    else:
+        source = "descriptors"
+        text = "no descriptor limit" if limit is None else f"descriptor limit {limit} for each process"
+    fields = {"event": "limit", "max_connections": allowed, "source": source}
+    logger.info("At most %d connections at once (%s)", allowed, text, extra=fields)
 
 
 def _log_totals(total: Counters) -> None:

@@ -143,6 +143,11 @@ class Supervisor:
         """The process IDs of the workers in the slots. One that has exited stays until it is replaced."""
         return tuple(slot.worker.pid for slot in self._slots)
 
+    @property
+    def max_connections(self) -> int:
+        """How many connections the workers in the slots may have open, together."""
+        return sum(slot.worker.max_connections for slot in self._slots)
+
     async def start(self) -> None:
         """Start all workers and wait until they serve.
 
@@ -205,7 +210,7 @@ class Supervisor:
                 logger.error(
                     "%s: already replaced",
                     old.describe_exit(old.exited.result()),
-                    extra={"event": "worker"},
+                    extra={"event": "worker", "worker": old.pid},
                 )
             _log_replaced(old, slot.worker)
             old.replace()
@@ -224,7 +229,7 @@ class Supervisor:
                         "worker %d keeps the new configuration: %s",
                         slot.worker.pid,
                         error,
-                        extra={"event": "worker"},
+                        extra={"event": "worker", "worker": slot.worker.pid},
                     )
 
     async def stats(self, timeout: float = STATS_TIMEOUT) -> list[dict[str, Any]]:
@@ -297,7 +302,8 @@ class Supervisor:
             while slot.worker is worker:
                 self.restarts += 1
                 delay = backoff.next()
-                logger.error("%s: starting another in %g s", why, delay, extra={"event": "worker"})
+                extra = {"event": "worker", "worker": worker.pid}
+                logger.error("%s: starting another in %g s", why, delay, extra=extra)
                 await asyncio.sleep(delay)
                 try:
                     slot.worker = await self._launch(self._task, backoff)

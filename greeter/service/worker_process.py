@@ -82,6 +82,7 @@ class WorkerProcess:
     - ``ready``: a future that is done when the worker serves; WorkerFailed if it exits before.
     - ``ready_at``: the loop's time of that, in seconds.
     - ``responded_at``: the loop's time of its last report, or of when it became ready.
+    - ``max_connections``: how many connections it may have open, from then on.
     - ``serving``: True from then on until its exit.
     - ``exited``: a future of its exit status; negative is the number of a signal.
     - ``stats``: its last report, or None. After its exit, it is the last state of the counters.
@@ -101,6 +102,7 @@ class WorkerProcess:
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self.ready_at = self._loop.time()
         self.responded_at = -math.inf
+        self.max_connections = 0
         self.serving = self.retire_timed_out = self._killed = False
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._retire_timeout = task.retire_timeout
@@ -161,7 +163,9 @@ class WorkerProcess:
         if self._liveness_report is None or self._liveness_report.done():
             self._liveness_report = self.report()
         else:
-            logger.error("worker %d does not respond: killed", self.pid, extra={"event": "worker"})
+            logger.error(
+                "worker %d does not respond: killed", self.pid, extra={"event": "worker", "worker": self.pid}
+            )
             self.kill()
 
     def replace(self) -> None:
@@ -198,7 +202,10 @@ class WorkerProcess:
 
     def _on_retire_timeout(self, seconds: float) -> None:
         logger.warning(
-            "worker %d did not exit within %.3g s: killed", self.pid, seconds, extra={"event": "worker"}
+            "worker %d did not exit within %.3g s: killed",
+            self.pid,
+            seconds,
+            extra={"event": "worker", "worker": self.pid},
         )
         self.retire_timed_out = True
         self.kill()
@@ -231,7 +238,9 @@ class WorkerProcess:
             self._deadline.cancel()
             if status and not self._killed:
                 logger.error(
-                    "%s while it was retiring", self.describe_exit(status), extra={"event": "worker"}
+                    "%s while it was retiring",
+                    self.describe_exit(status),
+                    extra={"event": "worker", "worker": self.pid},
                 )
         self.serving = False
         self._read_counters_at_exit()
@@ -279,6 +288,7 @@ class WorkerProcess:
             self._resolve_report()
         elif name == "ready" and not self.ready.done():
             self.ready_at = self._loop.time()
+            self.max_connections = int(value or 0)
             self.serving = True
             self.ready.set_result(None)
         elif name == "failed":
@@ -289,11 +299,18 @@ class WorkerProcess:
         try:
             self._on_stats(self)
         except Exception as error:  # the worker may run another version
-            logger.error("worker %d sent invalid stats: %r", self.pid, error, extra={"event": "worker"})
+            logger.error(
+                "worker %d sent invalid stats: %r",
+                self.pid,
+                error,
+                extra={"event": "worker", "worker": self.pid},
+            )
 
     def _on_end(self, problem: str) -> None:
         if problem:
-            logger.error("worker %d %s: killed", self.pid, problem, extra={"event": "worker"})
+            logger.error(
+                "worker %d %s: killed", self.pid, problem, extra={"event": "worker", "worker": self.pid}
+            )
             self.kill()
 
 

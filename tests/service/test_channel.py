@@ -189,7 +189,7 @@ async def test_a_worker_receives_its_task_and_retire() -> None:
     assert worker.task == {"greeting": "x" * 50_000}
     greeted = 0
     reason = worker.open(lambda: {"greeted": greeted})
-    worker.ready()
+    worker.ready(100)
     greeted = 1
     parent.send("report")
     parent.send("report")
@@ -200,7 +200,7 @@ async def test_a_worker_receives_its_task_and_retire() -> None:
     greeted = 2
     worker.close()
     assert await parent.received() == [
-        ["ready", os.getpid()],
+        ["ready", 100],
         ["stats", {"greeted": 1}],
         ["stats", {"greeted": 1}],
         ["stats", {"greeted": 2}],

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import select
 import signal
 import sys
@@ -62,6 +63,8 @@ async def test_a_worker_that_takes_the_place_of_another_is_logged() -> None:
         entry = json.loads(await service.line_with("serves in place of"))
         assert (entry["event"], entry["level"], entry["replaces"]) == ("worker_ready", "info", old)
         assert entry["worker"] in children(service.pid)
+        died = json.loads(await service.line_with("was killed by SIGKILL"))
+        assert (died["event"], died["worker"]) == ("worker", old)
         service.process.send_signal(signal.SIGHUP)
         replaced = [json.loads(line) for line in await lines_with(service, "serves in place of", 3)]
         assert {e["worker"] for e in replaced[1:]} == set(children(service.pid)) - {
@@ -69,6 +72,34 @@ async def test_a_worker_that_takes_the_place_of_another_is_logged() -> None:
         }
         assert await service.stop() == 0
     assert {json.loads(line)["pid"] for line in service.lines if "serves in place" in line} == {service.pid}
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted", "source"),
+    [
+        ((), 3, "descriptors"),
+        (("--max-connections", "3"), 3, "max-connections"),
+        (("--max-connections", "3", "--workers", "2"), 4, "max-connections"),  # rounded up, for each
+        (("--max-connections", "1000000"), 3, "descriptors"),
+    ],
+)
+async def test_the_limit_on_connections_and_its_source_are_logged_behind_the_addresses(
+    options: tuple[str, ...], wanted: int, source: str
+) -> None:
+    args = ("--listen", "127.0.0.1:0", "--log-format", "json", *options)
+    async with greeter_process("serve", *args, ready='"limit"') as service:
+        assert await service.stop() == 0
+    entries = [json.loads(line) for line in service.lines]
+    events = [entry.get("event") for entry in entries]
+    entry = entries[events.index("limit")]
+    assert events.index("limit") == events.index("listening") + 1
+    assert entry["source"] == source
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if source == "descriptors":
+        assert hard - 100 < entry["max_connections"] < hard
+        assert entry["message"].endswith(f"(descriptor limit {hard} for each process)")
+    else:
+        assert entry["message"] == f"At most {wanted} connections at once (--max-connections)"
 
 
 class Terminal:
