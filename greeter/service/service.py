@@ -23,31 +23,24 @@ from typing import TYPE_CHECKING
 from greeter.config.loading import load_greeting, load_server_config, restart_required
 from greeter.config.options import ServeOptions
 from greeter.errors import GreeterError
-from greeter.server import Server, start_server
 from greeter.server.timeouts import PAUSE_SECONDS
-from greeter.service.channel import PARENT_GONE, RETIRED, STOPPED
-from greeter.service.snapshot import Counters
 from greeter.system import interrupt
 from greeter.system.accept_queue import longest_accept_queue
 from greeter.system.fdlimit import fd_limit
 from greeter.system.input_files import inputs_read_once
-from greeter.system.listeners import close_inherited
-from greeter.system.loops import choose_loop, run_in_thread
+from greeter.system.loops import run_in_thread
 from greeter.system.signals import Signals
 
 if TYPE_CHECKING:
     from greeter.core.endpoint import Endpoint
     from greeter.core.greeting import Greeting
     from greeter.core.server_config import ServerConfig
-    from greeter.service.channel import WorkerChannel
     from greeter.service.httpd import HTTPServer
     from greeter.service.logs import LogStream
+    from greeter.service.snapshot import Counters
     from greeter.service.systemd import Notifier
 
 logger = logging.getLogger("greeter")
-
-# A connection is closed up to so many seconds after its deadline.
-TIMER_SLACK = 0.5
 
 Reread = Callable[[], ServeOptions]
 
@@ -303,103 +296,6 @@ class ServiceProcess(ABC):
             os._exit(interrupt.INTERRUPTED)
 
         return Signals(self.reload, exit_now)
-
-
-class SingleProcess(ServiceProcess):
-    """A single process that accepts and greets."""
-
-    replaces_workers = False
-    server: Server
-
-    async def start(self) -> None:
-        self.server = await start_server(self.config, self.endpoints)
-        close_inherited(self.endpoints)
-
-    async def stop(self) -> None:
-        await self.server.drain()
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        return self.server.addresses
-
-    @property
-    def max_connections(self) -> int:
-        return self.server.max_connections
-
-    def announce(self) -> None:
-        announce(self.addresses, choose_loop(self.options.loop)[0], self.server.path)
-
-    async def snapshot(self) -> Counters:
-        return Counters.of(
-            self.server.stats,
-            reloads=dict(self.reloads),
-            workers=1,
-            workers_ready=int(self.server.is_serving()),
-            certificate_expiry=self.server.config.certificate_expiry,
-        )
-
-    async def apply(self, new: ServeOptions, config: ServerConfig) -> None:
-        self.server.reconfigure(config)
-
-    @property
-    def worker_pids(self) -> tuple[int, ...]:
-        return ()
-
-    async def unready(self) -> str:
-        return ""  # this event loop serves, and it runs
-
-    async def not_alive(self) -> str:
-        return ""
-
-    def check_workers(self) -> None:
-        pass
-
-    def kill_workers(self) -> None:
-        pass
-
-
-async def serve_as_worker(channel: WorkerChannel, config: ServerConfig) -> int:
-    """Serve inherited sockets as a worker, until the parent retires it or is gone.
-
-    Args:
-        channel: The channel to the parent.
-        config: The configuration of this worker.
-
-    Returns:
-        The exit code: 0, or 1 if the server could not start, which is also sent to the parent.
-    """
-    try:
-        server = await start_server(config, channel.endpoints)
-    except GreeterError as error:
-        channel.failed(str(error))
-        return 1
-    close_inherited(channel.endpoints)
-    if channel.counters is not None:
-        server.stats.move_to(channel.counters)
-    stop_reason = channel.open(lambda: Counters.of(server.stats).to_json())
-    channel.ready(server.max_connections)
-    reason = await stop_reason
-    if reason == RETIRED:
-        await _drain_replaced(server, channel)
-    else:
-        # When the whole service stops, so do all that accept from the sockets of the parent.
-        await server.drain(last=reason in (STOPPED, PARENT_GONE) and not channel.shared)
-    channel.close()
-    return 0
-
-
-async def _drain_replaced(server: Server, channel: WorkerChannel) -> None:
-    """Drain while other workers serve on: open connections have the time that they had without a reload.
-
-    Only a stop has a deadline of its own; if one comes meanwhile, that applies.
-    """
-    draining = asyncio.create_task(server.drain(server.config.connection_timeout + TIMER_SLACK))
-    stopped = asyncio.create_task(channel.stopped())
-    await asyncio.wait((draining, stopped), return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if not draining.done():
-        await server.drain()
-    await draining
 
 
 def load_config(options: ServeOptions, log: LogStream, greeting: Greeting | None = None) -> ServerConfig:

@@ -21,7 +21,9 @@ from greeter.config.loading import load_server_config
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
 from greeter.service.channel import WorkerChannel
 from greeter.service.logs import LogStream, log_python_output
-from greeter.service.service import Reread, ServiceProcess, SingleProcess, load_config, serve_as_worker
+from greeter.service.service import Reread, ServiceProcess, load_config
+from greeter.service.serving_worker import serve_as_worker
+from greeter.service.single_process import SingleProcess
 from greeter.service.systemd import Notifier, claim_sockets, listen_fds, unclaimed_sockets
 from greeter.system.fdlimit import raise_fd_limit
 from greeter.system.listeners import close_inherited
