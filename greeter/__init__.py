@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
     from greeter.server import Server, handler, serve
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ConfigError",
