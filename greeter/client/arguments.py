@@ -51,9 +51,11 @@ def destination(
     """
     if path is None and sock is None:
         try:
-            return _cached_target(target, port)
+            endpoint = _cached_target(target, port)
         except TypeError:  # unhashable: not a target either, and target() says so
-            return Endpoint.target(target, port)
+            endpoint = Endpoint.target(target, port)
+        endpoint.require_stream("the client")
+        return endpoint
     if path is not None and sock is not None:
         raise ConfigError("give one of path and sock")
     if target != DEFAULT_HOST or port is not None:

@@ -34,6 +34,7 @@ from greeter.config.values import (
     RATE,
     SECONDS,
     STAGE,
+    STREAM_ENDPOINT,
     TEMPLATE,
     TEXT,
     UNTIL,
@@ -209,7 +210,7 @@ class ServeOptions:
         group=PROCESSES,
     )
     metrics: Endpoint | None = option(
-        None, "Serve a status page, Prometheus metrics and health checks there.", ENDPOINT, group=LOGS
+        None, "Serve a status page, Prometheus metrics and health checks there.", STREAM_ENDPOINT, group=LOGS
     )
     access_log: bool = option(True, "Log a line for each admitted client, at level info.", group=LOGS)
     log_format: Literal["text", "json"] = option(

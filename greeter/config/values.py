@@ -76,9 +76,16 @@ def endpoint(text: str) -> Endpoint:
     found = Endpoint.parse(text)
     if isinstance(found.port, str):
         try:
-            socket.getservbyname(found.port, "tcp")
+            socket.getservbyname(found.port, "udp" if found.kind == "udp" else "tcp")
         except (OSError, ValueError):
             raise ConfigError(f"endpoint {text!r}: this machine knows no service {found.port!r}") from None
+    return found
+
+
+def stream_endpoint(text: str) -> Endpoint:
+    """Parse an endpoint, but not one for datagrams."""
+    found = endpoint(text)
+    found.require_stream("HTTP")
     return found
 
 
@@ -181,6 +188,7 @@ def stage(text: str) -> Any:
 
 
 ENDPOINT = ParsedType("endpoint", endpoint)
+STREAM_ENDPOINT = ParsedType("endpoint", stream_endpoint)
 SECONDS = ParsedType("duration", seconds, number=True)
 POSITIVE_SECONDS = ParsedType("duration", positive_seconds, number=True)
 COUNT = ParsedType("n", count, number=True)

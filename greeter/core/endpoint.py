@@ -12,11 +12,13 @@ Invariants:
 ``:PORT``            all interfaces, IPv4 and IPv6, on one port
 ``unix:/run/x.sock`` a Unix socket
 ``unix:@name``       an abstract Unix socket (Linux)
-``fd:N``             a socket inherited by this process, as descriptor N
+``udp:HOST:PORT``    datagrams; the host as above, in brackets or empty
+``fd:N``             a socket inherited by this process, as descriptor N, of either type
 ``fd:NAME``          a socket of systemd, by its name (FileDescriptorName= in systemd.socket(5))
 ===================  =====================================================================
 
-PORT is a number or a service name. Listening on port 0 lets the kernel choose a free port.
+PORT is a number or a service name. Listening on port 0 lets the kernel choose a free port. A TCP endpoint
+whose host has the name of a kind is written with brackets: ``[unix]:80``.
 """
 
 from __future__ import annotations
@@ -51,15 +53,15 @@ class Endpoint:
     """An address to listen on or connect to.
 
     Attributes:
-        kind: ``"tcp"``, ``"unix"`` or ``"fd"``. The fields of the other kinds have their default.
-        host: TCP: a host name or an address; empty for all interfaces.
-        port: TCP: a port number, or a service name if it is a string.
+        kind: ``"tcp"``, ``"unix"``, ``"udp"`` or ``"fd"``. The fields of the other kinds have their default.
+        host: TCP and UDP: a host name or an address; empty for all interfaces.
+        port: TCP and UDP: a port number, or a service name if it is a string.
         path: Unix: the path of the socket; an abstract name begins with a NUL.
         fd: The number of an inherited descriptor; -1 if it has a name.
         name: The name of a socket of systemd. The service resolves it to a number.
     """
 
-    kind: Literal["tcp", "unix", "fd"]
+    kind: Literal["tcp", "unix", "udp", "fd"]
     host: str = ""
     port: int | str = 0
     path: str = ""
@@ -103,10 +105,14 @@ class Endpoint:
         Raises:
             ConfigError: The host or the port is malformed.
         """
-        if host is not None:
-            _check_type("host", host, str, int)
-        _check_type("port", port, int, str)
-        return _named(f"{host}:{port}", _tcp, host, port)
+        _check_host_and_port(host, port)
+        return _named(f"{host}:{port}", _internet, "tcp", host, port)
+
+    @classmethod
+    def udp(cls, host: str | int | None = DEFAULT_HOST, port: int | str = DEFAULT_PORT) -> Endpoint:
+        """Return an endpoint for datagrams. Arguments and errors are those of ``tcp``."""
+        _check_host_and_port(host, port)
+        return _named(f"udp:{host}:{port}", _internet, "udp", host, port)
 
     @classmethod
     def unix(cls, path: str) -> Endpoint:
@@ -183,12 +189,23 @@ class Endpoint:
         """True for an abstract Unix socket, which has a name but no file (unix(7))."""
         return self.path.startswith("\0")
 
+    def require_stream(self, what: str) -> None:
+        """Raise ConfigError for an endpoint for datagrams.
+
+        Args:
+            what: What needs a stream, as the error calls it.
+        """
+        if self.kind == "udp":
+            raise ConfigError(f"{what} needs a stream, and {self} is an endpoint for datagrams")
+
     def __str__(self) -> str:
         if self.kind == "unix":
             return "unix:@" + self.path[1:] if self.abstract else "unix:" + self.path
         if self.kind == "fd":
             return f"fd:{self.name or self.fd}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        brackets = ":" in self.host or (self.kind == "tcp" and self.host in ("unix", "udp", "fd"))
+        address = f"[{self.host}]:{self.port}" if brackets else f"{self.host}:{self.port}"
+        return "udp:" + address if self.kind == "udp" else address
 
 
 def host_name(text: str) -> str:
@@ -219,6 +236,12 @@ def _is_host(text: str) -> bool:
     return True
 
 
+def _check_host_and_port(host: object, port: object) -> None:
+    if host is not None:
+        _check_type("host", host, str, int)
+    _check_type("port", port, int, str)
+
+
 def _check_type(name: str, value: object, *types: type) -> None:
     if not isinstance(value, types) or isinstance(value, bool):
         wanted = " or ".join("an integer" if kind is int else "a string" for kind in types)
@@ -241,17 +264,19 @@ def _parse(text: str) -> Endpoint:
         return _unix(text[5:])
     if text.startswith("fd:"):
         return _inherited(text[3:])
-    host, colon, port = text.rpartition(":")
+    kind: Literal["tcp", "udp"] = "udp" if text.startswith("udp:") else "tcp"
+    scheme = "udp:" if kind == "udp" else ""
+    host, colon, port = text.removeprefix(scheme).rpartition(":")
     if not colon:
-        raise ConfigError("has no port, as in localhost:9999")
+        raise ConfigError(f"has no port, as in {scheme}localhost:9999")
     if host.startswith("[") and host.endswith("]"):
-        return _tcp(host[1:-1], port)
+        return _internet(kind, host[1:-1], port)
     if ":" in host:
-        raise ConfigError("has an IPv6 address without brackets, as in [::1]:9999")
-    return _tcp(host, port)
+        raise ConfigError(f"has an IPv6 address without brackets, as in {scheme}[::1]:9999")
+    return _internet(kind, host, port)
 
 
-def _tcp(host: str | int | None, port: int | str) -> Endpoint:
+def _internet(kind: Literal["tcp", "udp"], host: str | int | None, port: int | str) -> Endpoint:
     if isinstance(host, int):
         if not 0 <= host <= 0xFFFFFFFF:
             raise ConfigError(f"has the integer address {host}, which is not a 32-bit number")
@@ -261,7 +286,7 @@ def _tcp(host: str | int | None, port: int | str) -> Endpoint:
         raise ConfigError(f"has invalid characters in host name {host!r}")
     if any(not label or len(label) > 63 for label in host.removesuffix(".").split(".")) and host:
         raise ConfigError(f"has an invalid host name, {host!r}")
-    return Endpoint("tcp", host=host, port=_port(port))
+    return Endpoint(kind, host=host, port=_port(port))
 
 
 def _unix(path: str) -> Endpoint:

@@ -185,11 +185,13 @@ def open_listeners(
 
     Raises:
         ListenFailed: An endpoint cannot be listened on. Every socket was closed.
+        ConfigError: An endpoint is one for datagrams.
     """
     opened: dict[int, list[Listener]] = {}  # by the place of the endpoint
     try:
         # TCP first: resolving a name may take long, and a Unix socket listens at once.
         for place, endpoint in sorted(enumerate(endpoints), key=lambda each: each[1].kind != "tcp"):
+            endpoint.require_stream("serve")
             if endpoint.kind == "tcp":
                 opened[place] = _open_tcp(endpoint)
             elif endpoint.kind == "unix":

@@ -57,6 +57,7 @@ def test_a_valid_text_is_parsed(kind: str, text: str, value: object) -> None:
     ("kind", "text", "why"),
     [
         ("ENDPOINT", "localhost", "endpoint 'localhost' has no port"),
+        ("STREAM_ENDPOINT", "udp::9", "HTTP needs a stream, and udp::9 is an endpoint for datagrams"),
         ("SECONDS", "-1", "'-1' is not a duration, as in 500ms, 10s or 2m"),
         ("SECONDS", "nan", "'nan' is not a duration, as in 500ms, 10s or 2m"),
         ("SECONDS", "inf", "'inf' is not a duration, as in 500ms, 10s or 2m"),
@@ -94,8 +95,11 @@ def test_an_invalid_text_is_rejected(kind: str, text: str, why: str) -> None:
 
 
 def test_a_service_name_as_port_must_be_known_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socket.getservbyname", lambda name, kind: 9)
+    asked = []
+    monkeypatch.setattr("socket.getservbyname", lambda *asked_for: asked.append(asked_for))
     assert KINDS["ENDPOINT"].convert(":known", None, None) == Endpoint.tcp("", "known")
+    assert KINDS["ENDPOINT"].convert("udp::known", None, None) == Endpoint.udp("", "known")
+    assert asked == [("known", "tcp"), ("known", "udp")]
     monkeypatch.undo()
     with pytest.raises(
         click.BadParameter, match="endpoint ':no-such': this machine knows no service 'no-such'"

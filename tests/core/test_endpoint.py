@@ -35,6 +35,18 @@ VALID = [
     ("unix:@name", Endpoint("unix", path="\0name")),
     ("unix:@@", Endpoint("unix", path="\0@")),
     ("unix:" + "x" * UNIX_PATH_MAX, Endpoint("unix", path="x" * UNIX_PATH_MAX)),
+    ("udp:127.0.0.1:9999", Endpoint("udp", "127.0.0.1", 9999)),
+    ("udp:localhost:qotd", Endpoint("udp", "localhost", "qotd")),
+    ("udp:[::1]:0", Endpoint("udp", "::1", 0)),
+    ("udp:[fe80::1%eth0]:1", Endpoint("udp", "fe80::1%eth0", 1)),
+    ("udp::9999", Endpoint("udp", "", 9999)),
+    ("udp:2130706433:1", Endpoint("udp", "2130706433", 1)),
+    ("udp:udp:1", Endpoint("udp", "udp", 1)),
+    ("udp:unix:1", Endpoint("udp", "unix", 1)),
+    ("[udp]:9999", Endpoint("tcp", "udp", 9999)),
+    ("[unix]:http", Endpoint("tcp", "unix", "http")),
+    ("[fd]:3", Endpoint("tcp", "fd", 3)),
+    ("UDP:9999", Endpoint("tcp", "UDP", 9999)),
     ("fd:0", Endpoint("fd", fd=0)),
     ("fd:2147483647", Endpoint("fd", fd=2147483647)),
     ("fd:web", Endpoint("fd", name="web")),
@@ -78,6 +90,15 @@ INVALID = [
     ("unix:" + "x" * (UNIX_PATH_MAX + 1), "a path longer than 107 bytes"),
     ("unix:" + "é" * 54, "a path longer than 107 bytes"),
     ("unix:@" + "x" * UNIX_PATH_MAX, "a path longer than 107 bytes"),
+    ("udp:", "no port, as in udp:localhost:9999"),
+    ("udp:9999", "no port, as in udp:localhost:9999"),
+    ("udp:::1:9999", "without brackets, as in udp:[::1]:9999"),
+    ("udp:udp:h:1", "without brackets"),
+    ("udp:[::1]", "without brackets"),
+    ("udp:h:", "neither a port number nor a service name in ''"),
+    ("udp:h:65536", "port 65536, which is not in 0-65535"),
+    ("udp:a b:1", "invalid characters in host name 'a b'"),
+    ("udp:@name:1", "invalid characters in host name '@name'"),
     ("fd:", "no descriptor number"),
     ("fd:-1", "no descriptor number"),
     ("fd:x:y", "no descriptor number or name"),
@@ -126,6 +147,7 @@ def test_tcp_accepts_hosts_and_ports_of_the_socket_module(
     host: str | int | None, port: int | str, text: str
 ) -> None:
     assert str(Endpoint.tcp(host, port)) == text
+    assert str(Endpoint.udp(host, port)) == f"udp:{text}"
 
 
 TARGETS: list[tuple[Any, Any, str]] = [
@@ -160,10 +182,16 @@ TARGETS: list[tuple[Any, Any, str]] = [
     ("unix:/with:colons:in it", None, "unix:/with:colons:in it"),
     ("unix:@name", None, "unix:@name"),
     ("fd:3", None, "fd:3"),
+    ("udp:127.0.0.1:17", None, "udp:127.0.0.1:17"),
+    ("udp:[::1]:17", None, "udp:[::1]:17"),
+    ("udp::17", None, "udp::17"),
+    ("udp", None, "[udp]:9999"),  # a host
+    ("udp", 17, "[udp]:17"),
     # an Endpoint
     (Endpoint.tcp("::1", 25), None, "[::1]:25"),
     (Endpoint.unix("@name"), None, "unix:@name"),
     (Endpoint.inherited(3), None, "fd:3"),
+    (Endpoint.udp("::1", 17), None, "udp:[::1]:17"),
 ]
 INVALID_TARGETS: list[tuple[Any, Any, str]] = [
     (Endpoint.tcp("h", 1), 1, "port 1 requires a host, and 'h:1' is not one"),
@@ -172,6 +200,8 @@ INVALID_TARGETS: list[tuple[Any, Any, str]] = [
     ("[::1]:25", "smtp", "port 'smtp' requires a host, and '[::1]:25' is not one"),
     (":25", 25, "port 25 requires a host, and ':25' is not one"),
     ("unix:/x", 1, "port 1 requires a host, and 'unix:/x' is not one"),
+    ("udp:h:1", 1, "port 1 requires a host, and 'udp:h:1' is not one"),
+    ("udp:h", None, "endpoint 'udp:h' has no port, as in udp:localhost:9999"),
     ("fd:3", 1, "port 1 requires a host, and 'fd:3' is not one"),
     ("1:2:3", 1, "port 1 requires a host, and '1:2:3' is not one"),
     ("1:2:3", None, "endpoint '1:2:3' has an IPv6 address without brackets"),
@@ -227,6 +257,8 @@ def test_an_integer_address_has_32_bits(host: int) -> None:
 def test_errors_of_the_other_constructors_name_the_value() -> None:
     with pytest.raises(ConfigError, match="endpoint 'a b:1' has invalid characters in host name 'a b'"):
         Endpoint.tcp("a b", 1)
+    with pytest.raises(ConfigError, match="endpoint 'udp:a b:1' has invalid characters in host name 'a b'"):
+        Endpoint.udp("a b", 1)
     with pytest.raises(ConfigError, match="endpoint 'unix:' has no path"):
         Endpoint.unix("")
     with pytest.raises(ConfigError, match="endpoint 'fd:-1' has no descriptor number"):
@@ -246,6 +278,14 @@ def test_abstract_is_a_name_without_a_file() -> None:
     assert not Endpoint.tcp().abstract
 
 
+def test_only_an_endpoint_for_datagrams_is_refused_where_a_stream_is_needed() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Endpoint.udp("::1", 17).require_stream("HTTP")
+    assert str(caught.value) == "HTTP needs a stream, and udp:[::1]:17 is an endpoint for datagrams"
+    for endpoint in (Endpoint.tcp(), Endpoint.unix("/x"), Endpoint.inherited(3)):
+        endpoint.require_stream("HTTP")
+
+
 def test_endpoints_are_values() -> None:
     assert {Endpoint.tcp("h", 1), Endpoint.parse("h:1"), Endpoint.parse("h:01")} == {Endpoint("tcp", "h", 1)}
     with pytest.raises(AttributeError):
@@ -254,13 +294,14 @@ def test_endpoints_are_values() -> None:
 
 # Text that resembles an endpoint more often than random text does.
 PIECES = st.sampled_from(
-    ["unix:", "fd:", "[", "]", ":", "::1", "@", "\0", ".", "-", "0", "65536", "host", "%"]
+    ["unix:", "udp:", "fd:", "[", "]", ":", "::1", "@", "\0", ".", "-", "0", "65536", "host", "%"]
 )
 ANY_TEXT = st.text(st.characters(), max_size=40)  # lone surrogates among them
 GARBAGE = st.lists(PIECES | ANY_TEXT, max_size=8).map("".join)
 
 LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
 HOSTS = st.one_of(
+    st.sampled_from(["unix", "udp", "fd"]),
     st.lists(LABELS, min_size=1, max_size=4).map(".".join),
     st.ip_addresses().map(str),
     st.just(""),
@@ -269,6 +310,7 @@ SERVICES = st.sampled_from(["http", "qotd", "x11-1", "a"])
 PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=26)
 ENDPOINTS = st.one_of(
     st.builds(Endpoint.tcp, HOSTS, st.integers(0, 65535) | SERVICES),
+    st.builds(Endpoint.udp, HOSTS, st.integers(0, 65535) | SERVICES),
     st.builds(Endpoint.tcp, st.integers(0, 0xFFFFFFFF), st.integers(0, 65535)),
     st.builds(Endpoint.unix, PATHS.filter(lambda path: path != "@")),
     st.builds(Endpoint.inherited, st.integers(0, 0x7FFFFFFF)),

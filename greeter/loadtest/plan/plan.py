@@ -277,6 +277,7 @@ class LoadPlan:
         endpoint = self.endpoint
         if endpoint.kind == "fd":
             raise ConfigError(f"target {endpoint} is a listening socket of this process, not an address")
+        endpoint.require_stream("load")
         if self.proxy_protocol not in (None, "v1", "v2"):
             raise PlanError(f"{{proxy_protocol}} must be v1 or v2, not {self.proxy_protocol!r}")
         for address in self.source_ips:

@@ -62,6 +62,7 @@ def test_stages_set_the_duration() -> None:
         ({"stages": [Stage(1, 0)]}, "the plan makes no connections"),
         ({"workers": 4, "connections": 3}, "4 workers cannot share 3 connections"),
         ({"target": "fd:3"}, "target fd:3 is a listening socket"),
+        ({"target": "udp:h:1"}, "load needs a stream, and udp:h:1 is an endpoint for datagrams"),
         ({"target": "nonsense"}, "endpoint 'nonsense' has no port"),
         ({"until": "then"}, "until must be eof, line, reply, text:TEXT, bytes:N or idle:DURATION, not"),
         ({"send": "\\q"}, "unknown escape \\q in \\q"),
