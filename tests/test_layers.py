@@ -54,12 +54,12 @@ IMPURE |= {"threading", "time", "click", "uvloop"}
 SERVER = [
     {"accept_pause", "access_log", "connection", "poller", "threads", "timeouts"},
     {"connection_log"},
-    {"lingering"},
+    {"datagram_limits", "lingering"},
     {"tracker"},
     {"acceptor", "conversation"},
     {"direct_connection", "stream_connection"},
-    {"batch", "streams", "handler"},
-    {"direct"},
+    {"batch", "datagrams", "streams", "handler"},
+    {"direct", "serving"},
     {"server"},
     {"__init__"},
 ]

@@ -54,7 +54,7 @@ def load_server_config(
     context = expiry = None
     if options.tls_cert is not None:
         context, expiry = tls.load_server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
-    return ServerConfig(
+    config = ServerConfig(
         greeting=load_greeting(options) if greeting is None else greeting,
         limits=Limits(
             max_connections=options.max_connections,
@@ -74,6 +74,9 @@ def load_server_config(
         drain_timeout=options.drain_timeout,
         access_log=options.access_log and access_log,
     )
+    for endpoint in options.listen:
+        config.check_endpoint(endpoint)
+    return config
 
 
 def reloaded_options(old: ServeOptions, new: ServeOptions, *, workers: bool) -> ServeOptions:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import ssl
 
     from greeter.core.admission import Limits, Networks
+    from greeter.core.endpoint import Endpoint
     from greeter.core.greeting import Greeting
 
 Accept: TypeAlias = Literal["auto", "direct", "streams"]
@@ -33,6 +34,10 @@ BACKLOG = 2048
 GREET_TIMEOUT = 10.0
 LINGER_TIMEOUT = 2.0
 DRAIN_TIMEOUT = 10.0
+# The longest payload that fits in one datagram over IPv4: 65,535 bytes without the headers of IP and UDP.
+DATAGRAM_MAX = 65_507
+# What RFC 865 allows a greeting in a datagram to have, in bytes. More is fragmented on its way.
+DATAGRAM_GREETING = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,7 @@ class ServerConfig:
         drain_timeout: Seconds for all open connections at the end.
         access_log: True logs each client to the logger "greeter", at INFO; a callable gets the client's
             address instead; False logs none.
+        datagram_log: Called with the source of each datagram, instead of ``access_log``.
 
     Raises:
         ConfigError: A value is not valid. The message has its name and the value.
@@ -70,6 +76,7 @@ class ServerConfig:
     linger_timeout: float = LINGER_TIMEOUT
     drain_timeout: float = DRAIN_TIMEOUT
     access_log: bool | AccessLog = True
+    datagram_log: AccessLog | None = None
 
     def __post_init__(self) -> None:
         for name in ("greet_timeout", "linger_timeout", "drain_timeout"):
@@ -90,3 +97,19 @@ class ServerConfig:
     def has_preamble(self) -> bool:
         """True if something comes before the greeting."""
         return self.tls is not None or self.proxy_from is not None
+
+    def check_endpoint(self, endpoint: Endpoint) -> None:
+        """Raise ConfigError for an endpoint for datagrams that cannot be served with this configuration.
+
+        Clients that TLS or the networks of the proxies keep out would get the same greeting in plain text.
+        """
+        if endpoint.kind != "udp":
+            return
+        if self.has_preamble:
+            what = "TLS" if self.tls is not None else "a PROXY header"
+            raise ConfigError(f"{endpoint} cannot be combined with {what}, which datagrams do not have")
+        size = len(self.greeting.fixed or b"")
+        if size > DATAGRAM_MAX:
+            raise ConfigError(
+                f"{endpoint} cannot send a greeting of {size} bytes: a datagram has at most {DATAGRAM_MAX}"
+            )

@@ -39,6 +39,29 @@ REJECTIONS = {
     "untrusted": "the address is not that of a trusted proxy",
 }
 
+# Why datagrams are not answered: on purpose, and otherwise.
+DATAGRAM_REJECTIONS = {
+    "denied": "the address is in a denied network, or in no allowed one",
+    "per_ip": "too many datagrams from the address wait for their greeting",
+    "rate": "too many datagrams per second from the address",
+    "amplification": "a public address, and less than a third of the greeting's size",
+    "loop": "the source cannot be that of a client, or the datagram is the greeting itself",
+}
+
+DATAGRAM_FAILURES = {
+    "greeting_error": "the greeting callable failed",
+    "greet_timeout": "the greeting was not made or not sent within its deadline",
+    "unsent": "the system could not send the greeting",
+    "aborted": "still waiting for its greeting at the drain deadline",
+}
+
+# What a datagram is counted as when it is done with.
+_DATAGRAM_ENDS = (
+    "greeted",
+    *("failed_" + name for name in DATAGRAM_FAILURES),
+    *("rejected_" + name for name in DATAGRAM_REJECTIONS),
+)
+DATAGRAM_COUNTERS = ("received", *_DATAGRAM_ENDS, "sent_bytes", "receive_errors")
 
 # Upper bounds of the buckets in seconds. A greeting that is sent at accept falls into one of the first few.
 # The last bound is the default deadline.
@@ -59,8 +82,9 @@ _LAYOUT, ACCEPTED, GREETED, BYTES_SENT, LINGER_TIMEOUTS, ACCEPT_ERRORS, PAUSED_M
 FAILED = {name: index for index, name in enumerate(FAILURES, 9)}
 REJECTED = {name: index for index, name in enumerate(REJECTIONS, 9 + len(FAILED))}
 _BUCKETS = 9 + len(FAILED) + len(REJECTED)
-BLOCK_LENGTH = _BUCKETS + len(BOUNDS) + 1
-_LAYOUT_ID = crc32(repr((3, *FAILED, *REJECTED, *BOUNDS)).encode())
+DATAGRAMS = {name: index for index, name in enumerate(DATAGRAM_COUNTERS, _BUCKETS + len(BOUNDS) + 1)}
+BLOCK_LENGTH = _BUCKETS + len(BOUNDS) + 1 + len(DATAGRAMS)
+_LAYOUT_ID = crc32(repr((3, *FAILED, *REJECTED, *BOUNDS, *DATAGRAMS)).encode())
 
 
 @dataclass(slots=True)
@@ -109,6 +133,8 @@ class ServerStats:
     - ``failed``: connections that were not greeted, by class.
     - ``rejected``: connections that were not admitted, by reason.
     - ``greeting_time``: latencies from accept until the kernel had the whole greeting.
+    - ``datagrams``: by the names in DATAGRAM_COUNTERS: datagrams that were received, greeted, that failed by
+      class and were rejected by reason; the bytes of those greetings; and errors of receiving.
 
     ``block`` holds the counters, but not the gauges. The server counts in it by index.
     """
@@ -140,7 +166,11 @@ class ServerStats:
 
     @property
     def greeting_time(self) -> LatencyHistogram:
-        return LatencyHistogram(list(self.block[_BUCKETS:BLOCK_LENGTH]), self.block[_MICROS])
+        return LatencyHistogram(list(self.block[_BUCKETS : _BUCKETS + len(BOUNDS) + 1]), self.block[_MICROS])
+
+    @property
+    def datagrams(self) -> Mapping[str, int]:
+        return {name: self.block[index] for name, index in DATAGRAMS.items()}
 
     @property
     def unfinished(self) -> int:
@@ -170,6 +200,10 @@ class ServerStats:
         """Count a connection that was rejected, for one of the REJECTIONS."""
         self.block[REJECTED[why]] += 1
 
+    def count_datagrams(self, name: str, count: int = 1) -> None:
+        """Add ``count`` to one of the DATAGRAM_COUNTERS."""
+        self.block[DATAGRAMS[name]] += count
+
     def move_to(self, block: memoryview[int]) -> None:
         """Count in ``block`` from now on, which has BLOCK_LENGTH words and starts with the counts so far."""
         for index, count in enumerate(self.block):
@@ -195,7 +229,14 @@ class ServerStats:
         return stats
 
     def abort_unfinished(self) -> int:
-        """Count as aborted what the process had not finished when it died; returns how many they were."""
+        """Count as aborted what the process had not finished when it died.
+
+        Returns:
+            How many connections they were.
+        """
+        datagrams = self.datagrams
+        ended = sum(datagrams[name] for name in _DATAGRAM_ENDS)
+        self.count_datagrams("failed_aborted", max(0, datagrams["received"] - ended))
         unfinished = self.unfinished
         self.block[FAILED["aborted"]] += unfinished
         return unfinished

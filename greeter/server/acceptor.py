@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import select
 from asyncio import AbstractEventLoop
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from greeter.errors import ConfigError
 from greeter.server.accept_pause import RETRY_SECONDS
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
     from collections.abc import Sequence
 
+    from greeter.core.server_config import Accept
     from greeter.server.tracker import ConnectionTracker
     from greeter.system.listeners import Listener
 
@@ -44,10 +46,26 @@ class AcceptBatch(Protocol):
         """
 
 
-def supports_direct(loop: AbstractEventLoop) -> bool:
-    """Whether the loop can watch a socket, which Windows' default loop cannot, and the system has epoll."""
+def watches_sockets(loop: AbstractEventLoop) -> bool:
+    """Whether the loop can watch a socket, which Windows' default loop cannot."""
     watches = type(loop).add_reader is not AbstractEventLoop.add_reader
-    return watches and "Proactor" not in type(loop).__name__ and hasattr(select, "epoll")
+    return watches and "Proactor" not in type(loop).__name__
+
+
+def supports_direct(loop: AbstractEventLoop) -> bool:
+    """Whether the loop can watch a socket, and the system has epoll."""
+    return watches_sockets(loop) and hasattr(select, "epoll")
+
+
+def choose_path(accept: Accept, loop: AbstractEventLoop) -> Literal["direct", "streams"]:
+    """The accept path that ``accept`` comes to on ``loop``. Raises ConfigError if it cannot be."""
+    if accept == "streams":
+        return "streams"
+    if supports_direct(loop):
+        return "direct"
+    if accept == "direct":
+        raise ConfigError("the direct accept path needs an event loop that can watch a socket, and epoll")
+    return "streams"
 
 
 async def drain_accept_queues(

@@ -9,7 +9,7 @@ from greeter.core.address import endpoint_text, format_peer
 
 if TYPE_CHECKING:
     from greeter.core.address import Address
-    from greeter.core.server_config import AccessLog
+    from greeter.core.server_config import AccessLog, ServerConfig
 
 logger = logging.getLogger("greeter")
 
@@ -25,3 +25,17 @@ def choose_access_log(access_log: bool | AccessLog) -> AccessLog | None:
     if isinstance(access_log, bool):
         return log_connection if access_log and logger.isEnabledFor(logging.INFO) else None
     return access_log
+
+
+def log_datagram(address: Address) -> None:
+    """A record for each datagram on the logger "greeter", at INFO."""
+    peer = format_peer(address)
+    logger.info("Got a datagram from %s", peer, extra={"event": "datagram", "peer": peer})
+
+
+def choose_datagram_log(config: ServerConfig) -> AccessLog | None:
+    """What is called for each datagram; None if it would not be seen."""
+    if config.datagram_log is not None:
+        return config.datagram_log
+    chosen = choose_access_log(config.access_log)
+    return log_datagram if chosen is log_connection else chosen

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from greeter.core.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
 from greeter.core.greeting import DEFAULT_GREETING, Greeting, GreetingSource
@@ -27,9 +27,11 @@ from greeter.core.server_config import (
 from greeter.core.stats import DRAINS
 from greeter.errors import ConfigError, os_error_text
 from greeter.server.accept_pause import logger
-from greeter.server.acceptor import drain_accept_queues, supports_direct
+from greeter.server.acceptor import choose_path, drain_accept_queues, watches_sockets
 from greeter.server.conversation import Conversation
+from greeter.server.datagram_limits import log_datagram_limits
 from greeter.server.direct import DirectPath
+from greeter.server.serving import Serving
 from greeter.server.streams import StreamsPath
 from greeter.server.timeouts import timeout_without_pauses
 from greeter.server.tracker import ConnectionTracker
@@ -39,10 +41,11 @@ from greeter.system.listeners import HANDSHAKE_GRACE, Listener, adopt, open_list
 if TYPE_CHECKING:
     import socket
     import ssl as ssl_module
-    from collections.abc import Callable, Coroutine, Generator, Iterable
+    from collections.abc import Iterable
 
     from greeter.core.admission import Limits, Networks
     from greeter.core.stats import ServerStats
+    from greeter.server.datagrams import DatagramPath
 
 # What a close accepts from a queue that others keep filling, at the most.
 MAX_FINAL_ACCEPTS = 65536
@@ -64,8 +67,16 @@ class Server:
             resume=lambda: self._path.resume(),
         )
         self._listeners = listeners
+        self._accepting = accepting = [one for one in listeners if one.endpoint.kind != "udp"]
         self._conversation = conversation = Conversation(tracker)
-        self._path = (DirectPath if direct else StreamsPath)(conversation, listeners)
+        self._path = (DirectPath if direct else StreamsPath)(conversation, accepting)
+        self._datagrams: DatagramPath | None = None
+        if len(accepting) < len(listeners):
+            from greeter.server.datagrams import DatagramPath  # few servers need it
+
+            if not watches_sockets(tracker.loop):
+                raise ConfigError("datagrams need an event loop that can watch a socket")
+            self._datagrams = DatagramPath(conversation, [one for one in listeners if one not in accepting])
         self._serving = self._draining = self._closing = False
         self._closed: asyncio.Future[None] = tracker.loop.create_future()
 
@@ -97,7 +108,7 @@ class Server:
         None and TLS without a context also leave what is there.
 
         Raises:
-            ConfigError: TLS would be turned on. Nothing has changed then.
+            ConfigError: TLS would be turned on, or the greeting is too long. Nothing has changed then.
         """
         config = replace(self.config, greeting=new.greeting)
         if new.limits is not None:
@@ -106,6 +117,8 @@ class Server:
             if config.tls is None:
                 raise ConfigError("TLS cannot be turned on while serving")
             config = replace(config, tls=new.tls, certificate_expiry=new.certificate_expiry)
+        for listener in self._listeners:
+            config.check_endpoint(listener.endpoint)
         self._tracker.configure(config)
 
     def __repr__(self) -> str:
@@ -144,9 +157,9 @@ class Server:
 
     @property
     def port(self) -> int:
-        """The port of the first TCP listener; raises LookupError if there is none."""
+        """The port of the first TCP or UDP listener; raises LookupError if there is none."""
         for listener in self._listeners:
-            if isinstance(listener.endpoint.port, int) and listener.endpoint.kind == "tcp":
+            if isinstance(listener.endpoint.port, int) and listener.endpoint.kind in ("tcp", "udp"):
                 return listener.endpoint.port
         raise LookupError("this server listens on no port")
 
@@ -155,6 +168,8 @@ class Server:
 
     async def _start(self) -> None:
         await self._path.start()
+        if self._datagrams is not None:
+            self._datagrams.start()
         self._serving = True
 
     async def serve_forever(self) -> None:
@@ -175,7 +190,9 @@ class Server:
         self._closing, self._serving = True, False
         self._tracker.stop_accepting()
         self._path.stop()
-        for listener in self._listeners:
+        if self._datagrams is not None:
+            self._datagrams.stop()
+        for listener in self._accepting:
             listener.remove_file()
             try:
                 left = MAX_FINAL_ACCEPTS
@@ -189,9 +206,10 @@ class Server:
 
     def _on_idle(self, _: object) -> None:
         """The last connection is closed, but for the one whose callable has closed the server."""
-        if self._tracker.open_count:
-            self._tracker.idle().add_done_callback(self._on_idle)
-            return
+        for busy in self._tracker, self._datagrams:
+            if busy is not None and busy.open_count:
+                busy.idle().add_done_callback(self._on_idle)
+                return
         self._conversation.close()
         self._path.close()
 
@@ -216,7 +234,7 @@ class Server:
             async with timeout_without_pauses(self.config.drain_timeout if timeout is None else timeout):
                 if self._serving:
                     ending = [
-                        listener for listener in self._listeners if listener.reject_new_handshakes(last=last)
+                        listener for listener in self._accepting if listener.reject_new_handshakes(last=last)
                     ]
                     if ending:
                         await asyncio.sleep(HANDSHAKE_GRACE)
@@ -236,7 +254,10 @@ class Server:
                     aborted = await self._tracker.abort_remaining()
                 finally:  # a greeting callable that drains its own server is aborted too
                     self.close()
-            if aborted := aborted + await self._tracker.abort_remaining():
+            aborted += await self._tracker.abort_remaining()
+            if self._datagrams is not None:
+                aborted += self._datagrams.abort_all()
+            if aborted:
                 logger.warning(
                     "aborted %d connections at the drain deadline",
                     aborted,
@@ -249,36 +270,8 @@ class Server:
         """Wait until the server is closed and every client has left."""
         await asyncio.shield(self._closed)
         await self._tracker.wait_idle()
-
-
-def choose_path(accept: Accept, loop: asyncio.AbstractEventLoop) -> Literal["direct", "streams"]:
-    """The accept path that ``accept`` comes to on ``loop``. Raises ConfigError if it cannot be."""
-    if accept == "streams":
-        return "streams"
-    if supports_direct(loop):
-        return "direct"
-    if accept == "direct":
-        raise ConfigError("the direct accept path needs an event loop that can watch a socket, and epoll")
-    return "streams"
-
-
-class Serving:
-    """What ``serve()`` returns: await it for the Server, or enter it with ``async with``."""
-
-    def __init__(self, start: Callable[[], Coroutine[None, None, Server]]) -> None:
-        self._start = start
-        self._server: Server | None = None
-
-    def __await__(self) -> Generator[Any, None, Server]:
-        return self._start().__await__()
-
-    async def __aenter__(self) -> Server:
-        self._server = await self._start()
-        return self._server
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        await self._server.drain()
+        if self._datagrams is not None:
+            await asyncio.shield(self._datagrams.idle())
 
 
 def serve(
@@ -363,7 +356,11 @@ def serve(
 
 
 async def start_server(
-    config: ServerConfig, endpoints: Iterable[Endpoint], sock: socket.socket | None = None
+    config: ServerConfig,
+    endpoints: Iterable[Endpoint],
+    sock: socket.socket | None = None,
+    *,
+    worker: bool = False,
 ) -> Server:
     """What ``serve()`` does when it is awaited.
 
@@ -371,18 +368,26 @@ async def start_server(
         config: The configuration of the server.
         endpoints: Where to listen.
         sock: A bound socket to listen on too, which becomes the server's.
+        worker: Another process has logged what there is to say about the sockets.
 
     Returns:
         The running server.
 
     Raises:
         ListenFailed: An endpoint cannot be listened on. Every socket was closed.
-        ConfigError: The event loop does not allow the accept path.
+        ConfigError: The event loop does not allow the accept path, or ``config`` does not allow an endpoint.
     """
+    endpoints = tuple(endpoints)
+    for endpoint in endpoints:
+        config.check_endpoint(endpoint)
     listeners = open_listeners(endpoints, backlog=config.backlog, unix_mode=config.unix_mode)
     try:
         if sock is not None:
             listeners.append(adopt(sock, backlog=config.backlog))
+        for listener in listeners:  # an inherited socket may be one for datagrams
+            config.check_endpoint(listener.endpoint)
+        if not worker:
+            log_datagram_limits(config, listeners)
         server = Server(config, listeners)
         await server._start()
     except BaseException:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from greeter.config.loading import reloaded_options
 from greeter.config.options import ServeOptions
 from greeter.errors import ConfigError, os_error_text
-from greeter.server import choose_path
+from greeter.server import choose_path, log_datagram_limits
 from greeter.service.service import ServiceProcess, announce
 from greeter.service.snapshot import AggregateStats, Counters
 from greeter.service.supervisor import Supervisor
@@ -151,6 +151,14 @@ class MultiProcess(ServiceProcess):
             self.endpoints, backlog=self.config.backlog, unix_mode=self.config.unix_mode
         )
         close_inherited(self.endpoints)
+        try:
+            for listener in self._listeners:  # an inherited socket may be one for datagrams
+                self.config.check_endpoint(listener.endpoint)
+        except ConfigError:
+            for listener in self._listeners:
+                listener.close()
+            raise
+        log_datagram_limits(self.config, self._listeners)
         self._supervisor = Supervisor(
             self._command,
             self._listeners,

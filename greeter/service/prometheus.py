@@ -15,14 +15,14 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 from greeter import __version__
-from greeter.core.stats import BOUNDS
+from greeter.core.stats import BOUNDS, DATAGRAM_FAILURES, DATAGRAM_REJECTIONS
 from greeter.errors import MissingExtra
 from greeter.service.httpd import TEXT, HTTPServer, Response, serve_http
 from greeter.service.snapshot import Counters
 from greeter.service.status import page_handlers, status_response
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
 
@@ -166,6 +166,7 @@ def _metrics(now: Counters) -> Iterator[Metric]:
         for key, value in values.items():
             family.add_metric([key], value)
         yield family
+    yield from _datagram_metrics(now.datagrams)
     for name, value, text in (
         ("open_connections", now.open, "Connections that are open: being greeted or lingering."),
         ("lingering_connections", now.lingering, "Greeted clients that have not closed yet."),
@@ -191,3 +192,26 @@ def _metrics(now: Counters) -> Iterator[Metric]:
     )
     info.add_metric([__version__, platform.python_version()], 1)
     yield info
+
+
+def _datagram_metrics(counts: Mapping[str, int]) -> Iterator[Metric]:
+    """The counters of a service that has received datagrams; of any other, none."""
+    from prometheus_client.core import CounterMetricFamily
+
+    if not any(counts.values()):
+        return
+    for name, text in (
+        ("received", "Datagrams received."),
+        ("greeted", "Datagrams whose greeting the kernel has taken."),
+        ("sent_bytes", "Bytes of the greetings of greeted datagrams."),
+        ("receive_errors", "Errors of receiving datagrams, those reported by ICMP included."),
+    ):
+        yield CounterMetricFamily(f"greeter_datagrams_{name}", text, value=counts.get(name, 0))
+    for name, label, keys, text in (
+        ("failed", "class", DATAGRAM_FAILURES, "Datagrams that were not greeted, by class."),
+        ("rejected", "reason", DATAGRAM_REJECTIONS, "Datagrams that were rejected, by reason."),
+    ):
+        family = CounterMetricFamily(f"greeter_datagrams_{name}", text, labels=[label])
+        for key in keys:
+            family.add_metric([key], counts.get(f"{name}_{key}", 0))
+        yield family

@@ -18,11 +18,13 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from greeter.config.loading import load_greeting, load_server_config, restart_required
 from greeter.config.options import ServeOptions
 from greeter.errors import GreeterError
+from greeter.server.access_log import log_datagram
 from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.system import interrupt
 from greeter.system.accept_queue import longest_accept_queue
@@ -310,7 +312,8 @@ def load_config(options: ServeOptions, log: LogStream, greeting: Greeting | None
         ConfigError: As ``load_server_config``.
     """
     access_log = log.connection if logger.isEnabledFor(logging.INFO) else False
-    return load_server_config(options, access_log, greeting)
+    config = load_server_config(options, access_log, greeting)
+    return replace(config, datagram_log=log_datagram if config.access_log else None)
 
 
 def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1) -> None:
@@ -319,13 +322,14 @@ def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1)
     Args:
         addresses: The addresses that the service listens on.
         loop: The name of the event loop.
-        path: The name of the accept path.
+        path: The name of the accept path. Datagrams have none.
         workers: The number of processes that serve.
     """
     processes = f", {workers} workers" if workers > 1 else ""
     for address in addresses:
-        fields = {"event": "listening", "address": address, "loop": loop, "path": path, "workers": workers}
-        logger.info("Listening on %s (%s, %s%s)", address, loop, path, processes, extra=fields)
+        how = "datagrams" if address.startswith("udp:") else path
+        fields = {"event": "listening", "address": address, "loop": loop, "path": how, "workers": workers}
+        logger.info("Listening on %s (%s, %s%s)", address, loop, how, processes, extra=fields)
 
 
 def announce_limit(allowed: int, wanted: int | None) -> None:
@@ -348,11 +352,13 @@ def announce_limit(allowed: int, wanted: int | None) -> None:
 def _log_totals(total: Counters) -> None:
     """Log the last line: the counters of the whole run."""
     rejected = sum(total.rejected.values())
+    received, greeted = (total.datagrams.get(name, 0) for name in ("received", "greeted"))
     logger.info(
-        "Stopped: %d greeted of %d accepted, %d failed%s",
+        "Stopped: %d greeted of %d accepted, %d failed%s%s",
         total.greeted,
         total.accepted,
         sum(total.failed.values()),
         f", {rejected} rejected" if rejected else "",
+        f", {greeted} greeted of {received} datagrams" if received else "",
         extra={"event": "stopped"},
     )

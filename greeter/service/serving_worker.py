@@ -31,7 +31,7 @@ async def serve_as_worker(channel: WorkerChannel, config: ServerConfig) -> int:
         The exit code: 0, or 1 if the server could not start, which is also sent to the parent.
     """
     try:
-        server = await start_server(config, channel.endpoints)
+        server = await start_server(config, channel.endpoints, worker=True)
     except GreeterError as error:
         channel.failed(str(error))
         return 1

@@ -22,7 +22,7 @@ class Counters:
     """The counters of one process, or the sum over several.
 
     ``accepted``, ``greeted``, ``bytes_sent``, ``linger_timeouts``, ``accept_errors``, ``paused_micros``,
-    ``failed``, ``rejected``, ``open``, ``lingering``, ``max_connections`` and ``accepting`` are those of
+    ``failed``, ``rejected``, ``datagrams``, ``open``, ``lingering``, ``max_connections`` and ``accepting`` are those of
     ServerStats.
 
     - ``greeting_time``: times from accept until the kernel had the whole greeting.
@@ -43,6 +43,7 @@ class Counters:
     paused_micros: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
+    datagrams: dict[str, int] = field(default_factory=dict)
     reloads: dict[str, int] = field(default_factory=dict)
     greeting_time: LatencyHistogram = field(default_factory=LatencyHistogram)
     # Gauges.

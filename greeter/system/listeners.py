@@ -21,15 +21,13 @@ from typing import TYPE_CHECKING, Any
 from greeter.core.endpoint import Endpoint
 from greeter.core.server_config import BACKLOG
 from greeter.errors import ListenFailed, os_error_text
+from greeter.system.binding import bind_internet
 from greeter.system.socket_files import file_id, remove_stale, turn_in_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
 logger = logging.getLogger("greeter")
-
-# Attempts to find a port that is free on every address of a host. The kernel chooses it for the first one.
-PORT_TRIES = 16
 
 # accept(2): errors of one connection that failed in the queue, or that a firewall rejected. accept() can be
 # called again at once.
@@ -42,12 +40,14 @@ TRANSIENT_ACCEPT_ERRORS = frozenset(
 # a data centre is far shorter.
 HANDSHAKE_GRACE = 0.05
 
+INTERNET = ("tcp", "udp")  # kinds of endpoints
+
 _AF_UNIX = getattr(socket, "AF_UNIX", None)  # not on Windows
 _SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; not in the socket module
 
 
 class Listener:
-    """A listening socket.
+    """A listening socket, or one that datagrams are received on.
 
     Attributes:
         sock: The socket, non-blocking.
@@ -185,15 +185,13 @@ def open_listeners(
 
     Raises:
         ListenFailed: An endpoint cannot be listened on. Every socket was closed.
-        ConfigError: An endpoint is one for datagrams.
     """
     opened: dict[int, list[Listener]] = {}  # by the place of the endpoint
     try:
-        # TCP first: resolving a name may take long, and a Unix socket listens at once.
-        for place, endpoint in sorted(enumerate(endpoints), key=lambda each: each[1].kind != "tcp"):
-            endpoint.require_stream("serve")
-            if endpoint.kind == "tcp":
-                opened[place] = _open_tcp(endpoint)
+        # Names first: resolving a name may take long, and a Unix socket listens at once.
+        for place, endpoint in sorted(enumerate(endpoints), key=lambda each: each[1].kind not in INTERNET):
+            if endpoint.kind in INTERNET:
+                opened[place] = [_internet_listener(endpoint, sock) for sock in bind_internet(endpoint)]
             elif endpoint.kind == "unix":
                 opened[place] = [_open_unix(endpoint, backlog, unix_mode)]
             else:
@@ -215,7 +213,7 @@ def adopt(sock: socket.socket, text: str = "", *, backlog: int = BACKLOG) -> Lis
     """Make a Listener of a bound socket. The Listener owns the socket, but not its file, if it has one.
 
     Args:
-        sock: A bound stream socket.
+        sock: A bound stream socket, or a bound UDP socket.
         text: How errors call the socket. The default is ``fd:N``.
         backlog: The length of the accept queue, if the socket does not listen yet.
 
@@ -224,11 +222,12 @@ def adopt(sock: socket.socket, text: str = "", *, backlog: int = BACKLOG) -> Lis
     """
     text = text or f"fd:{sock.fileno()}"
     try:
-        if sock.type != socket.SOCK_STREAM:
-            raise ListenFailed(text, "not a stream socket")
+        datagrams = sock.type == socket.SOCK_DGRAM and sock.family != _AF_UNIX
+        if sock.type != socket.SOCK_STREAM and not datagrams:
+            raise ListenFailed(text, "neither a stream socket nor a UDP socket")
         if sock.family not in (socket.AF_INET, socket.AF_INET6, _AF_UNIX):
             raise ListenFailed(text, f"a socket of the family {_family_name(sock)}, neither TCP nor Unix")
-        if _is_connected(sock):
+        if not datagrams and _is_connected(sock):
             raise ListenFailed(
                 text, "a connected socket, as systemd passes it with Accept=yes (use Accept=no)"
             )
@@ -237,11 +236,11 @@ def adopt(sock: socket.socket, text: str = "", *, backlog: int = BACKLOG) -> Lis
             host, port = name[:2]
             if port == 0:
                 raise ListenFailed(text, "not bound to a port")
-            endpoint = Endpoint("tcp", host=host, port=port)
+            endpoint = Endpoint("udp" if datagrams else "tcp", host=host, port=port)
         else:
             path = name if isinstance(name, str) else name.decode(errors="surrogateescape")
             endpoint = Endpoint("unix", path=path)
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if not datagrams and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.listen(backlog)
     except ListenFailed:
         raise
@@ -303,63 +302,9 @@ def _open_inherited(endpoint: Endpoint, backlog: int) -> Listener:
         raise
 
 
-def _open_tcp(endpoint: Endpoint) -> list[Listener]:
-    try:
-        found = socket.getaddrinfo(
-            endpoint.host or None, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except (OSError, UnicodeError) as error:
-        cause = error if isinstance(error, OSError) else "not a host name"
-        raise ListenFailed(str(endpoint), cause) from error
-    # IPv6 first: a port that is free on IPv6 is less often in use on IPv4 than the other way round.
-    addresses = sorted(
-        dict.fromkeys((info[0], info[4]) for info in found), key=lambda a: a[0] != socket.AF_INET6
-    )
-    tries = PORT_TRIES if endpoint.port == 0 and len(addresses) > 1 else 1
-    while True:
-        tries -= 1
-        try:
-            return _bind_all(addresses)
-        except OSError as error:
-            if tries == 0 or error.errno != errno.EADDRINUSE:
-                raise ListenFailed(str(endpoint), error) from error
-
-
-def _bind_all(addresses: Sequence[tuple[int, tuple[object, ...]]]) -> list[Listener]:
-    """Bind all addresses to the port of the first. Skip those that are not addresses of this machine."""
-    opened: list[Listener] = []
-    skipped: OSError | None = None
-    try:
-        for family, address in addresses:
-            host, port, *scope = address
-            if opened:
-                port = opened[0].endpoint.port
-            try:
-                sock = socket.socket(family, socket.SOCK_STREAM)
-            except OSError as error:  # EAFNOSUPPORT: no IPv6
-                skipped = error
-                continue
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    # One socket per family, so that IPv4 clients keep their IPv4 addresses (RFC 3493 5.3).
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.bind((host, port, *scope))
-            except OSError as error:
-                sock.close()
-                if error.errno != errno.EADDRNOTAVAIL:
-                    raise
-                skipped = error
-                continue
-            name = sock.getsockname()
-            opened.append(Listener(sock, Endpoint("tcp", host=name[0], port=name[1])))
-    except BaseException:
-        for listener in opened:
-            listener.close()
-        raise
-    if not opened:
-        raise skipped or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-    return opened
+def _internet_listener(endpoint: Endpoint, sock: socket.socket) -> Listener:
+    host, port = sock.getsockname()[:2]
+    return Listener(sock, Endpoint(endpoint.kind, host=host, port=port))
 
 
 def _open_unix(endpoint: Endpoint, backlog: int, mode: int | None) -> Listener:

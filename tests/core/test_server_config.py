@@ -77,4 +77,5 @@ def test_every_field_is_compared() -> None:
     assert {field.name for field in dataclasses.fields(ServerConfig)} == {
         *CHANGED,
         *("greeting", "tls", "certificate_expiry"),  # test_service.py, test_tls.py
+        "datagram_log",  # test_datagrams.py
     }

@@ -11,6 +11,7 @@ from greeter.core.stats import (
     ACCEPTED,
     BLOCK_LENGTH,
     BOUNDS,
+    DATAGRAM_COUNTERS,
     FAILED,
     FAILURES,
     GAUGES,
@@ -36,13 +37,14 @@ def count_one_of_each(stats: ServerStats) -> None:
 
 
 def values(stats: ServerStats) -> list[object]:
-    return [getattr(stats, name) for name in (*COUNTERS, "failed", "rejected", "greeting_time")]
+    return [getattr(stats, name) for name in (*COUNTERS, "failed", "rejected", "greeting_time", "datagrams")]
 
 
 def test_everything_starts_at_zero() -> None:
     stats = ServerStats()
     assert stats.failed == dict.fromkeys(FAILURES, 0)
     assert stats.rejected == dict.fromkeys(REJECTIONS, 0)
+    assert stats.datagrams == dict.fromkeys(DATAGRAM_COUNTERS, 0)
     assert not any(getattr(stats, name) for name in (*COUNTERS, *GAUGES, "unfinished"))
     assert stats.greeting_time == LatencyHistogram()
 
@@ -58,7 +60,7 @@ def test_every_counter_has_a_word_of_its_own() -> None:
     count_one_of_each(stats)
     times = stats.greeting_time
     found = [getattr(stats, name) for name in COUNTERS] + [times.micros]
-    found += [*stats.failed.values(), *stats.rejected.values(), *times.counts]
+    found += [*stats.failed.values(), *stats.rejected.values(), *times.counts, *stats.datagrams.values()]
     assert found == list(range(1, BLOCK_LENGTH))
 
 
@@ -131,3 +133,15 @@ def test_what_a_dead_process_has_not_finished_is_counted_as_aborted() -> None:
     assert stats.abort_unfinished() == 4
     assert (stats.failed["aborted"], stats.unfinished, stats.accepted) == (4, 0, 10)
     assert stats.abort_unfinished() == 0
+
+
+def test_datagrams_that_a_dead_process_had_not_finished_are_aborted() -> None:
+    stats = ServerStats()
+    stats.count_datagrams("received", 5)
+    stats.count_datagrams("receive_errors", 9)
+    for name in ("greeted", "failed_unsent", "rejected_loop"):
+        stats.count_datagrams(name)
+    assert stats.abort_unfinished() == 0  # connections
+    assert stats.datagrams["failed_aborted"] == 2
+    stats.abort_unfinished()
+    assert stats.datagrams["failed_aborted"] == 2

@@ -132,7 +132,7 @@ async def test_every_path_serves_every_greeting(greeting: Any, accept: Accept) -
 @pytest.fixture
 def blind_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that cannot watch a socket, as on Windows."""
-    monkeypatch.setattr("greeter.server.server.supports_direct", lambda loop: False)
+    monkeypatch.setattr("greeter.server.acceptor.supports_direct", lambda loop: False)
 
 
 @pytest.mark.usefixtures("blind_loop")
@@ -179,8 +179,8 @@ async def test_a_unix_socket_of_the_caller_keeps_its_file(tmp_path: Path, accept
 
 
 async def test_a_socket_that_cannot_listen_stays_the_callers() -> None:
-    with socket.socket() as unbound, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
-        for sock, why in ((unbound, "not bound to a port"), (datagrams, "not a stream socket")):
+    with socket.socket() as unbound, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        for sock, why in ((unbound, "not bound to a port"), (datagrams, "neither a stream socket nor a UDP")):
             with pytest.raises(ListenFailed, match=why):
                 await here(sock=sock)
             assert sock.fileno() >= 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greeter import Endpoint, ListenFailed
-from greeter.system import listeners, socket_files
+from greeter.system import binding, socket_files
 from greeter.system.listeners import Listener, adopt, open_listeners
 from tests.conftest import PATIENCE, ROOT, open_fds
 
@@ -238,19 +238,19 @@ def test_a_chosen_port_that_is_taken_for_the_next_family_is_chosen_again(
     listen: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve_to(monkeypatch, (socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2"))
-    bind_all = listeners._bind_all
+    bind_all = binding._bind_all
     tries = []
 
-    def unlucky(addresses: Any) -> list[Listener]:
+    def unlucky(addresses: Any, kind: Any) -> list[socket.socket]:
         tries.append(addresses)
         if len(tries) < lucky:
             raise OSError(errno.EADDRINUSE, "taken")
-        return bind_all(addresses)
+        return bind_all(addresses, kind)
 
-    monkeypatch.setattr(listeners, "_bind_all", unlucky)
-    lucky = listeners.PORT_TRIES
+    monkeypatch.setattr(binding, "_bind_all", unlucky)
+    lucky = binding.PORT_TRIES
     assert len(listen("name:0")) == 2
-    assert len(tries) == listeners.PORT_TRIES
+    assert len(tries) == binding.PORT_TRIES
     tries.clear()
     lucky += 1
     assert open_error("name:0").errno == errno.EADDRINUSE
@@ -590,8 +590,9 @@ def test_a_socket_of_another_family_is_named() -> None:
 
 def test_descriptors_that_cannot_be_listened_on() -> None:
     reading, writing = os.pipe()
-    udp, unbound, bare_unix = (
+    udp, unix_datagrams, unbound, bare_unix = (
         socket.socket(type=socket.SOCK_DGRAM),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
         socket.socket(),
         socket.socket(socket.AF_UNIX),
     )
@@ -602,7 +603,8 @@ def test_descriptors_that_cannot_be_listened_on() -> None:
     try:
         for fd, why in (
             (reading, "socket operation on non-socket"),
-            (udp.fileno(), "not a stream socket"),
+            (udp.fileno(), "not bound to a port"),
+            (unix_datagrams.fileno(), "neither a stream socket nor a UDP socket"),
             (unbound.fileno(), "not bound to a port"),
             (bare_unix.fileno(), "invalid argument"),
             (connected.fileno(), f"{ACCEPTED} (use Accept=no)"),
@@ -612,7 +614,7 @@ def test_descriptors_that_cannot_be_listened_on() -> None:
             assert str(open_error(f"fd:{fd}")) == f"cannot listen on fd:{fd}: {why}"
             assert open_fds() == before
     finally:
-        for sock in (udp, unbound, bare_unix, connected, other, client, accepted):
+        for sock in (udp, unix_datagrams, unbound, bare_unix, connected, other, client, accepted):
             sock.close()
         os.close(reading)
         os.close(writing)
@@ -621,7 +623,7 @@ def test_descriptors_that_cannot_be_listened_on() -> None:
 
 def test_adopt_names_the_socket_and_does_not_close_it_on_an_error() -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as udp:
-        with pytest.raises(ListenFailed, match=f"cannot listen on fd:{udp.fileno()}: not a stream socket"):
+        with pytest.raises(ListenFailed, match=f"cannot listen on fd:{udp.fileno()}: not bound to a port"):
             adopt(udp)
         assert udp.fileno() >= 0
     with socket.socket() as closed:
