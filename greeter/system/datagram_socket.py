@@ -8,6 +8,8 @@ Invariants:
 
 - No call blocks.
 - One datagram is one call of the system, in each direction.
+- The kernel keeps ICMP errors to itself, also on a socket that was inherited. Else it would report them as an
+  event of the socket, at which libuv gives up watching it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ Control: TypeAlias = "tuple[tuple[int, int, bytes], ...] | None"
 # IPv4 and IPv6, no name in Python 3.11: 8 is from <linux/in.h>.
 _IP_PKTINFO: int | None = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else None)
 _SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
+_RECVERR = (
+    (socket.IPPROTO_IP, 11),
+    (socket.IPPROTO_IPV6, 25),
+)  # IP_RECVERR, IPV6_RECVERR; <linux/in.h>, <in6.h>
 
 # Bytes to ask for. A small datagram takes up to 1,280 of them (skb->truesize), so a burst of thousands fits.
 RECEIVE_BUFFER = 4 * 1024 * 1024
@@ -79,6 +85,10 @@ class DatagramSocket:
         self._sock = sock
         self._controls: dict[bytes, Control] = {}  # by what the kernel says about the address
         self.fd = sock.fileno()
+        if sys.platform == "linux":
+            for option in _RECVERR[: 1 if sock.family == socket.AF_INET else 2]:
+                sock.setsockopt(*option, 0)
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # which clears it
         host = sock.getsockname()[0]
         if host == "0.0.0.0" and _IP_PKTINFO is not None:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)

@@ -227,10 +227,9 @@ def adopt(sock: socket.socket, text: str = "", *, backlog: int = BACKLOG) -> Lis
             raise ListenFailed(text, "neither a stream socket nor a UDP socket")
         if sock.family not in (socket.AF_INET, socket.AF_INET6, _AF_UNIX):
             raise ListenFailed(text, f"a socket of the family {_family_name(sock)}, neither TCP nor Unix")
-        if not datagrams and _is_connected(sock):
-            raise ListenFailed(
-                text, "a connected socket, as systemd passes it with Accept=yes (use Accept=no)"
-            )
+        if _is_connected(sock):
+            how = "" if datagrams else ", as systemd passes it with Accept=yes (use Accept=no)"
+            raise ListenFailed(text, f"a connected socket{how}")
         name = sock.getsockname()
         if isinstance(name, tuple):
             host, port = name[:2]

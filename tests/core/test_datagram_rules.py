@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -41,9 +42,8 @@ def test_a_source_is_local_public_or_no_host(host: str, kind: str) -> None:
 @given(st.ip_addresses())
 def test_any_address_is_classified_by_the_networks_of_the_rfcs(address: IPv4Address | IPv6Address) -> None:
     effective: IPv4Address | IPv6Address = getattr(address, "ipv4_mapped", None) or address
-    local = effective.is_loopback or any(
-        effective in network for network in (*PRIVATE, *LINK_LOCAL, UNIQUE_LOCAL)
-    )
+    networks: list[Any] = [*PRIVATE, *LINK_LOCAL, UNIQUE_LOCAL]
+    local = effective.is_loopback or any(effective in network for network in networks)
     nobody = effective.is_multicast or effective.is_unspecified or effective == ip_address("255.255.255.255")
     assert classify_source(str(address)) == ("invalid" if nobody else "local" if local else "public")
 

@@ -590,12 +590,14 @@ def test_a_socket_of_another_family_is_named() -> None:
 
 def test_descriptors_that_cannot_be_listened_on() -> None:
     reading, writing = os.pipe()
-    udp, unix_datagrams, unbound, bare_unix = (
+    udp, udp_client, unix_datagrams, unbound, bare_unix = (
+        socket.socket(type=socket.SOCK_DGRAM),
         socket.socket(type=socket.SOCK_DGRAM),
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
         socket.socket(),
         socket.socket(socket.AF_UNIX),
     )
+    udp_client.connect(("127.0.0.1", 9))
     connected, other = socket.socketpair()
     with socket.create_server(("127.0.0.1", 0)) as server:
         client = socket.create_connection(server.getsockname())
@@ -604,6 +606,7 @@ def test_descriptors_that_cannot_be_listened_on() -> None:
         for fd, why in (
             (reading, "socket operation on non-socket"),
             (udp.fileno(), "not bound to a port"),
+            (udp_client.fileno(), "a connected socket"),
             (unix_datagrams.fileno(), "neither a stream socket nor a UDP socket"),
             (unbound.fileno(), "not bound to a port"),
             (bare_unix.fileno(), "invalid argument"),
@@ -614,7 +617,7 @@ def test_descriptors_that_cannot_be_listened_on() -> None:
             assert str(open_error(f"fd:{fd}")) == f"cannot listen on fd:{fd}: {why}"
             assert open_fds() == before
     finally:
-        for sock in (udp, unix_datagrams, unbound, bare_unix, connected, other, client, accepted):
+        for sock in (udp, udp_client, unix_datagrams, unbound, bare_unix, connected, other, client, accepted):
             sock.close()
         os.close(reading)
         os.close(writing)
