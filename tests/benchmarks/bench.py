@@ -125,6 +125,18 @@ class Bench:
             return f"load_tls.c does not compile (on Debian: apt-get install libssl-dev): {error}"
         return TLSLoad(program, self.other, self.certificate.cert)
 
+    @cached_property
+    def datagram_load(self) -> Load | str:
+        """Clients over UDP, or why there are none."""
+        compiler = machine.compiler()
+        if compiler is None:
+            return "no C compiler, and the load in Python has no datagrams"
+        try:
+            program = compile_c("load_datagrams", self.folder, compiler)
+        except WouldNotStart as error:
+            return f"load_datagrams.c does not compile: {error}"
+        return Load(program, self.other, (b"?",))
+
     def facts(self) -> dict[str, str]:
         """Everything that the figures depend on."""
         facts = machine.facts()
@@ -276,3 +288,15 @@ def greets(port: int, payload: bytes = b"", context: ssl.SSLContext | None = Non
     except OSError:
         return False
     return data == GREETING
+
+
+def answers(port: int) -> bool:
+    """True if the server on the port answers a datagram with the greeting."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.settimeout(PATIENCE)
+        sock.connect(("127.0.0.1", port))
+        try:
+            sock.send(b"?")
+            return sock.recv(1024) == GREETING
+        except OSError:
+            return False

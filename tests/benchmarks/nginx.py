@@ -35,7 +35,7 @@ stream {{
     log_format greeted "Got a connection from ('$remote_addr', $remote_port)";
     access_log {access_log};
     server {{
-        listen 127.0.0.1:{port}{parameters} backlog=4096;
+        listen 127.0.0.1:{port}{parameters};
         {directives}return "Thank you for connecting";
     }}
 }}
@@ -61,6 +61,7 @@ class Nginx:
         *,
         access_log: bool = False,
         proxy: bool = False,
+        datagrams: bool = False,
         certificate: Certificate | None = None,
     ) -> list[str]:
         """Write a configuration into ``folder``; returns the command that serves by it.
@@ -70,6 +71,7 @@ class Nginx:
             folder: Where the configuration and everything that nginx writes goes.
             access_log: Write a line for each client.
             proxy: Connections begin with a PROXY header.
+            datagrams: Answer datagrams, and serve no streams.
             certificate: Serve TLS with it.
         """
         name = f"nginx-{port}"
@@ -86,7 +88,9 @@ class Nginx:
                 name=name,
                 access_log=log,
                 port=port,
-                parameters=" proxy_protocol" * proxy + " ssl" * (certificate is not None),
+                parameters=(" udp" if datagrams else " backlog=4096")
+                + " proxy_protocol" * proxy
+                + " ssl" * (certificate is not None),
                 directives=_PROXY * proxy
                 + (_TLS.format(cert=certificate.cert, key=certificate.key) if certificate else ""),
             )

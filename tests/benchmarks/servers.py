@@ -73,8 +73,23 @@ def direct_limits(bench: Bench, limit: float, note: str = "") -> dict[str, float
     return {greeter_name(DIRECT, loop, note): limit for loop in bench.loops}
 
 
+def datagram_greeters(bench: Bench) -> list[Contender]:
+    """``greeter serve`` for datagrams, on every loop."""
+
+    def serving(loop: str) -> Contender:
+        command = [sys.executable, "-m", "greeter", "serve", "--loop", loop, "--no-access-log", "--listen"]
+        return Contender(f"greeter, {loop}", lambda port: [*command, f"udp:127.0.0.1:{port}"], ours=True)
+
+    return [serving(loop) for loop in bench.loops]
+
+
 def nginx(
-    bench: Bench, *, log: bool = False, proxy: bool = False, certificate: Certificate | None = None
+    bench: Bench,
+    *,
+    log: bool = False,
+    proxy: bool = False,
+    datagrams: bool = False,
+    certificate: Certificate | None = None,
 ) -> list[Contender]:
     """nginx, if it is here; ``proxy``: it reads PROXY headers; ``certificate``: it serves TLS."""
     found = bench.nginx
@@ -82,7 +97,9 @@ def nginx(
         return []
 
     def command(port: int) -> list[str]:
-        return found.command(port, bench.folder, access_log=log, proxy=proxy, certificate=certificate)
+        return found.command(
+            port, bench.folder, access_log=log, proxy=proxy, datagrams=datagrams, certificate=certificate
+        )
 
     return [Contender(NGINX + (", access log" if log else ""), command)]
 

@@ -21,6 +21,7 @@ GROUPS = (
     "async_greeting",
     "proxy",
     "tls",
+    "datagrams",
     "speak_first",
     "client",
     "memory",
