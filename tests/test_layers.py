@@ -57,7 +57,7 @@ SERVER = [
     {"datagram_limits", "lingering"},
     {"tracker"},
     {"acceptor", "conversation"},
-    {"direct_connection", "stream_connection"},
+    {"datagram_answers", "direct_connection", "stream_connection"},
     {"batch", "datagrams", "streams", "handler"},
     {"direct", "serving"},
     {"server"},

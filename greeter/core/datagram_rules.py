@@ -22,7 +22,7 @@ from greeter.core.admission import Reason as AdmissionReason
 if TYPE_CHECKING:
     from collections.abc import Container
 
-Source: TypeAlias = Literal["local", "public", "invalid"]
+SourceKind: TypeAlias = Literal["local", "public", "invalid"]
 Reason: TypeAlias = Literal["loop", "amplification"] | AdmissionReason
 
 # RFC 9000, 8.1: a server sends an address that is not validated at most three times what it received from it.
@@ -47,7 +47,7 @@ _INVALID = Networks(("0.0.0.0", "::", "224.0.0.0/4", "ff00::/8", "255.255.255.25
 
 
 @lru_cache(maxsize=HOST_CACHE_SIZE)
-def classify_source(host: str) -> Source:
+def classify_source(host: str) -> SourceKind:
     """Classify the source address of a datagram.
 
     Args:

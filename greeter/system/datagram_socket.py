@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 # What a datagram tells about the address that it was sent to, for the answer; None if the kernel chooses.
 Control: TypeAlias = "tuple[tuple[int, int, bytes], ...] | None"
 
+# Where a datagram came from: host, port and more, as the socket module has it. Of a socket that is bound to
+# all addresses, the last item is the Control for the answer.
+Source: TypeAlias = "tuple[Any, ...]"
+
 # IPv4 and IPv6, no name in Python 3.11: 8 is from <linux/in.h>.
 _IP_PKTINFO: int | None = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else None)
 _SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
@@ -71,15 +75,15 @@ class DatagramSocket:
 
     Attributes:
         fd: Its descriptor.
-        receive: Receives a datagram into a buffer. Returns its size, the Control for ``send`` and its source.
-            Raises BlockingIOError if there is none, or the error that the kernel has for the socket.
-        send: Sends a datagram: its bytes, the Control and the destination. Raises the error of sendto(2).
+        receive: Receives a datagram into a buffer. Returns its size and its Source. Raises BlockingIOError if
+            there is none, or the error that the kernel has for the socket.
+        send: Sends a datagram: its bytes, and the Source that it is for. Raises the error of sendto(2).
     """
 
     __slots__ = ("_controls", "_sock", "fd", "receive", "send")
 
-    receive: Callable[[bytearray], tuple[int, Control, Any]]
-    send: Callable[[bytes, Control, Any], int]
+    receive: Callable[[bytearray], tuple[int, Source]]
+    send: Callable[[bytes, Source], int]
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -95,37 +99,35 @@ class DatagramSocket:
         elif host == "::":
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
-            self.receive, self.send = self._receive, self._send
+            self.receive, self.send = sock.recvfrom_into, sock.sendto
             return
         self.receive, self.send = self._receive_with_address, self._send_from_address
+
+    def address(self, source: Source) -> tuple[Any, ...]:
+        """Return the address of ``source`` as the socket module has it."""
+        return source[:-1] if self.receive == self._receive_with_address else source
 
     def close(self) -> None:
         """Close the socket. The kernel drops what is queued."""
         self._sock.close()
 
-    def _receive(self, buffer: bytearray) -> tuple[int, Control, Any]:
-        size, address = self._sock.recvfrom_into(buffer)
-        return size, None, address
-
-    def _send(self, data: bytes, _: Control, address: Any) -> int:
-        return self._sock.sendto(data, address)
-
-    def _receive_with_address(self, buffer: bytearray) -> tuple[int, Control, Any]:
+    def _receive_with_address(self, buffer: bytearray) -> tuple[int, Source]:
         size, ancillary, _, address = self._sock.recvmsg_into((buffer,), 64)
         if not ancillary:
-            return size, None, address
+            return size, (*address, None)
         level, kind, info = ancillary[0]
         control = self._controls.get(info)
         if control is None and info not in self._controls:
             if len(self._controls) >= _MAX_CONTROLS:
                 self._controls.clear()
             control = self._controls[info] = _answer_from(level, kind, info)
-        return size, control, address
+        return size, (*address, control)
 
-    def _send_from_address(self, data: bytes, control: Control, address: Any) -> int:
+    def _send_from_address(self, data: bytes, source: Source) -> int:
+        *address, control = source
         if control is None:
-            return self._sock.sendto(data, address)
-        return self._sock.sendmsg((data,), control, 0, address)
+            return self._sock.sendto(data, tuple(address))
+        return self._sock.sendmsg((data,), control, 0, tuple(address))
 
 
 def _answer_from(level: int, kind: int, info: bytes) -> Control:
