@@ -69,8 +69,8 @@ class Endpoint:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("tcp", "unix", "fd"):
-            kind = f"must be 'tcp', 'unix' or 'fd', not {self.kind!r}"
+        if self.kind not in ("tcp", "unix", "udp", "fd"):
+            kind = f"must be 'tcp', 'unix', 'udp' or 'fd', not {self.kind!r}"
             raise ConfigError(f"the kind of an endpoint {kind}; Endpoint.parse() reads text")
         _check_type("host", self.host, str)
         _check_type("port", self.port, int, str)

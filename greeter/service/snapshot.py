@@ -22,8 +22,8 @@ class Counters:
     """The counters of one process, or the sum over several.
 
     ``accepted``, ``greeted``, ``bytes_sent``, ``linger_timeouts``, ``accept_errors``, ``paused_micros``,
-    ``failed``, ``rejected``, ``datagrams``, ``open``, ``lingering``, ``max_connections`` and ``accepting`` are those of
-    ServerStats.
+    ``failed``, ``rejected``, ``datagrams``, ``open``, ``lingering``, ``max_connections`` and ``accepting``
+    are those of ServerStats.
 
     - ``greeting_time``: times from accept until the kernel had the whole greeting.
     - ``drains``: completed drains.

@@ -374,7 +374,7 @@ def test_invalid_host_names(text: str) -> None:
     assert str(caught.value) == f"{text!r} is not a host name"
 
 
-KIND = "the kind of an endpoint must be 'tcp', 'unix' or 'fd', not {}; Endpoint.parse() reads text"
+KIND = "the kind of an endpoint must be 'tcp', 'unix', 'udp' or 'fd', not {}; Endpoint.parse() reads text"
 ANY: Any = Endpoint  # as a caller without a type checker has it
 
 
@@ -396,6 +396,8 @@ ANY: Any = Endpoint  # as a caller without a type checker has it
         (lambda: ANY.tcp(b"h"), "the host of an endpoint must be a string or an integer, not b'h'"),
         (lambda: ANY.tcp("h", None), "the port of an endpoint must be an integer or a string, not None"),
         (lambda: ANY.tcp("h", 1.5), "the port of an endpoint must be an integer or a string, not 1.5"),
+        (lambda: ANY.udp(b"h"), "the host of an endpoint must be a string or an integer, not b'h'"),
+        (lambda: ANY.udp("h", None), "the port of an endpoint must be an integer or a string, not None"),
         (lambda: ANY.unix(None), "the path of an endpoint must be a string, not None"),
         (lambda: ANY.inherited(None), "the fd of an endpoint must be an integer or a string, not None"),
     ],
