@@ -173,6 +173,11 @@ class ServerStats:
         return {name: self.block[index] for name, index in DATAGRAMS.items()}
 
     @property
+    def datagram_rejections(self) -> Mapping[str, int]:
+        """Datagrams that were rejected, by reason."""
+        return {name: self.block[DATAGRAMS[f"rejected_{name}"]] for name in DATAGRAM_REJECTIONS}
+
+    @property
     def unfinished(self) -> int:
         """Accepted connections that are in no class yet."""
         ended = self.greeted + sum(self.failed.values()) + sum(self.rejected.values())

@@ -29,8 +29,8 @@ def choose_access_log(access_log: bool | AccessLog) -> AccessLog | None:
 
 def log_datagram(address: Address) -> None:
     """A record for each datagram on the logger "greeter", at INFO."""
-    peer = format_peer(address)
-    logger.info("Got a datagram from %s", peer, extra={"event": "datagram", "peer": peer})
+    extra = {"event": "datagram", "peer": endpoint_text(address)}
+    logger.info("Got a datagram from %s", format_peer(address), extra=extra)
 
 
 def choose_datagram_log(config: ServerConfig) -> AccessLog | None:

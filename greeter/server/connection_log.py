@@ -102,6 +102,10 @@ class ConnectionLog:
         """Log a client that was not greeted at its deadline."""
         self._failed(logging.WARNING, address, "greet_timeout", message, seconds)
 
+    def not_sent(self, address: Address, message: str, seconds: float) -> None:
+        """Log a datagram whose greeting the system could not send."""
+        self._failed(logging.WARNING, address, "unsent", message, seconds)
+
     def introduced(self, key: object, address: Address) -> None:
         """A PROXY header has told the address of the client that is known by ``key``."""
         if self.endings is not None:

@@ -18,13 +18,11 @@ import functools
 from collections import deque
 from typing import TYPE_CHECKING
 
-from greeter.core.address import format_peer
 from greeter.core.datagram_rules import LOOP, Reason, rejection
 from greeter.core.server_config import DATAGRAM_MAX
-from greeter.core.stats import DATAGRAM_REJECTIONS
 from greeter.errors import GreetingError, os_error_text
-from greeter.server.accept_pause import LogLimit, logger
 from greeter.server.access_log import choose_datagram_log
+from greeter.server.connection_log import ConnectionLog
 from greeter.server.conversation import made
 from greeter.server.timeouts import TimeoutQueue
 from greeter.system.datagram_socket import MIN_TRUESIZE, DatagramSocket, receive_buffer
@@ -112,8 +110,7 @@ class DatagramAnswers:
         self._stats = tracker.stats
         self._ports = ports
         self._on_done = on_done
-        self._access_log = choose_datagram_log(tracker.config)
-        self.log_limit = LogLimit(self._loop)
+        self.log = ConnectionLog(self._loop, choose_datagram_log(tracker.config))
         self.waiting: TimeoutQueue[Answer] = TimeoutQueue(
             self._loop, tracker.config.greet_timeout, self._on_greet_deadline
         )
@@ -121,7 +118,7 @@ class DatagramAnswers:
     @property
     def at_once(self) -> bool:
         """Whether there is nothing to do with an answer whose greeting is known, but to send it."""
-        return self._access_log is None and self._tracker.admission is None
+        return self.log.access_log is None and self._tracker.admission is None
 
     def admit(self, answer: Answer, greeting: Greeting) -> None:
         """Admit the source and begin to make the greeting, or reject it."""
@@ -131,15 +128,7 @@ class DatagramAnswers:
                 self.reject(source, reason)
                 return
             answer.admission = admission
-        if self._access_log is not None:
-            try:
-                self._access_log(answer.bound.sock.address(source))
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                if self.log_limit.allows("log"):
-                    extra = {"event": "access_log", "error": repr(error)}
-                    logger.error("the access log failed for %s: %r", format_peer(source), error, extra=extra)
+        self.log.admitted(answer.bound.sock.address(source))
         try:
             if greeting.quick:
                 data = greeting.fixed
@@ -149,7 +138,7 @@ class DatagramAnswers:
                 self.waiting.start(answer)
                 answer.work.add_done_callback(functools.partial(self._on_made, answer))
         except GreetingError as error:
-            self._fail(answer, "greeting_error", str(error))
+            self._fail_greeting(answer, error)
 
     def send(self, answer: Answer, data: bytes) -> None:
         """Send a greeting now, or when the send buffer has room."""
@@ -168,11 +157,7 @@ class DatagramAnswers:
     def reject(self, source: Source, why: Reason) -> None:
         """A datagram is not answered, for one of the DATAGRAM_REJECTIONS."""
         self._stats.count_datagrams(f"rejected_{why}")
-        if self.log_limit.allows("rejected"):
-            extra = {"event": "rejected", "reason": why}
-            logger.warning(
-                "rejected a datagram from %s: %s", format_peer(source), DATAGRAM_REJECTIONS[why], extra=extra
-            )
+        self.log.rejected(source, why, self._stats.datagram_rejections)
 
     def abort_all(self) -> int:
         """Drop every answer that waits; returns how many there were."""
@@ -193,7 +178,7 @@ class DatagramAnswers:
         try:
             self._reply(answer, made(work))
         except GreetingError as error:
-            self._fail(answer, "greeting_error", str(error))
+            self._fail_greeting(answer, error)
 
     def _reply(self, answer: Answer, data: bytes) -> None:
         """Send a greeting, if the rules that need it allow that. Raises GreetingError if it is too large."""
@@ -241,7 +226,8 @@ class DatagramAnswers:
 
     def _on_sent(self, answer: Answer, size: int, error: OSError | None) -> None:
         if error is not None:
-            self._fail(answer, "unsent", os_error_text(error))
+            self.log.not_sent(answer.source, f"cannot send: {os_error_text(error)}", self._elapsed(answer))
+            self._fail(answer, "unsent")
             return
         self._stats.count_datagrams("greeted")
         self._stats.count_datagrams("sent_bytes", size)
@@ -250,14 +236,20 @@ class DatagramAnswers:
     # -- the end
 
     def _on_greet_deadline(self, answer: Answer) -> None:
-        self._fail(answer, "greet_timeout", f"not greeted within {self.waiting.seconds:g} s")
+        message = f"not greeted within {self.waiting.seconds:g} s"
+        self.log.timed_out(answer.source, message, self._elapsed(answer))
+        self._fail(answer, "greet_timeout")
 
-    def _fail(self, answer: Answer, why: str, message: str = "") -> None:
+    def _fail_greeting(self, answer: Answer, error: GreetingError) -> None:
+        self.log.greeting_failed(answer.source, error, self._elapsed(answer))
+        self._fail(answer, "greeting_error")
+
+    def _elapsed(self, answer: Answer) -> float:
+        return self.waiting.elapsed(answer, self._loop.time())
+
+    def _fail(self, answer: Answer, why: str) -> None:
         """A datagram will not be answered, for one of the DATAGRAM_FAILURES."""
         self._stats.count_datagrams(f"failed_{why}")
-        if message and self.log_limit.allows(why):
-            extra = {"event": "failed", "reason": why}
-            logger.warning("%s: %s", format_peer(answer.source), message, extra=extra)
         if answer.work is not None:
             answer.work.cancel()
         if answer in answer.bound.unsent:

@@ -29,7 +29,7 @@ def log_datagram_limits(config: ServerConfig, listeners: Iterable[Listener]) -> 
             "the greeting has %d bytes, and a datagram at most %d (RFC 865): networks fragment or drop more",
             size,
             DATAGRAM_GREETING,
-            extra={"event": "large_greeting", "bytes": size},
+            extra={"event": "large_greeting"},
         )
     for listener in ours:
         if not listener.inherited and (buffer := receive_buffer(listener.sock)) < RECEIVE_BUFFER:
@@ -39,5 +39,5 @@ def log_datagram_limits(config: ServerConfig, listeners: Iterable[Listener]) -> 
                 listener.address,
                 buffer,
                 RECEIVE_BUFFER,
-                extra={"event": "receive_buffer", "address": listener.address, "bytes": buffer},
+                extra={"event": "receive_buffer", "address": listener.address},
             )

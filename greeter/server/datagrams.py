@@ -210,7 +210,7 @@ class DatagramPath:
         self._tracker.stats.count_datagrams("receive_errors")
         if error.errno in ICMP_ERRORS:
             return True
-        if self._answers.log_limit.allows("receive"):
+        if self._answers.log.limit.allows("receive"):
             what, address = os_error_text(error), bound.listener.address
             extra = {"event": "receive_error", "address": address, "error": what}
             logger.warning("cannot receive from %s: %s", address, what, extra=extra)

@@ -81,6 +81,10 @@ class LineFormatter(logging.Formatter):
         """Return the line of an admitted client."""
         return f"{self.prefix(logging.INFO)}Got a connection from {format_peer(address)}"
 
+    def datagram(self, address: Address) -> str:
+        """Return the line of an admitted datagram."""
+        return f"{self.prefix(logging.INFO)}Got a datagram from {format_peer(address)}"
+
 
 class TextFormatter(LineFormatter):
     """``message`` at INFO, else ``warning: message``. No timestamp: journald and Docker add one."""
@@ -128,9 +132,13 @@ class JsonFormatter(LineFormatter):
         return self.prefix(record.levelno) + json.dumps(entry, default=str)
 
     def connection(self, address: Address) -> str:
-        entry = self._entry(time.time(), "info")
-        entry |= {"event": "connection", "peer": endpoint_text(address)}
-        return self.prefix(logging.INFO) + json.dumps(entry)
+        return self._client({"event": "connection", "peer": endpoint_text(address)})
+
+    def datagram(self, address: Address) -> str:
+        return self._client({"event": "datagram", "peer": endpoint_text(address)})
+
+    def _client(self, fields: dict[str, object]) -> str:
+        return self.prefix(logging.INFO) + json.dumps(self._entry(time.time(), "info") | fields)
 
     def _entry(self, seconds: float, level: str) -> dict[str, object]:
         return {"time": _rfc3339(seconds), "level": level, "pid": os.getpid()}

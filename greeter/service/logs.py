@@ -85,6 +85,10 @@ class LogStream(logging.Handler):
         """Log an admitted client. This method is an AccessLog."""
         self._write(self._line_formatter.connection(address))
 
+    def datagram(self, address: Address) -> None:
+        """Log an admitted datagram. This method is an AccessLog."""
+        self._write(self._line_formatter.datagram(address))
+
     def _write(self, line: str) -> None:
         self._lines.append(line)
         if self._timer is None:

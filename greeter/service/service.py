@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 from greeter.config.loading import load_greeting, load_server_config, restart_required
 from greeter.config.options import ServeOptions
 from greeter.errors import GreeterError
-from greeter.server.access_log import log_datagram
 from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.system import interrupt
 from greeter.system.accept_queue import longest_accept_queue
@@ -313,7 +312,7 @@ def load_config(options: ServeOptions, log: LogStream, greeting: Greeting | None
     """
     access_log = log.connection if logger.isEnabledFor(logging.INFO) else False
     config = load_server_config(options, access_log, greeting)
-    return replace(config, datagram_log=log_datagram if config.access_log else None)
+    return replace(config, datagram_log=log.datagram if config.access_log else None)
 
 
 def announce(addresses: tuple[str, ...], loop: str, path: str, workers: int = 1) -> None:
