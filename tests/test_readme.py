@@ -26,7 +26,7 @@ from greeter import errors
 from greeter.cli.cli import cli
 from greeter.config.loading import RELOADABLE, RELOADABLE_BY_WORKERS, restart_required
 from greeter.config.options import ServeOptions
-from greeter.core.stats import FAILURES, REJECTIONS
+from greeter.core.stats import DATAGRAM_FAILURES, DATAGRAM_REJECTIONS, FAILURES, REJECTIONS
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import PHASES, STATS, Threshold
 from greeter.service.log_format import FIELDS
@@ -343,7 +343,9 @@ def test_the_events_of_the_log_are_those_in_the_table() -> None:
     shown = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
     assert sorted(shown) == sorted(set(re.findall(r'"event": "(\w+)"', sources)))
     fields = {name for row in rows for name in re.findall(r"`(\w+)`", row[2])}
-    assert fields - {*FAILURES, "greeted", "linger_timeout", "descriptors"} | {"event"} == {*FIELDS}
+    assert fields - {*FAILURES, *DATAGRAM_FAILURES, "greeted", "linger_timeout", "descriptors"} | {
+        "event"
+    } == {*FIELDS}
     logging_rooms = [
         path for room in ("server", "service") for path in (ROOT / "greeter" / room).glob("*.py")
     ]
@@ -364,8 +366,10 @@ def test_the_metrics_are_those_in_the_table() -> None:
     found = {m.name + "_total" * (m.type == "counter"): m for m in families}
     rows = rows_of(REFERENCE, "metric")
     assert [row[0].strip("`") for row in rows] == list(found)
-    values = {"class": list(FAILURES), "reason": list(REJECTIONS), "result": ["ok", "failed"]}
+    streams = {"class": list(FAILURES), "reason": list(REJECTIONS), "result": ["ok", "failed"]}
+    datagrams = {"class": list(DATAGRAM_FAILURES), "reason": list(DATAGRAM_REJECTIONS)}
     for name, labels, meaning in rows:
+        values = datagrams if "datagrams" in name else streams
         metric = found[name.strip("`")]
         assert meaning.casefold() + "." == metric.documentation.casefold()
         label, *known = re.findall(r"`(\w+)`", labels) or [""]

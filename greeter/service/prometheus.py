@@ -195,11 +195,8 @@ def _metrics(now: Counters) -> Iterator[Metric]:
 
 
 def _datagram_metrics(counts: Mapping[str, int]) -> Iterator[Metric]:
-    """The counters of a service that has received datagrams; of any other, none."""
     from prometheus_client.core import CounterMetricFamily
 
-    if not any(counts.values()):
-        return
     for name, text in (
         ("received", "Datagrams received."),
         ("greeted", "Datagrams whose greeting the kernel has taken."),

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import greeter
 from greeter import Endpoint, Limits, MissingExtra, ServerStats, greet, serve
-from greeter.core.stats import BOUNDS
+from greeter.core.stats import BOUNDS, DATAGRAM_COUNTERS, DATAGRAM_FAILURES, DATAGRAM_REJECTIONS
 from greeter.service.prometheus import render, serve_metrics
 from greeter.service.snapshot import Counters
 from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
@@ -48,6 +48,7 @@ def everything() -> Counters:
         paused_micros=115_500_000,
         failed={"reset": 108, "tls": 109},
         rejected={"rate": 110},
+        datagrams={name: number for number, name in enumerate(DATAGRAM_COUNTERS, 201)},
         reloads={"ok": 111, "failed": 112},
         greeting_time=timed.greeting_time,
         open=113,
@@ -90,6 +91,18 @@ def test_every_counter_is_a_metric() -> None:
         "greeter_rejected_total{reason=rate}": 110,
         "greeter_reloads_total{result=ok}": 111,
         "greeter_reloads_total{result=failed}": 112,
+        "greeter_datagrams_received_total": 201,
+        "greeter_datagrams_greeted_total": 202,
+        **{
+            f"greeter_datagrams_failed_total{{class={name}}}": number
+            for number, name in enumerate(DATAGRAM_FAILURES, 203)
+        },
+        **{
+            f"greeter_datagrams_rejected_total{{reason={name}}}": number
+            for number, name in enumerate(DATAGRAM_REJECTIONS, 203 + len(DATAGRAM_FAILURES))
+        },
+        "greeter_datagrams_sent_bytes_total": 212,
+        "greeter_datagrams_receive_errors_total": 213,
         "greeter_open_connections": 113,
         "greeter_lingering_connections": 114,
         "greeter_max_connections": 116,

@@ -50,6 +50,7 @@ def test_the_data_has_every_counter() -> None:
         "workers": {"count": 117, "ready": 118, "restarts": 107},
         "failed": {"reset": 108, "tls": 109},
         "rejected": {"rate": 110},
+        "datagrams": everything().datagrams,
         "reloads": {"ok": 111, "failed": 112},
         "greeting_time": {"count": 10, "sum_s": pytest.approx(66.0014)},
         "open": 113,
