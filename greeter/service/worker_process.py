@@ -262,6 +262,7 @@ class WorkerProcess:
         if (counters := ServerStats.read_from(self._block)) is not None:
             counters.abort_unfinished()
             self._set_stats(Counters.of(counters).to_json())
+        self._block.release()  # with its descriptor, which would wait for the garbage collector
 
     def describe_exit(self, status: int) -> str:
         """Return how the worker exited, and the reason that it sent, as text.

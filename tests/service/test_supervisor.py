@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import select
@@ -456,6 +457,20 @@ async def test_a_killed_worker_keeps_its_counts_and_what_it_had_is_aborted() -> 
     total = totals.total()
     assert (total.accepted, total.greeted, total.failed["aborted"], total.open) == (3, 0, 3, 0)
     listener.close()
+
+
+async def test_a_worker_that_exited_leaves_no_descriptor_behind(listener: Listener) -> None:
+    """Also before the garbage collector runs, which takes hours in an idle parent."""
+    async with supervising(listener, 1) as supervisor:
+        before = len(os.listdir("/proc/self/fd"))
+        gc.disable()
+        try:
+            for _ in range(2):
+                await supervisor.replace_all({})
+                await until(lambda: len(supervisor._workers) == 1, "the old one has exited")
+            assert len(os.listdir("/proc/self/fd")) == before
+        finally:
+            gc.enable()
 
 
 async def counted(supervisor: Supervisor, clients: int) -> None:
