@@ -34,6 +34,7 @@ from greeter.service.prometheus import render
 from tests.benchmarks.__main__ import parser as benchmark_parser
 from tests.conftest import ROOT, run_greeter
 from tests.service.test_prometheus import everything
+from tests.soak import soak_parser
 from tests.test_examples import run_example
 
 if TYPE_CHECKING:
@@ -181,7 +182,8 @@ def test_every_readme_is_linked_from_one_above(name: str) -> None:
 @pytest.mark.parametrize("name", READMES)
 def test_every_flag_exists(name: str) -> None:
     known = {"--version", "--help"} | {flag for command in commands() for flag in flags_of(command)}
-    known |= {flag for action in benchmark_parser()._actions for flag in action.option_strings}
+    for parser in (benchmark_parser(), soak_parser()):
+        known |= {flag for action in parser._actions for flag in action.option_strings}
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", READMES[name]):
         assert flag in known, flag
 
