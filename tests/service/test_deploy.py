@@ -105,14 +105,8 @@ def settings(unit: str) -> dict[str, list[str]]:
 
 @pytest.fixture
 def units(tmp_path: Path) -> tuple[Path, Path]:
-    """Both units, adapted to the installed systemd, with a program that exists."""
+    """Both units, with a program that exists."""
     service = text("greeter.service").replace("/opt/greeter/bin/greeter", f"{sys.executable} -m greeter")
-    match = re.search(r"# Before systemd (\d+), write instead:\n((?:#   .+\n)+)Type=notify-reload\n", service)
-    assert match
-    version = re.match(r"systemd (\d+)", analyze("--version")[1])
-    assert version
-    if int(version[1]) < int(match[1]):
-        service = service.replace(match[0], match[2].replace("#   ", ""))
     paths = tmp_path / "greeter.service", tmp_path / "greeter.socket"
     paths[0].write_text(service)
     paths[1].write_text(text("greeter.socket"))
@@ -122,6 +116,14 @@ def units(tmp_path: Path) -> tuple[Path, Path]:
 @needs_analyze
 def test_systemd_accepts_the_units(units: tuple[Path, Path]) -> None:
     assert analyze("verify", "--man=no", *map(str, units)) == (0, "")
+    version = re.match(r"systemd (\d+)", analyze("--version")[1])
+    assert version
+    if int(version[1]) >= 253:
+        lines = [
+            line for line in units[0].read_text().splitlines() if not re.match("Type=|ExecReload=", line)
+        ]
+        units[0].write_text("\n".join(lines).replace("#Type=notify-reload", "Type=notify-reload"))
+        assert analyze("verify", "--man=no", *map(str, units)) == (0, "")
     units[0].write_text(units[0].read_text() + "[Service]\nProtectEverything=yes\n")
     assert "ProtectEverything" in analyze("verify", "--man=no", *map(str, units))[1]
 
@@ -140,6 +142,11 @@ def test_the_units_fit_the_service() -> None:
     args = shlex.split(service["ExecStart"][0])
     assert args[:2] == ["/opt/greeter/bin/greeter", "serve"]
     assert args[2:] == ["--config", "/etc/greeter/greeter.toml"]
+    assert service["Type"] == ["notify"]
+    check, reload = map(shlex.split, service["ExecReload"])
+    assert check == [*args, "--check-config"]
+    assert reload == ["/bin/kill", "-HUP", "$MAINPID"]
+    assert "ProcSubset" not in service, "process_start_time_seconds is made of /proc/stat"
     assert "listen" not in tomllib.loads(text("greeter.toml")), "it would take the place of systemd's sockets"
     assert service["Requires"] == service["After"] == service["Also"] == ["greeter.socket"]
     assert doors["BindIPv6Only"] == ["ipv6-only"]
@@ -223,6 +230,20 @@ async def test_no_new_code_is_needed(loop: str) -> None:
         assert (await greet(port=service.port)).data == HELLO
         assert await service.stop() == 0  # which loads a library for the drain
     assert service.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
+
+
+@alone
+async def test_a_reload_of_the_unit_checks_the_configuration_first(tmp_path: Path) -> None:
+    program, *args = shlex.split(settings("greeter.service")["ExecReload"][0])
+    assert program.endswith("/greeter")
+    path = tmp_path / "greeter.toml"
+    args = [str(path) if arg == "/etc/greeter/greeter.toml" else arg for arg in args]
+    path.write_text(text("greeter.toml"))
+    assert (await run_greeter(*args))[0] == 0
+    path.write_text(text("greeter.toml").replace("max-per-ip = 100", 'max-per-ip = "many"'))
+    code, _, err = await run_greeter(*args)
+    assert code == 2
+    assert "many" in err
 
 
 @alone
