@@ -61,7 +61,6 @@ class _ReplyProtocol(asyncio.Protocol):
         "_data",
         "_limit",
         "_loop",
-        "_send",
         "_sock",
         "_until",
         "connected",
@@ -75,11 +74,10 @@ class _ReplyProtocol(asyncio.Protocol):
         "truncated",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int, until: Until, send: bytes = b"") -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int, until: Until) -> None:
         self._data = bytearray()
         self._limit = limit
         self._loop = loop
-        self._send = send
         self._sock: socket.socket | None = None
         self._until = until
         self.end: int | None = None  # of the greeting, when it is known
@@ -99,8 +97,6 @@ class _ReplyProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.connected = perf_counter()  # the first bytes can arrive before greet() continues
         self.transport = cast("asyncio.Transport", transport)
-        if self._send:
-            self.transport.write(self._send)
 
     def data_received(self, data: bytes) -> None:
         held = self._data
@@ -312,7 +308,7 @@ async def exchange_once(
         As ``greet()``, whose exceptions this raises.
     """
     loop = asyncio.get_running_loop()
-    protocol = _ReplyProtocol(loop, exchange.max_bytes, exchange.until, exchange.send)
+    protocol = _ReplyProtocol(loop, exchange.max_bytes, exchange.until)
     deadline = loop.time() + exchange.timeout
     limit = min(exchange.connect_timeout, exchange.timeout)
     start = perf_counter()
@@ -326,6 +322,9 @@ async def exchange_once(
             await loop.create_connection(
                 lambda: protocol, sock=connected.sock, ssl=exchange.ssl, server_hostname=name
             )
+    # Not in connection_made(): uvloop closes a socket that it has not taken over yet if this fails.
+    if exchange.send and not protocol.transport.is_closing():  # if it is, uvloop raises RuntimeError
+        protocol.transport.write(exchange.send)
     timer = loop.call_at(deadline, protocol.expire)
     try:
         await protocol.done

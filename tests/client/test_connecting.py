@@ -106,6 +106,32 @@ async def test_a_cancelled_race_leaks_nothing(dead_port: int, monkeypatch: pytes
     assert open_fds().keys() <= before.keys()
 
 
+async def test_of_two_addresses_that_answer_at_once_one_is_closed(
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0)
+    monkeypatch.setattr(connecting, "_is_established", lambda _sock: False)  # as over a network
+    resolve_to(monkeypatch, DEAD, DEAD)
+    task = asyncio.create_task(greet("n.example", raw_server.port))
+    connections = [await raw_server.accept(), await raw_server.accept()]
+    closed = [connection for connection in connections if await asyncio.to_thread(is_closed, connection)]
+    assert len(closed) == 1
+    for connection in connections:
+        with suppress(OSError):
+            connection.sendall(HELLO)
+        connection.close()
+    assert (await task).data == HELLO
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Return True if the client closes its end within a moment."""
+    connection.settimeout(0.5)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+
+
 def test_the_families_alternate() -> None:
     six, four = socket.AF_INET6, socket.AF_INET
     addresses: list[connecting.Address] = [(six, "a"), (six, "b"), (six, "c"), (four, "d")]
@@ -137,12 +163,17 @@ async def test_a_unix_socket_with_a_full_queue_is_connected_when_there_is_space(
 
 @pytest.mark.parametrize("seen_at_once", [True, False])
 @pytest.mark.parametrize("data", [HELLO, b""])
+@pytest.mark.parametrize("send", [None, b"EHLO x\r\n"])
 async def test_a_reset_right_after_the_connection_loses_no_byte(
-    raw_server: RawServer, data: bytes, seen_at_once: bool, monkeypatch: pytest.MonkeyPatch
+    raw_server: RawServer,
+    data: bytes,
+    send: bytes | None,
+    seen_at_once: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not seen_at_once:  # as over a network
         monkeypatch.setattr(connecting, "_is_established", lambda _sock: False)
-    task = asyncio.create_task(greet(port=raw_server.port))
+    task = asyncio.create_task(greet(port=raw_server.port, send=send))
     await asyncio.sleep(0)  # the client connects, and waits
     raw_server.sock.setblocking(True)
     connection, _ = raw_server.sock.accept()

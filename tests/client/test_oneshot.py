@@ -836,6 +836,7 @@ async def test_sending_to_a_peer_that_reads_nothing_loses_no_greeting(
     raw_server: RawServer, size: int
 ) -> None:
     task, server = await raw_server.greet(send=bytes(size))
+    await asyncio.to_thread(server.recv, 1, socket.MSG_PEEK)  # it has arrived
     server.sendall(HELLO)
     server.close()  # with unread input: a reset
     reply = await task
