@@ -32,6 +32,7 @@ from greeter.loadtest.generator.load_connection import (
 from greeter.loadtest.generator.record import record
 from greeter.loadtest.generator.resting_slots import RestingSlots
 from greeter.loadtest.generator.timer import PreciseTimer
+from greeter.loadtest.generator.tls_load_connection import TLSLoadConnection
 from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.metrics.timeline import Interval, Timeline, interval_span
 from greeter.loadtest.plan.outcome import GREETED, NOT_CONNECTED
@@ -73,6 +74,7 @@ class Engine:
         if plan.warmup:
             self._schedules.insert(0, (plan.warmup_pacer(index), -plan.warmup))
         self._spec = ConnectionSpec(plan, target)
+        self._connection_class = TLSLoadConnection if plan.tls else LoadConnection
         self._timeout, self._connect_timeout, self._hold = plan.timeout, plan.connect_timeout, plan.hold
         # Connections by descriptor, in the order of their starts and so of their deadlines: those without a
         # complete greeting, and the subset that is not connected yet.
@@ -162,7 +164,8 @@ class Engine:
             due = self._begin_due()
             if len(events) < _MANY_EVENTS:
                 break
-        self._interval.open = max(self._interval.open, self._open())
+        if (most := self._open()) > self._interval.open:
+            self._interval.open = most
         if self._uncounted >= _MANY_EVENTS:
             self._uncounted = 0
             self.metrics.count(self._interval)
@@ -188,7 +191,7 @@ class Engine:
 
     def _open(self) -> int:
         """Return the number of open connections."""
-        return self._slots - self._free_slots - len(self._resting)
+        return self._slots - self._free_slots - self._resting.count
 
     # -- starts
 
@@ -197,6 +200,7 @@ class Engine:
         if self._schedule_done:
             return inf
         spec, pace, register = self._spec, self._pacer.pace, self._poller.register
+        rested, new_connection = self._resting.rested, self._connection_class
         for _ in range(BATCH):
             now = monotonic()
             wait, stop = pace(now - self._origin, self._started)
@@ -212,9 +216,9 @@ class Engine:
                 self._rotate_interval(now)
             self._started += 1
             self._free_slots -= 1
-            connection = spec.connection_class(spec, now + wait, now, self._measuring)
-            if self._resting.rested:
-                connection.refusals = self._resting.rested.pop()
+            connection = new_connection(spec, now + wait, now, self._measuring)
+            if rested:
+                connection.refusals = rested.pop()
             if self._measuring:
                 self._interval.attempted += 1
                 if self._open_loop:
@@ -233,8 +237,8 @@ class Engine:
 
     def _in_overtime(self) -> bool:
         """Return whether overdue arrivals are started after the end: slots have been free since it."""
-        since = self._last_start - LATE_TOLERANCE
-        return self._measuring and self._free_slots > 0 and self._slot_freed_at < since
+        freed_before = self._slot_freed_at < self._last_start - LATE_TOLERANCE
+        return self._measuring and self._free_slots > 0 and freed_before
 
     def _connect_later(self, connection: LoadConnection, now: float) -> None:
         """Connect again later, to a Unix socket whose queue is full. The order of the attempts is kept."""
@@ -317,7 +321,8 @@ class Engine:
         if connection.measured:
             ended = now if ended is None else ended
             record(self.metrics, self._interval, connection, outcome, ended, self._open_loop)
-            self._last_end = max(self._last_end, ended)
+            if ended > self._last_end:
+                self._last_end = ended
             self._uncounted += 1
         if self._hold and outcome == GREETED and now < self._hold_deadline:
             until = min(now + self._hold, self._hold_deadline)
@@ -361,8 +366,7 @@ class Engine:
         """Start no more connections: the schedule is over, or the run was interrupted."""
         self._schedule_done = True
         self._free_slots += self._resting.wake(inf)
-        metrics, pacer = self.metrics, self._pacer
-        begin = self._start_time
+        metrics, pacer, begin = self.metrics, self._pacer, self._start_time
         metrics.scheduled = elapsed = max(0.0, now - begin)
         if self._open_loop and self._measuring:
             self._record_cpu()

@@ -22,7 +22,6 @@ import errno
 import os
 import socket
 import ssl
-from contextlib import suppress
 from itertools import takewhile
 from math import inf
 from typing import TYPE_CHECKING, cast
@@ -36,16 +35,20 @@ if TYPE_CHECKING:
     from greeter.loadtest.generator.target import Target
     from greeter.loadtest.plan.plan import LoadPlan
 
+# Bytes of the first read: more than most greetings have.
+_FIRST_READ = 1024
+
 # Errors of a connected socket. Linux reports EPIPE for a reset after the end of the stream.
 _RESET_ERRORS = (errno.ECONNRESET, errno.EPIPE)
-# The error of a TLS stream that ended without close_notify: bytes may be missing (RFC 8446 6.1).
+# The error of a TLS stream that ended without close_notify: bytes may be missing (RFC 8446 6.1). It is the
+# only one that does not come from a system call.
 TRUNCATED = errno.EPROTO
 # Errors after the end of the stream, which do not make a greeting incomplete.
 _AFTER_THE_END = (0, errno.EPIPE, TRUNCATED)
 
 _TCP_CLOSE = 7  # of tcpi_state (linux/tcp.h)
 _IN_PROGRESS = (0, errno.EINPROGRESS)
-_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class ConnectionSpec:
@@ -58,7 +61,6 @@ class ConnectionSpec:
 
     def __init__(self, plan: LoadPlan, target: Target) -> None:
         self.target, self.address, self.open_socket = target, target.address, target.open
-        self.connection_class = TLSLoadConnection if plan.tls else LoadConnection
         self.until = plan.ending
         self.expect = None if plan.expect is None else plan.expect.encode(errors="surrogateescape")
         self.keep_data = self.until.kind not in ("eof", "idle") or self.expect is not None
@@ -198,7 +200,7 @@ class LoadConnection:
         """Send what the socket takes. A failure is that of the connection, which the next read reports."""
         try:
             self.unsent = self.unsent[self.sock.send(self.unsent) :]
-        except _WOULD_BLOCK:
+        except WOULD_BLOCK:
             pass
         except OSError as error:
             self.unsent = b""
@@ -206,30 +208,36 @@ class LoadConnection:
 
     def read(self, mask: int, now: float) -> str | None:
         """Read until the socket is empty. Returns the class in which the connection has ended, or None."""
-        spec = self.spec
+        spec, complete = self.spec, False
         while True:
             try:
-                size = self.sock.recv_into(spec.buffer)
-            except _WOULD_BLOCK:
+                if self.received:
+                    size = self.sock.recv_into(spec.buffer)
+                    data, space = None, spec.drained_below
+                else:
+                    data = self.sock.recv(_FIRST_READ)  # its bytes are kept: cheaper than to copy them
+                    size, space = len(data), spec.drained_below and _FIRST_READ
+            except WOULD_BLOCK:
                 return None
             except OSError as error:
                 return self.classify_error(error)
             if not size:
                 break
-            if not self.received:
-                self.first_byte = now
             self.last_byte = now
-            self.received += size
-            complete = False
-            if spec.keep_data:
-                complete = self._keep(bytes(spec.buffer[:size]))
-            elif len(self.data) < HEAD_BYTES:
-                self.data += bytes(spec.buffer[: min(size, HEAD_BYTES)])
+            if data is None:
+                self.received += size
+                if spec.keep_data or len(self.data) < HEAD_BYTES:
+                    complete = self._append(bytes(spec.buffer[:size]))
+            else:
+                self.first_byte, self.received = now, size
+                self.data = data
+                if spec.keep_data:
+                    complete = self._is_complete(0)
             if self.received > spec.max_bytes:
                 return "too_large"
             if complete:
                 return self.classify(complete=True)
-            if size < spec.drained_below:
+            if size < space:
                 if not mask & ENDED:
                     return None
                 break  # the socket is empty, and the end of the stream has arrived
@@ -272,7 +280,7 @@ class LoadConnection:
         try:
             while self.sock.recv_into(self.spec.buffer):
                 pass
-        except _WOULD_BLOCK:
+        except WOULD_BLOCK:
             return False
         except OSError as error:
             self.error = error.errno or errno.EIO
@@ -292,18 +300,20 @@ class LoadConnection:
             return
         sock.close()
 
-    def _keep(self, data: bytes) -> bool:
-        """Keep ``data``. Returns True if the greeting is complete before the end of the stream.
-
-        Data after its end is not part of the greeting.
-        """
+    def _append(self, data: bytes) -> bool:
+        """Add to ``data``. Returns as ``_is_complete``."""
         seen = len(self.data)
-        if not seen:
-            self.data = data
-        else:
-            if isinstance(self.data, bytes):
-                self.data = bytearray(self.data)  # grows without being copied
-            self.data += data
+        if isinstance(self.data, bytes):
+            self.data = bytearray(self.data)  # grows without being copied
+        self.data += data
+        return self.spec.keep_data and self._is_complete(seen)
+
+    def _is_complete(self, seen: int) -> bool:
+        """Return whether the greeting is complete before the end of the stream, and drop what follows it.
+
+        Args:
+            seen: how many bytes of ``data`` were looked at before.
+        """
         end = self.spec.until.end(self.data, seen)
         if end is None:
             return False
@@ -313,75 +323,6 @@ class LoadConnection:
     def _classify_connect_error(self, code: int) -> str:
         self.error_text = os.strerror(code)
         return connect_failure(code)
-
-
-class TLSLoadConnection(LoadConnection):
-    """A connection with a TLS handshake before the greeting.
-
-    ``sock`` is replaced by an SSLSocket when it is connected. ``handshake_done`` exists from then on.
-    """
-
-    __slots__ = ("handshake_done",)
-
-    def on_event(self, mask: int, now: float) -> str | None:
-        outcome = super().on_event(mask, now)
-        if outcome is None and self.connected and not isinstance(self.sock, ssl.SSLSocket):
-            return self.read(mask, now)  # start the handshake: in TLS the client sends first
-        return outcome
-
-    def _prepare_to_send(self) -> None:
-        """Set ``unsent`` to the PROXY header, which precedes the handshake."""
-        self.unsent = self._proxy_header()
-
-    def read(self, mask: int, now: float) -> str | None:
-        try:
-            self._do_handshake()
-        except _WOULD_BLOCK:
-            return None
-        except OSError as error:
-            return self.classify_error(error)
-        if self.unsent:
-            self._send()
-        return super().read(mask, now)
-
-    def classify_error(self, error: OSError) -> str:
-        # After a reset, whose error ``on_event`` has cleared, OpenSSL reports an unexpected end.
-        if isinstance(error, ssl.SSLEOFError) and (self.error or self._handshake_done()):
-            self.error, self.ended = self.error or TRUNCATED, True
-            return self.classify()
-        if isinstance(error, ssl.SSLError):
-            self.error_text = str(error.reason or error).lower().replace("_", " ")
-            return "tls_error"
-        return super().classify_error(error)
-
-    def close(self) -> None:
-        if self.connected and isinstance(self.sock, ssl.SSLSocket):
-            with suppress(OSError, ValueError):  # send close_notify if that does not block
-                self.sock.unwrap()
-        super().close()
-
-    def _do_handshake(self) -> None:
-        """Start or continue the handshake. Raises SSLWantReadError or SSLWantWriteError until it is done."""
-        if not isinstance(self.sock, ssl.SSLSocket):
-            target = self.spec.target
-            assert target.ssl_context is not None
-            plain = socket.socket(fileno=self.sock.detach())
-            self.sock = plain
-            plain.setblocking(False)
-            self.sock = target.ssl_context.wrap_socket(
-                plain,
-                server_hostname=target.server_name,
-                do_handshake_on_connect=False,
-                suppress_ragged_eofs=False,  # tell an end without close_notify from one with it
-            )
-            self.handshake_done = False
-        if not self.handshake_done:
-            self.sock.do_handshake()
-            self.handshake_done = True
-            self.unsent = self.spec.send
-
-    def _handshake_done(self) -> bool:
-        return isinstance(self.sock, ssl.SSLSocket) and self.handshake_done
 
 
 def started_by(moment: float, waiting: dict[int, LoadConnection]) -> list[LoadConnection]:

@@ -40,8 +40,9 @@ def record(
     """
     start = connection.start
     metrics.outcomes[outcome] += 1
-    if connection.data:
-        metrics.greetings.count(bytes(connection.data[:HEAD_BYTES]))
+    if data := connection.data:
+        head = data if isinstance(data, bytes) and len(data) <= HEAD_BYTES else bytes(data[:HEAD_BYTES])
+        metrics.greetings.heads[head] += 1
     if connection.connected:
         metrics.connect.record(connection.connected - start)
     if outcome in ANSWERED:

@@ -17,14 +17,16 @@ _FIRST_REST, _MAX_REST = 0.001, 0.1  # seconds
 
 
 class RestingSlots:
-    """Slots that rest. ``rested`` has the numbers of refusals of those that may be used again."""
+    """Slots that rest.
+
+    - ``count``: how many there are.
+    - ``rested``: the numbers of refusals of those that may be used again.
+    """
 
     def __init__(self) -> None:
+        self.count = 0
         self.rested: list[int] = []
         self._resting: list[tuple[float, int]] = []  # a heap of ends, each with the number of refusals
-
-    def __len__(self) -> int:
-        return len(self._resting)
 
     def add(self, refusals: int, now: float) -> None:
         """Let a slot rest.
@@ -35,6 +37,7 @@ class RestingSlots:
         """
         rest = min(_FIRST_REST * 2.0 ** min(refusals, 10), _MAX_REST)
         heappush(self._resting, (now + rest, refusals + 1))
+        self.count += 1
 
     def first(self) -> float:
         """Return when the next slot has rested; infinity without one."""
@@ -42,7 +45,7 @@ class RestingSlots:
 
     def wake(self, now: float) -> int:
         """Return how many slots have rested by ``now``, since the last call."""
-        before = len(self._resting)
         while self._resting and self._resting[0][0] <= now:
             self.rested.append(heappop(self._resting)[1])
-        return before - len(self._resting)
+        before, self.count = self.count, len(self._resting)
+        return before - self.count

@@ -9,12 +9,13 @@ Invariants:
   leading three-digit code, so that times, salts and counters do not fill the table. A binary greeting counts
   up to its first unprintable byte.
 - The table is bounded: beyond ``_MAX_TEXTS`` texts, the least frequent are only counted, as ``others``.
-- To count is cheap: greetings are counted by their bytes, and grouped in batches.
+- To count is cheap: greetings are counted by their bytes in ``heads``, and grouped in batches by ``bound``.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from greeter.loadtest.metrics.timeline import add_counts
@@ -50,22 +51,16 @@ class GreetingTable:
         others: the greetings that are counted without their text.
     """
 
-    __slots__ = ("_counts", "_heads", "_others")
+    __slots__ = ("_counts", "_others", "heads")
 
     def __init__(self, counts: Mapping[str, int] | None = None, others: int = 0) -> None:
         self._counts = dict(counts or {})
         self._others = others
-        self._heads: dict[bytes, int] = {}
+        self.heads: defaultdict[bytes, int] = defaultdict(int)  # by the first HEAD_BYTES bytes
 
-    def count(self, head: bytes) -> None:
-        """Count a greeting.
-
-        Args:
-            head: its first HEAD_BYTES bytes.
-        """
-        heads = self._heads
-        heads[head] = heads.get(head, 0) + 1
-        if len(heads) > _MAX_HEADS:
+    def bound(self) -> None:
+        """Group the greetings if ``heads`` has many. Must be called regularly."""
+        if len(self.heads) > _MAX_HEADS:
             self._group()
 
     def merge(self, other: GreetingTable) -> None:
@@ -95,10 +90,10 @@ class GreetingTable:
 
     def _group(self) -> None:
         """Move the counts by bytes to those by text."""
-        for head, count in self._heads.items():
+        for head, count in self.heads.items():
             text = group_text(head)
             self._counts[text] = self._counts.get(text, 0) + count
-        self._heads.clear()
+        self.heads.clear()
         self._bound(_MAX_TEXTS)
 
     def _bound(self, texts: int) -> None:

@@ -108,6 +108,7 @@ class RunMetrics:
     def count(self, interval: Interval) -> None:
         """Count what the histograms and that of the current ``interval`` have recorded."""
         interval.response.count()
+        self.greetings.bound()
         for name in HISTOGRAMS:
             getattr(self, name).count()
 

@@ -17,7 +17,7 @@ from greeter import serve
 from greeter.loadtest import LoadPlan
 from greeter.loadtest.generator.engine import Engine
 from greeter.loadtest.generator.event_poller import ENDED, FAILED, READABLE, WRITABLE
-from greeter.loadtest.generator.load_connection import ConnectionSpec, LoadConnection, TLSLoadConnection
+from greeter.loadtest.generator.load_connection import ConnectionSpec, LoadConnection
 from greeter.loadtest.generator.target import Target, resolve
 from greeter.loadtest.plan.outcome import GREETED
 from tests.support.loadtest_peers import (
@@ -270,9 +270,3 @@ def test_a_held_connection_reports_a_reset(pair: tuple[LoadConnection, socket.so
     wait_for(connection, FAILED)
     assert connection.drain()
     assert connection.error == errno.ECONNRESET
-
-
-def test_the_spec_selects_the_class_of_connections() -> None:
-    target = Target(socket.AF_INET, ("127.0.0.1", 9))
-    assert ConnectionSpec(LoadPlan(), target).connection_class is LoadConnection
-    assert ConnectionSpec(LoadPlan(tls=True), target).connection_class is TLSLoadConnection

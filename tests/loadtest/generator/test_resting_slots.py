@@ -24,10 +24,10 @@ def test_slots_wake_in_the_order_of_their_ends() -> None:
     slots = RestingSlots()
     slots.add(5, 0.0)  # 32 ms
     slots.add(0, 0.001)  # 1 ms
-    assert len(slots) == 2
+    assert slots.count == 2
     assert slots.first() == pytest.approx(0.002)
     assert slots.wake(0.0015) == 0
     assert slots.wake(0.01) == 1
     assert slots.rested == [1]
     assert slots.wake(inf) == 1
-    assert (len(slots), slots.first()) == (0, inf)
+    assert (slots.count, slots.first()) == (0, inf)

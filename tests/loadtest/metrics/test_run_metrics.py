@@ -17,7 +17,7 @@ def metrics(worker: int) -> RunMetrics:
     m.timeline.add(Interval(1.0, attempted=11 * worker, greeted=10 * worker, failed=worker, open=worker))
     m.unstarted, m.cut_off, m.peak_open = 2, 3, 4
     m.reset_after_greeting, m.closed_while_held = 5, 6
-    m.greetings.count(b"220 ready\r\n")
+    m.greetings.heads[b"220 ready\r\n"] += 1
     m.truncated, m.unstarted_with_free_slots, m.stopped = 7, 1, 0.25 * worker
     m.elapsed, m.scheduled = 1.5 + worker, 1.0
     m.cpu_percent = [10.0 * worker]

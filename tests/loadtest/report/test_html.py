@@ -395,7 +395,7 @@ def test_a_page_without_data() -> None:
 def test_greetings_are_listed() -> None:
     m = metrics(3, 0, 0)
     for text in (b"220 ready", b"220 ready", b"421 too many <connections>", b"\r\n"):
-        m.greetings.count(text)
+        m.greetings.heads[text] += 1
     found = opened(dataclasses.replace(report(m), address="127.0.0.2:9999"))
     assert found.rows("Greetings") == [
         ["Count", "Greeting"],

@@ -93,7 +93,7 @@ def compared() -> LoadReport:
     m = lagging(0.1, 50)
     m.count_reason("connect_refused", "Connection refused")
     for text in (b"220 mail.example ESMTP Postfix (Debian/GNU) and what else it says " + 40 * b"x", b"\n"):
-        m.greetings.count(text)
+        m.greetings.heads[text] += 1
     limits = [Threshold.parse(text) for text in ("response:p99<1ms", "errors:connected_no_greeting<1000000")]
     plan = LoadPlan("mail.example:25", rate=100, duration=1.0, thresholds=limits)
     found = report(m, plan, notes=["a note that is longer than a narrow terminal, with a value of 3 ms"])
