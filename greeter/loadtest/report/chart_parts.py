@@ -61,7 +61,7 @@ class Chart:
 def stacked(
     run: Sequence[TimeSlice], parts: dict[str, tuple[str, Callable[[TimeSlice], float]]]
 ) -> Iterator[Bars]:
-    """Yield bars, one per time slice and as wide as it, each part on top of those before."""
+    """Yield bars, one per time slice and as wide as it, each part on top of those before; no empty part."""
     heights = [0.0] * len(run)
     for name, (color, value) in parts.items():
         bars = []
@@ -71,7 +71,8 @@ def stacked(
                 bars.append(
                     Bar(time_slice.begin, time_slice.end, below, heights[index], faint=time_slice.partial)
                 )
-        yield Bars(name, color, bars)
+        if bars:
+            yield Bars(name, color, bars)
 
 
 def figure_from_zero(
