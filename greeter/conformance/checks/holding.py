@@ -1,0 +1,89 @@
+"""Checks with clients that hold a connection: silent ones, and greeted ones that never close."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from greeter.conformance.findings import Ending, Finding, Severity, Tally, judged
+from greeter.conformance.registry import register
+
+if TYPE_CHECKING:
+    from greeter.conformance.probe import Probe
+    from greeter.conformance.tested_service import TestedService
+
+# How soon a control client must be greeted beside those that hold, in seconds.
+PROMPT = 2.0
+
+
+async def connects_only(probe: Probe) -> Ending:
+    """The script of a client that connects and says nothing."""
+    await probe.connect()
+    return Ending.SILENT
+
+
+async def greeted_and_stays(probe: Probe) -> Ending:
+    """The script of a client that receives its greeting and does not close."""
+    await probe.open()
+    await probe.listen()
+    return Ending.GREETED
+
+
+async def controls(service: TestedService, count: int = 3) -> Tally:
+    """Let control clients ask, one after the other, whether the service still greets promptly."""
+    tally = Tally()
+    for _ in range(count):
+        tally.add(await service.control(PROMPT))
+    return tally
+
+
+async def _beside_silent(service: TestedService, count: int) -> Finding:
+    async with service.watching_for_lateness(), service.held(count, connects_only):
+        tally = await controls(service)
+    return judged(tally, Ending.GREETED, Ending.RESET, late=service.late)
+
+
+@register(
+    "silent",
+    "greets others while 10 clients say nothing",
+    Severity.MUST,
+    why="One client that does not speak, or reads slowly, would keep all others waiting.",
+    sources=("CWE-400", "RFC 4732"),
+    cause="The service handles one client after the other, or has fewer slots than that.",
+    cure="Handle clients concurrently, with a deadline for each.",
+)
+async def silent(service: TestedService) -> Finding:
+    """3 control clients beside 10 silent ones."""
+    return await _beside_silent(service, 10)
+
+
+@register(
+    "silent-100",
+    "greets others while 100 clients say nothing",
+    Severity.SHOULD,
+    why="A hundred idle connections are cheap to make, and lock others out.",
+    sources=("CWE-400", "RFC 4732"),
+    cause="A limit of the service on connections, or on processes, is reached.",
+    cure="Raise the limit, make it count per address, and cut off silent clients sooner.",
+    heavy=True,
+)
+async def silent_100(service: TestedService) -> Finding:
+    """3 control clients beside 100 silent ones."""
+    return await _beside_silent(service, 100)
+
+
+@register(
+    "kept",
+    "greets others while 100 greeted clients do not close",
+    Severity.MUST,
+    why="Clients that never close would fill the service, one descriptor each.",
+    sources=("RFC 9293 3.6",),
+    cause="A connection counts against a limit until its client closes, or the service waits for that.",
+    cure="Linger for a bounded time after the greeting, and beside other clients.",
+    heavy=True,
+    needs=("eof",),
+)
+async def kept(service: TestedService) -> Finding:
+    """3 control clients beside 100 that were greeted and stay."""
+    async with service.watching_for_lateness(), service.held(100, greeted_and_stays):
+        tally = await controls(service)
+    return judged(tally, Ending.GREETED, Ending.RESET, late=service.late)

@@ -1,0 +1,63 @@
+"""What to check, and how: the target, what a client says, and what may be done to the service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import ssl
+
+    from greeter.core.endpoint import Endpoint
+    from greeter.core.replies import Until
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPlan:
+    """The arguments of ``greeter.check()``.
+
+    Attributes:
+        target: The service.
+        send: What a client says before it is greeted, if the service waits for that.
+        hello: What a client says that speaks first; b"" for a line of junk.
+        until: What ends the greeting.
+        expect: What the greeting must contain.
+        polite: True if the protocol makes a client wait for the greeting (SMTP, FTP, MySQL).
+        tls: The context for TLS; None without.
+        server_name: The name to verify in the certificate, if not the target's host.
+        proxy_protocol: The version of the PROXY header that every connection begins with; None without.
+        pid: The process that listens.
+        restart: The command that reloads the service.
+        stop: The command that stops it.
+        start: The command that starts it again.
+        only: The ids of the checks to run; all that apply if empty.
+        skip: The ids of checks to leave out.
+        expect_fail: The ids of checks that are known to fail.
+        strict: True if a *should* counts as a *must*.
+        fast: True to leave out the checks that wait in the background.
+        timeout: How long a client waits for its greeting, in seconds.
+        idle_limit: How long a service may keep an idle client, in seconds.
+        heavy: True to run heavy checks off loopback too.
+    """
+
+    target: Endpoint
+    send: bytes = b""
+    hello: bytes = b""
+    until: Until = "eof"
+    expect: bytes = b""
+    polite: bool = False
+    tls: ssl.SSLContext | None = None
+    server_name: str | None = None
+    proxy_protocol: Literal["v1", "v2"] | None = None
+    pid: int | None = None
+    restart: str | None = None
+    stop: str | None = None
+    start: str | None = None
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    expect_fail: tuple[str, ...] = ()
+    strict: bool = False
+    fast: bool = False
+    timeout: float = 5.0
+    idle_limit: float = 30.0
+    heavy: bool = False

@@ -1,0 +1,319 @@
+"""One client of a check: a raw socket that connects, speaks, listens, and says how it ended.
+
+Invariants:
+
+- The kernel's own state of the connection is asked (``TCP_INFO``, tcp(7)): ``recv`` returns the end of stream
+  also where a reset follows it, and does not show the reset.
+- Every wait has a deadline, and the socket is closed however the client ends.
+- Nothing is sent that the check did not ask for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import ssl
+import struct
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+from greeter.conformance.findings import Ending, Experience
+from greeter.core.replies import ended_by_eof, greeting_end
+
+if TYPE_CHECKING:
+    from greeter.core.replies import Until
+
+SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
+
+# How long after the end of stream a reset is looked for, in seconds. On a path without queues it follows at
+# once.
+RESET_DELAY = 0.15
+# What a client receives at the most.
+MAX_BYTES = 16 * 1024 * 1024
+# Of enum tcp_states in the kernel's tcp_states.h: no connection any more.
+_TCP_CLOSE = 7
+_LOCAL_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """How to connect, and what the greeting is.
+
+    Attributes:
+        family: The address family.
+        address: As ``socket.connect`` takes it.
+        timeout: How long a client waits for its greeting, in seconds.
+        until: What ends the greeting.
+        send: What to say before the greeting comes.
+        preamble: The PROXY header that the connection begins with; b"" without.
+        tls: The context for TLS; None without.
+        server_name: The name to verify.
+        beginning: The first bytes of the greeting, as it was learnt.
+        shortest: The smallest length of the greeting, as it was learnt, in bytes.
+    """
+
+    family: int
+    address: SocketAddress
+    timeout: float
+    until: Until = "eof"
+    send: bytes = b""
+    preamble: bytes = b""
+    tls: ssl.SSLContext | None = None
+    server_name: str | None = None
+    beginning: bytes = b""
+    shortest: int = 1
+
+
+class Ended(Exception):  # not an error: how a client ended, from wherever it ended
+    """The client's connection has ended."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending)
+        self.ending = ending
+
+
+class Probe:
+    """One client. Use it with ``async with``; its methods raise ``Ended`` where its connection ends.
+
+    Args:
+        dial: How to connect.
+        timeout: Takes the place of ``dial.timeout``.
+    """
+
+    def __init__(self, dial: Dial, *, timeout: float | None = None) -> None:
+        self.dial = dial
+        self.data = bytearray()
+        self.eof = False
+        self.truncated = False
+        self._loop = asyncio.get_running_loop()
+        self._story: list[tuple[float, str]] = []
+        self._start = perf_counter()  # uvloop's clock has milliseconds
+        self._deadline = self._loop.time() + (dial.timeout if timeout is None else timeout)
+        self._sock: socket.socket | None = None
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls: ssl.SSLObject | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    # -- what a client does
+
+    async def connect(self) -> None:
+        """Connect, and send the PROXY header if there is one."""
+        self._note("connect")
+        try:
+            self._sock = sock = socket.socket(self.dial.family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            async with asyncio.timeout_at(self._deadline):
+                await self._loop.sock_connect(sock, self.dial.address)
+        except TimeoutError:
+            raise Ended(Ending.CONNECT_TIMEOUT) from None
+        except OSError as error:
+            if error.errno == errno.ETIMEDOUT:
+                raise Ended(Ending.CONNECT_TIMEOUT) from None
+            self._note(errno.errorcode.get(error.errno or 0, "error"))
+            raise Ended(Ending.LOCAL if error.errno in _LOCAL_ERRORS else Ending.REFUSED) from None
+        if self.dial.preamble:
+            await self.send_raw(self.dial.preamble)
+
+    async def handshake(self) -> None:
+        """Complete the TLS handshake. Does nothing without TLS."""
+        if self.dial.tls is None:
+            return
+        self._tls = self.dial.tls.wrap_bio(
+            self._incoming, self._outgoing, server_hostname=self.dial.server_name
+        )
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                received = await self._receive()
+                if not received:
+                    self._note("closed in the handshake")
+                    raise Ended(Ending.TLS_ERROR) from None
+                self._incoming.write(received)
+            except ssl.SSLError as error:
+                with contextlib.suppress(Ended):
+                    await self._flush()  # the alert
+                self._note(f"TLS: {error.reason or 'error'}".lower())
+                raise Ended(Ending.TLS_ERROR) from None
+            else:
+                break
+        await self._flush()
+        self._note(self._tls.version() or "TLS")
+
+    async def open(self, *, request: bool = True) -> None:
+        """Connect, complete the preamble, and say what the service waits for."""
+        await self.connect()
+        await self.handshake()
+        if request and self.dial.send:
+            await self.send(self.dial.send)
+
+    async def send(self, data: bytes) -> None:
+        """Send ``data``, over TLS if there is TLS."""
+        if self._tls is None:
+            await self.send_raw(data)
+            return
+        self._tls.write(data)
+        await self._flush(f"sent {len(data)} B")
+
+    async def send_raw(self, data: bytes, note: str | None = None) -> None:
+        """Send ``data`` as it is."""
+        assert self._sock is not None
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await self._loop.sock_sendall(self._sock, data)
+        except TimeoutError:
+            self._note("the window stayed shut")
+            raise Ended(self._at_deadline()) from None
+        except OSError:
+            self._note("RST")
+            raise Ended(self._after_reset()) from None
+        self._note(note or f"sent {len(data)} B")
+
+    async def listen(self) -> None:
+        """Receive until the greeting is whole or the stream ends."""
+        while not self.eof and not self.whole:
+            await self._read()
+            if len(self.data) > MAX_BYTES:
+                self._note(f"more than {MAX_BYTES} B")
+                raise Ended(Ending.OTHER)
+
+    async def finish(self) -> Ending:
+        """Receive the greeting to its end, and say how the connection ended."""
+        await self.listen()
+        return await self.judge()
+
+    async def judge(self) -> Ending:
+        """Say how the connection ended, after ``listen``."""
+        if not self.eof and self.dial.until == "eof":
+            raise Ended(self._at_deadline())
+        said = self.said()
+        if said is not Ending.GREETED:
+            return said
+        # A reset follows the end of stream by what the service needs to see that input was unread.
+        for delay in (0.0, RESET_DELAY / 3, RESET_DELAY * 2 / 3) if self.eof else (0.0,):
+            await asyncio.sleep(delay)
+            if self.is_reset():
+                self._note("RST")
+                return Ending.RESET
+        return Ending.GREETED
+
+    def half_close(self) -> None:
+        """End our side of the stream."""
+        assert self._sock is not None
+        with contextlib.suppress(OSError):  # it is reset, which the next read says
+            self._sock.shutdown(socket.SHUT_WR)
+        self._note("sent FIN")
+
+    def is_reset(self) -> bool:
+        """True if the peer has reset the connection, whether or not a read has shown it."""
+        assert self._sock is not None
+        if self._sock.family == socket.AF_UNIX:
+            return False
+        info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return info[0] == _TCP_CLOSE
+
+    def abort(self) -> None:
+        """Reset the connection."""
+        if self._sock is not None:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._note("sent RST")
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    def experience(self, ending: Ending) -> Experience:
+        """Returns what this client experienced."""
+        return Experience(ending, bytes(self.data), tuple(self._story), self.truncated)
+
+    # -- the rest
+
+    @property
+    def whole(self) -> bool:
+        """True if the greeting has ended, other than by the end of the stream."""
+        return greeting_end(self.data, self.dial.until) is not None
+
+    async def _read(self) -> None:
+        """Receive once, and decrypt it."""
+        received = await self._receive()
+        if self._tls is None:
+            self._take(received)
+            self.eof = self.eof or not received
+            return
+        if received:
+            self._incoming.write(received)
+        else:
+            self._incoming.write_eof()
+        while not self.eof:
+            try:
+                plain = self._tls.read(65536)
+            except ssl.SSLWantReadError:
+                return
+            except ssl.SSLZeroReturnError:
+                self._note("close_notify")
+                self.eof = True
+            except ssl.SSLError:
+                self.truncated = self.eof = True
+            else:
+                if plain:
+                    self._take(plain)
+                else:  # ragged end of stream
+                    self.truncated = self.eof = True
+
+    async def _receive(self) -> bytes:
+        assert self._sock is not None
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                received = await self._loop.sock_recv(self._sock, 65536)
+        except TimeoutError:
+            self._note("nothing more by the deadline")
+            raise Ended(self._at_deadline()) from None
+        except OSError:
+            self._note("RST")
+            raise Ended(self._after_reset()) from None
+        if not received:
+            self._note("FIN")
+        return received
+
+    def _take(self, received: bytes) -> None:
+        if received:
+            self.data += received
+            self._note(f"got {len(received)} B")
+
+    async def _flush(self, note: str = "") -> None:
+        if data := self._outgoing.read():
+            await self.send_raw(data, note or f"sent {len(data)} B of TLS")
+
+    def said(self) -> Ending:
+        """How the connection ended, by what was received alone."""
+        data, dial = self.data, self.dial
+        if not data:
+            return Ending.LOST
+        if not data.startswith(dial.beginning):
+            return Ending.LOST if dial.beginning.startswith(data) else Ending.OTHER
+        complete = self.whole or (self.eof and ended_by_eof(data, dial.until))
+        return Ending.GREETED if complete and len(data) >= dial.shortest else Ending.LOST
+
+    def _after_reset(self) -> Ending:
+        self.eof = True
+        said = self.said()
+        return Ending.RESET if said is Ending.GREETED else said
+
+    def _at_deadline(self) -> Ending:
+        return Ending.INCOMPLETE if self.data else Ending.SILENT
+
+    def _note(self, event: str) -> None:
+        if len(self._story) < 100:
+            self._story.append((perf_counter() - self._start, event))

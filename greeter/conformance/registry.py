@@ -1,0 +1,84 @@
+"""The checks, each registered once with what it asks of a service, why, and how a service is mended.
+
+Invariants:
+
+- An id is what one types after ``--only``; it never changes its meaning.
+- The texts state the mechanism and its source. A service that closes at once obeys TCP, and loses clients all
+  the same: no text says that it violates a standard which it keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from greeter.conformance.findings import Finding, Severity
+
+if TYPE_CHECKING:
+    from greeter.conformance.tested_service import TestedService
+
+Run = Callable[["TestedService"], Awaitable[Finding]]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check.
+
+    Attributes:
+        id: Its name on the command line.
+        title: What the service is asked for, as the rest of a sentence that begins with "The service".
+        severity: What it means if it does not.
+        why: What happens to clients otherwise, in one sentence.
+        sources: Where that is written, such as "RFC 9293 3.6.1".
+        cause: The usual cause, in one sentence.
+        cure: What to change, in one sentence.
+        run: Asks the service.
+        heavy: True if it may trouble a service in use. Off loopback, it needs to be asked for.
+        background: True if it waits most of the time, beside the other checks.
+        needs: What it needs to apply: "tcp", "eof" (the service closes after its greeting), "junk" (a client
+            may speak first), "tls", "proxy", "pid", "restart", "stop", "start", "datagram".
+        seconds: The time limit of the check, in seconds.
+    """
+
+    id: str
+    title: str
+    severity: Severity
+    why: str
+    sources: tuple[str, ...]
+    cause: str
+    cure: str
+    run: Run
+    heavy: bool = False
+    background: bool = False
+    needs: frozenset[str] = frozenset()
+    seconds: float = 10.0
+
+
+CHECKS: dict[str, Check] = {}
+
+
+def register(
+    id: str,
+    title: str,
+    severity: Severity,
+    *,
+    why: str,
+    sources: tuple[str, ...],
+    cause: str,
+    cure: str,
+    heavy: bool = False,
+    background: bool = False,
+    needs: tuple[str, ...] = (),
+    seconds: float = 10.0,
+) -> Callable[[Run], Run]:
+    """Decorates the function of a check. The arguments are the attributes of ``Check``."""
+
+    def add(run: Run) -> Run:
+        assert id not in CHECKS, id
+        CHECKS[id] = Check(
+            id, title, severity, why, sources, cause, cure, run, heavy, background, frozenset(needs), seconds
+        )
+        return run
+
+    return add

@@ -1,0 +1,275 @@
+"""A run: learn what the service says, then ask it one thing after the other.
+
+Invariants:
+
+- After every check, a control client listens. If it is not greeted, nor 1 and 10 seconds later, the checks
+  that follow are unsure, and say at which check the service stopped.
+- A check has a time limit, and so has the run. A check that exceeds it is unsure.
+- Off the loopback, only gentle checks run unless heavy ones are asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from greeter import __version__
+from greeter.conformance import checks as _checks  # noqa: F401  # registers them
+from greeter.conformance.findings import Ending, skipped, unsure
+from greeter.conformance.plan import CheckPlan
+from greeter.conformance.registry import CHECKS, Check
+from greeter.conformance.report import CheckReport, Result
+from greeter.conformance.tested_service import TestedService, dials
+from greeter.core.endpoint import DEFAULT_HOST, Endpoint
+from greeter.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ssl as ssl_module
+    from collections.abc import Callable, Iterable
+    from typing import Literal
+
+    from greeter.core.replies import Until
+
+# Pauses before the service is said to have stopped greeting, in seconds.
+RETRIES = (0.0, 1.0, 10.0)
+# The time limit of a run, in seconds, without what waits in the background.
+RUN_SECONDS = 90.0
+SYSCTLS = ("net/core/somaxconn", "net/ipv4/tcp_syncookies", "net/ipv4/tcp_max_syn_backlog")
+
+
+async def check(
+    target: str | int | Endpoint | None = DEFAULT_HOST,
+    port: int | str | None = None,
+    *,
+    send: bytes = b"",
+    hello: bytes = b"",
+    until: Until = "eof",
+    expect: bytes = b"",
+    polite: bool = False,
+    ssl: ssl_module.SSLContext | None = None,
+    server_hostname: str | None = None,
+    proxy_protocol: Literal["v1", "v2"] | None = None,
+    pid: int | None = None,
+    restart: str | None = None,
+    stop: str | None = None,
+    start: str | None = None,
+    only: Iterable[str] = (),
+    skip: Iterable[str] = (),
+    expect_fail: Iterable[str] = (),
+    strict: bool = False,
+    fast: bool = False,
+    timeout: float = 5.0,
+    idle_limit: float = 30.0,
+    heavy: bool = False,
+) -> CheckReport:
+    """Check which clients a service loses, and why.
+
+    Args:
+        target: An Endpoint, the text of one, or a host, as for ``greeter.greet()``.
+        port: A port number or a service name, if the target is a host.
+        send: What a client says before it is greeted, if the service waits for that.
+        hello: What a client says that speaks first; a line of junk by default.
+        until: What ends the greeting, as for ``greeter.greet()``.
+        expect: What the greeting must contain.
+        polite: True if the protocol makes a client wait for the greeting (SMTP, FTP, MySQL).
+        ssl: An SSLContext for TLS.
+        server_hostname: The name to verify in the certificate, if it is not the target's host.
+        proxy_protocol: The version of the PROXY header that every connection begins with.
+        pid: The process that listens, for the checks that look at it.
+        restart: A shell command that reloads the service.
+        stop: A shell command that stops it.
+        start: A shell command that starts it again.
+        only: The ids of the checks to run; all that apply by default.
+        skip: The ids of checks to leave out.
+        expect_fail: The ids of checks that are known to fail: they pass, and a surprise fails.
+        strict: True if a *should* counts as a *must*.
+        fast: True to leave out the checks that wait in the background.
+        timeout: How long a client waits for its greeting, in seconds.
+        idle_limit: How long a service may keep an idle client, in seconds.
+        heavy: True to run heavy checks against another machine too.
+
+    Returns:
+        The CheckReport. What the service breaks is in there, and raises nothing.
+
+    Raises:
+        ConfigError: An argument is invalid, or arguments contradict each other.
+        ConnectFailed: The target's name cannot be resolved.
+
+    Example::
+
+        report = await greeter.check("127.0.0.1:9999", fast=True)
+        assert not report.broken, report.headline
+    """
+    plan = CheckPlan(
+        target=Endpoint.target(target, port),
+        send=send,
+        hello=hello,
+        until=until,
+        expect=expect,
+        polite=polite,
+        tls=ssl,
+        server_name=server_hostname,
+        proxy_protocol=proxy_protocol,
+        pid=pid,
+        restart=restart,
+        stop=stop,
+        start=start,
+        only=tuple(only),
+        skip=tuple(skip),
+        expect_fail=tuple(expect_fail),
+        strict=strict,
+        fast=fast,
+        timeout=timeout,
+        idle_limit=idle_limit,
+        heavy=heavy,
+    )
+    return await run(plan)
+
+
+async def run(plan: CheckPlan, on_result: Callable[[Result], None] = lambda _: None) -> CheckReport:
+    """Run the checks of a plan.
+
+    Args:
+        plan: What to check, and how.
+        on_result: Called with each result, as soon as it is there.
+
+    Returns:
+        The report.
+
+    Raises:
+        ConfigError: The plan contradicts itself.
+        ConnectFailed: The target's name cannot be resolved.
+    """
+    for name in (*plan.only, *plan.skip, *plan.expect_fail):
+        if name not in CHECKS:
+            raise ConfigError(f"{name!r} is not a check; greeter check --list shows them")
+    return await _Run(plan, TestedService(plan, await dials(plan)), on_result).run()
+
+
+class _Run:
+    def __init__(self, plan: CheckPlan, service: TestedService, on_result: Callable[[Result], None]) -> None:
+        self._plan, self._service, self._on_result = plan, service, on_result
+        self._results: dict[str, Result] = {}
+        self._stopped_at = ""  # the check after which the service greeted no more
+        self._loop = asyncio.get_running_loop()
+        self._start = self._loop.time()
+
+    async def run(self) -> CheckReport:
+        started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        reason = await self._learn()
+        if not reason:
+            background = {
+                check.id: asyncio.create_task(self._timed(check))
+                for check in CHECKS.values()
+                if check.background and not self._excuse(check)
+            }
+            try:
+                await self._foreground()
+                for task in background.values():
+                    self._record(await task)
+            finally:
+                for task in background.values():
+                    task.cancel()
+                await asyncio.gather(*background.values(), return_exceptions=True)
+        return CheckReport(
+            str(self._plan.target),
+            tuple(self._results[name] for name in CHECKS if name in self._results),
+            self._service.greeting,
+            self._plan.strict,
+            reason,
+            started_at,
+            self._loop.time() - self._start,
+            environment(),
+        )
+
+    async def _learn(self) -> str:
+        """Run the check that the others build on. Returns why the service never greets; "" if it does."""
+        result = await self._timed(CHECKS["greets"])
+        if not self._service.greeting:
+            return result.finding.story.rpartition(" · ")[2] or result.finding.figure
+        self._record(result)
+        return ""
+
+    async def _foreground(self) -> None:
+        for check in CHECKS.values():
+            if check.id in self._results or check.background and not self._excuse(check):
+                continue
+            if excuse := self._excuse(check):
+                self._record(Result(check, skipped(excuse)))
+            elif self._stopped_at:
+                self._record(Result(check, unsure(f"the service stopped greeting at {self._stopped_at}")))
+            elif self._loop.time() - self._start > RUN_SECONDS:
+                self._record(Result(check, unsure(f"no time is left of {RUN_SECONDS:g} s")))
+            else:
+                self._record(await self._timed(check))
+                await self._see_that_it_greets(check)
+
+    async def _timed(self, check: Check) -> Result:
+        begin = self._loop.time()
+        self._service.late = False
+        limit = check.seconds + (self._plan.idle_limit if check.background else 0.0)
+        try:
+            async with asyncio.timeout(limit):
+                finding = await check.run(self._service)
+        except TimeoutError:
+            finding = unsure(f"not done within {limit:g} s")
+        return Result(check, finding, self._loop.time() - begin, check.id in self._plan.expect_fail)
+
+    async def _see_that_it_greets(self, check: Check) -> None:
+        for pause in RETRIES:
+            await asyncio.sleep(pause)
+            if (await self._service.control()).ending in (Ending.GREETED, Ending.RESET):
+                return
+        self._stopped_at = check.id
+
+    def _excuse(self, check: Check) -> str:
+        """Returns why a check is not run; "" if it is."""
+        plan, service = self._plan, self._service
+        if (plan.only and check.id not in plan.only) or check.id in plan.skip:
+            return "not asked for"
+        if check.background and plan.fast:
+            return "left out by --fast"
+        if check.heavy and not service.local and not plan.heavy:
+            return "heavy, and the target is not this machine: --yes runs it"
+        for need in sorted(check.needs):
+            if need not in service.traits:
+                return MISSING[need]
+        return ""
+
+    def _record(self, result: Result) -> None:
+        self._results[result.check.id] = result
+        self._on_result(result)
+
+
+# Why a check does not apply to a service without a trait.
+MISSING = {
+    "tcp": "the target is a Unix socket",
+    "eof": "the service goes on after its greeting",
+    "junk": "the protocol makes a client wait for the greeting",
+    "tls": "without --tls",
+    "proxy": "without --proxy-protocol",
+    "pid": "without --pid",
+    "restart": "without --restart",
+    "stop": "without --stop",
+    "start": "without --start",
+    "datagram": "the target is not a datagram service",
+}
+
+
+def environment() -> dict[str, object]:
+    """Returns the kernel, its settings that matter to an accept queue, and the versions."""
+    sysctl = {}
+    for name in SYSCTLS:
+        try:
+            sysctl[name.replace("/", ".")] = Path("/proc/sys", name).read_text().strip()
+        except OSError:
+            continue
+    return {
+        "greeter": __version__,
+        "python": platform.python_version(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "sysctl": sysctl,
+    }

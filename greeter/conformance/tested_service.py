@@ -1,0 +1,192 @@
+"""The service under test: where it is, what it says, and the clients that ask it.
+
+Invariants:
+
+- At most ``MAX_CLIENTS`` clients are connected at once, but for those that a check holds open on purpose, so
+  that a short accept queue is not taken for a fault of something else.
+- A control client says whether the service still greets. It only listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, TypeAlias
+
+from greeter.conformance.findings import Ending, Experience, Tally
+from greeter.conformance.probe import Dial, Ended, Probe
+from greeter.errors import ConnectFailed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from greeter.conformance.plan import CheckPlan
+
+    Script: TypeAlias = Callable[[Probe], Awaitable[Ending]]
+
+MAX_CLIENTS = 4
+# What every greeting must begin with, of those learnt: more would be taken for a refusal where the time or a
+# serial number follows.
+BEGINNING = 12
+# A loop that runs this much late, in seconds, was too busy for its clients to be judged.
+LATE = 0.5
+
+
+class TestedService:
+    """The service, as the checks see it.
+
+    Args:
+        plan: What to check.
+        dials: How to connect to each of its addresses; the first is the one that is checked.
+    """
+
+    __test__ = False  # not for pytest
+
+    def __init__(self, plan: CheckPlan, dials: list[Dial]) -> None:
+        self.plan = plan
+        self.dials = dials
+        self.dial = dials[0]
+        self.greeting = b""
+        self.late = False
+
+    @property
+    def traits(self) -> set[str]:
+        """What checks may need that this service has, see ``Check.needs``."""
+        plan = self.plan
+        traits = {
+            name for name in ("tls", "pid", "restart", "stop", "start") if getattr(plan, name) is not None
+        }
+        traits |= {"tcp"} if self.dial.family != socket.AF_UNIX else set()
+        traits |= {"eof"} if plan.until == "eof" else set()
+        traits |= set() if plan.polite else {"junk"}
+        return traits | ({"proxy"} if plan.proxy_protocol else set())
+
+    @property
+    def local(self) -> bool:
+        """True if the service is reached over the loopback or a Unix socket."""
+        host = self.dial.address[0] if isinstance(self.dial.address, tuple) else ""
+        return isinstance(self.dial.address, str) or host.startswith("127.") or host == "::1"
+
+    async def client(
+        self, script: Script, *, dial: Dial | None = None, timeout: float | None = None
+    ) -> Experience:
+        """Let one client follow ``script``, and return what it experienced."""
+        async with Probe(dial or self.dial, timeout=timeout) as probe:
+            try:
+                ending = await script(probe)
+            except Ended as end:
+                ending = end.ending
+            return probe.experience(ending)
+
+    async def clients(
+        self, count: int, script: Script, *, at_once: int = MAX_CLIENTS, dial: Dial | None = None
+    ) -> Tally:
+        """Let ``count`` clients follow ``script``, at most ``at_once`` of them at the same time."""
+        tally, slots = Tally(), asyncio.Semaphore(at_once)
+
+        async def one() -> None:
+            async with slots:
+                tally.add(await self.client(script, dial=dial))
+
+        async with self.watching_for_lateness():
+            await asyncio.gather(*(one() for _ in range(count)))
+        return tally
+
+    async def control(self, timeout: float | None = None) -> Experience:
+        """Let one client listen, and say whether it was greeted. A reset that follows is not looked for."""
+        return await self.client(hears, timeout=timeout)
+
+    @contextlib.asynccontextmanager
+    async def held(self, count: int, script: Script) -> AsyncIterator[list[Experience]]:
+        """Hold ``count`` clients open that have followed ``script``, until the block ends.
+
+        Yields:
+            The experiences of those whose connection has ended by itself.
+        """
+        probes: list[Probe] = []
+        ended: list[Experience] = []
+        slots = asyncio.Semaphore(MAX_CLIENTS)
+
+        async def one() -> None:
+            probe = Probe(self.dial)
+            probes.append(probe)
+            async with slots:
+                try:
+                    await script(probe)
+                except Ended as end:
+                    ended.append(probe.experience(end.ending))
+
+        try:
+            await asyncio.gather(*(one() for _ in range(count)))
+            yield ended
+        finally:
+            for probe in probes:
+                probe.close()
+
+    @contextlib.asynccontextmanager
+    async def watching_for_lateness(self) -> AsyncIterator[None]:
+        """Set ``late`` if this process stood still meanwhile."""
+        loop = asyncio.get_running_loop()
+
+        async def watch() -> None:
+            while True:
+                before = loop.time()
+                await asyncio.sleep(0.05)
+                self.late = self.late or loop.time() - before > LATE
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+
+
+async def hears(probe: Probe) -> Ending:
+    """The script of a control client, which does not wait for what follows the greeting."""
+    await probe.open()
+    await probe.listen()
+    return probe.said()
+
+
+async def listen_only(probe: Probe) -> Ending:
+    """The script of a client that says no more than it must, and listens."""
+    await probe.open()
+    return await probe.finish()
+
+
+async def dials(plan: CheckPlan) -> list[Dial]:
+    """Resolve the target.
+
+    Returns:
+        How to connect to each of its addresses.
+
+    Raises:
+        ConnectFailed: Its name cannot be resolved.
+    """
+    target = plan.target
+    found: list[tuple[int, object]] = []
+    if target.kind == "unix":
+        found = [(socket.AF_UNIX, target.path)]
+    else:
+        try:
+            for family, _, _, _, address in await asyncio.get_running_loop().getaddrinfo(
+                target.host or "localhost", target.port, type=socket.SOCK_STREAM
+            ):
+                if (family, address) not in found:
+                    found.append((family, address))
+        except OSError as error:
+            raise ConnectFailed(str(target), error) from error
+    return [
+        Dial(
+            family,
+            address,  # type: ignore[arg-type]  # what getaddrinfo returns
+            plan.timeout,
+            plan.until,
+            plan.send,
+            b"",
+            plan.tls,
+            plan.server_name or (target.host if plan.tls is not None else None),
+        )
+        for family, address in found
+    ]
