@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from greeter.core.replies import Until
 
 if TYPE_CHECKING:
     import ssl
 
     from greeter.core.endpoint import Endpoint
-    from greeter.core.replies import Until
+    from greeter.core.proxy_protocol import ProxyVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,12 @@ class CheckPlan:
     target: Endpoint
     send: bytes = b""
     hello: bytes = b""
-    until: Until = "eof"
+    until: Until = Until("eof")
     expect: bytes = b""
     polite: bool = False
     tls: ssl.SSLContext | None = None
     server_name: str | None = None
-    proxy_protocol: Literal["v1", "v2"] | None = None
+    proxy_protocol: ProxyVersion | None = None
     pid: int | None = None
     restart: str | None = None
     stop: str | None = None

@@ -21,10 +21,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from greeter.conformance.findings import Ending, Experience
-from greeter.core.replies import ended_by_eof, greeting_end
+from greeter.core.proxy_protocol import encode
+from greeter.core.replies import Until
 
 if TYPE_CHECKING:
-    from greeter.core.replies import Until
+    from greeter.core.proxy_protocol import ProxyVersion
 
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 
@@ -48,7 +49,7 @@ class Dial:
         timeout: How long a client waits for its greeting, in seconds.
         until: What ends the greeting.
         send: What to say before the greeting comes.
-        preamble: The PROXY header that the connection begins with; b"" without.
+        proxy: The version of the PROXY header that the connection begins with; None without.
         tls: The context for TLS; None without.
         server_name: The name to verify.
         beginning: The first bytes of the greeting, as it was learnt.
@@ -58,9 +59,9 @@ class Dial:
     family: int
     address: SocketAddress
     timeout: float
-    until: Until = "eof"
+    until: Until = Until("eof")
     send: bytes = b""
-    preamble: bytes = b""
+    proxy: ProxyVersion | None = None
     tls: ssl.SSLContext | None = None
     server_name: str | None = None
     beginning: bytes = b""
@@ -119,8 +120,9 @@ class Probe:
                 raise Ended(Ending.CONNECT_TIMEOUT) from None
             self._note(errno.errorcode.get(error.errno or 0, "error"))
             raise Ended(Ending.LOCAL if error.errno in _LOCAL_ERRORS else Ending.REFUSED) from None
-        if self.dial.preamble:
-            await self.send_raw(self.dial.preamble)
+        if self.dial.proxy is not None:
+            header = encode(self.dial.proxy, sock.getsockname(), sock.getpeername())
+            await self.send_raw(header, f"sent a PROXY header of {len(header)} B")
 
     async def handshake(self) -> None:
         """Complete the TLS handshake. Does nothing without TLS."""
@@ -193,7 +195,7 @@ class Probe:
 
     async def judge(self) -> Ending:
         """Say how the connection ended, after ``listen``."""
-        if not self.eof and self.dial.until == "eof":
+        if not self.eof and self.dial.until.kind == "eof":
             raise Ended(self._at_deadline())
         said = self.said()
         if said is not Ending.GREETED:
@@ -243,7 +245,7 @@ class Probe:
     @property
     def whole(self) -> bool:
         """True if the greeting has ended, other than by the end of the stream."""
-        return greeting_end(self.data, self.dial.until) is not None
+        return self.dial.until.end(self.data) is not None
 
     async def _read(self) -> None:
         """Receive once, and decrypt it."""
@@ -303,7 +305,7 @@ class Probe:
             return Ending.LOST
         if not data.startswith(dial.beginning):
             return Ending.LOST if dial.beginning.startswith(data) else Ending.OTHER
-        complete = self.whole or (self.eof and ended_by_eof(data, dial.until))
+        complete = self.whole or (self.eof and dial.until.ended_by_eof(data))
         return Ending.GREETED if complete and len(data) >= dial.shortest else Ending.LOST
 
     def _after_reset(self) -> Ending:

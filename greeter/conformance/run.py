@@ -24,14 +24,14 @@ from greeter.conformance.registry import CHECKS, Check
 from greeter.conformance.report import CheckReport, Result
 from greeter.conformance.tested_service import TestedService, dials
 from greeter.core.endpoint import DEFAULT_HOST, Endpoint
+from greeter.core.replies import Until
 from greeter.errors import ConfigError
 
 if TYPE_CHECKING:
     import ssl as ssl_module
     from collections.abc import Callable, Iterable
-    from typing import Literal
 
-    from greeter.core.replies import Until
+    from greeter.core.proxy_protocol import ProxyVersion
 
 # Pauses before the service is said to have stopped greeting, in seconds.
 RETRIES = (0.0, 1.0, 10.0)
@@ -46,12 +46,12 @@ async def check(
     *,
     send: bytes = b"",
     hello: bytes = b"",
-    until: Until = "eof",
+    until: Until | str = "eof",
     expect: bytes = b"",
     polite: bool = False,
     ssl: ssl_module.SSLContext | None = None,
     server_hostname: str | None = None,
-    proxy_protocol: Literal["v1", "v2"] | None = None,
+    proxy_protocol: ProxyVersion | None = None,
     pid: int | None = None,
     restart: str | None = None,
     stop: str | None = None,
@@ -107,7 +107,7 @@ async def check(
         target=Endpoint.target(target, port),
         send=send,
         hello=hello,
-        until=until,
+        until=Until.parse(until),
         expect=expect,
         polite=polite,
         tls=ssl,

@@ -58,7 +58,7 @@ class TestedService:
             name for name in ("tls", "pid", "restart", "stop", "start") if getattr(plan, name) is not None
         }
         traits |= {"tcp"} if self.dial.family != socket.AF_UNIX else set()
-        traits |= {"eof"} if plan.until == "eof" else set()
+        traits |= {"eof"} if plan.until.kind == "eof" else set()
         traits |= set() if plan.polite else {"junk"}
         return traits | ({"proxy"} if plan.proxy_protocol else set())
 
@@ -184,7 +184,7 @@ async def dials(plan: CheckPlan) -> list[Dial]:
             plan.timeout,
             plan.until,
             plan.send,
-            b"",
+            plan.proxy_protocol,
             plan.tls,
             plan.server_name or (target.host if plan.tls is not None else None),
         )
