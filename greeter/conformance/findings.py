@@ -60,12 +60,14 @@ class Experience:
         data: The bytes received.
         story: Its events, each with the time in seconds since it began to connect.
         truncated: True if a TLS connection ended without close_notify.
+        connected_after: How long connecting took, in seconds.
     """
 
     ending: Ending
     data: bytes = b""
     story: tuple[tuple[float, str], ...] = ()
     truncated: bool = False
+    connected_after: float = 0.0
 
     def told(self) -> str:
         """Returns the story in one line, with the times in milliseconds."""
@@ -85,6 +87,13 @@ class Tally:
         """Count one client."""
         self.classes[experience.ending] += 1
         self.first.setdefault(experience.ending, experience)
+
+    def joined(self, other: Tally) -> Tally:
+        """Returns the clients of both."""
+        joined = Tally()
+        joined.classes = self.classes + other.classes
+        joined.first = other.first | self.first
+        return joined
 
     @property
     def total(self) -> int:

@@ -54,6 +54,9 @@ class Dial:
         server_name: The name to verify.
         beginning: The first bytes of the greeting, as it was learnt.
         shortest: The smallest length of the greeting, as it was learnt, in bytes.
+        tls_version: The only version of TLS to offer; None for those that ``tls`` allows.
+        pieces: True to send the first flight of the handshake byte by byte.
+        joined: What the first flight of the handshake follows in one segment.
     """
 
     family: int
@@ -66,6 +69,9 @@ class Dial:
     server_name: str | None = None
     beginning: bytes = b""
     shortest: int = 1
+    tls_version: ssl.TLSVersion | None = None
+    pieces: bool = False
+    joined: bytes = b""
 
 
 class Ended(Exception):  # not an error: how a client ended, from wherever it ended
@@ -92,10 +98,12 @@ class Probe:
         self._loop = asyncio.get_running_loop()
         self._story: list[tuple[float, str]] = []
         self._start = perf_counter()  # uvloop's clock has milliseconds
+        self._connected = self._start
         self._deadline = self._loop.time() + (dial.timeout if timeout is None else timeout)
         self._sock: socket.socket | None = None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls: ssl.SSLObject | None = None
+        self._paused = False  # for as long as ends ``idle:DUR``
 
     async def __aenter__(self) -> Self:
         return self
@@ -120,6 +128,7 @@ class Probe:
                 raise Ended(Ending.CONNECT_TIMEOUT) from None
             self._note(errno.errorcode.get(error.errno or 0, "error"))
             raise Ended(Ending.LOCAL if error.errno in _LOCAL_ERRORS else Ending.REFUSED) from None
+        self._connected = perf_counter()
         if self.dial.proxy is not None:
             header = encode(self.dial.proxy, sock.getsockname(), sock.getpeername())
             await self.send_raw(header, f"sent a PROXY header of {len(header)} B")
@@ -128,14 +137,14 @@ class Probe:
         """Complete the TLS handshake. Does nothing without TLS."""
         if self.dial.tls is None:
             return
-        self._tls = self.dial.tls.wrap_bio(
-            self._incoming, self._outgoing, server_hostname=self.dial.server_name
-        )
+        self._tls = self._session(self.dial.tls)
+        first = True
         while True:
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self._flush()
+                await (self._first_flight() if first else self._flush())
+                first = False
                 received = await self._receive()
                 if not received:
                     self._note("closed in the handshake")
@@ -150,6 +159,33 @@ class Probe:
                 break
         await self._flush()
         self._note(self._tls.version() or "TLS")
+
+    def _session(self, context: ssl.SSLContext) -> ssl.SSLObject:
+        version, bounds = self.dial.tls_version, (context.minimum_version, context.maximum_version)
+        if version is not None:  # a context cannot be copied, and a session takes its bounds when it begins
+            context.minimum_version = context.maximum_version = version
+        try:
+            return context.wrap_bio(self._incoming, self._outgoing, server_hostname=self.dial.server_name)
+        finally:
+            if version is not None:
+                context.minimum_version, context.maximum_version = bounds
+
+    async def _first_flight(self) -> None:
+        flight = self.dial.joined + self._outgoing.read()
+        if not self.dial.pieces:
+            await self.send_raw(flight, f"sent {len(flight)} B of TLS")
+            return
+        for byte in flight:
+            await self.send_raw(bytes([byte]), "")
+            await asyncio.sleep(0)
+        self._note(f"sent {len(flight)} B of TLS, byte by byte")
+
+    async def send_close_notify(self) -> None:
+        """End our side of the TLS stream."""
+        assert self._tls is not None
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        await self._flush("sent close_notify")
 
     async def open(self, *, request: bool = True) -> None:
         """Connect, complete the preamble, and say what the service waits for."""
@@ -178,15 +214,28 @@ class Probe:
         except OSError:
             self._note("RST")
             raise Ended(self._after_reset()) from None
-        self._note(note or f"sent {len(data)} B")
+        if note != "":
+            self._note(note or f"sent {len(data)} B")
 
     async def listen(self) -> None:
         """Receive until the greeting is whole or the stream ends."""
         while not self.eof and not self.whole:
+            if self.dial.until.kind == "idle" and self.data:
+                try:
+                    async with asyncio.timeout(self.dial.until.idle):
+                        await self._read()
+                except TimeoutError:
+                    self._paused = True
+                continue
             await self._read()
             if len(self.data) > MAX_BYTES:
                 self._note(f"more than {MAX_BYTES} B")
                 raise Ended(Ending.OTHER)
+
+    async def drain(self) -> None:
+        """Receive until the stream ends, whatever comes."""
+        while await self._receive():
+            pass
 
     async def finish(self) -> Ending:
         """Receive the greeting to its end, and say how the connection ended."""
@@ -238,41 +287,48 @@ class Probe:
 
     def experience(self, ending: Ending) -> Experience:
         """Returns what this client experienced."""
-        return Experience(ending, bytes(self.data), tuple(self._story), self.truncated)
+        return Experience(
+            ending, bytes(self.data), tuple(self._story), self.truncated, self._connected - self._start
+        )
 
     # -- the rest
 
     @property
     def whole(self) -> bool:
         """True if the greeting has ended, other than by the end of the stream."""
-        return self.dial.until.end(self.data) is not None
+        return self._paused or self.dial.until.end(self.data) is not None
 
     async def _read(self) -> None:
         """Receive once, and decrypt it."""
-        received = await self._receive()
         if self._tls is None:
+            received = await self._receive()
             self._take(received)
-            self.eof = self.eof or not received
+            self.eof = not received
             return
-        if received:
-            self._incoming.write(received)
-        else:
-            self._incoming.write_eof()
-        while not self.eof:
-            try:
-                plain = self._tls.read(65536)
-            except ssl.SSLWantReadError:
-                return
-            except ssl.SSLZeroReturnError:
-                self._note("close_notify")
-                self.eof = True
-            except ssl.SSLError:
-                self.truncated = self.eof = True
+        while not self._decrypt(self._tls):
+            received = await self._receive()
+            if received:
+                self._incoming.write(received)
             else:
-                if plain:
-                    self._take(plain)
-                else:  # ragged end of stream
-                    self.truncated = self.eof = True
+                self._incoming.write_eof()
+
+    def _decrypt(self, session: ssl.SSLObject) -> bool:
+        """Take what was received over TLS. Returns False if more has to be received first."""
+        try:
+            plain = session.read(65536)
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLZeroReturnError:
+            plain = b""
+        except ssl.SSLError:  # SSLEOFError, or a record that is none
+            self.truncated = self.eof = True
+            return True
+        if plain:
+            self._take(plain)
+        else:  # how _ssl.c returns the end of a session whose other direction is open
+            self._note("close_notify")
+            self.eof = True
+        return True
 
     async def _receive(self) -> bytes:
         assert self._sock is not None

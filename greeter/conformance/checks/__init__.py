@@ -5,4 +5,4 @@ Gentle checks come first, resets and bursts later, and those that stop the servi
 Must not import: what ``greeter.conformance`` must not.
 """
 
-from greeter.conformance.checks import greeting, speaking, holding  # noqa: F401, I001  # the order in which they run
+from greeter.conformance.checks import greeting, speaking, holding, idle, tls, proxy, bursts  # noqa: F401, I001  # in their order

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from greeter.conformance.findings import Ending, Finding, Severity, Tally, judged
+from greeter.conformance.findings import Ending, Finding, Severity, judged
 from greeter.conformance.probe import Ended
 from greeter.conformance.registry import register
 
@@ -50,7 +50,7 @@ async def speaks_first(service: TestedService) -> Finding:
 
     tally = await service.clients(40, says_a_line)
     talkers = await service.clients(4, talks)
-    return judged(_joined(tally, talkers), late=service.late)
+    return judged(tally.joined(talkers), late=service.late)
 
 
 async def talks(probe: Probe) -> Ending:
@@ -124,15 +124,6 @@ async def half_close(service: TestedService) -> Finding:
 
     tally = await service.clients(20, closes)
     if "junk" in service.traits:
-        tally = _joined(tally, await service.clients(20, says_and_closes))
+        tally = tally.joined(await service.clients(20, says_and_closes))
     # After our own FIN, the kernel's state does not tell a reset from an end.
     return judged(tally, Ending.GREETED, Ending.RESET, late=service.late)
-
-
-def _joined(*tallies: Tally) -> Tally:
-    joined = Tally()
-    for tally in tallies:
-        joined.classes += tally.classes
-        for ending, experience in tally.first.items():
-            joined.first.setdefault(ending, experience)
-    return joined

@@ -1,0 +1,135 @@
+"""Checks with many clients at once: in a burst, after resets, and as many as the service holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING
+
+from greeter.conformance.checks.holding import connects_only, controls
+from greeter.conformance.findings import Ending, Finding, Severity, Tally, Verdict, judged, unsure
+from greeter.conformance.listening import listening
+from greeter.conformance.registry import register
+from greeter.conformance.tested_service import hears
+
+if TYPE_CHECKING:
+    from greeter.conformance.probe import Probe
+    from greeter.conformance.tested_service import TestedService
+
+ROUNDS = 3
+# A client whose SYN was dropped sends it again after a second (RFC 6298 2).
+SYN_AGAIN = 1.0
+MANY = 500
+
+
+async def _burst(service: TestedService, count: int, *, prompt: bool) -> Finding:
+    """The worst of some rounds of ``count`` clients at once; with ``prompt``, one that waited is lost too."""
+    worst, worst_lost, worst_again = Tally(), -1, 0
+    for _ in range(ROUNDS):
+        experiences = await service.crowd(count, hears)
+        again = sum(experience.connected_after >= SYN_AGAIN for experience in experiences)
+        tally = Tally(experiences)
+        lost = tally.all_but(Ending.GREETED, Ending.RESET, Ending.LOCAL)
+        if (lost, again) > (worst_lost, worst_again):
+            worst, worst_lost, worst_again = tally, lost, again
+    finding = judged(worst, Ending.GREETED, Ending.RESET, late=service.late)
+    figure = finding.figure
+    if worst_again:
+        figure += f", {worst_again} connected after a second or more"
+        if prompt and finding.verdict is Verdict.PASS:
+            finding = dataclasses.replace(finding, verdict=Verdict.UNSURE if service.late else Verdict.FAIL)
+    cause = ""
+    if (socket := listening(service.dial.family, service.dial.address)) is not None:
+        cause = f"The accept queue of the service has room for {socket.backlog} connections."
+        figure += f"; accept queue {socket.backlog}"
+    data: dict[str, object] = {"rounds": ROUNDS, "connected_after_1_s": worst_again}
+    return dataclasses.replace(finding, figure=figure, cause=cause, data=data)
+
+
+@register(
+    "burst",
+    "greets 200 clients that connect at once",
+    Severity.MUST,
+    why="A SYN that finds the accept queue full is dropped, and its client waits for a second, or for ever.",
+    sources=("listen(2)", "RFC 6298 2"),
+    cause="The accept queue is short, or the service accepts slowly.",
+    cure="Listen with a longer backlog (and raise net.core.somaxconn), and accept in batches.",
+    heavy=True,
+    seconds=30.0,
+)
+async def burst(service: TestedService) -> Finding:
+    """3 rounds, of which the worst counts."""
+    return await _burst(service, 200, prompt=False)
+
+
+@register(
+    "burst-1000",
+    "greets 1,000 clients that connect at once, each within a second",
+    Severity.SHOULD,
+    why="A SYN that finds the accept queue full is dropped, and its client waits for a second, or for ever.",
+    sources=("listen(2)", "RFC 4987"),
+    cause="The accept queue is short, or the service accepts slowly.",
+    cure="Listen with a longer backlog (and raise net.core.somaxconn), and accept in batches.",
+    heavy=True,
+    seconds=40.0,
+)
+async def burst_1000(service: TestedService) -> Finding:
+    """3 rounds, of which the worst counts."""
+    return await _burst(service, 1000, prompt=True)
+
+
+@register(
+    "resets",
+    "greets clients after 1,000 others that reset their connection",
+    Severity.MUST,
+    why="A port scan or an impatient balancer resets connections before they are accepted.",
+    sources=("accept(2), ECONNABORTED",),
+    cause="An error of accept or of the first send ends the service, or keeps one of its slots.",
+    cure="Take errors of one connection as its end only, and accept again.",
+    heavy=True,
+    seconds=20.0,
+)
+async def resets(service: TestedService) -> Finding:
+    """5 control clients right after, and 5 a second later."""
+
+    async def resets_it(probe: Probe) -> Ending:
+        await probe.connect()
+        probe.abort()
+        return Ending.RESET
+
+    made = await service.clients(1000, resets_it, at_once=50)
+    if made.classes[Ending.LOCAL]:
+        return unsure(f"{made.classes[Ending.LOCAL]} of 1000 could not be made by this machine")
+    tally = await controls(service, 5)
+    await asyncio.sleep(1.0)
+    for experience in [await service.control() for _ in range(5)]:
+        tally.add(experience)
+    return judged(tally, Ending.GREETED, Ending.RESET, late=service.late)
+
+
+@register(
+    "many-open",
+    f"greets others while up to {MANY} clients are connected",
+    Severity.SHOULD,
+    why="The number of connections at a time is what a flood of idle ones has to reach.",
+    sources=("CWE-770",),
+    cause="A limit of the service on connections, processes or descriptors is reached.",
+    cure="Raise the limit, make it count per address, and cut off silent clients sooner.",
+    heavy=True,
+    seconds=30.0,
+)
+async def many_open(service: TestedService) -> Finding:
+    """A control client at every 100."""
+    tally = Tally()
+    async with contextlib.AsyncExitStack() as stack:
+        for held in range(100, MANY + 1, 100):
+            await stack.enter_async_context(service.held(100, connects_only))
+            experience = await service.control(2.0)
+            tally.add(experience)
+            if experience.ending not in (Ending.GREETED, Ending.RESET):
+                finding = judged(tally, Ending.GREETED, Ending.RESET, late=service.late)
+                return dataclasses.replace(finding, figure=f"{experience.ending} at {held} open")
+    return dataclasses.replace(
+        judged(tally, Ending.GREETED, Ending.RESET), verdict=Verdict.INFO, figure=f"{MANY} open"
+    )

@@ -1,0 +1,106 @@
+"""The service's listening socket, as the kernel of this machine knows it (sock_diag(7)).
+
+Invariants:
+
+- It is a hint for the texts of a report, and what ``--pid`` is held against. A socket of another machine, of
+  another network namespace, or of a kernel without sock_diag is not found.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from greeter.conformance.probe import SocketAddress
+
+# Of the kernel's uapi headers: linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h, net/tcp_states.h.
+_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
+_REQUEST_AND_DUMP = 0x301
+_DONE, _ERROR = 3, 2
+_LISTEN = 10
+_HEADER = struct.Struct("=IHHII")
+_REQUEST = struct.Struct("=BBBBI48x")
+_PORT = struct.Struct("!H")
+# Of struct inet_diag_msg: where the port, the address, and the queues with the inode are.
+_PORT_AT, _ADDRESS_AT, _QUEUES_AT = 4, 8, 56
+
+
+class Listening(NamedTuple):
+    """A listening socket.
+
+    Attributes:
+        inode: Its number, by which ``/proc/PID/fd`` knows it.
+        backlog: The length of its accept queue.
+        queued: How many connections are in it.
+    """
+
+    inode: int
+    backlog: int
+    queued: int
+
+
+def listening(family: int, address: SocketAddress) -> Listening | None:
+    """Find the socket that listens where a client connects; None if it is not found."""
+    if isinstance(address, str):
+        return None
+    host = socket.inet_pton(family, address[0].partition("%")[0])
+    found = None
+    try:
+        # A wildcard socket of IPv6 may serve IPv4 too.
+        for other in {family, socket.AF_INET6}:
+            for port, at, socket_found in _dump(other):
+                exact = other == family and at[: len(host)] == host
+                if port == address[1] and (exact or not any(at)):
+                    found = socket_found if exact or found is None else found
+    except OSError:
+        return None
+    return found
+
+
+def owners(inode: int) -> list[int]:
+    """Returns the processes that have a socket open, of those whose descriptors we may see."""
+    link = f"socket:[{inode}]"
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                fds = os.listdir(f"/proc/{name}/fd")
+                if any(_link(f"/proc/{name}/fd/{fd}") == link for fd in fds):
+                    found.append(int(name))
+            except OSError:  # it has ended, or is not ours
+                continue
+    return found
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _dump(family: int) -> Iterator[tuple[int, bytes, Listening]]:
+    """Yields the port, the address and the rest of every listening TCP socket of a family."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.settimeout(1.0)
+        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << _LISTEN)
+        netlink.send(
+            _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_AND_DUMP, 1, 0) + request
+        )
+        while True:
+            data, at = netlink.recv(65536), 0
+            while at < len(data):
+                size, kind, _, _, _ = _HEADER.unpack_from(data, at)
+                if kind in (_DONE, _ERROR) or size < _HEADER.size:
+                    return
+                body = at + _HEADER.size
+                (port,) = _PORT.unpack_from(data, body + _PORT_AT)
+                source = data[body + _ADDRESS_AT : body + _ADDRESS_AT + 16]
+                queued, backlog, _, inode = struct.unpack_from("=4I", data, body + _QUEUES_AT)
+                yield port, source, Listening(inode, backlog, queued)
+                at += (size + 3) & ~3
