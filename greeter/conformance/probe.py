@@ -294,6 +294,11 @@ class Probe:
     # -- the rest
 
     @property
+    def closed(self) -> bool:
+        """True if the socket is closed, or was never open."""
+        return self._sock is None
+
+    @property
     def whole(self) -> bool:
         """True if the greeting has ended, other than by the end of the stream."""
         return self._paused or self.dial.until.end(self.data) is not None

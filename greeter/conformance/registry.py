@@ -55,7 +55,7 @@ class Check:
     seconds: float = 10.0
 
 
-CHECKS: dict[str, Check] = {}
+REGISTERED: dict[str, Check] = {}
 
 
 def register(
@@ -75,8 +75,8 @@ def register(
     """Decorates the function of a check. The arguments are the attributes of ``Check``."""
 
     def add(run: Run) -> Run:
-        assert id not in CHECKS, id
-        CHECKS[id] = Check(
+        assert id not in REGISTERED, id
+        REGISTERED[id] = Check(
             id, title, severity, why, sources, cause, cure, run, heavy, background, frozenset(needs), seconds
         )
         return run

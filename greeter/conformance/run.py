@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from greeter import __version__
-from greeter.conformance import checks as _checks  # noqa: F401  # registers them
+from greeter.conformance.checks import CHECKS
 from greeter.conformance.findings import Ending, skipped, unsure
 from greeter.conformance.plan import CheckPlan
-from greeter.conformance.registry import CHECKS, Check
 from greeter.conformance.report import CheckReport, Result
 from greeter.conformance.tested_service import TestedService, dials
 from greeter.core.endpoint import DEFAULT_HOST, Endpoint
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     import ssl as ssl_module
     from collections.abc import Callable, Iterable
 
+    from greeter.conformance.registry import Check
     from greeter.core.proxy_protocol import ProxyVersion
 
 # Pauses before the service is said to have stopped greeting, in seconds.

@@ -1,8 +1,42 @@
-"""The checks, one small function each. Importing this package registers them, in the order in which they run.
+"""The checks, one small function each, and the order in which they run.
 
 Gentle checks come first, resets and bursts later, and those that stop the service last.
 
 Must not import: what ``greeter.conformance`` must not.
 """
 
-from greeter.conformance.checks import greeting, speaking, holding, idle, tls, proxy, bursts  # noqa: F401, I001  # in their order
+from greeter.conformance.checks import (
+    bursts,
+    greeting,
+    holding,
+    idle,
+    lifecycle,
+    proxy,
+    resources,
+    speaking,
+    tls,
+)
+from greeter.conformance.registry import REGISTERED, Check
+
+__all__ = [
+    "CHECKS",
+    "bursts",
+    "greeting",
+    "holding",
+    "idle",
+    "lifecycle",
+    "proxy",
+    "resources",
+    "speaking",
+    "tls",
+]
+
+_ORDER = """
+greets end families speaks-first speaks-much half-close silent kept let-go cut-off
+tls-end tls-speaks-first tls-half tls-pieces tls-old tls-garbage tls-silent tls-cut-off
+proxy-forms proxy-pieces proxy-joined proxy-bad
+wakes silent-100 many-open resets burst burst-1000 descriptors
+reload stop-load stop
+"""
+
+CHECKS: dict[str, Check] = {name: REGISTERED[name] for name in _ORDER.split()}

@@ -1,0 +1,125 @@
+"""Checks of what the service's process uses: descriptors that run out, and wake-ups while nothing happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+from greeter.conformance.findings import Ending, Finding, Severity, Tally, Verdict, judged, skipped, unsure
+from greeter.conformance.probe import Ended, Probe
+from greeter.conformance.process import cpu_seconds, log_size, room_for, serving_pids, wakeups
+from greeter.conformance.registry import register
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greeter.conformance.tested_service import TestedService
+
+ROOM, CLIENTS = 40, 150
+HOLD_SECONDS = 1.0
+MOST_CPU = 0.5  # of a core
+MOST_LOG = 100_000  # bytes
+IDLE_SECONDS = 2.0
+
+
+@register(
+    "descriptors",
+    "greets 150 clients with descriptors for 40",
+    Severity.SHOULD,
+    why="A service that runs out of descriptors and accepts in a loop takes a whole core and fills its log.",
+    sources=("accept(2), EMFILE", "cpython #151615"),
+    cause="The error of accept is logged and tried again at once, or the connection is closed unheard.",
+    cure="Stop accepting at a limit below that of descriptors, and go on when a connection has ended.",
+    heavy=True,
+    needs=("tcp", "pid"),
+    seconds=30.0,
+)
+async def descriptors(service: TestedService) -> Finding:
+    """They hold their connection for a second before they listen."""
+    assert service.plan.pid is not None
+    pids = serving_pids(service.dial, service.plan.pid)
+    accepting = pids[1:] or pids
+    probes = [Probe(service.dial, timeout=service.plan.timeout + 10.0) for _ in range(CLIENTS)]
+    full = False
+    tally = Tally()
+    loop = asyncio.get_running_loop()
+    try:
+        with contextlib.ExitStack() as stack:
+            limits = {pid: stack.enter_context(room_for(pid, ROOM)) for pid in accepting}
+            log, cpu, start = _total(log_size, pids), _total(cpu_seconds, pids), loop.time()
+            await asyncio.gather(*(_opens(probe, tally) for probe in probes))
+            while loop.time() < start + HOLD_SECONDS:
+                full = full or any(_used(pid) >= limit - 2 for pid, limit in limits.items())
+                await asyncio.sleep(0.02)
+            await asyncio.gather(*(_listens(probe, tally) for probe in probes if not probe.closed))
+            used = (_total(cpu_seconds, pids) - cpu) / (loop.time() - start)
+            written = _total(log_size, pids) - log
+    except PermissionError:
+        return unsure(f"the limits of process {service.plan.pid} may not be changed by this user")
+    finally:
+        for probe in probes:
+            probe.close()
+    if not full and not tally.all_but(Ending.GREETED, Ending.RESET):
+        return skipped("the service never ran out: it does not keep a connection for a second")
+    finding = judged(tally, Ending.GREETED, Ending.RESET)
+    figure = f"{finding.figure}, {used * 100:.0f} % of a core, {written / 1000:.0f} kB of log"
+    if used > MOST_CPU * len(accepting) or written > MOST_LOG:
+        finding = dataclasses.replace(finding, verdict=Verdict.FAIL)
+    data: dict[str, object] = {"cpu": round(used, 3), "log_bytes": written}
+    return dataclasses.replace(finding, figure=figure, data=data)
+
+
+async def _opens(probe: Probe, tally: Tally) -> None:
+    try:
+        await probe.connect()
+    except Ended as end:
+        tally.add(probe.experience(end.ending))
+        probe.close()
+
+
+async def _listens(probe: Probe, tally: Tally) -> None:
+    try:
+        await probe.handshake()
+        if probe.dial.send:
+            await probe.send(probe.dial.send)
+        await probe.listen()
+        ending = probe.said()
+    except Ended as end:
+        ending = end.ending
+    tally.add(probe.experience(ending))
+    probe.close()  # makes room for the next
+
+
+def _used(pid: int) -> int:
+    try:
+        return max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 1
+    except (OSError, ValueError):
+        return 0
+
+
+def _total(read: Callable[[int], float], pids: list[int]) -> float:
+    return sum(map(read, pids))
+
+
+@register(
+    "wakes",
+    "does not wake up while nothing happens",
+    Severity.INFO,
+    why="Each wake-up keeps a processor from sleeping, on every machine that the service runs on.",
+    sources=("proc(5), voluntary_ctxt_switches",),
+    cause="The service polls, or has a timer that always rings.",
+    cure="Wait for events, and set a timer only while something is due.",
+    needs=("pid",),
+)
+async def wakes(service: TestedService) -> Finding:
+    """Context switches of all its processes and threads, over 2 seconds."""
+    assert service.plan.pid is not None
+    pids = serving_pids(service.dial, service.plan.pid)
+    await asyncio.sleep(0.5)
+    before = sum(map(wakeups, pids))
+    await asyncio.sleep(IDLE_SECONDS)
+    rate = (sum(map(wakeups, pids)) - before) / IDLE_SECONDS
+    return Finding(Verdict.INFO, f"{rate:.1f} a second", data={"wakeups_per_s": rate})
