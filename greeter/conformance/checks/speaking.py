@@ -91,6 +91,8 @@ async def speaks_much(service: TestedService) -> Finding:
         sending = asyncio.ensure_future(probe.send(bytes(200_000)))
         try:
             await probe.listen()
+            # The service may have closed before the first of it arrived.
+            await asyncio.wait([sending], timeout=1.0)
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
