@@ -1,0 +1,119 @@
+"""A report as text for a terminal or a pipe: a line for each check, then what is wrong and what to change.
+
+Invariants:
+
+- A line fits 80 columns, as far as its parts allow. What does not fit is the figure's end, which ``-v`` and the
+  other forms have.
+- Colour only repeats what a mark or a word says.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from greeter.conformance.findings import Verdict
+from greeter.core.escapes import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from greeter.conformance.registry import Check
+    from greeter.conformance.report import CheckReport, Result
+
+    # Returns a text in a colour of click's, or as it is.
+    Paint = Callable[[str, str], str]
+
+WIDTH = 80
+MARKS = {
+    Verdict.PASS: ("✓", "green"),
+    Verdict.FAIL: ("✗", "red"),
+    Verdict.INFO: ("i", "cyan"),
+    Verdict.SKIPPED: ("-", "bright_black"),
+    Verdict.UNSURE: ("?", "yellow"),
+}
+_ID, _SEVERITY = 16, 6
+
+
+def plain(text: str, _colour: str) -> str:
+    """Returns ``text`` without colour."""
+    return text
+
+
+def line(result: Result, paint: Paint = plain) -> str:
+    """Returns the line of a check, such as ``✗ speaks-first  44 of 44 reset  must  RFC 9293 3.6.1``."""
+    check, finding = result.check, result.finding
+    mark, colour = MARKS[finding.verdict]
+    if result.expected:
+        mark, colour = ("✗", "red") if result.broken else ("x", "yellow")
+    source = f"  {check.sources[0]}" if finding.verdict is Verdict.FAIL else ""
+    severity = "" if finding.verdict is Verdict.SKIPPED else check.severity.value
+    room = WIDTH - 2 - _ID - 1 - 2 - _SEVERITY - len(source)
+    figure = finding.figure if len(finding.figure) <= room else finding.figure[: room - 1] + "…"
+    if result.expected:
+        figure = f"{figure} (expected to fail)"
+    row = f"{paint(mark, colour)} {check.id:<{_ID}} {figure:<{room}}  {severity:<{_SEVERITY}}{source}"
+    return row.rstrip()
+
+
+def story(result: Result) -> str:
+    """Returns what one client experienced, for ``-v``; "" if there is none."""
+    return _wrapped(f"one client, in ms: {result.finding.story}", "    ") if result.finding.story else ""
+
+
+def closing(report: CheckReport, paint: Paint = plain, *, verbose: bool = False) -> Iterator[str]:
+    """Yields the lines behind the table: cause and cure of each failure, and what it all comes to."""
+    for result in report.results:
+        check, finding = result.check, result.finding
+        if not result.broken:
+            continue
+        yield ""
+        yield f"{paint('✗', 'red')} {check.id}: {check.title}"
+        if finding.verdict is Verdict.FAIL:
+            yield _wrapped(f"Why: {check.why}", "  ")
+            yield _wrapped(f"Cause: {finding.cause or check.cause}", "  ")
+            yield _wrapped(f"Cure: {check.cure}", "  ")
+            yield _wrapped(f"Source: {', '.join(check.sources)}", "  ")
+            if verbose and finding.story:
+                yield story(result)
+        else:
+            yield "  It was expected to fail, and did not."
+    yield ""
+    yield paint(report.headline, "red" if report.exit_code else "green")
+
+
+def opening(target: str, greeting: bytes) -> str:
+    """Returns the line above the table: what the service says."""
+    shown = escape(greeting)
+    room = WIDTH - len(target) - len(" says  (1234567 B)")
+    short = shown if len(shown) <= room else shown[: room - 1] + "…"
+    return f"{target} says {short} ({len(greeting)} B)"
+
+
+def listing(checks: dict[str, Check]) -> Iterator[str]:
+    """Yields a line for each check, for ``--list``."""
+    for check in checks.values():
+        mark = "!" if check.heavy else " "
+        yield f"{check.id:<{_ID}}{mark} {check.severity.value:<{_SEVERITY}}  {check.title}"
+    yield ""
+    yield "! is heavy: against another machine, it needs --yes."
+
+
+def explanation(check: Check) -> Iterator[str]:
+    """Yields what a check asks, why, and how a service is mended, for ``--explain``."""
+    yield _wrapped(f"{check.id} ({check.severity.value}): the service {check.title}.", "")
+    yield ""
+    for name, text in (
+        ("Why", check.why),
+        ("Cause", check.cause),
+        ("Cure", check.cure),
+        ("Source", ", ".join(check.sources)),
+        ("Asks", (check.run.__doc__ or "").strip()),
+    ):
+        yield _wrapped(f"{name}: {text}", "")
+
+
+def _wrapped(text: str, indent: str) -> str:
+    return textwrap.fill(
+        text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
+    )
