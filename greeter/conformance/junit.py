@@ -56,7 +56,8 @@ def junit(report: CheckReport) -> bytes:
                 f"Cause: {finding.cause or check.cause}\nCure: {check.cure}\n{finding.story}"
             )
     ElementTree.indent(suites)
-    return ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True) + b"\n"
+    document: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return document + b"\n"
 
 
 def _xml(text: str) -> str:

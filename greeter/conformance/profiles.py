@@ -3,8 +3,8 @@
 Invariants:
 
 - A profile only sets arguments that could be given one by one. It judges nothing.
-- A protocol is polite if its client must wait for the greeting: then no check speaks first (RFC 5321 4.3.1 for
-  SMTP, RFC 959 5.4 for FTP; the client of MySQL answers the server's handshake packet).
+- A protocol is polite if its client must wait for the greeting: then no check speaks first (RFC 5321 4.3.1
+  for SMTP, RFC 959 5.4 for FTP; the client of MySQL answers the server's handshake packet).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Invariants:
 
-- A line fits 80 columns, as far as its parts allow. What does not fit is the figure's end, which ``-v`` and the
-  other forms have.
+- A line fits 80 columns, as far as its parts allow. What does not fit is the figure's end, which the other
+  forms have.
 - Colour only repeats what a mark or a word says.
 """
 
