@@ -122,6 +122,8 @@ def put_back(*words: str) -> Iterator[None]:
     watcher = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _WATCHER, *words],
         stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C of a terminal does not reach it
     )
     assert watcher.stdin is not None

@@ -20,6 +20,7 @@ from greeter import __version__
 from greeter.conformance.checks import CHECKS
 from greeter.conformance.findings import Ending, skipped, unsure
 from greeter.conformance.plan import CheckPlan
+from greeter.conformance.process import serving_pids
 from greeter.conformance.report import CheckReport, Result
 from greeter.conformance.tested_service import TestedService, dials
 from greeter.core.endpoint import DEFAULT_HOST, Endpoint
@@ -140,13 +141,16 @@ async def run(plan: CheckPlan, on_result: Callable[[Result], None] = lambda _: N
         The report.
 
     Raises:
-        ConfigError: The plan contradicts itself.
+        ConfigError: The plan contradicts itself, or its process does not listen at the target.
         ConnectFailed: The target's name cannot be resolved.
     """
     for name in (*plan.only, *plan.skip, *plan.expect_fail):
         if name not in CHECKS:
             raise ConfigError(f"{name!r} is not a check; greeter check --list shows them")
-    return await _Run(plan, TestedService(plan, await dials(plan)), on_result).run()
+    service = TestedService(plan, await dials(plan))
+    if plan.pid is not None:
+        serving_pids(service.dial, plan.pid)
+    return await _Run(plan, service, on_result).run()
 
 
 class _Run:
@@ -205,7 +209,8 @@ class _Run:
                 self._record(Result(check, unsure(f"no time is left of {RUN_SECONDS:g} s")))
             else:
                 self._record(await self._timed(check))
-                await self._see_that_it_greets(check)
+                if check.id != "stop" or self._plan.start is not None:  # else it was stopped for good
+                    await self._see_that_it_greets(check)
 
     async def _timed(self, check: Check) -> Result:
         begin = self._loop.time()

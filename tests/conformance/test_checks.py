@@ -1,0 +1,365 @@
+"""The checks against services whose behaviour is known: each finds what is wrong there, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+
+import greeter
+from greeter.conformance import CheckReport, check
+from greeter.conformance.checks import CHECKS
+from greeter.conformance.findings import Verdict
+from tests.conftest import greeter_process
+from tests.support.loadtest_peers import abort_with_reset, refused_endpoint
+from tests.support.lossy_peers import blocking_loop, compiled, peer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+PASS, FAIL, INFO, SKIPPED, UNSURE = Verdict.PASS, Verdict.FAIL, Verdict.INFO, Verdict.SKIPPED, Verdict.UNSURE
+# The tested service is a process of its own.
+alone = pytest.mark.asyncio(loop_factories=["asyncio"])
+# Those that take a moment, and harm nothing.
+GENTLE = ("greets", "end", "speaks-first", "speaks-much", "half-close", "silent", "kept")
+
+
+def verdicts(report: CheckReport) -> dict[str, Verdict]:
+    return {
+        result.check.id: result.finding.verdict
+        for result in report.results
+        if result.finding.verdict is not SKIPPED
+    }
+
+
+def figure(report: CheckReport, name: str) -> str:
+    return next(result.finding.figure for result in report.results if result.check.id == name)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def server_tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def client_tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@contextlib.asynccontextmanager
+async def asyncio_service(handler: Any, **options: Any) -> AsyncIterator[str]:
+    server = await asyncio.start_server(handler, "127.0.0.1", 0, **options)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+# -- the truths
+
+
+@pytest.mark.parametrize("accept", ["direct", "streams"])
+async def test_greeter_keeps_every_check(accept: Any, no_fd_leak: None) -> None:
+    async with greeter.serve(port=0, accept=accept, access_log=False) as server:
+        report = await check(server.addresses[0], fast=True, skip=["burst-1000"])
+    found = verdicts(report)
+    assert {name for name, verdict in found.items() if verdict is not PASS} <= {"many-open"}
+    assert found.keys() >= {*GENTLE, "resets", "burst", "silent-100"}
+    assert (report.exit_code, report.broken) == (0, [])
+    assert report.greeting == b"Thank you for connecting"
+
+
+async def test_a_loop_that_closes_at_once_resets_clients_that_speak() -> None:
+    async with blocking_loop() as service:
+        report = await check(service.target, only=GENTLE)
+    assert verdicts(report) == dict.fromkeys(GENTLE, PASS) | {"speaks-first": FAIL, "speaks-much": FAIL}
+    assert figure(report, "speaks-first").endswith("of 44 reset")
+    assert report.exit_code == 99
+    (broken,) = report.broken
+    assert broken.finding.story.endswith("RST")
+    assert "got 24 B" in broken.finding.story
+
+
+@alone
+@pytest.mark.one_interpreter
+async def test_a_lingering_close_in_c_keeps_every_check(tmp_path: Path) -> None:
+    if (program := compiled(tmp_path)) is None:
+        pytest.skip("there is no C compiler")
+    async with peer(program) as service:
+        report = await check(service.target, fast=True)
+    assert {name for name, verdict in verdicts(report).items() if verdict is not PASS} <= {"many-open"}
+
+
+# -- services with one fault
+
+
+async def test_a_service_that_resets_every_client_does_not_end_in_order() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"Thank you for connecting")
+        await writer.drain()
+        abort_with_reset(writer)
+
+    async with asyncio_service(handle) as target:
+        report = await check(target, only=["greets", "end"])
+    assert verdicts(report)["end"] is FAIL
+
+
+async def test_a_service_that_takes_a_half_close_for_the_end_loses_the_client() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await reader.read()
+                writer.close()  # the client has left, it thinks
+                return
+        writer.write(b"Thank you for connecting")
+        writer.close()
+
+    async with asyncio_service(handle) as target:
+        report = await check(target, only=["half-close"])
+    assert verdicts(report)["half-close"] is FAIL
+    assert "lost" in figure(report, "half-close")
+
+
+async def test_a_refusal_in_words_is_no_greeting() -> None:
+    open_now = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_now
+        open_now += 1
+        try:
+            if open_now > 5:
+                writer.write(b"421 too many connections\r\n")
+            else:
+                writer.write(b"220 mail.example ESMTP\r\n")
+                await reader.read()
+        finally:
+            open_now -= 1
+            writer.close()
+
+    async with asyncio_service(handle) as target:
+        report = await check(target, until="reply", polite=True, only=["silent"])
+    assert verdicts(report)["silent"] is FAIL
+    assert figure(report, "silent") == "3 of 3 other"
+
+
+async def test_what_follows_the_end_of_a_service_is_unsure() -> None:
+    clients = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal clients
+        clients += 1
+        if clients <= 14:  # enough for ``greets`` and what comes before the control client
+            writer.write(b"Thank you for connecting")
+        writer.close()
+
+    async with asyncio_service(handle) as target:
+        report = await check(target, only=["greets", "end", "half-close", "silent"])
+    assert verdicts(report)["silent"] is UNSURE
+    assert figure(report, "silent") == "the service stopped greeting at end"
+    assert figure(report, "half-close") == "the service stopped greeting at end"
+    assert report.exit_code == 98
+
+
+async def test_a_service_that_keeps_its_clients_does_not_let_go() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"Thank you for connecting")
+        writer.write_eof()
+        while await reader.read(100):
+            pass
+        writer.close()
+
+    async with asyncio_service(handle) as target:
+        report = await check(target, only=["let-go"], idle_limit=1.0)
+    assert verdicts(report)["let-go"] is FAIL
+    assert figure(report, "let-go") == "kept for 1 s"
+
+
+async def test_a_deadline_that_moves_with_each_byte_does_not_cut_off() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example ESMTP\r\n")
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(1.5):
+                    if not await reader.read(100):
+                        break
+        writer.close()
+
+    async with asyncio_service(handle) as target:
+        report = await check(target, until="line", only=["cut-off"], idle_limit=3.0)
+    assert verdicts(report)["cut-off"] is FAIL
+    assert "silent: closed after" in figure(report, "cut-off")
+    assert "a byte a second: kept" in figure(report, "cut-off")
+
+
+async def test_a_short_accept_queue_is_named() -> None:
+    async with blocking_loop(backlog=3) as service:
+        report = await check(service.target, only=["burst"])
+    assert figure(report, "burst").endswith("accept queue 3")
+
+
+# -- what is asked for
+
+
+async def test_a_target_that_never_greets_has_no_checks() -> None:
+    report = await check(refused_endpoint())
+    assert (report.results, report.exit_code) == ((), 1)
+    assert report.to_json()["checks"] == []
+    assert "ECONNREFUSED" in report.reason
+
+
+async def test_known_failures_pass_and_surprises_fail() -> None:
+    async with blocking_loop() as service:
+        known = await check(service.target, only=["speaks-first"], expect_fail=["speaks-first"])
+        surprise = await check(service.target, only=["end"], expect_fail=["end"])
+    assert (known.exit_code, known.broken) == (0, [])
+    assert surprise.exit_code == 99
+
+
+async def test_strict_counts_what_should_be() -> None:
+    async with blocking_loop() as service:
+        names = ["speaks-much"]
+        assert (await check(service.target, only=names)).exit_code == 0
+        assert (await check(service.target, only=names, strict=True)).exit_code == 99
+
+
+async def test_a_check_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(greeter.ConfigError, match="'speak-first' is not a check"):
+        await check("127.0.0.1:9", only=["speak-first"])
+
+
+async def test_a_unix_socket_is_checked_too(tmp_path: Path) -> None:
+    path = str(tmp_path / "service")
+    async with greeter.serve(path=path, access_log=False):
+        report = await check(f"unix:{path}", only=[*GENTLE, "let-go"])
+    assert verdicts(report) == dict.fromkeys(GENTLE, PASS)
+    assert figure(report, "let-go") == "the target is a Unix socket"
+
+
+# -- PROXY headers and TLS
+
+
+async def test_a_service_that_guesses_whether_a_header_comes_is_found() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await reader.readline()
+        writer.write(b"Thank you for connecting")
+        writer.close()
+
+    async with asyncio_service(handle) as target:
+        report = await check(target, proxy_protocol="v1", only=["proxy-bad"])
+    assert verdicts(report)["proxy-bad"] is FAIL
+
+
+@pytest.mark.parametrize("accept", ["direct", "streams"])
+async def test_greeter_keeps_the_checks_of_tls_and_proxy_headers(
+    accept: Any, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    options: dict[str, Any] = {"ssl": server_tls, "proxy_from": ["127.0.0.0/8"], "accept": accept}
+    names = [name for name in CHECKS if name.startswith(("tls-", "proxy-")) and name != "tls-cut-off"]
+    async with greeter.serve(port=0, access_log=False, greet_timeout=2.0, **options) as server:
+        report = await check(
+            server.addresses[0],
+            ssl=client_tls,
+            server_hostname="localhost",
+            proxy_protocol="v2",
+            only=["greets", *names, "tls-cut-off"],
+            idle_limit=4.0,
+        )
+    assert {name for name, verdict in verdicts(report).items() if verdict is not PASS} == {"tls-half"}
+    assert len(verdicts(report)) == 13
+
+
+async def test_a_tls_service_without_close_notify_is_found(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    ended = threading.Event()
+
+    def serve() -> None:
+        listener.settimeout(0.1)
+        while not ended.is_set():
+            try:
+                sock, _ = listener.accept()
+                sock.settimeout(2.0)
+                wrapped = server_tls.wrap_socket(sock, server_side=True)
+                wrapped.sendall(b"Thank you for connecting")
+                wrapped.close()  # without unwrap()
+            except OSError:
+                continue
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        report = await check(
+            f"127.0.0.1:{listener.getsockname()[1]}",
+            ssl=client_tls,
+            server_hostname="localhost",
+            only=["tls-end"],
+        )
+    finally:
+        ended.set()
+        thread.join()
+        listener.close()
+    assert verdicts(report)["tls-end"] is FAIL
+    assert figure(report, "tls-end") == "TLSv1.2: 5 of 5 without, TLSv1.3: 5 of 5 without"
+
+
+# -- the life of the process
+
+
+@alone
+@pytest.mark.one_interpreter
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_greeter_keeps_the_checks_of_reload_stop_and_descriptors(workers: int) -> None:
+    args = ("serve", "--no-access-log", "--workers", str(workers))
+    async with greeter_process(*args, "--listen", "127.0.0.1:0") as process:
+        report = await check(
+            process.address,
+            pid=process.pid,
+            restart=f"kill -HUP {process.pid}",
+            stop=f"kill -TERM {process.pid}",
+            only=["greets", "wakes", "descriptors", "reload", "stop"],
+        )
+        found = verdicts(report)
+        assert await process.ended() == 0
+    assert found == {"greets": PASS, "wakes": INFO, "descriptors": PASS, "reload": PASS, "stop": PASS}
+    assert report.exit_code == 0
+
+
+@alone
+@pytest.mark.one_interpreter
+async def test_a_service_that_dies_with_clients_in_its_queue_is_found() -> None:
+    async with blocking_loop() as service:
+        report = await check(
+            service.target, pid=service.pid, stop=f"kill {service.pid}", only=["greets", "stop"]
+        )
+    assert verdicts(report)["stop"] is FAIL
+    assert "lost" in figure(report, "stop")
+
+
+async def test_a_process_that_does_not_listen_is_refused() -> None:
+    async with blocking_loop() as service:
+        with pytest.raises(greeter.ConfigError, match="process 1 does not listen at the target"):
+            await check(service.target, pid=1, only=["wakes"])
+
+
+async def test_a_reload_that_fails_is_unsure() -> None:
+    async with blocking_loop() as service:
+        report = await check(service.target, restart="echo broken >&2; exit 7", only=["reload"])
+    assert verdicts(report)["reload"] is UNSURE
+    assert figure(report, "reload") == "--restart: exit code 7: broken"

@@ -1,0 +1,108 @@
+"""What is done to the tested process is undone, also when this one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from greeter.conformance.probe import Dial
+from greeter.conformance.process import (
+    listening_pid,
+    parent,
+    room_for,
+    run_command,
+    serving_pids,
+    standing_still,
+)
+from greeter.errors import ConfigError
+from tests.conftest import ROOT
+from tests.support.lossy_peers import blocking_loop
+from tests.support.peers import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def state(pid: int) -> str:
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    process = subprocess.Popen(["sleep", "300"])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+async def test_a_stopped_process_goes_on(sleeper: int) -> None:
+    with standing_still([sleeper]):
+        await until(lambda: state(sleeper) == "T", "it stands still")
+    await until(lambda: state(sleeper) == "S", "it goes on")
+
+
+async def test_a_stopped_process_goes_on_after_our_death(sleeper: int) -> None:
+    code = (
+        "import sys, time\nfrom greeter.conformance.process import standing_still\n"
+        f"with standing_still([{sleeper}]):\n    print(flush=True)\n    time.sleep(300)\n"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as ours:  # noqa: ASYNC220  # moments
+        assert ours.stdout is not None
+        await asyncio.to_thread(ours.stdout.readline)
+        assert state(sleeper) == "T"
+        ours.kill()
+    await until(lambda: state(sleeper) == "S", "it goes on")
+
+
+async def test_a_lowered_limit_is_raised_again(sleeper: int) -> None:
+    before = resource.prlimit(sleeper, resource.RLIMIT_NOFILE)
+    opened = max(map(int, os.listdir(f"/proc/{sleeper}/fd"))) + 1
+    with room_for(sleeper, 5) as limit:
+        assert limit == opened + 5
+        assert resource.prlimit(sleeper, resource.RLIMIT_NOFILE) == (limit, before[1])
+    assert resource.prlimit(sleeper, resource.RLIMIT_NOFILE) == before
+
+
+async def test_only_the_process_that_listens_is_taken() -> None:
+    async with blocking_loop() as service:
+        dial = Dial(2, ("127.0.0.1", service.port), 1.0)
+        assert serving_pids(dial, service.pid) == [service.pid]
+        assert listening_pid(dial) == service.pid
+        assert parent(service.pid) == os.getpid()
+        assert serving_pids(dial, os.getpid()) == [os.getpid(), service.pid]
+        with pytest.raises(ConfigError, match="process 1 does not listen at the target"):
+            serving_pids(dial, 1)
+
+
+async def test_a_command_says_why_it_failed() -> None:
+    assert await run_command("exit 0") == ""
+    assert await run_command("echo no such unit >&2; exit 3") == "exit code 3: no such unit"
+
+
+async def test_a_command_that_does_not_return_is_ended_with_what_it_started() -> None:
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    try:
+        # The shell's child keeps the pipe open for as long as it lives.
+        said = await run_command(f"exec 2>/proc/{os.getpid()}/fd/{write}; sleep 300 & wait", seconds=0.5)
+    finally:
+        os.close(write)
+    assert said == "did not return within 0.5 s"
+    assert await asyncio.to_thread(os.read, read, 1) == b""
+    os.close(read)
+
+
+def test_a_watcher_is_not_stopped_by_the_signal_of_a_terminal(sleeper: int) -> None:
+    with contextlib.suppress(KeyboardInterrupt), standing_still([sleeper]):
+        signal.raise_signal(signal.SIGINT)
+    assert state(sleeper) != "T"

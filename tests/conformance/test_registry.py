@@ -1,0 +1,45 @@
+"""The checks as texts: each has an id that stays, and says why, whence and what to change."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from greeter.conformance.checks import CHECKS
+from greeter.conformance.registry import REGISTERED, Check
+from greeter.conformance.run import MISSING
+from greeter.conformance.text import explanation, listing
+
+each_check = pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+
+
+def test_every_check_has_its_place() -> None:
+    assert CHECKS.keys() == REGISTERED.keys()
+    assert len(CHECKS) == 32
+
+
+@each_check
+def test_a_check_says_why_whence_and_what_to_change(check: Check) -> None:
+    assert re.fullmatch(r"[a-z]+(-[a-z0-9]+)*", check.id)
+    for text in (check.why, check.cause, check.cure):
+        assert re.fullmatch(r"[A-Z`].*\.", text), text
+    assert not check.title.endswith(".")
+    assert check.sources
+    assert check.run.__doc__
+    assert check.needs <= MISSING.keys()
+    # A close with unread data is what TCP prescribes; that clients are lost is the fault.
+    assert not re.search(r"violat|RFC", " ".join((check.title, check.why, check.cause, check.cure)))
+
+
+@each_check
+def test_an_explanation_fits_the_terminal(check: Check) -> None:
+    lines = "\n".join(explanation(check)).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith(f"{check.id} ({check.severity.value}): the service ")
+
+
+def test_the_list_names_every_check() -> None:
+    lines = list(listing(CHECKS))
+    assert [line.split()[0].rstrip("!") for line in lines[: len(CHECKS)]] == list(CHECKS)
+    assert max(map(len, lines)) <= 110
