@@ -155,15 +155,21 @@ def room_for(pid: int, descriptors: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def standing_still(pids: list[int]) -> Iterator[None]:
-    """Stop processes, and let them go on when the block ends, the first one first.
+    """Stop processes, and let them go on when the block ends. One that has ended meanwhile is no error.
 
     Raises:
         OSError: We may not.
     """
     with put_back(*map(str, pids)):
         for pid in reversed(pids):
-            os.kill(pid, signal.SIGSTOP)
+            send_signal(pid, signal.SIGSTOP)
         yield
+
+
+def send_signal(pid: int, number: int) -> None:
+    """Send a signal to a process, unless it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 @contextlib.asynccontextmanager

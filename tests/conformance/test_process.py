@@ -38,10 +38,12 @@ def state(pid: int) -> str:
 
 @pytest.fixture
 def sleeper() -> Iterator[int]:
-    process = subprocess.Popen(["sleep", "300"])
-    yield process.pid
-    process.kill()
-    process.wait()
+    code = "import time; print(flush=True); time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+        process.kill()
 
 
 async def test_a_stopped_process_goes_on(sleeper: int) -> None:
