@@ -18,6 +18,7 @@ import click
 
 from greeter import __version__
 from greeter.cli.commandline import GroupedCommand, Option, parse_options, source_file, spell, with_options
+from greeter.config.check_options import CheckOptions
 from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, ReportOptions, ServeOptions
 from greeter.errors import ConfigError, GreeterError, os_error_text
 from greeter.system import interrupt
@@ -174,6 +175,46 @@ def load(ctx: click.Context, /, **_: object) -> int:
         return spell(ctx, "stage" if field == "stages" else field)
 
     return run_load(parse_options(LoadOptions, ctx), click.echo, _report_exception, spelled)
+
+
+CHECK_EPILOG = """
+\b
+Examples:
+  greeter check 127.0.0.1:9999
+  greeter check mail.example:25 --profile smtp
+  greeter check :8443 --tls --restart 'systemctl reload myservice' --junit out.xml
+
+\b
+Exit codes; if several apply, the first of 130, 2, 1, 99, 98:
+  0    loses no client that was tried
+  1    the service never greeted, or a file was not written
+  2    usage error
+  98   a check that must be kept has no verdict
+  99   a check that must be kept is broken
+  130  interrupted
+"""
+
+
+@cli.command(
+    cls=GroupedCommand, epilog=CHECK_EPILOG, short_help="Tell which clients a service loses, and why."
+)
+@with_options(CheckOptions, prefix="GREETER_CHECK_")
+@click.pass_context
+def check(ctx: click.Context, /, **_: object) -> int:
+    """Ask TARGET (default 127.0.0.1:9999) for one behaviour at a time, and tell which clients it loses.
+
+    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name.
+
+    Against another machine, only gentle checks run, with at most 4 connections at a time; --yes runs all.
+    Even those can get this machine's address blocked (fail2ban, postscreen, MariaDB's max_connect_errors).
+
+    Each option except --list and --explain is also an environment variable (GREETER_CHECK_TIMEOUT for
+    --timeout).
+    """
+    from greeter.cli.checkcommand import run_check
+
+    options = parse_options(CheckOptions, ctx)
+    return run_check(options, click.echo, lambda field: spell(ctx, field))
 
 
 REPORT_EPILOG = """

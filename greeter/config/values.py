@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,6 +149,13 @@ def per_second(text: str) -> float:
     return parse_quantity(text)
 
 
+def names(text: str) -> str:
+    """Check a list of names, separated by commas."""
+    if not re.fullmatch(r"[a-z0-9-]+(,[a-z0-9-]+)*", text):
+        raise ConfigError(f"{text!r} is not a list of ids, as in burst,stop")
+    return text
+
+
 def limit(text: str) -> str:
     """Check a threshold such as ``response:p99<20ms``."""
     from greeter.loadtest import Threshold
@@ -206,6 +214,7 @@ PER_SECOND = ParsedType("rate", per_second, number=True)
 STAGE = ParsedType("dur:rate", stage)
 UNTIL = ParsedType("until", until)
 ESCAPED = ParsedType("bytes", escaped)
+NAMES = ParsedType("id,…", names)
 LIMIT = ParsedType("expr", limit)
 PERCENT = ParsedType("pct", percent, number=True)
 APP = ParsedType("module:name", str)

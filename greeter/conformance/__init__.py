@@ -5,7 +5,7 @@ checks that apply, each a small function (checks/), with real clients (probe.py)
 what they found (report.py). A check is registered with what it asks, why, and its cure (registry.py); what a
 client experienced is an Ending, and what a check concludes is a Finding (findings.py).
 
-Must not import: the server, the load tester, and all that runs a process (service, config, command line).
+Must not import: the server, and all that runs a process (service, config, command line).
 """
 
 from greeter.conformance.plan import CheckPlan

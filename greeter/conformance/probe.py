@@ -53,6 +53,7 @@ class Dial:
         tls: The context for TLS; None without.
         server_name: The name to verify.
         beginning: The first bytes of the greeting, as it was learnt.
+        expect: What the greeting must contain.
         shortest: The smallest length of the greeting, as it was learnt, in bytes.
         tls_version: The only version of TLS to offer; None for those that ``tls`` allows.
         pieces: True to send the first flight of the handshake byte by byte.
@@ -69,6 +70,7 @@ class Dial:
     server_name: str | None = None
     beginning: bytes = b""
     shortest: int = 1
+    expect: bytes = b""
     tls_version: ssl.TLSVersion | None = None
     pieces: bool = False
     joined: bytes = b""
@@ -366,6 +368,8 @@ class Probe:
             return Ending.LOST
         if not data.startswith(dial.beginning):
             return Ending.LOST if dial.beginning.startswith(data) else Ending.OTHER
+        if dial.expect and dial.expect not in data:
+            return Ending.OTHER
         complete = self.whole or (self.eof and dial.until.ended_by_eof(data))
         return Ending.GREETED if complete and len(data) >= dial.shortest else Ending.LOST
 

@@ -25,12 +25,14 @@ class Result:
         finding: What it found.
         seconds: How long it took, in seconds.
         expected: True if it was expected to fail.
+        greeting: The greeting as it was learnt until then.
     """
 
     check: Check
     finding: Finding
     seconds: float = 0.0
     expected: bool = False
+    greeting: bytes = b""
 
     @property
     def broken(self) -> bool:

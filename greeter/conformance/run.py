@@ -221,7 +221,13 @@ class _Run:
                 finding = await check.run(self._service)
         except TimeoutError:
             finding = unsure(f"not done within {limit:g} s")
-        return Result(check, finding, self._loop.time() - begin, check.id in self._plan.expect_fail)
+        return Result(
+            check,
+            finding,
+            self._loop.time() - begin,
+            check.id in self._plan.expect_fail,
+            self._service.greeting,
+        )
 
     async def _see_that_it_greets(self, check: Check) -> None:
         for pause in RETRIES:

@@ -192,6 +192,7 @@ async def dials(plan: CheckPlan) -> list[Dial]:
             plan.proxy_protocol,
             plan.tls,
             plan.server_name or (target.host if plan.tls is not None else None),
+            expect=plan.expect,
         )
         for family, address in found
     ]

@@ -32,7 +32,7 @@ MARKS = {
     Verdict.SKIPPED: ("-", "bright_black"),
     Verdict.UNSURE: ("?", "yellow"),
 }
-_ID, _SEVERITY = 16, 6
+_ID, _FIGURE, _SEVERITY = 16, 36, 6
 
 
 def plain(text: str, _colour: str) -> str:
@@ -48,11 +48,10 @@ def line(result: Result, paint: Paint = plain) -> str:
         mark, colour = ("✗", "red") if result.broken else ("x", "yellow")
     source = f"  {check.sources[0]}" if finding.verdict is Verdict.FAIL else ""
     severity = "" if finding.verdict is Verdict.SKIPPED else check.severity.value
-    room = WIDTH - 2 - _ID - 1 - 2 - _SEVERITY - len(source)
-    figure = finding.figure if len(finding.figure) <= room else finding.figure[: room - 1] + "…"
-    if result.expected:
-        figure = f"{figure} (expected to fail)"
-    row = f"{paint(mark, colour)} {check.id:<{_ID}} {figure:<{room}}  {severity:<{_SEVERITY}}{source}"
+    figure = finding.figure + " (expected to fail)" * result.expected
+    if len(figure) > _FIGURE:
+        figure = figure[: _FIGURE - 1] + "…"
+    row = f"{paint(mark, colour)} {check.id:<{_ID}} {figure:<{_FIGURE}}  {severity:<{_SEVERITY}}{source}"
     return row.rstrip()
 
 
@@ -62,13 +61,14 @@ def story(result: Result) -> str:
 
 
 def closing(report: CheckReport, paint: Paint = plain, *, verbose: bool = False) -> Iterator[str]:
-    """Yields the lines behind the table: cause and cure of each failure, and what it all comes to."""
+    """Yields the lines behind the table: what was left out, cause and cure of each failure, the verdict."""
+    yield from left_out(report)
     for result in report.results:
         check, finding = result.check, result.finding
         if not result.broken:
             continue
         yield ""
-        yield f"{paint('✗', 'red')} {check.id}: {check.title}"
+        yield _wrapped(f"{paint('✗', 'red')} {check.id}, not kept: {check.title}", "")
         if finding.verdict is Verdict.FAIL:
             yield _wrapped(f"Why: {check.why}", "  ")
             yield _wrapped(f"Cause: {finding.cause or check.cause}", "  ")
@@ -80,6 +80,16 @@ def closing(report: CheckReport, paint: Paint = plain, *, verbose: bool = False)
             yield "  It was expected to fail, and did not."
     yield ""
     yield paint(report.headline, "red" if report.exit_code else "green")
+
+
+def left_out(report: CheckReport) -> Iterator[str]:
+    """Yields why checks were not run, a paragraph for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for result in report.results:
+        if result.finding.verdict is Verdict.SKIPPED:
+            reasons.setdefault(result.finding.figure, []).append(result.check.id)
+    for reason, names in reasons.items():
+        yield _wrapped(f"- {reason}: {', '.join(names)}", "")
 
 
 def opening(target: str, greeting: bytes) -> str:

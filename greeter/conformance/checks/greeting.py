@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     "greets 10 clients, one after the other, each within the deadline",
     Severity.MUST,
     why="It is what every other check builds on.",
-    sources=("the service's own word",),
+    sources=("its own word",),
     cause="The service does not answer, answers each client differently, or not within the deadline.",
     cure="Name what a client says first with --send or --profile, and what ends its greeting with --until.",
 )

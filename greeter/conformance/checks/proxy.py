@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from greeter.conformance.probe import Probe
     from greeter.conformance.tested_service import Script, TestedService
 
-SPECIFICATION = "proxy-protocol.txt"
+SPECIFICATION = "PROXY spec"  # the document above
 CLIENT, SERVER = ("192.0.2.1", 56324), ("198.51.100.7", 443)
 CLIENT6, SERVER6 = ("2001:db8::1", 56324, 0, 0), ("2001:db8::7", 443, 0, 0)
 LOCAL = SIGNATURE + b"\x20\x00\x00\x00"  # version 2, the proxy's own connection
