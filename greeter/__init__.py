@@ -5,21 +5,23 @@
 - ``greet`` receives a greeting, ``greet_many`` those of many services. ``open_connection`` also returns the
   open connection.
 - ``load`` measures a greeting service.
+- ``check`` tells which clients a service loses, and why.
 
 All of them run in the caller's event loop. ``import greeter`` loads the standard library only; each public
 name loads its module on first use.
 
 The package consists of rooms. A room imports only from rooms below it in this list::
 
-    cli        parse a command, run it, print, exit
-    service    the server process: signals, reload, workers, logging, metrics, systemd
-    config     the definition of every option, its sources and validation
-    loadtest   schedule connections, measure them, report
-    server     accept connections and handle each from its preamble to the lingering close
-    client     connect, receive the greeting, close
-    system     listening sockets, event loops, TLS contexts, signals, descriptors
-    core       values and rules without I/O
-    errors     the exceptions
+    cli         parse a command, run it, print, exit
+    service     the server process: signals, reload, workers, logging, metrics, systemd
+    config      the definition of every option, its sources and validation
+    conformance ask a service for one behaviour at a time, report which it lacks
+    loadtest    schedule connections, measure them, report
+    server      accept connections and handle each from its preamble to the lingering close
+    client      connect, receive the greeting, close
+    system      listening sockets, event loops, TLS contexts, signals, descriptors
+    core        values and rules without I/O
+    errors      the exceptions
 
 Beside them, ``testing`` has pytest fixtures for tests of clients. Nothing imports it.
 """
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from greeter.client.many import greet_many
     from greeter.client.oneshot import greet
     from greeter.client.streamclient import open_connection
+    from greeter.conformance import CheckReport, check
     from greeter.core.admission import Limits
     from greeter.core.endpoint import Endpoint
     from greeter.core.greeting import Greeting, Peer
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "CheckReport",
     "ConfigError",
     "ConnectFailed",
     "Endpoint",
@@ -78,6 +82,7 @@ __all__ = [
     "ServerStats",
     "Threshold",
     "UnexpectedGreeting",
+    "check",
     "greet",
     "greet_many",
     "handler",
@@ -91,6 +96,7 @@ __all__ = [
 _MODULES = {
     "greeter.client.many": ("greet_many",),
     "greeter.client.oneshot": ("greet",),
+    "greeter.conformance": ("CheckReport", "check"),
     "greeter.core.endpoint": ("Endpoint",),
     "greeter.core.greeting": ("Greeting", "Peer"),
     "greeter.core.admission": ("Limits",),

@@ -42,6 +42,7 @@ ROOMS = [
     {"loadtest.report"},
     {"loadtest.distributed"},
     {"loadtest"},
+    {"conformance"},
     {"config"},
     {"service"},
     {"cli", "testing"},
@@ -65,7 +66,10 @@ SERVER = [
 ]
 # The two ends of a connection: neither may know the other.
 SERVING = {"server", "service"}
-STRANGERS = [({"client"}, SERVING), ({room for room in set().union(*ROOMS) if "loadtest" in room}, SERVING)]
+STRANGERS = [
+    ({"client"}, SERVING),
+    ({"conformance"} | {room for room in set().union(*ROOMS) if "loadtest" in room}, SERVING),
+]
 
 each_module = pytest.mark.parametrize("name", MODULES)
 

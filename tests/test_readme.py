@@ -43,12 +43,14 @@ if TYPE_CHECKING:
 README = "README.md"
 REFERENCE = "greeter/README.md"
 LOAD = "greeter/loadtest/README.md"
+CONFORMANCE = "greeter/conformance/README.md"
 LIBRARY = "examples/README.md"
 DEPLOY = "examples/deploy/README.md"
 TESTS = "tests/README.md"
 BENCHMARKS = "tests/benchmarks/README.md"
 READMES = {
-    name: (ROOT / name).read_text() for name in (README, REFERENCE, LOAD, LIBRARY, DEPLOY, TESTS, BENCHMARKS)
+    name: (ROOT / name).read_text()
+    for name in (README, REFERENCE, LOAD, CONFORMANCE, LIBRARY, DEPLOY, TESTS, BENCHMARKS)
 }
 
 SECTIONS = [

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import click
 
 from greeter.conformance import text
+from greeter.conformance.check_plan import CheckPlan
+from greeter.conformance.check_run import run
 from greeter.conformance.checks import CHECKS
 from greeter.conformance.findings import Verdict
 from greeter.conformance.junit import junit
-from greeter.conformance.plan import CheckPlan
 from greeter.conformance.profiles import profile
-from greeter.conformance.run import run
 from greeter.core.replies import Until
 from greeter.errors import ConfigError, MissingExtra
 from greeter.loadtest.report import outfile
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from greeter.config.check_options import CheckOptions
-    from greeter.conformance.report import CheckReport, Result
+    from greeter.conformance.check_report import CheckReport, Result
 
     Echo = Callable[..., None]
 

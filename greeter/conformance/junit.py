@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from greeter.conformance.findings import Verdict
 
 if TYPE_CHECKING:
-    from greeter.conformance.report import CheckReport
+    from greeter.conformance.check_report import CheckReport
 
 
 def junit(report: CheckReport) -> bytes:

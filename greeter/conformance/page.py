@@ -18,7 +18,7 @@ from greeter.conformance.text import MARKS
 from greeter.core.escapes import escape
 
 if TYPE_CHECKING:
-    from greeter.conformance.report import CheckReport, Result
+    from greeter.conformance.check_report import CheckReport, Result
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; img-src data:"
 # The label of each exit code, and its CSS class.

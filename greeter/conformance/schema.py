@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from greeter.conformance.check_report import SCHEMA
 from greeter.conformance.findings import Ending, Severity, Verdict
-from greeter.conformance.report import SCHEMA
 
 
 def schema() -> dict[str, Any]:

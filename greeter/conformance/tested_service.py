@@ -21,7 +21,7 @@ from greeter.errors import ConnectFailed
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from greeter.conformance.plan import CheckPlan
+    from greeter.conformance.check_plan import CheckPlan
 
     Script: TypeAlias = Callable[[Probe], Awaitable[Ending]]
 

@@ -18,8 +18,8 @@ from greeter.core.escapes import escape
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from greeter.conformance.check_report import CheckReport, Result
     from greeter.conformance.registry import Check
-    from greeter.conformance.report import CheckReport, Result
 
     # Returns a text in a colour of click's, or as it is.
     Paint = Callable[[str, str], str]

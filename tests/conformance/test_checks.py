@@ -157,7 +157,7 @@ async def test_a_refusal_in_words_is_no_greeting() -> None:
 
 
 async def test_what_follows_the_end_of_a_service_is_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greeter.conformance.run.RETRIES", (0.0, 0.01))
+    monkeypatch.setattr("greeter.conformance.check_run.RETRIES", (0.0, 0.01))
     clients = 0
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -6,10 +6,13 @@ import re
 
 import pytest
 
+from greeter.config.check_options import PROFILE_NAMES
+from greeter.conformance.check_run import MISSING
 from greeter.conformance.checks import CHECKS
+from greeter.conformance.profiles import PROFILES
 from greeter.conformance.registry import REGISTERED, Check
-from greeter.conformance.run import MISSING
 from greeter.conformance.text import explanation, listing
+from tests.conftest import ROOT
 
 each_check = pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 
@@ -43,3 +46,18 @@ def test_the_list_names_every_check() -> None:
     lines = list(listing(CHECKS))
     assert [line.split()[0].rstrip("!") for line in lines[: len(CHECKS)]] == list(CHECKS)
     assert max(map(len, lines)) <= 110
+
+
+def test_the_table_of_the_documentation_has_every_check() -> None:
+    text = (ROOT / "greeter" / "conformance" / "README.md").read_text()
+    rows = re.findall(r"^\| `([a-z0-9-]+)`( !)? \| (.*) \| (must|should|info) \| (.*) \|$", text, re.M)
+    assert [tuple(row) for row in rows] == [
+        (check.id, " !" * check.heavy, check.title, check.severity.value, ", ".join(check.sources))
+        for check in CHECKS.values()
+    ]
+
+
+def test_the_profiles_of_the_options_are_those_of_the_checks() -> None:
+    assert tuple(PROFILES) == PROFILE_NAMES
+    text = (ROOT / "greeter" / "conformance" / "README.md").read_text()
+    assert set(PROFILES) <= set(re.findall(r"`(\w+)`", text.partition("| profile |")[2].partition("\n\n")[0]))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from greeter.conformance.check_report import CheckReport, Result
 from greeter.conformance.checks import CHECKS
 from greeter.conformance.findings import Finding, Severity, Verdict
 from greeter.conformance.junit import junit
-from greeter.conformance.report import CheckReport, Result
 from greeter.conformance.text import closing, left_out, line, opening
 
 if TYPE_CHECKING:

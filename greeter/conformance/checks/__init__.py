@@ -7,28 +7,28 @@ Must not import: what ``greeter.conformance`` must not.
 
 from greeter.conformance.checks import (
     bursts,
-    greeting,
     holding,
     idle,
     lifecycle,
+    over_tls,
+    plain_clients,
     proxy,
     resources,
     speaking,
-    tls,
 )
 from greeter.conformance.registry import REGISTERED, Check
 
 __all__ = [
     "CHECKS",
     "bursts",
-    "greeting",
+    "plain_clients",
     "holding",
     "idle",
     "lifecycle",
     "proxy",
     "resources",
     "speaking",
-    "tls",
+    "over_tls",
 ]
 
 _ORDER = """

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from greeter import __version__
+from greeter.conformance.check_plan import CheckPlan
+from greeter.conformance.check_report import CheckReport, Result
 from greeter.conformance.checks import CHECKS
 from greeter.conformance.findings import Ending, skipped, unsure
-from greeter.conformance.plan import CheckPlan
 from greeter.conformance.process import serving_pids
-from greeter.conformance.report import CheckReport, Result
 from greeter.conformance.tested_service import TestedService, dials
 from greeter.core.endpoint import DEFAULT_HOST, Endpoint
 from greeter.core.replies import Until
