@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from greeter.conformance.findings import Ending, Experience, Tally
 from greeter.conformance.probe import Dial, Ended, Probe
-from greeter.errors import ConnectFailed
+from greeter.errors import ConfigError, ConnectFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -167,9 +167,12 @@ async def dials(plan: CheckPlan) -> list[Dial]:
         How to connect to each of its addresses.
 
     Raises:
+        ConfigError: It is no endpoint that streams connect to.
         ConnectFailed: Its name cannot be resolved.
     """
     target = plan.target
+    if target.kind not in ("tcp", "unix"):
+        raise ConfigError(f"{target} cannot be checked: a target is HOST:PORT, or a Unix socket")
     found: list[tuple[int, object]] = []
     if target.kind == "unix":
         found = [(socket.AF_UNIX, target.path)]
