@@ -14,6 +14,7 @@ import pytest
 import greeter.loadtest
 from greeter.errors import ConfigError, ConnectFailed, MissingExtra
 from greeter.loadtest import LoadPlan, LoadReport, Snapshot, Threshold, load
+from greeter.loadtest.report.verdict import notes
 from tests.support.loadtest_peers import (
     GREETING,
     checked,
@@ -173,6 +174,29 @@ async def test_the_stall_of_a_server_appears_in_the_response_times() -> None:
     assert ms(report, "response", "max") > frozen - 20, "one is due every 5 ms"
     assert ms(report, "response", "p90") > frozen / 2, "two fifths of them were due while it was frozen"
     assert ms(report, "service", "p50") < frozen / 2, "at most 50 were open during the stall"
+    stalled = [note for note in notes(report.to_dict()) if note.endswith(" of the run: the server stalled")]
+    assert stalled or report.generator["stopped_s"], "unless the generator was stopped too, by a busy machine"
+    assert report.exit_code == 0 or report.generator["saturated"]
+
+
+@pytest.mark.one_interpreter
+async def test_a_busy_machine_alone_makes_no_run_invalid() -> None:
+    """Two processes for each core compute. Starts are late, but the limit on errors stands."""
+    spinning = [sys.executable, "-c", "while True: pass"]
+    cores = range(2 * len(os.sched_getaffinity(0)))
+    busy = [await asyncio.create_subprocess_exec(*spinning) for _ in cores]
+    try:
+        async with serving(greet) as target:
+            limits = [Threshold.parse("errors:rate<1%"), Threshold.parse("connections:failed<1")]
+            plan = LoadPlan(target, rate=300, duration=1.0, thresholds=limits)
+            report = checked(await load(plan, isolate=True))
+    finally:
+        for process in busy:
+            process.kill()
+            await process.wait()
+    missing = report.generator["unstarted_with_free_slots"]
+    assert report.exit_code == (98 if missing > 3 else 0), report.verdict
+    assert report.errors == dict.fromkeys(report.errors, 0)
 
 
 async def test_a_full_queue_never_counts_as_a_greeting() -> None:
