@@ -20,6 +20,12 @@ from greeter.loadtest.plan.units import latency, number, seconds
 from greeter.loadtest.report.comparison import change_text
 from greeter.loadtest.report.judgement import BUSY_PERCENT, in_doubt, missed, worse
 
+# OpenSSL's reasons for bytes that are not a TLS record. And the text in the table of greetings of a TLS alert
+# (RFC 8446 6), which a server sends if it received something else than a handshake.
+_NOT_TLS = frozenset(
+    {"wrong version number", "record layer failure", "http request", "packet length too long"}
+)
+_TLS_ALERT = "\\x15"
 # How many greetings the headline quotes, and how long a quotation is.
 _MAX_QUOTES, _MAX_QUOTED = 3, 60
 # The server is said to have stalled if no connection ended for this many times the median latency, and for
@@ -162,10 +168,14 @@ def _disturbance(report: dict[str, Any]) -> str:
 
 
 def _hint(report: dict[str, Any]) -> str:
-    """Return how to measure a service that stays connected after its greeting."""
+    """Return how to measure a service that stays connected after its greeting, or that differs in TLS."""
     if report["errors"]["greeting_timeout"] and report["plan"]["until"] == "eof":
         return "The service stays connected after its greeting: --until line ends it there."
-    return ""
+    if report["plan"]["tls"]:
+        reasons = report["error_reasons"].get("tls_error", ())
+        return "The service does not speak TLS." if _NOT_TLS & set(reasons) else ""
+    texts = {row["text"] for row in report["greetings"]["texts"]}
+    return "The service speaks TLS, which --tls uses." if _TLS_ALERT in texts else ""
 
 
 def notes(report: dict[str, Any]) -> list[str]:

@@ -292,6 +292,16 @@ def test_notes_of_a_disturbed_run() -> None:
     ]
 
 
+def test_a_headline_names_a_service_whose_use_of_tls_differs() -> None:
+    m = metrics(0, 0, 0)
+    m.count_reason("tls_error", "wrong version number")
+    made = report(m, LoadPlan(tls=True, rate=100, duration=1.0))
+    assert made.verdict.endswith(" The service does not speak TLS.")
+    assert "TLS" not in report(m).verdict
+    alert = said(b"\x15\x03\x01\x00\x02\x02\x46")
+    assert report(alert).verdict.endswith(" The service speaks TLS, which --tls uses.")
+
+
 def timeline(*ended: int, open: int = 5) -> list[dict[str, Any]]:
     return [{"greeted": count, "failed": 0, "open": open} for count in ended]
 
