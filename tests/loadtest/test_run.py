@@ -229,8 +229,8 @@ async def test_other_tasks_of_the_loop_still_run() -> None:
 
     async with serving(greet) as target:
         task = asyncio.create_task(other())
-        began = time.monotonic()
+        began = time.process_time()  # not of a clock that goes on while other processes run
         await load(LoadPlan(target, duration=0.2))
-        elapsed = time.monotonic() - began
+        computed = time.process_time() - began
         task.cancel()
-    assert iterations > 10 * elapsed, "a closed loop at full speed lets other tasks run"
+    assert iterations > 10 * computed, "a closed loop at full speed lets other tasks run"
