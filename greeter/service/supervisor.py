@@ -273,11 +273,11 @@ class Supervisor:
         refused = [listener.reject_new_handshakes() for listener in self._listeners]
         if self._workers and any(refused):
             await asyncio.sleep(HANDSHAKE_GRACE)
+        for listener in self._listeners:  # before the workers close theirs: the last one closes in order
+            listener.close()
         workers = list(self._workers)
         for worker in workers:
             worker.retire(timeout, last=True)
-        for listener in self._listeners:
-            listener.close()
         if workers:
             await asyncio.wait([worker.exited for worker in workers])
         return not any(worker.retire_timed_out for worker in workers)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
+IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): a port is chosen by connect(2), and may be in use with other peers
 # Answers when a file is there.
 SLOW = """
 import asyncio, os
@@ -78,6 +79,7 @@ async def outcomes(port: int, *sources: str) -> list[Outcome]:
     found = []
     for source in sources:
         sock = socket.socket()
+        sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         sock.bind((source, 0))
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
@@ -95,7 +97,7 @@ async def test_a_replaced_worker_has_the_time_of_its_connections(tmp_path: Path)
     async def play(loop: str, path: str) -> None:
         go = tmp_path / f"{loop}-{path}"
         env = {"PYTHONPATH": str(tmp_path), "GO": str(go)}
-        args = ("--workers", "2", "--app", "app:slow", "--drain-timeout", "0.1")
+        args = ("--workers", "2", "--app", "app:slow", "--drain-timeout", "0.1", "--greet-timeout", "60")
         async with serving(*args, "--loop", loop, "--accept", path, env=env) as service:
             clients = [await connect(service.port) for _ in range(6)]
             service.process.send_signal(signal.SIGHUP)
@@ -155,8 +157,8 @@ async def test_a_greeting_and_a_key_from_pipes_are_kept(workers: str, tmp_path: 
         async with serving(*args, fds=tuple(fd for _, fd in pipes)) as service:
 
             async def heard() -> bytes:
-                name = {"ssl": context, "server_hostname": "localhost"}
-                return (await greet("127.0.0.1", service.port, **name)).data  # type: ignore[arg-type]
+                options = {"ssl": context, "server_hostname": "localhost", "timeout": PATIENCE}
+                return (await greet("127.0.0.1", service.port, **options)).data  # type: ignore[arg-type]
 
             assert await heard() == b"from a pipe"
             await reload(service)
@@ -193,10 +195,10 @@ async def test_clients_are_greeted_while_a_reload_reads(workers: str, tmp_path: 
         os.mkfifo(file)
         service.process.send_signal(signal.SIGHUP)
         for _ in range(20):
-            assert (await greet(port=service.port)).data == b"one"
+            assert (await greet(port=service.port, timeout=PATIENCE, connect_timeout=PATIENCE)).data == b"one"
         await asyncio.to_thread(file.write_text, "greeting = 'two'\n")  # waits for the reader
         await service.line_with("Reloaded")
-        assert (await greet(port=service.port)).data == b"two"
+        assert (await greet(port=service.port, timeout=PATIENCE, connect_timeout=PATIENCE)).data == b"two"
         assert await service.stop() == 0
 
 
@@ -207,7 +209,7 @@ async def test_a_stop_does_not_wait_for_a_reload_that_reads(tmp_path: Path) -> N
         file.unlink()
         os.mkfifo(file)
         service.process.send_signal(signal.SIGHUP)
-        assert (await greet(port=service.port)).data == b"one"
+        assert (await greet(port=service.port, timeout=PATIENCE, connect_timeout=PATIENCE)).data == b"one"
         assert await service.stop() == 0
     assert service.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
 
@@ -240,6 +242,8 @@ async def test_workers_start_where_memfd_is_denied(kind: str, tmp_path: Path) ->
         args = ("serve", "--listen", "127.0.0.1:0", "--workers", "2", "--greeting-file", path)
         async with running(sys.executable, "-c", WITHOUT_MEMFD, *args, fds=(fd,)) as service:
             for _ in range(2):
-                assert (await greet(port=service.port)).data == f"from {kind}".encode()
+                assert (
+                    await greet(port=service.port, timeout=PATIENCE, connect_timeout=PATIENCE)
+                ).data == f"from {kind}".encode()
                 await reload(service)
             assert await service.stop() == 0
