@@ -18,6 +18,7 @@ import pytest
 import greeter
 from greeter import ConfigError, Limits, ListenFailed, Peer
 from tests.conftest import PATIENCE, greeter_process, run_greeter
+from tests.support import datagram_network
 from tests.support.datagram_peers import QUESTION, ClosedLoop, ask, client, queued, receive
 from tests.support.peers import until
 from tests.support.service_peers import started_by_init
@@ -574,3 +575,37 @@ async def test_other_programs_as_peers(command: str) -> None:
             assert await child.stdout.readexactly(5) == b"Hello"
         child.kill()
         await child.communicate()
+
+
+# -- in a network namespace ------------------------------------------------------------------------------
+
+
+async def scene(name: str) -> dict[str, Any]:
+    datagram_network.require_namespaces()
+    on_asyncio = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
+    return await datagram_network.play(name, "asyncio" if on_asyncio else "uvloop")
+
+
+@pytest.mark.one_interpreter
+async def test_a_public_source_gets_an_answer_to_a_third_of_its_size_only() -> None:
+    found = await scene("public")
+    assert found.pop("rejected") == 3
+    local = ("127.0.0.1", "10.1.2.3", "fd00::1", "::1")
+    assert found == {host: [int(host in local), 510] for host in found}
+    assert len(found) == 7
+
+
+@pytest.mark.one_interpreter
+async def test_forged_sources_leave_the_service_unharmed() -> None:
+    counts = {"received": 8, "rejected_loop": 5, "failed_unsent": 2, "greeted": 1, "sent_bytes": 5}
+    assert await scene("forged") == {"answer": "Hello", **counts}
+
+
+@pytest.mark.one_interpreter
+async def test_a_flood_from_thousands_of_addresses_leaves_the_service_unharmed() -> None:
+    assert await scene("many") == {"answer": "Hello"}
+
+
+@pytest.mark.one_interpreter
+async def test_a_full_send_buffer_pauses_receiving_and_costs_answers_their_deadline_only() -> None:
+    assert await scene("full") == {"paused": True, "answer": 510, "lost": 0}

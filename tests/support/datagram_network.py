@@ -1,0 +1,141 @@
+"""Scenes of a datagram service in a network namespace of its own: ``python -m ... SCENE LOOP``, as root.
+
+The namespace is made by unshare(1), and ends with the process. A scene prints what it has found as JSON.
+Addresses of other hosts are forged with a raw socket: the packets come in over the loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import greeter
+from tests.conftest import PATIENCE, ROOT, loop_factories
+from tests.support.datagram_peers import ask, client, queued
+from tests.support.peers import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+GREETING = b"x" * 510
+UNSHARE = ("unshare", "--net")
+
+
+def require_namespaces() -> None:
+    """Skip the test that calls where the scenes cannot be played."""
+    if any(shutil.which(program) is None for program in ("unshare", "ip", "tc")):
+        pytest.skip("needs unshare(1), ip(8) and tc(8)")
+    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the permission to make a network namespace (root)")
+
+
+async def play(scene: str, loop: str) -> dict[str, Any]:
+    """Play a scene in a namespace, on that loop."""
+    command = [*UNSHARE, sys.executable, "-m", __name__, scene, loop]
+    pipe = asyncio.subprocess.PIPE
+    child = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=pipe, stderr=pipe)
+    async with asyncio.timeout(PATIENCE):
+        out, errors = await child.communicate()
+    assert child.returncode == 0, errors.decode()
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def run(*commands: str) -> None:
+    for command in commands:
+        subprocess.run(command.split(), check=True)
+
+
+def forge(source: tuple[str, int], target: tuple[str, int], data: bytes) -> None:
+    """Send a datagram with any source address (ip(7), IP_HDRINCL)."""
+    udp = struct.pack("!HHHH", source[1], target[1], 8 + len(data), 0) + data
+    addresses = socket.inet_aton(source[0]) + socket.inet_aton(target[0])
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, socket.IPPROTO_UDP, 0) + addresses
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+        sock.sendto(header + udp, target)
+
+
+async def public() -> dict[str, Any]:
+    """Who is answered how much: by the source, the size of the answer to a small and to a padded datagram."""
+    hosts = ("127.0.0.1", "10.1.2.3", "8.8.8.8", "203.0.113.5", "fd00::1", "2001:db8::5", "::1")
+    for host in set(hosts) - {"127.0.0.1", "::1"}:
+        run(f"ip addr add {host}/{128 if ':' in host else 32} dev lo" + " nodad" * (":" in host))
+    limits = greeter.Limits(allow=["0.0.0.0/0", "::/0"])
+    found: dict[str, Any] = {}
+    async with greeter.serve(GREETING, listen=["udp::0"], limits=limits, access_log=False) as server:
+        for host in hosts:
+            target = ("::1" if ":" in host else "127.0.0.1", server.port)
+            with client(target, host) as sock:
+                sock.send(b"y" * 169)
+                await ask(target, source=target[0])  # so the one before has been seen to
+                small = queued(sock)
+            found[host] = [small, len(await ask(target, b"y" * 170, host))]
+        found["rejected"] = server.stats.datagrams["rejected_amplification"]
+    return found
+
+
+async def forged() -> dict[str, Any]:
+    """Sources that no client has, and one that no route leads to."""
+    run("ip addr add 10.9.0.1/24 dev lo")
+    async with greeter.serve("Hello", listen=["udp:0.0.0.0:0"], access_log=False) as server:
+        target = ("10.9.0.1", server.port)
+        for source in (
+            *(("10.9.0.2", 0), ("10.9.0.2", 53), ("10.9.0.2", server.port)),
+            *(("255.255.255.255", 4000), ("224.0.0.1", 4000)),
+            *(("10.9.0.255", 4000), ("10.200.0.1", 4000)),  # a broadcast address of a network; no route
+        ):
+            forge(source, target, b"x")
+        answer = (await ask(target)).decode()
+        return {"answer": answer, **{name: n for name, n in server.stats.datagrams.items() if n}}
+
+
+async def many() -> dict[str, Any]:
+    """A flood of datagrams, each from another address."""
+    run("ip addr add 10.9.0.1/24 dev lo")
+    limits = greeter.Limits(rate_per_ip=1)
+    async with greeter.serve("Hello", listen=["udp:10.9.0.1:0"], limits=limits, access_log=False) as server:
+        target = ("10.9.0.1", server.port)
+        for number in range(5000):
+            forge((socket.inet_ntoa(struct.pack("!I", 0x01000001 + 7919 * number)), 4000), target, b"x" * 50)
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+        return {"answer": (await ask(target)).decode()}
+
+
+async def full() -> dict[str, Any]:
+    """The send buffer is full, because the network is slow, until it is fast again."""
+    options: dict[str, Any] = {"access_log": False, "greet_timeout": 0.2}
+    async with greeter.serve(GREETING, listen=["udp:127.0.0.1:0"], **options) as server:
+        server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel's least
+        with client(("127.0.0.1", server.port)) as sock:
+            for _ in range(50):
+                sock.send(b"x")
+            run("tc qdisc add dev lo root tbf rate 8kbit burst 1600 limit 10000000")
+            await until(lambda: server.stats.datagrams["failed_greet_timeout"] > 0, "the deadline")
+            stuck = dict(server.stats.datagrams)
+            run("tc qdisc del dev lo root")
+            answer = len(await ask(("127.0.0.1", server.port)))
+        ended = server.stats.datagrams
+        ends = ended["greeted"] + ended["failed_greet_timeout"]
+        return {"paused": stuck["received"] < 50, "answer": answer, "lost": ended["received"] - ends}
+
+
+SCENES: dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = {
+    "public": public,
+    "forged": forged,
+    "many": many,
+    "full": full,
+}
+
+if __name__ == "__main__":
+    run("ip link set lo up")
+    with asyncio.Runner(loop_factory=loop_factories()[sys.argv[2]]) as runner:
+        print(json.dumps(runner.run(SCENES[sys.argv[1]]())))
