@@ -93,12 +93,12 @@ async def request(server: HTTPServer, *pieces: bytes, end: bool = False) -> tupl
 async def test_a_pause_of_the_process_costs_no_client_that_spoke_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(httpd, "EXCHANGE_SECONDS", 0.3)
+    monkeypatch.setattr(httpd, "EXCHANGE_SECONDS", 1.0)
     async with serving() as (server, _):
         sock = await send(server)
         await until(lambda: len(server._connections) == 1, "it is accepted")
         sock.send(GOOD)
-        stand_still(0.3 + 1.5 * PAUSE_SECONDS)
+        stand_still(1.0 + 1.5 * PAUSE_SECONDS)
         assert (await read_to_end(sock)).data.endswith(b"hello\n")
 
 
