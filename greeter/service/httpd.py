@@ -26,7 +26,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
-from greeter.errors import MissingExtra
+from greeter.errors import ConfigError, MissingExtra
 from greeter.server.timeouts import Deadline, timeout_without_pauses
 from greeter.system.listeners import TRANSIENT_ACCEPT_ERRORS, Listener, open_listeners
 
@@ -96,8 +96,17 @@ async def serve_http(
 
     Raises:
         ListenFailed: ``endpoint`` cannot be listened on.
+        ConfigError: It is one for datagrams.
     """
-    server = HTTPServer(open_listeners([endpoint], backlog=BACKLOG, unix_mode=unix_mode), handlers)
+    listeners = open_listeners([endpoint], backlog=BACKLOG, unix_mode=unix_mode)
+    try:
+        for listener in listeners:  # the type of an inherited socket is known now
+            listener.endpoint.require_stream("HTTP")
+    except ConfigError:
+        for listener in listeners:
+            listener.close()
+        raise
+    server = HTTPServer(listeners, handlers)
     server._start()
     return server
 

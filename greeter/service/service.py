@@ -271,7 +271,11 @@ class ServiceProcess(ABC):
     def _warn_of_short_queues(self) -> None:
         limit = longest_accept_queue()
         backlog = self.config.backlog
-        if limit is not None and backlog > limit and any(each.kind != "fd" for each in self.endpoints):
+        if (
+            limit is not None
+            and backlog > limit
+            and any(each.kind not in ("fd", "udp") for each in self.endpoints)
+        ):
             logger.warning(
                 "net.core.somaxconn allows accept queues of %d connections, less than the %d of --backlog",
                 limit,

@@ -115,9 +115,10 @@ class Listener:
                 True.
 
         Returns:
-            True if new connections are prevented now, or can be by ``refuse_connections``.
+            True if new connections are prevented now, or can be by ``refuse_connections``. Datagrams have no
+            connections.
         """
-        if self.inherited and not last:
+        if self.endpoint.kind == "udp" or (self.inherited and not last):
             return False
         self.remove_file()
         if self.sock.family not in (socket.AF_INET, socket.AF_INET6):

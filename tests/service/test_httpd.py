@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from greeter import Endpoint, ListenFailed
+from greeter import ConfigError, Endpoint, ListenFailed
 from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.service import httpd
 from greeter.service.httpd import MAX_CONNECTIONS, TEXT, HTTPServer, Response, serve_http
@@ -106,6 +106,15 @@ async def test_a_pause_of_the_process_costs_no_client_that_spoke_meanwhile(
 
 
 @pytest.mark.usefixtures("no_fd_leak")
+async def test_a_socket_for_datagrams_is_refused() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        with pytest.raises(
+            ConfigError, match=r"^HTTP needs a stream, and udp:127\.0\.0\.1:\d+ is an endpoint"
+        ):
+            await serve_http(Endpoint.inherited(sock.fileno()), {})
+
+
 async def test_get_and_head_by_http_client() -> None:
     def fetch(method: str) -> tuple[int, str | None, bytes]:
         client = http.client.HTTPConnection("127.0.0.1", port_of(server), timeout=PATIENCE)

@@ -274,6 +274,15 @@ def test_the_backlog_is_the_length_of_the_queue(listen: Any, tmp_path: Path) -> 
     assert queue_length(listener) == 4  # the kernel accepts one more than the backlog
 
 
+def test_a_socket_for_datagrams_has_no_handshakes_to_reject(listen: Any) -> None:
+    (listener,) = listen("udp:127.0.0.1:0")
+    assert not listener.reject_new_handshakes(last=True)
+    listener.refuse_connections()
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.sendto(b"\xff" * 20, listener.sock.getsockname())  # a segment of TCP would have its SYN set
+        assert listener.sock.recv(100) == b"\xff" * 20
+
+
 def queue_length(listener: Listener) -> int:
     """Return how many clients can connect to a Unix socket before connect() would block."""
     with contextlib.ExitStack() as stack:
