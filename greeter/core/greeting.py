@@ -41,10 +41,12 @@ class Peer:
         host: The client's address. For a Unix socket, its name, which is usually empty.
         port: The client's port; 0 for a Unix socket.
         family: The address family of the connection.
-        server: The address that the client connected to, as in ``127.0.0.1:9999``.
+        server: The address that the client connected to, as in ``127.0.0.1:9999``. For a datagram, it is that
+            of the server's socket, as in ``udp:0.0.0.0:9999``.
         hostname: The host name of this machine.
-        time: When the connection was accepted, in seconds since the epoch.
-        count: The number of the connection, from 1 on. Each worker of a service counts its own.
+        time: When the connection was accepted, or the datagram received, in seconds since the epoch.
+        count: The number of the connection, from 1 on; datagrams have numbers of their own. Each worker of a
+            service counts its own.
         tls_version: As in ``TLSv1.3``; empty without TLS.
         tls_subject: The subject of the client's certificate, as in ``CN=alice,O=Example``; empty without one.
     """

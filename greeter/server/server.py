@@ -303,7 +303,7 @@ def serve(
     ``greeting``: text with ``$names``, bytes, a callable that gets a Peer, or a Greeting.
     ``host``, ``port``: where to listen; ``None`` or ``""`` is every interface, port 0 any free port, a
     string a service name. ``path``: a Unix socket (``@name``: an abstract one). ``sock``: a bound socket,
-    which becomes the server's. ``listen``: any number of Endpoints, or texts like ``[::1]:9999``.
+    which becomes the server's. ``listen``: any number of Endpoints, or texts like ``udp:[::1]:9999``.
 
     ``accept``: the accept path: "direct" serves on the accepted sockets, "streams" by
     ``asyncio.start_server``, "auto" is the first of them that the event loop and the system allow.

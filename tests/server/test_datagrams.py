@@ -559,6 +559,18 @@ async def test_usage_errors_are_one_line_and_exit_with_2() -> None:
         assert why in err
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_an_inherited_socket_for_datagrams_is_checked_before_the_service_starts(workers: str) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        options = ("--workers", workers, "--listen", f"fd:{sock.fileno()}", "--greeting", "x" * 65508)
+        async with greeter_process("serve", *options, ready="", pass_fds=(sock.fileno(),)) as process:
+            assert await process.ended() == 2
+        port = sock.getsockname()[1]
+        why = f"udp:127.0.0.1:{port} cannot send a greeting of 65508 bytes: a datagram has at most 65507"
+        assert process.lines == [f"greeter: {why}"]
+
+
 @pytest.mark.one_interpreter
 @pytest.mark.parametrize("command", ["nc -u 127.0.0.1 {port}", "socat - UDP4:127.0.0.1:{port}"])
 async def test_other_programs_as_peers(command: str) -> None:
