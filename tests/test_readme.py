@@ -24,8 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from greeter import errors
 from greeter.cli.cli import cli
-from greeter.config.loading import RELOADABLE, RELOADABLE_BY_WORKERS, restart_required
 from greeter.config.options import ServeOptions
+from greeter.config.reloading import RELOADABLE, RELOADABLE_BY_WORKERS, restart_required
 from greeter.core.stats import DATAGRAM_FAILURES, DATAGRAM_REJECTIONS, FAILURES, REJECTIONS
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import PHASES, STATS, Threshold

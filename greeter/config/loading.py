@@ -3,15 +3,13 @@
 Invariants:
 
 - A wrong configuration is rejected here, before a socket is opened or a running server is changed.
-- An option that a reload cannot change keeps its old value and is named in a warning.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
-from greeter.config.sources import greeting_from_app, greeting_from_file
+from greeter.config.greeting_sources import greeting_from_app, greeting_from_file
 from greeter.core.admission import Limits, trusted_proxies
 from greeter.core.greeting import Greeting
 from greeter.core.server_config import ServerConfig
@@ -21,14 +19,6 @@ from greeter.system import tls
 if TYPE_CHECKING:
     from greeter.config.options import ServeOptions
     from greeter.core.server_config import AccessLog
-
-# The options that a reload changes in a running server. The others belong to the sockets, the processes or
-# the log, and need a restart.
-TLS_FILES = {"tls_cert", "tls_key", "tls_client_ca"}  # renewed; TLS is not turned on or off
-RELOADABLE = {"greeting", "greeting_file", "app", *TLS_FILES}
-RELOADABLE |= {"max_connections", "max_per_ip", "rate_per_ip", "allow", "deny"}
-# The options that a reload changes in addition if it replaces the workers.
-RELOADABLE_BY_WORKERS = {"greet_timeout", "linger_timeout", "access_log", "accept", "loop"}
 
 
 def load_server_config(
@@ -77,31 +67,6 @@ def load_server_config(
     for endpoint in options.listen:
         config.check_endpoint(endpoint)
     return config
-
-
-def reloaded_options(old: ServeOptions, new: ServeOptions, *, workers: bool) -> ServeOptions:
-    """Return the options in effect after a reload.
-
-    Args:
-        old: The options before the reload.
-        new: The options that the reload has read.
-        workers: True if the reload replaces the workers.
-
-    Returns:
-        ``new``, with the values of ``old`` for what needs a restart.
-    """
-    changed = RELOADABLE | (RELOADABLE_BY_WORKERS if workers else set())
-    if (old.tls_cert is None) != (new.tls_cert is None) and not workers:
-        changed -= TLS_FILES
-    fields = (field.name for field in dataclasses.fields(new) if field.name not in changed)
-    return dataclasses.replace(new, **{name: getattr(old, name) for name in fields})
-
-
-def restart_required(old: ServeOptions, new: ServeOptions, *, workers: bool) -> list[str]:
-    """Return the flags whose change needs a restart. The arguments are those of ``reloaded_options``."""
-    reloaded = reloaded_options(old, new, workers=workers)
-    names = (field.name for field in dataclasses.fields(new))
-    return ["--" + name.replace("_", "-") for name in names if getattr(reloaded, name) != getattr(new, name)]
 
 
 def load_greeting(options: ServeOptions) -> Greeting:

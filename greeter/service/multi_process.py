@@ -24,8 +24,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greeter.config.loading import reloaded_options
 from greeter.config.options import ServeOptions
+from greeter.config.reloading import reloaded_options
 from greeter.errors import ConfigError, os_error_text
 from greeter.server import choose_path, log_datagram_limits
 from greeter.service.service import ServiceProcess, announce

@@ -21,8 +21,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from greeter.config.loading import load_greeting, load_server_config, restart_required
+from greeter.config.loading import load_greeting, load_server_config
 from greeter.config.options import ServeOptions
+from greeter.config.reloading import restart_required
 from greeter.errors import GreeterError
 from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.system import interrupt

@@ -16,8 +16,8 @@ import pytest
 import trustme
 
 import greeter
+from greeter.config.greeting_sources import greeting_from_file
 from greeter.config.options import ServeOptions
-from greeter.config.sources import greeting_from_file
 from greeter.errors import ConfigError
 from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.service.multi_process import pack_options, per_worker_options, unpacked_options

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from greeter.loadtest.report.heatmap import heat_maps
 from greeter.loadtest.report.over_time import failures, latencies, open_connections, rates
-from greeter.loadtest.report.percentiles import percentiles
+from greeter.loadtest.report.percentile_chart import percentiles
 from greeter.loadtest.report.series import time_slices
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from greeter.loadtest.report import vega, verdict
 from greeter.loadtest.report.charts import charts
 from greeter.loadtest.report.command import command
 from greeter.loadtest.report.comparison import change_text, value_text, worst_first
-from greeter.loadtest.report.percentiles import METRICS, equal_metrics
+from greeter.loadtest.report.percentile_chart import METRICS, equal_metrics
 from greeter.loadtest.report.vega import NARROW, WIDE, draw
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from greeter.loadtest.plan.outcome import GREETED
 from greeter.loadtest.report.chart_parts import latency_axis
 from greeter.loadtest.report.charts import charts
 from greeter.loadtest.report.heatmap import heat_steps
-from greeter.loadtest.report.percentiles import equal_metrics
+from greeter.loadtest.report.percentile_chart import equal_metrics
 from greeter.loadtest.report.vega import NEW_LINE, WIDE, Bar, Bars, Limit, Line, draw
 from tests.loadtest.report.test_report import metrics, report
 

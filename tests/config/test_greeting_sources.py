@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from greeter import ConfigError, Peer
-from greeter.config.sources import greeting_from_app, greeting_from_file
+from greeter.config.greeting_sources import greeting_from_app, greeting_from_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

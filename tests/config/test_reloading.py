@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from greeter import Endpoint
-from greeter.config.loading import reloaded_options, restart_required
 from greeter.config.options import ServeOptions
+from greeter.config.reloading import reloaded_options, restart_required
 
 OLD = ServeOptions(tls_cert=Path("old.pem"), tls_key=Path("old.key"))
 NEW = ServeOptions(
