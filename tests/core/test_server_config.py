@@ -63,7 +63,7 @@ async def test_serve_and_the_options_make_the_same_config(name: str) -> None:
     changed = {name: CHANGED[name]} if name else {}
     options: dict[str, Any] = dict(changed)
     if limits := options.pop("limits", None):
-        options |= dataclasses.asdict(limits)
+        options |= {each.name: getattr(limits, each.name) for each in dataclasses.fields(limits) if each.init}
     if name == "proxy_from":
         options["proxy_protocol"] = True
     loaded = load_server_config(dataclasses.replace(ServeOptions(greeting="Hello"), **options))

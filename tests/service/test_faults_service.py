@@ -164,6 +164,15 @@ class WorkerService(Service):
     def __init__(self, stage: Stage, shim: Path, directory: Path) -> None:
         super().__init__(stage, shim, directory, "--workers", "2", "--metrics", "127.0.0.1:0")
 
+    def _warm_up(self) -> int:
+        """The parent's first stream is that of its first response."""
+        super()._warm_up()
+        sockets = self._descriptors("socket:")
+        self.greeted()
+        until(lambda: self._descriptors("socket:") == sockets, "the connection is closed")
+        self.descriptors = self._descriptors()
+        return self.descriptors
+
     def check(self, failed: int) -> None:
         assert failed == 0
 
