@@ -8,10 +8,13 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
+import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -30,11 +33,13 @@ from greeter.system.fdlimit import raise_fd_limit
 from greeter.system.tls import client_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
     from greeter.config.check_options import CheckOptions
     from greeter.conformance.check_report import CheckReport, Result
+    from greeter.conformance.registry import Check
+    from greeter.conformance.tested_service import TestedService
 
     Echo = Callable[..., None]
 
@@ -77,7 +82,17 @@ def run_check(options: CheckOptions, echo: Echo, spell: Callable[[str], str]) ->
     say: Echo = (lambda _line: None) if quiet else echo
     raise_fd_limit()
 
+    progress = _Progress() if not quiet and _is_terminal() else None
+
+    def begin(service: TestedService, checks: tuple[Check, ...]) -> None:
+        if service.gentle and "greets" in (check.id for check in checks):
+            say(text.WARNING.format(target=plan.target))
+        if progress is not None:
+            progress.show(checks)
+
     def show(result: Result) -> None:
+        if progress is not None:
+            progress.clear()
         if result.check.id == "greets":
             say(text.opening(str(plan.target), result.greeting))
             say("")
@@ -87,12 +102,49 @@ def run_check(options: CheckOptions, echo: Echo, spell: Callable[[str], str]) ->
         if options.verbose and (story := text.story(result)):
             say(story)
 
-    report = loops.run(run(plan, show), "asyncio")
+    try:
+        report = loops.run(_until_terminated(run(plan, show, begin)), "asyncio")
+    finally:
+        if progress is not None:
+            progress.clear()
     for line in text.closing(report, paint):
         say(line)
     for name, path in outputs.items():
         outfile.write(path, _rendered(report, name))
     return report.exit_code
+
+
+class _Progress:
+    """The line of a terminal that says which checks run, until the next line takes its place."""
+
+    def show(self, checks: tuple[Check, ...]) -> None:
+        names = ", ".join(check.id for check in checks)
+        sys.stdout.write(f"\r\x1b[K… {names}"[: text.WIDTH])
+        sys.stdout.flush()
+
+    def clear(self) -> None:
+        sys.stdout.write("\r\x1b[K")
+        sys.stdout.flush()
+
+
+async def _until_terminated(main: Coroutine[Any, Any, CheckReport]) -> CheckReport:
+    """Let SIGTERM end a run as Ctrl-C does: what was changed is put back first."""
+    task, terminated = asyncio.current_task(), False
+    assert task is not None
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        task.cancel()
+
+    with contextlib.suppress(NotImplementedError):  # Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    try:
+        return await main
+    except asyncio.CancelledError:
+        if terminated:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _plan(options: CheckOptions, spell: Callable[[str], str]) -> CheckPlan:
@@ -101,7 +153,8 @@ def _plan(options: CheckOptions, spell: Callable[[str], str]) -> CheckPlan:
             raise ConfigError(f"{spell(name)} needs --tls")
     if options.start is not None and options.stop is None:
         raise ConfigError(f"{spell('start')} needs --stop")
-    if options.stop is not None and options.start is None and options.pid is None:
+    only = _names(options.only)
+    if options.stop is not None and options.start is None and options.pid is None and "stop-load" not in only:
         raise ConfigError(f"{spell('stop')} needs --pid or --start")
     until = None if options.until is None else Until.parse(options.until)
     protocol = profile(options.profile, send=options.send, hello=options.hello, until=until)
@@ -111,6 +164,7 @@ def _plan(options: CheckOptions, spell: Callable[[str], str]) -> CheckPlan:
         hello=protocol.hello,
         until=protocol.until,
         expect=(options.expect or "").encode(),
+        begins=protocol.begins,
         polite=protocol.polite,
         tls=client_context(options.tls_ca, options.tls_cert, options.tls_key) if options.tls else None,
         server_name=options.server_name,
@@ -119,7 +173,7 @@ def _plan(options: CheckOptions, spell: Callable[[str], str]) -> CheckPlan:
         restart=options.restart,
         stop=options.stop,
         start=options.start,
-        only=_names(options.only),
+        only=only,
         skip=_names(options.skip),
         expect_fail=_names(options.expect_fail),
         strict=options.strict,
@@ -150,8 +204,12 @@ def _page() -> Callable[[CheckReport], str]:
     return page
 
 
+def _is_terminal() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def _paint() -> text.Paint:
     """Colours for a terminal, unless NO_COLOR is set (no-color.org)."""
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+    if not _is_terminal() or os.environ.get("NO_COLOR"):
         return text.plain
     return lambda shown, colour: click.style(shown, fg=colour)

@@ -22,7 +22,7 @@ from greeter.config.options import (
     UNTIL_HELP,
     option,
 )
-from greeter.config.values import COUNT, ENDPOINT, ESCAPED, FILE, NAMES, POSITIVE_SECONDS, TEXT, UNTIL
+from greeter.config.values import COUNT, ENDPOINT, FILE, NAMES, POSITIVE_SECONDS, SAID, TEXT, UNTIL
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ class CheckOptions:
         group=GREETING,
     )
     send: bytes | None = option(
-        None, r"Send this before the greeting; \r \n \t \xNN are escapes.", ESCAPED, group=GREETING
+        None, r"Send this before the greeting, or @FILE; \r \n \t \xNN are escapes.", SAID, group=GREETING
     )
     hello: bytes | None = option(
-        None, "What a client says that speaks first; a line by default.", ESCAPED, group=GREETING
+        None, "What a client says that speaks first, or @FILE; a line by default.", SAID, group=GREETING
     )
     until: str | None = option(None, UNTIL_HELP, UNTIL, group=GREETING, default_text="that of the profile")
     expect: str | None = option(None, EXPECT_HELP, TEXT, group=GREETING)

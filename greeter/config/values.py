@@ -21,7 +21,7 @@ from greeter.core.endpoint import Endpoint, host_name
 from greeter.core.escapes import unescape
 from greeter.core.greeting import Greeting
 from greeter.core.replies import Until
-from greeter.errors import ConfigError
+from greeter.errors import ConfigError, os_error_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,6 +175,16 @@ def escaped(text: str) -> bytes:
     return unescape(text)
 
 
+def escaped_or_file(text: str) -> bytes:
+    """Parse text with escapes, or read the file that follows an ``@``."""
+    if not text.startswith("@"):
+        return unescape(text)
+    try:
+        return Path(text[1:]).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {text[1:]}: {os_error_text(error)}") from error
+
+
 def nonempty(text: str) -> str:
     if not text:
         raise ConfigError("must not be empty")
@@ -214,6 +224,7 @@ PER_SECOND = ParsedType("rate", per_second, number=True)
 STAGE = ParsedType("dur:rate", stage)
 UNTIL = ParsedType("until", until)
 ESCAPED = ParsedType("bytes", escaped)
+SAID = ParsedType("bytes", escaped_or_file)
 NAMES = ParsedType("id,…", names)
 LIMIT = ParsedType("expr", limit)
 PERCENT = ParsedType("pct", percent, number=True)

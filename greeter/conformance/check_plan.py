@@ -24,6 +24,7 @@ class CheckPlan:
         hello: What a client says that speaks first; b"" for a line of junk.
         until: What ends the greeting.
         expect: What the greeting must contain.
+        begins: What a greeting begins with, one of these; anything else is a refusal. All do if empty.
         polite: True if the protocol makes a client wait for the greeting (SMTP, FTP, MySQL).
         tls: The context for TLS; None without.
         server_name: The name to verify in the certificate, if not the target's host.
@@ -47,6 +48,7 @@ class CheckPlan:
     hello: bytes = b""
     until: Until = Until("eof")
     expect: bytes = b""
+    begins: tuple[bytes, ...] = ()
     polite: bool = False
     tls: ssl.SSLContext | None = None
     server_name: str | None = None

@@ -102,6 +102,8 @@ class CheckReport:
         unsure = sum(result.finding.verdict is Verdict.UNSURE for result in musts)
         if unsure:
             return f"No verdict: {unsure} of {len(musts)} {word} are unsure."
+        if len(musts) == 1:
+            return f"Loses no client that was tried: {musts[0].check.id} is kept."
         return f"Loses no client that was tried: all {len(musts)} {word} are kept."
 
     def to_json(self) -> dict[str, Any]:

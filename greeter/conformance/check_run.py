@@ -5,7 +5,11 @@ Invariants:
 - After every check, a control client listens. If it is not greeted, nor 1 and 10 seconds later, the checks
   that follow are unsure, and say at which check the service stopped.
 - A check has a time limit, and so has the run. A check that exceeds it is unsure.
-- Off the loopback, only gentle checks run unless heavy ones are asked for.
+- Off the loopback, only gentle checks run unless heavy ones are asked for, with at most 4 open connections.
+  What waits in the background then comes after the others.
+- What stops or reloads the service begins when nothing waits in the background: a connection that ends with
+  the service says nothing of the service's deadlines.
+- A service that was stopped is started again, if it is known how, however its check ends.
 """
 
 from __future__ import annotations
@@ -20,24 +24,28 @@ from greeter import __version__
 from greeter.conformance.check_plan import CheckPlan
 from greeter.conformance.check_report import CheckReport, Result
 from greeter.conformance.checks import CHECKS
-from greeter.conformance.findings import Ending, skipped, unsure
-from greeter.conformance.process import serving_pids
+from greeter.conformance.findings import NOT_ASKED_FOR, Ending, Finding, skipped, unsure
+from greeter.conformance.process import served_by, start_service
 from greeter.conformance.tested_service import TestedService, dials
 from greeter.core.endpoint import DEFAULT_HOST, Endpoint
 from greeter.core.replies import Until
-from greeter.errors import ConfigError
+from greeter.errors import ConfigError, ConnectFailed
 
 if TYPE_CHECKING:
     import ssl as ssl_module
     from collections.abc import Callable, Iterable
 
     from greeter.conformance.registry import Check
+
+    OnStart = Callable[[TestedService, tuple[Check, ...]], None]
     from greeter.core.proxy_protocol import ProxyVersion
 
 # Pauses before the service is said to have stopped greeting, in seconds.
 RETRIES = (0.0, 1.0, 10.0)
-# The time limit of a run, in seconds, without what waits in the background.
+# The time limit of a run, in seconds, without the wait for what is in the background.
 RUN_SECONDS = 90.0
+# How much longer a background check may take than the service's limit that it waits for, in seconds.
+BACKGROUND_SECONDS = 10.0
 SYSCTLS = ("net/core/somaxconn", "net/ipv4/tcp_syncookies", "net/ipv4/tcp_max_syn_backlog")
 
 
@@ -97,7 +105,6 @@ async def check(
 
     Raises:
         ConfigError: An argument is invalid, or arguments contradict each other.
-        ConnectFailed: The target's name cannot be resolved.
 
     Example::
 
@@ -130,54 +137,75 @@ async def check(
     return await run(plan)
 
 
-async def run(plan: CheckPlan, on_result: Callable[[Result], None] = lambda _: None) -> CheckReport:
+async def run(
+    plan: CheckPlan,
+    on_result: Callable[[Result], None] = lambda _: None,
+    on_start: OnStart = lambda _service, _checks: None,
+) -> CheckReport:
     """Run the checks of a plan.
 
     Args:
         plan: What to check, and how.
         on_result: Called with each result, as soon as it is there.
+        on_start: Called with the service and the checks that begin, or that are waited for.
 
     Returns:
         The report.
 
     Raises:
         ConfigError: The plan contradicts itself, or its process does not listen at the target.
-        ConnectFailed: The target's name cannot be resolved.
     """
     for name in (*plan.only, *plan.skip, *plan.expect_fail):
         if name not in CHECKS:
             raise ConfigError(f"{name!r} is not a check; greeter check --list shows them")
-    service = TestedService(plan, await dials(plan))
+    started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    try:
+        addresses = await dials(plan)
+    except ConnectFailed as error:
+        reason = str(error).rpartition(": ")[2]
+        return CheckReport(
+            str(plan.target), (), b"", plan.strict, reason, started_at, environment=environment()
+        )
     if plan.pid is not None:
-        serving_pids(service.dial, plan.pid)
-    return await _Run(plan, service, on_result).run()
+        addresses = served_by(addresses, plan.pid)
+    service = TestedService(plan, addresses)
+    return await _Run(plan, service, on_result, on_start).run(started_at)
 
 
 class _Run:
-    def __init__(self, plan: CheckPlan, service: TestedService, on_result: Callable[[Result], None]) -> None:
-        self._plan, self._service, self._on_result = plan, service, on_result
+    def __init__(
+        self,
+        plan: CheckPlan,
+        service: TestedService,
+        on_result: Callable[[Result], None],
+        on_start: OnStart,
+    ) -> None:
+        self._plan, self._service, self._on_result, self._on_start = plan, service, on_result, on_start
         self._results: dict[str, Result] = {}
+        self._background: dict[str, asyncio.Task[Result]] = {}
         self._stopped_at = ""  # the check after which the service greeted no more
         self._loop = asyncio.get_running_loop()
         self._start = self._loop.time()
+        self._end = self._start + RUN_SECONDS
 
-    async def run(self) -> CheckReport:
-        started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    async def run(self, started_at: str) -> CheckReport:
+        self._require_a_check()
         reason = await self._learn()
         if not reason:
-            background = {
-                check.id: asyncio.create_task(self._timed(check))
-                for check in CHECKS.values()
-                if check.background and not self._excuse(check)
-            }
             try:
-                await self._foreground()
-                for task in background.values():
-                    self._record(await task)
+                # What waits in the background wakes the service up.
+                await self._foreground(CHECKS["wakes"])
+                if not self._service.gentle:
+                    self._begin_background()
+                await self._foreground(*(check for check in CHECKS.values() if not check.lifecycle))
+                if self._service.gentle and not self._stopped_at:
+                    self._begin_background()
+                await self._end_background()
+                await self._foreground(*(check for check in CHECKS.values() if check.lifecycle))
             finally:
-                for task in background.values():
+                for task in self._background.values():
                     task.cancel()
-                await asyncio.gather(*background.values(), return_exceptions=True)
+                await asyncio.gather(*self._background.values(), return_exceptions=True)
         return CheckReport(
             str(self._plan.target),
             tuple(self._results[name] for name in CHECKS if name in self._results),
@@ -189,64 +217,127 @@ class _Run:
             environment(),
         )
 
-    async def _learn(self) -> str:
-        """Run the check that the others build on. Returns why the service never greets; "" if it does."""
-        result = await self._timed(CHECKS["greets"])
-        if not self._service.greeting:
-            return result.finding.story.rpartition(" · ")[2] or result.finding.figure
-        self._record(result)
-        return ""
+    def _require_a_check(self) -> None:
+        """Raise ConfigError if none of the checks that are asked for by name can run."""
+        excuses = {name: self._excuse(CHECKS[name]) for name in self._plan.only}
+        if excuses and all(excuses.values()):
+            raise ConfigError(
+                "no check to run: " + ", ".join(f"{name} ({excuses[name]})" for name in excuses)
+            )
 
-    async def _foreground(self) -> None:
-        for check in CHECKS.values():
+    async def _learn(self) -> str:
+        """Run the check that the others build on. Returns why the service never greets; "" if it does.
+
+        Of several addresses, the first that greets is the one that is checked.
+        """
+        reasons = []
+        for dial in self._service.dials:
+            self._service.dial = dial
+            self._on_start(self._service, (CHECKS["greets"],))
+            result = await self._timed(CHECKS["greets"])
+            if self._service.greeting:
+                self._record(result)
+                return ""
+            reasons.append((Ending.REFUSED.value in result.finding.classes, result.finding.figure))
+        return min(reasons, key=lambda reason: reason[0])[1]  # what is no refusal tells more
+
+    async def _foreground(self, *checks: Check) -> None:
+        for check in checks:
             if check.id in self._results or check.background and not self._excuse(check):
                 continue
             if excuse := self._excuse(check):
-                self._record(Result(check, skipped(excuse)))
+                self._record(self._result(check, skipped(excuse)))
             elif self._stopped_at:
-                self._record(Result(check, unsure(f"the service stopped greeting at {self._stopped_at}")))
-            elif self._loop.time() - self._start > RUN_SECONDS:
-                self._record(Result(check, unsure(f"no time is left of {RUN_SECONDS:g} s")))
+                self._record(self._result(check, self._after_the_end()))
+            elif self._loop.time() >= self._end:
+                self._record(self._result(check, unsure(f"no time is left of {RUN_SECONDS:g} s")))
             else:
+                self._on_start(self._service, (check,))
                 self._record(await self._timed(check))
-                if check.id != "stop" or self._plan.start is not None:  # else it was stopped for good
+                if "stop" in check.needs and self._plan.start is None:
+                    self._stopped_at = check.id  # for good
+                else:
                     await self._see_that_it_greets(check)
 
-    async def _timed(self, check: Check) -> Result:
+    def _begin_background(self) -> None:
+        self._background = {
+            check.id: asyncio.create_task(self._timed(check))
+            for check in CHECKS.values()
+            if check.background and not self._excuse(check)
+        }
+
+    async def _end_background(self) -> None:
         begin = self._loop.time()
-        self._service.late = False
-        limit = check.seconds + (self._plan.idle_limit if check.background else 0.0)
+        waiting = tuple(CHECKS[name] for name in self._background if name not in self._results)
+        if waiting:
+            self._on_start(self._service, waiting)
+        for check in waiting:
+            self._record(await self._background[check.id])
+        for check in CHECKS.values():
+            if check.background and check.id not in self._results:  # it could not begin any more
+                self._record(self._result(check, self._after_the_end()))
+        self._end += self._loop.time() - begin
+
+    def _after_the_end(self) -> Finding:
+        return unsure(f"the service stopped greeting at {self._stopped_at}")
+
+    async def _timed(self, check: Check) -> Result:
+        begin, service = self._loop.time(), self._service
+        if check.background:
+            end = begin + self._plan.idle_limit + BACKGROUND_SECONDS
+        else:
+            service.late = False
+            end = min(begin + check.seconds, self._end)
         try:
-            async with asyncio.timeout(limit):
-                finding = await check.run(self._service)
+            async with asyncio.timeout_at(end):
+                finding = await check.run(service)
         except TimeoutError:
-            finding = unsure(f"not done within {limit:g} s")
+            finding = unsure(f"not done within {end - begin:.0f} s")
+        finally:
+            if service.stopped and self._plan.start is not None:
+                start_service(self._plan.start)
+            service.stopped = False
+        return self._result(check, finding, self._loop.time() - begin)
+
+    def _result(self, check: Check, finding: Finding, seconds: float = 0.0) -> Result:
         return Result(
             check,
             finding,
-            self._loop.time() - begin,
+            seconds,
             check.id in self._plan.expect_fail,
             self._service.greeting,
         )
 
     async def _see_that_it_greets(self, check: Check) -> None:
-        for pause in RETRIES:
-            await asyncio.sleep(pause)
-            if (await self._service.control()).ending in (Ending.GREETED, Ending.RESET):
-                return
+        try:
+            async with asyncio.timeout_at(self._end):
+                for pause in RETRIES:
+                    await asyncio.sleep(pause)
+                    if (await self._service.control()).ending in (Ending.GREETED, Ending.RESET):
+                        return
+        except TimeoutError:
+            return
         self._stopped_at = check.id
+        for name, task in self._background.items():  # connections that end now do so with the service
+            if task.done():
+                self._record(task.result())
+            else:
+                task.cancel()
+                self._record(self._result(CHECKS[name], self._after_the_end()))
 
     def _excuse(self, check: Check) -> str:
         """Returns why a check is not run; "" if it is."""
         plan, service = self._plan, self._service
         if (plan.only and check.id not in plan.only) or check.id in plan.skip:
-            return "not asked for"
+            return NOT_ASKED_FOR
         if check.background and plan.fast:
             return "left out by --fast"
         if check.heavy and not service.local and not plan.heavy:
             return "heavy, and the target is not this machine: --yes runs it"
-        for need in sorted(check.needs):
-            if need not in service.traits:
+        for need in MISSING:
+            if need == "start" and check.id in plan.only:
+                continue  # it is asked for by name, though the service stays stopped
+            if need in check.needs and need not in service.traits:
                 return MISSING[need]
         return ""
 

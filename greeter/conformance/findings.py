@@ -159,6 +159,10 @@ def judged(tally: Tally, *kept: Ending, late: bool = False) -> Finding:
     return Finding(verdict, tally.figure(*kept), classes, tally.story(*kept))
 
 
+# Why a check is skipped that --only or --skip leaves out.
+NOT_ASKED_FOR = "not asked for"
+
+
 def skipped(why: str) -> Finding:
     """Returns the finding of a check that does not apply, or that was not asked for."""
     return Finding(Verdict.SKIPPED, why)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -45,32 +46,55 @@ class Listening(NamedTuple):
 
 
 def listening(family: int, address: SocketAddress) -> Listening | None:
-    """Find the socket that listens where a client connects; None if it is not found."""
+    """Find the socket that listens where a client connects, one of several; None if it is not found."""
     if isinstance(address, str):
         return None
+    return next(iter(_all_listening(family, address)), None)
+
+
+def _all_listening(family: int, address: tuple[str, int] | tuple[str, int, int, int]) -> list[Listening]:
     host = socket.inet_pton(family, address[0].partition("%")[0])
-    found = None
+    exact, wildcard = [], []
     try:
         # A wildcard socket of IPv6 may serve IPv4 too.
         for other in {family, socket.AF_INET6}:
-            for port, at, socket_found in _dump(other):
-                exact = other == family and at[: len(host)] == host
-                if port == address[1] and (exact or not any(at)):
-                    found = socket_found if exact or found is None else found
+            for port, at, found in _dump(other):
+                if port != address[1]:
+                    continue
+                if other == family and at[: len(host)] == host:
+                    exact.append(found)
+                elif not any(at):
+                    wildcard.append(found)
     except OSError:
-        return None
-    return found
+        return []
+    return exact or wildcard
 
 
-def owners(inode: int) -> list[int]:
-    """Returns the processes that have a socket open, of those whose descriptors we may see."""
-    link = f"socket:[{inode}]"
-    found = []
+def inodes(family: int, address: SocketAddress) -> list[int]:
+    """Returns the numbers of all sockets that listen at an address, a Unix socket's too."""
+    if not isinstance(address, str):
+        return [found.inode for found in _all_listening(family, address)]
+    # proc(5): Num RefCount Protocol Flags Type St Inode Path; @ stands for the null of an abstract name.
+    name = "@" + address[1:] if address.startswith("\0") else address
+    try:
+        rows = [line.split(None, 7) for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    except OSError:
+        return []
+    accepts = "00010000"  # __SO_ACCEPTCON of linux/net.h
+    return [int(row[6]) for row in rows if len(row) == 8 and row[3] == accepts and row[7] == name]
+
+
+def owners(*numbers: int) -> list[int]:
+    """Returns the processes that have one of some sockets open, of those whose descriptors we may see."""
+    links = {f"socket:[{number}]" for number in numbers}
+    found: list[int] = []
+    if not links:
+        return found
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
                 fds = os.listdir(f"/proc/{name}/fd")
-                if any(_link(f"/proc/{name}/fd/{fd}") == link for fd in fds):
+                if any(_link(f"/proc/{name}/fd/{fd}") in links for fd in fds):
                     found.append(int(name))
             except OSError:  # it has ended, or is not ours
                 continue

@@ -54,6 +54,7 @@ class Dial:
         server_name: The name to verify.
         beginning: The first bytes of the greeting, as it was learnt.
         expect: What the greeting must contain.
+        begins: What a greeting begins with, one of these; anything else is a refusal. All do if empty.
         shortest: The smallest length of the greeting, as it was learnt, in bytes.
         tls_version: The only version of TLS to offer; None for those that ``tls`` allows.
         pieces: True to send the first flight of the handshake byte by byte.
@@ -71,6 +72,7 @@ class Dial:
     beginning: bytes = b""
     shortest: int = 1
     expect: bytes = b""
+    begins: tuple[bytes, ...] = ()
     tls_version: ssl.TLSVersion | None = None
     pieces: bool = False
     joined: bytes = b""
@@ -368,7 +370,7 @@ class Probe:
             return Ending.LOST
         if not data.startswith(dial.beginning):
             return Ending.LOST if dial.beginning.startswith(data) else Ending.OTHER
-        if dial.expect and dial.expect not in data:
+        if (dial.expect and dial.expect not in data) or (dial.begins and not data.startswith(dial.begins)):
             return Ending.OTHER
         complete = self.whole or (self.eof and dial.until.ended_by_eof(data))
         return Ending.GREETED if complete and len(data) >= dial.shortest else Ending.LOST

@@ -5,7 +5,8 @@ Invariants:
 - A process that does not have the listening socket open, and is not the parent of one that has, is refused.
 - What was changed is put back: a stopped process goes on, and a lowered descriptor limit is raised again. A
   helper process, which survives this one, does that if this one cannot.
-- A command has a deadline, and what it leaves behind is ended with it.
+- A command has a deadline, at which it is ended with what it started. What it leaves behind when it returns
+  stays: it may be the service.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
-from greeter.conformance.listening import listening, owners
+from greeter.conformance.listening import inodes, owners
 from greeter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,14 +50,29 @@ for word in sys.argv[1:]:
 """
 
 
+def served_by(dials: list[Dial], pid: int) -> list[Dial]:
+    """Returns the addresses, those first at which a process, or a child of it, listens.
+
+    Raises:
+        ConfigError: It listens at none of them.
+    """
+    own = []
+    for dial in dials:
+        with contextlib.suppress(ConfigError):
+            serving_pids(dial, pid)
+            own.append(dial)
+    if not own:
+        serving_pids(dials[0], pid)
+    return own + [dial for dial in dials if dial not in own]
+
+
 def serving_pids(dial: Dial, pid: int) -> list[int]:
     """Returns the processes that accept at an address: ``pid``, and its children that have the socket open.
 
     Raises:
         ConfigError: ``pid`` has nothing to do with the listening socket.
     """
-    socket = listening(dial.family, dial.address)
-    having = owners(socket.inode) if socket is not None else []
+    having = owners(*inodes(dial.family, dial.address))
     found = [other for other in having if other == pid or parent(other) == pid]
     if not found:
         raise ConfigError(f"process {pid} does not listen at the target, nor does a child of it")
@@ -63,8 +81,7 @@ def serving_pids(dial: Dial, pid: int) -> list[int]:
 
 def listening_pid(dial: Dial) -> int | None:
     """Returns the process that listens at an address: the parent of the others that do; None if unknown."""
-    socket = listening(dial.family, dial.address)
-    having = owners(socket.inode) if socket is not None else []
+    having = owners(*inodes(dial.family, dial.address))
     tops = [pid for pid in having if parent(pid) not in having]
     return tops[0] if tops else None
 
@@ -172,16 +189,40 @@ def send_signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+@dataclass(slots=True)
+class Command:
+    """A shell command that runs."""
+
+    process: asyncio.subprocess.Process
+    said: IO[bytes]
+
+    async def wait(self) -> str:
+        """Wait for its end. Returns why it failed, in a few words; "" if it did not."""
+        if not await self.process.wait():
+            return ""
+        self.said.seek(0)
+        lines = self.said.read(65536).decode(errors="replace").strip().splitlines()
+        return f"exit code {self.process.returncode}" + "".join(f": {line}" for line in lines[-1:])
+
+
 @contextlib.asynccontextmanager
-async def command(text: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a shell command beside the block, and end what is left of it at the end."""
+async def command(text: str) -> AsyncIterator[Command]:
+    """Run a shell command beside the block, and end it if it has not returned by the end."""
+    # Not a pipe: a service that the command starts may keep it open.
+    with tempfile.TemporaryFile() as said:
+        async with _shell(text, said) as process:
+            yield Command(process, said)
+
+
+@contextlib.asynccontextmanager
+async def _shell(text: str, stderr: IO[bytes]) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         "/bin/sh",
         "-c",
         text,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         start_new_session=True,
     )
     try:
@@ -195,12 +236,13 @@ async def command(text: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 def start_service(text: str) -> None:
     """Run a shell command that starts a service, without waiting for it: it may be the service itself."""
-    subprocess.Popen(
-        ["/bin/sh", "-c", text],
+    subprocess.run(
+        ["/bin/sh", "-c", '/bin/sh -c "$1" &', "sh", text],  # it becomes a child of the first process
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        check=False,
     )
 
 
@@ -210,13 +252,9 @@ async def run_command(text: str, seconds: float = COMMAND_SECONDS) -> str:
     Returns:
         Why it failed, in a few words; "" if it did not.
     """
-    async with command(text) as process:
+    async with command(text) as running:
         try:
             async with asyncio.timeout(seconds):
-                _, said = await process.communicate()
+                return await running.wait()
         except TimeoutError:
             return f"did not return within {seconds:g} s"
-    if process.returncode:
-        last = said.decode(errors="replace").strip().splitlines()[-1:]
-        return f"exit code {process.returncode}" + "".join(f": {line}" for line in last)
-    return ""

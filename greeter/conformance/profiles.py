@@ -2,7 +2,8 @@
 
 Invariants:
 
-- A profile only sets arguments that could be given one by one. It judges nothing.
+- A profile only sets arguments. It judges nothing.
+- A reply of 4yz or 5yz instead of the greeting is a refusal (RFC 5321 3.1, RFC 959 5.4).
 - A protocol is polite if its client must wait for the greeting: then no check speaks first (RFC 5321 4.3.1
   for SMTP, RFC 959 5.4 for FTP; the client of MySQL answers the server's handshake packet).
 """
@@ -23,14 +24,15 @@ class Profile:
     hello: bytes = b""
     until: Until = Until("eof")
     polite: bool = False
+    begins: tuple[bytes, ...] = ()
 
 
 PROFILES: dict[str, Profile] = {
     "raw": Profile(),
     "http": Profile(send=b"GET / HTTP/1.0\r\n\r\n", hello=b"GET / HTTP/1.0\r\n\r\n"),
     "ssh": Profile(hello=b"SSH-2.0-check\r\n", until=Until("line")),
-    "smtp": Profile(until=Until("reply"), polite=True),
-    "ftp": Profile(until=Until("reply"), polite=True),
+    "smtp": Profile(until=Until("reply"), polite=True, begins=(b"2",)),
+    "ftp": Profile(until=Until("reply"), polite=True, begins=(b"1", b"2")),
     "mysql": Profile(until=Until("bytes", size=4), polite=True),
     "redis": Profile(send=b"PING\r\n", hello=b"PING\r\n", until=Until("line")),
 }
@@ -59,4 +61,5 @@ def profile(name: str, *, send: bytes | None, hello: bytes | None, until: Until 
         found.hello if hello is None else hello,
         found.until if until is None else until,
         found.polite,
+        found.begins,
     )

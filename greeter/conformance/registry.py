@@ -54,6 +54,11 @@ class Check:
     needs: frozenset[str] = frozenset()
     seconds: float = 10.0
 
+    @property
+    def lifecycle(self) -> bool:
+        """True if it reloads or stops the service."""
+        return bool(self.needs & {"restart", "stop"})
+
 
 REGISTERED: dict[str, Check] = {}
 

@@ -49,6 +49,7 @@ class TestedService:
         self.dial = dials[0]
         self.greeting = b""
         self.late = False
+        self.stopped = False  # by a check that has not started it again
 
     @property
     def traits(self) -> set[str]:
@@ -67,6 +68,11 @@ class TestedService:
         """True if the service is reached over the loopback or a Unix socket."""
         host = self.dial.address[0] if isinstance(self.dial.address, tuple) else ""
         return isinstance(self.dial.address, str) or host.startswith("127.") or host == "::1"
+
+    @property
+    def gentle(self) -> bool:
+        """True if at most ``MAX_CLIENTS`` connections may be open: it is another machine's, and in use."""
+        return not self.local and not self.plan.heavy
 
     async def client(
         self, script: Script, *, dial: Dial | None = None, timeout: float | None = None
@@ -114,9 +120,9 @@ class TestedService:
         slots = asyncio.Semaphore(MAX_CLIENTS)
 
         async def one() -> None:
-            probe = Probe(self.dial)
-            probes.append(probe)
             async with slots:
+                probe = Probe(self.dial)  # its deadline begins here
+                probes.append(probe)
                 try:
                     await script(probe)
                 except Ended as end:
@@ -196,6 +202,7 @@ async def dials(plan: CheckPlan) -> list[Dial]:
             plan.tls,
             plan.server_name or (target.host if plan.tls is not None else None),
             expect=plan.expect,
+            begins=plan.begins,
         )
         for family, address in found
     ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from greeter.conformance.findings import Verdict
+from greeter.conformance.findings import NOT_ASKED_FOR, Verdict
 from greeter.core.escapes import escape
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ MARKS = {
     Verdict.SKIPPED: ("-", "bright_black"),
     Verdict.UNSURE: ("?", "yellow"),
 }
+# Printed before a run against another machine.
+WARNING = (
+    "{target} is another machine's: only gentle checks run (--yes runs all). Even those\n"
+    "can get this machine's address blocked there, by fail2ban or the like."
+)
 _ID, _FIGURE, _SEVERITY = 16, 36, 6
 
 
@@ -86,7 +91,7 @@ def left_out(report: CheckReport) -> Iterator[str]:
     """Yields why checks were not run, a paragraph for each reason."""
     reasons: dict[str, list[str]] = {}
     for result in report.results:
-        if result.finding.verdict is Verdict.SKIPPED:
+        if result.finding.verdict is Verdict.SKIPPED and result.finding.figure != NOT_ASKED_FOR:
             reasons.setdefault(result.finding.figure, []).append(result.check.id)
     for reason, names in reasons.items():
         yield _wrapped(f"- {reason}: {', '.join(names)}", "")

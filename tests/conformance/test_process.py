@@ -108,3 +108,8 @@ def test_a_watcher_is_not_stopped_by_the_signal_of_a_terminal(sleeper: int) -> N
     with contextlib.suppress(KeyboardInterrupt), standing_still([sleeper]):
         signal.raise_signal(signal.SIGINT)
     assert state(sleeper) != "T"
+
+
+async def test_a_command_may_leave_a_service_behind() -> None:
+    # The service keeps the descriptors of the command.
+    assert await run_command("sleep 3 & exit 0", seconds=2.0) == ""

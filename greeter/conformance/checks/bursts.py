@@ -24,7 +24,7 @@ MANY = 500
 
 
 async def _burst(service: TestedService, count: int, *, prompt: bool) -> Finding:
-    """The worst of some rounds of ``count`` clients at once; with ``prompt``, one that waited is lost too."""
+    """The worst of rounds of ``count`` clients at once; with ``prompt``, one that waited is lost too."""
     worst, worst_lost, worst_again = Tally(), -1, 0
     for _ in range(ROUNDS):
         experiences = await service.crowd(count, hears)
@@ -33,16 +33,18 @@ async def _burst(service: TestedService, count: int, *, prompt: bool) -> Finding
         lost = tally.all_but(Ending.GREETED, Ending.RESET, Ending.LOCAL)
         if (lost, again) > (worst_lost, worst_again):
             worst, worst_lost, worst_again = tally, lost, again
+        if (lost or (prompt and again)) and not service.late:
+            break  # no other round can change that, and each waits for its lost clients
     finding = judged(worst, Ending.GREETED, Ending.RESET, late=service.late)
     figure = finding.figure
     if worst_again:
-        figure += f", {worst_again} connected after a second or more"
+        figure += f", {worst_again} late"
         if prompt and finding.verdict is Verdict.PASS:
             finding = dataclasses.replace(finding, verdict=Verdict.UNSURE if service.late else Verdict.FAIL)
     cause = ""
     if (socket := listening(service.dial.family, service.dial.address)) is not None:
         cause = f"The accept queue of the service has room for {socket.backlog} connections."
-        figure += f"; accept queue {socket.backlog}"
+        figure += f"; queue {socket.backlog}"
     data: dict[str, object] = {"rounds": ROUNDS, "connected_after_1_s": worst_again}
     return dataclasses.replace(finding, figure=figure, cause=cause, data=data)
 

@@ -33,7 +33,7 @@ ANSWER = 0.2
 async def let_go(service: TestedService) -> Finding:
     """A byte that the closed socket answers with a reset tells that the client is let go."""
     limit = service.plan.idle_limit
-    looks = sorted({min(look, limit) for look in LOOKS})
+    looks = [limit] if service.gentle else sorted({min(look, limit) for look in LOOKS})
     probes = [Probe(service.dial, timeout=limit + 10.0) for _ in looks]
     try:
         for probe in probes:

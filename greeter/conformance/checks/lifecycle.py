@@ -109,30 +109,36 @@ async def stop(service: TestedService) -> Finding:
     assert plan.stop is not None
     assert plan.pid is not None
     pids = serving_pids(service.dial, plan.pid)
+    failure = ""
     probes = [Probe(service.dial, timeout=STOP_SECONDS) for _ in range(QUEUED)]
     try:
         with standing_still(pids):
             for probe in probes:
                 await probe.connect()
             async with command(plan.stop) as stopping:
+                service.stopped = True
                 await asyncio.sleep(HEAD_START)
                 for pid in pids:
                     send_signal(pid, signal.SIGCONT)
                     await asyncio.sleep(HEAD_START if pid == plan.pid else 0.0)
                 tally = Tally(await asyncio.gather(*(_finish(probe) for probe in probes)))
                 async with asyncio.timeout(STOP_SECONDS):
-                    await stopping.wait()
-                    await _refuses(service)
+                    failure = await stopping.wait()
+                    if not failure:
+                        await _refuses(service)
     except PermissionError:
         return unsure(f"process {plan.pid} may not be stopped by this user")
     except Ended as end:
         return unsure(f"a client could not be queued: {end.ending}")
     except TimeoutError:
-        return unsure(f"the service still accepts {STOP_SECONDS:g} s after --stop")
+        return _still_accepts(service)
     finally:
         for probe in probes:
             probe.close()
-    if plan.start is not None and (failure := await _started_again(service)):
+    if failure:
+        service.stopped = False
+        return unsure(f"--stop: {failure}")
+    if failure := await _started_again(service):
         return unsure(failure)
     return judged(tally, Ending.GREETED, Ending.RESET)
 
@@ -167,13 +173,15 @@ async def stop_load(service: TestedService) -> Finding:
     load = _Load(service, 10)
     try:
         await asyncio.sleep(0.5)
+        service.stopped = True
         if failure := await run_command(service.plan.stop):
+            service.stopped = False
             return unsure(f"--stop: {failure}")
         async with asyncio.timeout(STOP_SECONDS):
             await _refuses(service)
         tally = await load.end()
     except TimeoutError:
-        return unsure(f"the service still accepts {STOP_SECONDS:g} s after --stop")
+        return _still_accepts(service)
     finally:
         load.cancel()
     if failure := await _started_again(service):
@@ -193,9 +201,16 @@ async def _refuses(service: TestedService) -> None:
         await asyncio.sleep(0.05)  # another process tells of no event
 
 
+def _still_accepts(service: TestedService) -> Finding:
+    service.stopped = False
+    return unsure(f"the service still accepts {STOP_SECONDS:g} s after --stop")
+
+
 async def _started_again(service: TestedService) -> str:
-    """Start the service, and wait until it greets. Returns why it does not; "" if it does."""
-    assert service.plan.start is not None
+    """Start the service if it is known how, and wait until it greets. Returns why it does not, or ""."""
+    if service.plan.start is None:
+        return ""
+    service.stopped = False
     start_service(service.plan.start)
     loop = asyncio.get_running_loop()
     end = loop.time() + START_SECONDS

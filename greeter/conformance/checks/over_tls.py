@@ -43,7 +43,7 @@ async def tls_end(service: TestedService) -> Finding:
     for version in NEW:
         dial = dataclasses.replace(service.dial, tls_version=version)
         ends = [await service.client(hears, dial=dial) for _ in range(5)]
-        if any(end.ending is Ending.TLS_ERROR for end in ends):  # it does not speak this version
+        if all(end.ending is Ending.TLS_ERROR for end in ends):  # it does not speak this version
             continue
         spoken.append(version.name)
         missing[version.name] = sum(end.truncated for end in ends)

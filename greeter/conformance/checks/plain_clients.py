@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
+import os
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from greeter.conformance.findings import Ending, Finding, Severity, Tally, Verdict, judged, skipped
 from greeter.conformance.registry import register
 from greeter.conformance.tested_service import BEGINNING, listen_only
+from greeter.core.escapes import escape
 
 if TYPE_CHECKING:
+    from greeter.conformance.findings import Experience
     from greeter.conformance.tested_service import TestedService
+
+
+# After so many seconds, enough clients have asked a service that answers slowly.
+ENOUGH_SECONDS = 5.0
 
 
 @register(
@@ -22,18 +31,25 @@ if TYPE_CHECKING:
     sources=("its own word",),
     cause="The service does not answer, answers each client differently, or not within the deadline.",
     cure="Name what a client says first with --send or --profile, and what ends its greeting with --until.",
+    seconds=60.0,
 )
 async def greets(service: TestedService) -> Finding:
     """Learns the beginning and the length of the greeting."""
-    tally, said, times = Tally(), [], []
-    for _ in range(10):
+    tally, begin = Tally(), perf_counter()
+    said: list[bytes] = []
+    times: list[float] = []
+    for number in range(10):
+        if number and not said:
+            break  # it is not there, or says something else
         experience = await service.control()
         tally.add(experience)
         if experience.ending in (Ending.GREETED, Ending.RESET):
             said.append(experience.data)
             times.append(experience.story[-1][0])
+        if perf_counter() - begin > ENOUGH_SECONDS:
+            break
     if not said:
-        return judged(tally)
+        return dataclasses.replace(judged(tally), figure=_why_not(service, experience))
     service.greeting = said[0]
     service.dial = dataclasses.replace(
         service.dial,
@@ -46,9 +62,41 @@ async def greets(service: TestedService) -> Finding:
     size = f"{sizes[0]} B" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} B"
     if finding.verdict is Verdict.PASS:
         finding = dataclasses.replace(
-            finding, figure=f"{len(said)} of 10, {size}, slowest {max(times) * 1e3:.0f} ms"
+            finding, figure=f"{len(said)} of {tally.total}, {size}, slowest {max(times) * 1e3:.0f} ms"
         )
     return dataclasses.replace(finding, data={"size_bytes": sizes, "slowest_us": round(max(times) * 1e6)})
+
+
+def _why_not(service: TestedService, experience: Experience) -> str:
+    """Returns why a client was not greeted, and what may help, in one line."""
+    plan, last = service.plan, experience.story[-1][1] if experience.story else ""
+    heard = escape(experience.data[:60])
+    match experience.ending:
+        case Ending.REFUSED:
+            return os.strerror(getattr(errno, last, errno.ECONNREFUSED)).lower()
+        case Ending.CONNECT_TIMEOUT:
+            return f"no connection within {plan.timeout:g} s"
+        case Ending.TLS_ERROR:
+            return f"the TLS handshake failed: {last.removeprefix('tls: ').replace('_', ' ')}"
+        case Ending.SILENT:
+            return (
+                f"not a byte within {plan.timeout:g} s; "
+                "if it waits for a request, name that with --send or --profile"
+            )
+        case Ending.INCOMPLETE:
+            return (
+                f"it said '{heard}', and did not end within {plan.timeout:g} s; "
+                "name what ends its greeting with --until or --profile"
+            )
+        case Ending.OTHER if plan.expect and plan.expect not in experience.data:
+            return f"it said '{heard}', without '{escape(plan.expect)}'"
+        case Ending.OTHER:
+            return f"it refused: '{heard}'"
+        case Ending.LOST:
+            how = "a reset" if last == "RST" else "the end of the stream"
+            then = f"after '{heard}'" if heard else "without a byte"
+            return f"{how} {then}; it may want a request (--send, --profile), --tls or --proxy-protocol"
+    return "this machine has no descriptor, port or memory left for a client"
 
 
 def _common_beginning(said: list[bytes]) -> bytes:
