@@ -160,20 +160,25 @@ class GreetTimeout(GreetFailed, TimeoutError):
     Attributes:
         target: The endpoint's text.
         phase: ``"connect"``, ``"handshake"`` (of TLS), ``"first byte"`` (connected, but no byte was received)
-            or ``"end"`` (the greeting began and did not end).
+            or ``"end"`` (the greeting began and did not end). Of a service for datagrams, ``"reply"``.
         seconds: The limit, in seconds.
         received: The bytes received before the deadline.
+        attempts: How many datagrams were sent; 1 on a stream.
     """
 
-    def __init__(self, target: str, phase: str, seconds: float, received: bytes = b"") -> None:
+    def __init__(
+        self, target: str, phase: str, seconds: float, received: bytes = b"", *, attempts: int = 1
+    ) -> None:
         what = {
             "connect": "no connection",
             "handshake": "connected, but no TLS handshake",
             "first byte": "connected, but no greeting",
             "end": f"{_excerpt(received)} came, but no end of the greeting",
+            "reply": f"no reply to {attempts} datagram{'s' * (attempts > 1)}",
         }[phase]
         super().__init__(f"{target}: {what} within {seconds:g} s")
         self.target, self.phase, self.seconds, self.received = target, phase, seconds, received
+        self.attempts = attempts
 
 
 class GreetReset(GreetFailed, ConnectionResetError):
@@ -194,7 +199,7 @@ class GreetReset(GreetFailed, ConnectionResetError):
 
 
 class NoGreeting(GreetFailed, ConnectionError):
-    """The peer closed the connection without a greeting, or in the middle of one.
+    """The peer closed the connection without a greeting, or in the middle of one; or its datagram is empty.
 
     If it received no byte, ``greet()`` returns an empty Reply instead, except with ``wait`` or ``expect``.
 
@@ -209,7 +214,8 @@ class NoGreeting(GreetFailed, ConnectionError):
             if received
             else "without a greeting"
         )
-        super().__init__(f"{target}: closed {when}")
+        # A datagram has no end but its own.
+        super().__init__(f"{target}: {'replied' if target.startswith('udp:') else 'closed'} {when}")
         self.target, self.received = target, received
 
 

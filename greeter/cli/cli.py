@@ -125,8 +125,8 @@ def greet(ctx: click.Context, /, **_: object) -> int:
 
     With several targets, a line or a JSON object is printed for each as it ends.
 
-    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name. A DURATION is written
-    as 500ms, 10s or 2m; a bare number is in seconds.
+    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path, unix:@name, or udp:HOST:PORT for
+    datagrams. A DURATION is written as 500ms, 10s or 2m; a bare number is in seconds.
 
     Each option except --proxy-protocol, --tls-cert and --tls-key is also an environment variable
     (GREETER_TIMEOUT for --timeout).

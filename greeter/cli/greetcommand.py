@@ -24,7 +24,7 @@ from greeter.system import loops
 from greeter.system.tls import client_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from greeter.config.options import GreetOptions
     from greeter.core.replies import Reply
@@ -68,12 +68,22 @@ def run_greet(
     if options.tls:
         exchange["ssl"] = client_context(options.tls_ca, options.tls_cert, options.tls_key)
     if len(options.target) <= 1 and options.targets is None:
+        _check_datagrams(options.target, options, spell)
         target = options.target[0] if options.target else Endpoint.parse(DEFAULT_ENDPOINT)
         return _greet_one(target, options, exchange, echo, print_error)
     if options.raw:
         raise ConfigError(f"{spell('raw')} needs a single target")
     targets = [*options.target, *(_read_targets(options.targets) if options.targets is not None else [])]
+    _check_datagrams(targets, options, spell)
     return loops.run(_greet_many(targets, options, exchange, echo, print_error))
+
+
+def _check_datagrams(targets: Sequence[Endpoint], options: GreetOptions, spell: Callable[[str], str]) -> None:
+    """Raise ConfigError if an option needs a stream, and a target has none."""
+    for name in ("tls", "until", "proxy_protocol"):
+        if getattr(options, name) not in (False, "eof", None):
+            for target in targets:
+                target.require_stream(spell(name))
 
 
 def _greet_one(
@@ -193,6 +203,7 @@ def _as_json(reply: Reply) -> str:
         "total_us": round(reply.total_time * 1e6),
         "reset": reply.reset,
         "truncated": reply.truncated,
+        "attempts": reply.attempts,
     }
     if not is_utf8(reply.data):
         found["data_base64"] = b64encode(reply.data).decode()

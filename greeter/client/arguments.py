@@ -12,6 +12,7 @@ import socket
 import ssl as ssl_module
 from typing import NamedTuple, TypeAlias
 
+from greeter.core.datagram_sizes import DATAGRAM_MAX
 from greeter.core.endpoint import DEFAULT_HOST, Endpoint
 from greeter.core.proxy_protocol import PROXY_VERSIONS, ProxyVersion
 from greeter.core.replies import Until
@@ -36,7 +37,7 @@ class Exchange(NamedTuple):
     connect_timeout: float
     max_bytes: int
     until: Until
-    send: bytes
+    send: bytes | None
     expect: bytes | None
     proxy_protocol: ProxyVersion | None
 
@@ -54,7 +55,6 @@ def destination(
             endpoint = _cached_target(target, port)
         except TypeError:  # unhashable: not a target either, and target() says so
             endpoint = Endpoint.target(target, port)
-        endpoint.require_stream("the client")
         return endpoint
     if path is not None and sock is not None:
         raise ConfigError("give one of path and sock")
@@ -102,10 +102,24 @@ def check_exchange(
         connect_timeout,
         max_bytes,
         Until.parse(until),
-        bytes(send) if send else b"",
+        None if send is None else bytes(send),
         expect.encode(errors="surrogateescape") if isinstance(expect, str) else expect,
         proxy_protocol,
     )
+
+
+def check_datagrams(target: Endpoint, exchange: Exchange) -> None:
+    """Raise ConfigError if ``target`` is an endpoint for datagrams, and ``exchange`` needs a stream."""
+    if target.kind != "udp":
+        return
+    if exchange.ssl:
+        target.require_stream("ssl")
+    if exchange.until.kind != "eof":
+        target.require_stream(f"until {str(exchange.until)!r}")
+    if exchange.proxy_protocol is not None:
+        target.require_stream("proxy_protocol")
+    if exchange.send is not None and len(exchange.send) > DATAGRAM_MAX:
+        raise ConfigError(f"send has {len(exchange.send)} bytes, and a datagram {DATAGRAM_MAX} at most")
 
 
 def check_seconds(name: str, seconds: object, *, zero: bool = False) -> None:

@@ -107,11 +107,8 @@ async def connect(
     """
     loop = asyncio.get_running_loop()
     if target.kind == "tcp":
-        address = _numeric_address(target)
-        addresses = await _resolve(loop, target) if address is None else [address]
-        connected = await (
-            _connect(loop, addresses[0]) if len(addresses) == 1 else _race(loop, _interleaved(addresses))
-        )
+        addresses = await resolve(loop, target)
+        connected = await (_connect(loop, addresses[0]) if len(addresses) == 1 else _race(loop, addresses))
     elif target.kind == "unix":
         connected = await _connect(loop, (socket.AF_UNIX, target.path))
     else:
@@ -122,6 +119,24 @@ async def connect(
         connected.sock.close()
         raise connected.error
     return connected
+
+
+async def resolve(
+    loop: asyncio.AbstractEventLoop, target: Endpoint, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> list[Address]:
+    """Return the addresses of a TCP or UDP endpoint, at least one, in the order in which to try them.
+
+    Args:
+        loop: The running event loop.
+        target: The endpoint.
+        kind: The type of the sockets, which a service name depends on.
+
+    Raises:
+        OSError: The name cannot be resolved.
+        UnicodeError: The host is not a valid name.
+    """
+    address = _numeric_address(target)
+    return _interleaved(await _look_up(loop, target, kind)) if address is None else [address]
 
 
 def _numeric_address(target: Endpoint) -> Address | None:
@@ -140,14 +155,14 @@ def _numeric_address(target: Endpoint) -> Address | None:
     return socket.AF_INET, (host, port)
 
 
-async def _resolve(loop: asyncio.AbstractEventLoop, target: Endpoint) -> list[Address]:
-    """Return the addresses of a TCP endpoint, at least one, in the order of RFC 6724."""
+async def _look_up(
+    loop: asyncio.AbstractEventLoop, target: Endpoint, kind: socket.SocketKind
+) -> list[Address]:
+    """Return the addresses of a TCP or UDP endpoint, at least one, in the order of RFC 6724."""
     host = target.host or "localhost"
     if host == "localhost.":  # RFC 6761 6.3; a hosts file has it without the dot
         host = "localhost"
-    found = await loop.run_in_executor(
-        None, lambda: socket.getaddrinfo(host, target.port, type=socket.SOCK_STREAM)
-    )
+    found = await loop.run_in_executor(None, lambda: socket.getaddrinfo(host, target.port, type=kind))
     return [(entry[0], entry[4]) for entry in found]
 
 

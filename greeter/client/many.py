@@ -16,6 +16,7 @@ from greeter.client.arguments import (
     CONNECT_TIMEOUT,
     MAX_BYTES,
     TIMEOUT,
+    check_datagrams,
     check_exchange,
     check_seconds,
     destination,
@@ -82,6 +83,7 @@ async def greet_many(
     calls = []
     for target in targets:
         where = destination(target)
+        check_datagrams(where, exchange)
         calls.append((target, where, name_to_verify(where, ssl, server_hostname)))
     loop = asyncio.get_running_loop()
     results: asyncio.Queue[tuple[Target, Reply | GreetFailed | BaseException]] = asyncio.Queue(limit)

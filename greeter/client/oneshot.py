@@ -15,10 +15,12 @@ import ssl as ssl_module
 from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
+from greeter.client import datagrams
 from greeter.client.arguments import (
     CONNECT_TIMEOUT,
     MAX_BYTES,
     TIMEOUT,
+    check_datagrams,
     check_exchange,
     check_seconds,
     destination,
@@ -216,9 +218,13 @@ async def greet(
 
     The connection is closed when this returns or raises, and also if it is cancelled.
 
+    A service for datagrams (``"udp:127.0.0.1:9999"``, RFC 865) is asked with one datagram and again after
+    0.5, 1, 2, … seconds, until it replies. The reply is one datagram. There is no TLS, PROXY header or
+    ``until``.
+
     Args:
         target: An Endpoint, the text of one (``"127.0.0.1:25"``, ``"[::1]:25"``, ``"unix:/path"``,
-            ``"unix:@name"``, ``"fd:3"``), or a host: a name or an address.
+            ``"unix:@name"``, ``"fd:3"``, ``"udp:[::1]:17"``), or a host: a name or an address.
         port: A port number or a service name, if the target is a host. The default is 9999.
         host: Keyword alternative to ``target``.
         path: The path of a Unix socket (``"@name"``: an abstract one), instead of a target.
@@ -236,7 +242,8 @@ async def greet(
             - ``"text:TEXT"``: the first occurrence of TEXT, in which ``\r \n \t \\ \xNN`` are escapes.
             - ``"bytes:N"``: the N-th byte.
             - ``"idle:DUR"``: the last byte before a pause, as in ``"idle:300ms"``. No time includes it.
-        send: Bytes to send as soon as the connection is complete.
+        send: Bytes to send as soon as the connection is complete; the payload of each datagram. Without it, a
+            datagram has 171 bytes, a third of RFC 865's 512: no service needs more to be no amplifier.
         expect: Text or bytes that the greeting must contain.
         proxy_protocol: ``"v1"`` or ``"v2"`` to send a PROXY header first, with the addresses of this
             connection, to a service that requires one.
@@ -249,7 +256,8 @@ async def greet(
 
     Raises:
         ConfigError: An argument is invalid, or arguments contradict each other.
-        ConnectFailed: Connecting failed, or the peer speaks TLS on a connection without it.
+        ConnectFailed: Connecting failed, or the peer speaks TLS on a connection without it. A datagram was
+            refused (ICMP port unreachable).
         GreetTimeout: A deadline passed.
         GreetReset: The peer reset the connection before the first byte, or in the middle of a greeting.
         NoGreeting: The peer closed in the middle of a greeting, or without a byte (only with ``expect``
@@ -267,6 +275,7 @@ async def greet(
         target = host
     where = destination(target, port, path, sock)
     exchange = check_exchange(ssl, timeout, connect_timeout, max_bytes, until, send, expect, proxy_protocol)
+    check_datagrams(where, exchange)
     name = name_to_verify(where, ssl, server_hostname)
     check_seconds("wait", wait, zero=True)
     if not wait:
@@ -307,6 +316,8 @@ async def exchange_once(
     Returns:
         As ``greet()``, whose exceptions this raises.
     """
+    if target.kind == "udp":
+        return await datagrams.ask(target, exchange)
     loop = asyncio.get_running_loop()
     protocol = _ReplyProtocol(loop, exchange.max_bytes, exchange.until)
     deadline = loop.time() + exchange.timeout

@@ -97,6 +97,7 @@ async def open_connection(
         await writer.wait_closed()
     """
     where = destination(target, port, path, sock)
+    where.require_stream("open_connection()")
     exchange = check_exchange(ssl, timeout, connect_timeout, max_bytes, until, send, None, proxy_protocol)
     if exchange.until.kind not in ("line", "reply"):
         raise ConfigError(f"until must be line or reply, not {until!r}")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from greeter.core.admission import HOST_CACHE_SIZE, Networks
 from greeter.core.admission import Reason as AdmissionReason
+from greeter.core.datagram_sizes import AMPLIFICATION_BOUND
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 SourceKind: TypeAlias = Literal["local", "public", "invalid"]
 Reason: TypeAlias = Literal["loop", "amplification"] | AdmissionReason
 
-# RFC 9000, 8.1: a server sends an address that is not validated at most three times what it received from it.
-AMPLIFICATION_BOUND = 3
 # Services listen on the ports below it; clients get the ports from it on (RFC 6335, 6).
 FIRST_CLIENT_PORT = 1024
 

@@ -144,6 +144,7 @@ class Reply:
         reset: True if the peer reset the connection after it sent ``data``.
         truncated: True if the TLS stream ended without close_notify, so that bytes may be missing (RFC 8446
             6.1).
+        attempts: How many datagrams were sent until the reply came; 1 on a stream.
     """
 
     data: bytes
@@ -153,6 +154,7 @@ class Reply:
     total_time: float
     reset: bool = False
     truncated: bool = False
+    attempts: int = 1
 
     @property
     def text(self) -> str:
@@ -171,6 +173,8 @@ class Reply:
     def __repr__(self) -> str:
         data = repr(self.data) if len(self.data) <= 60 else f"{self.data[:57]!r}... ({len(self.data)} bytes)"
         state = " reset" * self.reset + " truncated" * self.truncated
+        if self.attempts > 1:
+            state += f" at attempt {self.attempts}"
         return f"<Reply {data} from {self.target} in {self.total_time * 1e3:.3g} ms{state}>"
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from greeter.core.address import Address
+from greeter.core.datagram_sizes import DATAGRAM_MAX
 from greeter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,10 +35,6 @@ BACKLOG = 2048
 GREET_TIMEOUT = 10.0
 LINGER_TIMEOUT = 2.0
 DRAIN_TIMEOUT = 10.0
-# The longest payload that fits in one datagram over IPv4: 65,535 bytes without the headers of IP and UDP.
-DATAGRAM_MAX = 65_507
-# What RFC 865 allows a greeting in a datagram to have, in bytes. More is fragmented on its way.
-DATAGRAM_GREETING = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

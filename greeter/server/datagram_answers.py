@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from greeter.core.datagram_rules import LOOP, Reason, rejection
-from greeter.core.server_config import DATAGRAM_MAX
+from greeter.core.datagram_sizes import DATAGRAM_MAX
 from greeter.errors import GreetingError, os_error_text
 from greeter.server.access_log import choose_datagram_log
 from greeter.server.connection_log import ConnectionLog

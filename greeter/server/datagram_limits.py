@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from greeter.core.server_config import DATAGRAM_GREETING
+from greeter.core.datagram_sizes import DATAGRAM_GREETING
 from greeter.server.accept_pause import logger
 from greeter.system.datagram_socket import RECEIVE_BUFFER, receive_buffer
 

@@ -54,6 +54,25 @@ def stays_connected(data: bytes) -> Callable[[socket.socket], object]:
     return behave
 
 
+@contextlib.contextmanager
+def datagram_peer(answers: int, reply: bytes = b"Hello\n") -> Iterator[str]:
+    """A socket that does not answer the first datagram, then answers so many; yields its endpoint."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(PATIENCE)
+
+        def serve() -> None:
+            for number in range(answers + 1):
+                _, source = sock.recvfrom(65536)
+                if number:
+                    sock.sendto(reply, source)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"udp:127.0.0.1:{sock.getsockname()[1]}"
+        thread.join(PATIENCE)
+
+
 # -- what is said and expected ----------------------------------------------------------------------------
 
 
@@ -263,3 +282,37 @@ def test_openssh_refuses_in_words_above_its_limit(run: Any, tmp_path: Path) -> N
     finally:
         server.terminate()
         server.wait(PATIENCE)
+
+
+# -- datagrams --------------------------------------------------------------------------------------------
+
+
+def test_a_datagram_is_sent_again_and_json_says_how_often(run: Any) -> None:
+    with datagram_peer(2) as target:
+        code, out, err = run("greet", target, "--json")
+        assert (code, err) == (0, "")
+        found = json.loads(out)
+        assert (found["target"], found["greeting"], found["attempts"]) == (target, "Hello\n", 2)
+        assert run("greet", target) == (0, "Hello\n", "")
+
+
+def test_a_service_for_datagrams_that_is_silent_or_not_there(run: Any) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        target = f"udp:127.0.0.1:{silent.getsockname()[1]}"
+        line = f"{target}: no reply to 2 datagrams within 1 s"
+        assert error_of(run("greet", target, "--timeout", "1")) == (1, line)
+    line = f"cannot connect to {target}: connection refused"
+    assert error_of(run("greet", target)) == (1, line)
+
+
+def test_an_empty_datagram_is_no_greeting(run: Any) -> None:
+    with datagram_peer(1, b"") as target:
+        assert error_of(run("greet", target)) == (1, f"{target}: replied without a greeting")
+
+
+@pytest.mark.parametrize("option", [("--tls",), ("--until", "line"), ("--proxy-protocol", "v1")])
+def test_an_option_that_needs_a_stream(run: Any, option: tuple[str, ...]) -> None:
+    line = f"{option[0]} needs a stream, and udp:h:1 is an endpoint for datagrams"
+    for targets in (("udp:h:1",), ("h:1", "udp:h:1")):
+        assert error_of(run("greet", *targets, *option)) == (2, line)
