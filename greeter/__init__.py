@@ -4,6 +4,7 @@
 - ``handler`` returns a callback that does the same for your own ``asyncio.start_server``.
 - ``greet`` receives a greeting, ``greet_many`` those of many services. ``open_connection`` also returns the
   open connection.
+- ``discover`` finds services for datagrams on the local networks.
 - ``load`` measures a greeting service.
 - ``check`` tells which clients a service loses, and why.
 
@@ -28,6 +29,7 @@ Beside them, ``testing`` has pytest fixtures for tests of clients. Nothing impor
 
 TYPE_CHECKING = False  # type checkers treat it as typing.TYPE_CHECKING, whose import is slow
 if TYPE_CHECKING:
+    from greeter.client.discovery import DiscoveredService, discover
     from greeter.client.many import greet_many
     from greeter.client.oneshot import greet
     from greeter.client.streamclient import open_connection
@@ -61,6 +63,7 @@ __all__ = [
     "CheckReport",
     "ConfigError",
     "ConnectFailed",
+    "DiscoveredService",
     "Endpoint",
     "GreetFailed",
     "GreetReset",
@@ -83,6 +86,7 @@ __all__ = [
     "Threshold",
     "UnexpectedGreeting",
     "check",
+    "discover",
     "greet",
     "greet_many",
     "handler",
@@ -94,6 +98,7 @@ __all__ = [
 
 # The module of each public name, for imports on first use. Names that are not listed are in greeter.errors.
 _MODULES = {
+    "greeter.client.discovery": ("DiscoveredService", "discover"),
     "greeter.client.many": ("greet_many",),
     "greeter.client.oneshot": ("greet",),
     "greeter.conformance": ("CheckReport", "check"),

@@ -280,7 +280,9 @@ def test_every_option_stands_in_its_table_once(command: str) -> None:
     assert sorted(shown) == sorted(flags_of(command))
 
 
-@pytest.mark.parametrize(("command", "name"), [("report", LOAD), ("demo", REFERENCE)])
+@pytest.mark.parametrize(
+    ("command", "name"), [("report", LOAD), ("demo", REFERENCE), ("discover", REFERENCE)]
+)
 def test_every_option_is_documented(command: str, name: str) -> None:
     for flag in flags_of(command):
         assert flag in READMES[name], flag

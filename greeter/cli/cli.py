@@ -19,6 +19,7 @@ import click
 from greeter import __version__
 from greeter.cli.commandline import GroupedCommand, Option, parse_options, source_file, spell, with_options
 from greeter.config.check_options import CheckOptions
+from greeter.config.discover_options import DiscoverOptions
 from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, ReportOptions, ServeOptions
 from greeter.errors import ConfigError, GreeterError, os_error_text
 from greeter.system import interrupt
@@ -125,8 +126,8 @@ def greet(ctx: click.Context, /, **_: object) -> int:
 
     With several targets, a line or a JSON object is printed for each as it ends.
 
-    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path, unix:@name, or udp:HOST:PORT for
-    datagrams. A DURATION is written as 500ms, 10s or 2m; a bare number is in seconds.
+    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name; for datagrams,
+    udp:HOST:PORT. A DURATION is written as 500ms, 10s or 2m; a bare number is in seconds.
 
     Each option except --proxy-protocol, --tls-cert and --tls-key is also an environment variable
     (GREETER_TIMEOUT for --timeout).
@@ -215,6 +216,34 @@ def check(ctx: click.Context, /, **_: object) -> int:
 
     options = parse_options(CheckOptions, ctx)
     return run_check(options, click.echo, lambda field: spell(ctx, field))
+
+
+DISCOVER_EPILOG = """
+\b
+Exit codes:
+  0    a service replied
+  1    none replied, or there is no network
+  2    usage error
+  130  interrupted
+"""
+
+
+@cli.command(
+    cls=GroupedCommand, epilog=DISCOVER_EPILOG, short_help="Find the services on the local networks."
+)
+@with_options(DiscoverOptions, prefix="GREETER_DISCOVER_")
+@click.pass_context
+def discover(ctx: click.Context, /, **_: object) -> int:
+    """Ask <broadcast> on every interface for services on PORT (default 9999), and list those that reply.
+
+    Services are found that answer datagrams over IPv4 on all addresses, as after greeter serve --listen
+    udp::9999. PORT is a number or a service name.
+
+    Each option is also an environment variable (GREETER_DISCOVER_TIMEOUT for --timeout).
+    """
+    from greeter.cli.discovercommand import run_discover
+
+    return run_discover(parse_options(DiscoverOptions, ctx), click.echo, _print_error)
 
 
 REPORT_EPILOG = """

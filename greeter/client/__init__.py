@@ -1,16 +1,18 @@
 """The client: connect, receive the greeting, close.
 
 The story, from the top: ``greet_many()`` (many.py) greets many targets as ``greet()`` (oneshot.py) greets
-one: with a protocol of its own, which receives the greeting and closes. ``open_connection()``
-(streamclient.py) receives the greeting and returns it with asyncio's streams for the rest of the
-conversation. All of them validate their arguments in arguments.py and connect in connecting.py.
+one: with a protocol of its own, which receives the greeting and closes; a service for datagrams is asked in
+datagram_exchange.py. ``open_connection()`` (streamclient.py) receives the greeting and returns it with
+asyncio's streams for the rest of the conversation. ``discover()`` (discovery.py) finds services by a
+broadcast. All of them validate their arguments in arguments.py and connect in connecting.py.
 
 Must not import: the server, and all that is above it.
 """
 
+from greeter.client.discovery import DiscoveredService, discover
 from greeter.client.many import greet_many
 from greeter.client.oneshot import greet
 from greeter.client.streamclient import open_connection
 from greeter.core.replies import Reply
 
-__all__ = ["Reply", "greet", "greet_many", "open_connection"]
+__all__ = ["DiscoveredService", "Reply", "discover", "greet", "greet_many", "open_connection"]

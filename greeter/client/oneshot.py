@@ -15,7 +15,7 @@ import ssl as ssl_module
 from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
-from greeter.client import datagrams
+from greeter.client import datagram_exchange
 from greeter.client.arguments import (
     CONNECT_TIMEOUT,
     MAX_BYTES,
@@ -317,7 +317,7 @@ async def exchange_once(
         As ``greet()``, whose exceptions this raises.
     """
     if target.kind == "udp":
-        return await datagrams.ask(target, exchange)
+        return await datagram_exchange.ask(target, exchange)
     loop = asyncio.get_running_loop()
     protocol = _ReplyProtocol(loop, exchange.max_bytes, exchange.until)
     deadline = loop.time() + exchange.timeout

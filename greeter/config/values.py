@@ -90,6 +90,14 @@ def stream_endpoint(text: str) -> Endpoint:
     return found
 
 
+def service_port(text: str) -> int | str:
+    """Parse the port of a service for datagrams: a number, or a name that this machine knows."""
+    found = endpoint(f"udp::{text}")
+    if found.port == 0:
+        raise ConfigError("no service can have port 0")
+    return found.port
+
+
 def seconds(text: str) -> float:
     """Parse a number of seconds, or a duration with units such as ``500ms`` or ``1m30s``."""
     try:
@@ -207,6 +215,7 @@ def stage(text: str) -> Any:
 
 ENDPOINT = ParsedType("endpoint", endpoint)
 STREAM_ENDPOINT = ParsedType("endpoint", stream_endpoint)
+SERVICE_PORT = ParsedType("port", service_port, number=True)
 SECONDS = ParsedType("duration", seconds, number=True)
 POSITIVE_SECONDS = ParsedType("duration", positive_seconds, number=True)
 COUNT = ParsedType("n", count, number=True)

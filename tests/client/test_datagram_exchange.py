@@ -20,7 +20,7 @@ from greeter import (
     UnexpectedGreeting,
     greet,
 )
-from greeter.client import datagrams
+from greeter.client import datagram_exchange
 from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ async def test_a_silent_service_is_asked_again_within_the_deadline(service: RawS
 async def test_the_reply_to_a_later_datagram_says_to_which(
     service: RawService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datagrams, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(datagram_exchange, "FIRST_PAUSE", 0.001)
     task, _, first = await service.greet()
     _, second = await service.receive()
     assert second == first  # the reply to any of them is the reply
@@ -126,7 +126,7 @@ async def test_a_port_that_is_unreachable_fails_at_once() -> None:
 async def test_a_service_that_closes_fails_the_next_attempt(
     service: RawService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datagrams, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(datagram_exchange, "FIRST_PAUSE", 0.001)
     task, *_ = await service.greet(timeout=2 * PATIENCE)
     service.sock.close()
     with pytest.raises(ConnectFailed, match="connection refused"):
@@ -154,7 +154,7 @@ async def test_the_next_address_of_a_name_is_asked_if_one_refuses(
     async def resolve(*_: object) -> list[Any]:
         return found
 
-    monkeypatch.setattr(datagrams, "resolve", resolve)
+    monkeypatch.setattr(datagram_exchange, "resolve", resolve)
     task = asyncio.create_task(greet(f"udp:two.example:{port}", timeout=2 * PATIENCE))
     _, source = await service.receive()
     service.sock.sendto(HELLO, source)

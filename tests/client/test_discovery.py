@@ -1,0 +1,179 @@
+"""discover() on real networks: namespaces on a bridge, one without a network, and this machine's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from greeter import ConfigError, DiscoveredService, Endpoint, discover
+from greeter.client import discovery
+from greeter.system.broadcasts import broadcast_interfaces
+from tests.conftest import PATIENCE, ROOT, loop_factories, run_greeter
+from tests.support.namespaces import hosts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+once = pytest.mark.asyncio(loop_factories=["asyncio"])  # does not depend on the loop
+
+# A service that replies twice to each datagram, and sends a third one from another port before.
+STUTTER = """
+import socket, sys
+sock = socket.socket(type=socket.SOCK_DGRAM)
+sock.bind(("", 9999))
+print("ready", file=sys.stderr, flush=True)
+while True:
+    size, source = (lambda data, source: (len(data), source))(*sock.recvfrom(65536))
+    socket.socket(type=socket.SOCK_DGRAM).sendto(b"from another port", source)
+    for _ in range(2):
+        sock.sendto(b"asked with %d bytes" % size, source)
+"""
+# discover() on the loop in argv[1].
+LIBRARY = """
+import asyncio, sys, greeter
+
+async def main():
+    async for found in greeter.discover(9999, timeout=1):
+        reply = await greeter.greet(found.target)
+        print(found.address, found.greeting, reply.text == found.greeting, found.round_trip < 1)
+
+factory = None
+if sys.argv[1] == "uvloop":
+    from uvloop import new_event_loop as factory
+with asyncio.Runner(loop_factory=factory) as runner:
+    runner.run(main())
+"""
+
+
+@once
+@pytest.mark.one_interpreter
+async def test_services_on_a_network_are_found_once_each() -> None:
+    serve = ("-m", "greeter", "serve", "--listen", "udp::9999", "--greeting")
+    with hosts(3) as (one, two, three):
+        async with (
+            one.running(*serve, "Hello from one", ready="Listening on udp:"),
+            two.running("-c", STUTTER, ready="ready"),
+        ):
+            code, out, err = await three.run("-m", "greeter", "discover", "--json")
+            assert (code, err) == (0, "")
+            found = {service["address"]: service for service in json.loads(out)}
+            assert len(json.loads(out)) == 2
+            assert found["10.77.0.1:9999"]["greeting"] == "Hello from one"
+            assert found["10.77.0.2:9999"]["greeting"] == "asked with 171 bytes"
+            assert all(0 < service["round_trip_us"] < 1e6 for service in found.values())
+            # The second host has no broadcast address, and can broadcast nevertheless.
+            code, out, err = await two.run("-m", "greeter", "discover")
+            assert (code, err) == (0, "")
+            assert "10.77.0.1:9999: Hello from one\n" in out
+            for loop in loop_factories():
+                code, out, err = await three.run("-c", LIBRARY, loop)
+                assert (code, err) == (0, "")
+                assert sorted(out.splitlines()) == [
+                    "10.77.0.1:9999 Hello from one True True",
+                    "10.77.0.2:9999 asked with 171 bytes True True",
+                ]
+            line = "greeter: no service replied on port 17 within 0.1 s\n"
+            assert await three.run("-m", "greeter", "discover", "17", "--timeout", "0.1") == (1, "", line)
+
+
+@pytest.mark.one_interpreter
+def test_a_machine_without_a_network_is_an_error_of_one_line() -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare(1)")
+    command = ["unshare", "-rn", sys.executable, "-m", "greeter", "discover", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    if "unshare" in done.stderr:
+        pytest.skip("needs the permission to make a network namespace")
+    line = "greeter: cannot connect to udp:255.255.255.255:9999: network is unreachable\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, tuple[str, ...]], None]:
+    """Let discover() ask addresses of this machine instead of its networks."""
+
+    def ask(port: int, addresses: tuple[str, ...]) -> None:
+        def send(sock: socket.socket, data: bytes, number: int) -> None:
+            assert number == port
+            for address in addresses:
+                sock.sendto(data, (address, port))
+
+        monkeypatch.setattr(discovery, "broadcast", send)
+
+    return ask
+
+
+class Echo(asyncio.DatagramProtocol):
+    """Answers each datagram with ``b"Hello\\xff"``."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, _: bytes, source: Any) -> None:
+        self.transport.sendto(b"Hello\xff", source)
+
+
+@pytest.mark.usefixtures("no_fd_leak")
+async def test_a_caller_that_is_slow_or_leaves_early(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, port, transports = asyncio.get_running_loop(), 0, []
+    for number in (1, 2, 3):
+        transport, _ = await loop.create_datagram_endpoint(Echo, local_addr=(f"127.0.0.{number}", port))
+        port = transport.get_extra_info("sockname")[1]
+        transports.append(transport)
+    asked(port, ("127.0.0.1", "127.0.0.2", "127.0.0.2", "127.0.0.3"))
+    found: list[DiscoveredService] = []
+    async with aclosing(discover(port, timeout=PATIENCE)) as services, asyncio.timeout(PATIENCE / 2):
+        async for service in services:
+            found.append(service)
+            await asyncio.sleep(0.05)  # the round trips do not include it
+            if len(found) == 3:
+                break
+    assert [service.address for service in found] == [f"127.0.0.{n}:{port}" for n in (1, 2, 3)]
+    assert found[2].round_trip < 0.05 or found[2].round_trip - found[0].round_trip < 0.05
+    assert (found[0].greeting, found[0].data) == ("Hello\\xff", b"Hello\xff")
+    assert found[0].target == Endpoint.udp("127.0.0.1", port)
+    assert str(found[0]) == f"127.0.0.1:{port}: Hello\\xff"
+    # What is collected has a bound.
+    monkeypatch.setattr(discovery, "_MAX_SERVICES", 2)
+    assert len([service async for service in discover(port, timeout=0.2)]) == 2
+    for transport in transports:
+        transport.close()
+
+
+@once
+@pytest.mark.parametrize(
+    ("port", "timeout", "what"),
+    [
+        (0, 1.0, "no service can have port 0"),
+        (65536, 1.0, "endpoint 'udp:255.255.255.255:65536' has port 65536, which is not in 0-65535"),
+        (9999, 0.0, "timeout must be a positive number of seconds, not 0.0"),
+    ],
+)
+async def test_an_argument_that_is_wrong(port: int, timeout: float, what: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{what}$"):
+        await anext(discover(port, timeout=timeout))
+
+
+@once
+async def test_wrong_ports_of_the_command() -> None:
+    for text, what in (
+        ("0", "no service can have port 0"),
+        ("nosuch", "this machine knows no service 'nosuch'"),
+    ):
+        code, out, err = await run_greeter("discover", text)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert what in err
+
+
+def test_only_interfaces_that_can_broadcast_are_asked() -> None:
+    names = dict(socket.if_nameindex())
+    assert "lo" in names.values()
+    assert "lo" not in [names[index] for index in broadcast_interfaces()]
