@@ -60,9 +60,11 @@ async def test_a_stopped_process_goes_on_after_our_death(sleeper: int) -> None:
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as ours:  # noqa: ASYNC220  # moments
         assert ours.stdout is not None
-        await asyncio.to_thread(ours.stdout.readline)
-        assert state(sleeper) == "T"
-        ours.kill()
+        try:
+            await asyncio.to_thread(ours.stdout.readline)
+            await until(lambda: state(sleeper) == "T", "it stands still")
+        finally:
+            ours.kill()
     await until(lambda: state(sleeper) == "S", "it goes on")
 
 
