@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from greeter.server.conversation import Conversation
     from greeter.system.listeners import Listener
 
-# Datagrams received per wake-up, so that every other task gets its turn. As many as COALESCE_THRESHOLD are a
-# sign of load: the next ones come in a batch, as connections do (acceptor.py). With 5 datagrams to a wake-up,
-# a greeting costs a tenth more.
-RECEIVE_BATCH = 64
+# Datagrams received per wake-up: about a millisecond's worth, so that other tasks get their turn. As many as
+# COALESCE_THRESHOLD are a sign of load: the next ones come in a batch, as connections do (acceptor.py). With
+# 5 datagrams to a wake-up, a greeting costs a tenth more.
+RECEIVE_BATCH = 128
 # Answers that wait, for their greeting or for room in the send buffer, at which receiving pauses.
 MAX_ANSWERS = 1024
 # More than any datagram has.
