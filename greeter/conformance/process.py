@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -153,7 +154,7 @@ def put_back(*words: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def room_for(pid: int, descriptors: int) -> Iterator[int]:
-    """Lower the soft descriptor limit of a process to what it has open and ``descriptors`` more.
+    """Lower the soft descriptor limit of a process, so that it can open ``descriptors`` more.
 
     Yields:
         The limit.
@@ -162,9 +163,10 @@ def room_for(pid: int, descriptors: int) -> Iterator[int]:
         OSError: We may not.
     """
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    opened = [int(name) for name in os.listdir(f"/proc/{pid}/fd")]
-    # The limit is one above the highest number, not a count.
-    limit = max(opened) + 1 + descriptors
+    opened = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    # The limit is one above the highest number, not a count. A new descriptor takes the lowest free number.
+    free = (number for number in itertools.count() if number not in opened)
+    limit = next(itertools.islice(free, descriptors - 1, None)) + 1
     with put_back(f"{pid}:{soft}"):
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
         yield limit

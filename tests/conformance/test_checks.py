@@ -213,6 +213,30 @@ async def test_a_short_accept_queue_is_named() -> None:
     assert figure(report, "burst").endswith("queue 3")
 
 
+@pytest.mark.parametrize(("refused", "verdict"), [(3, PASS), (1000, FAIL)])
+async def test_a_refusal_in_words_right_after_resets_is_a_limit_at_work(
+    refused: int, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greeter.conformance.check_run.RETRIES", (0.0,))
+    monkeypatch.setattr("greeter.conformance.checks.bursts.RESETS", 20)
+    asked = 0
+
+    async def limited(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        with contextlib.suppress(ConnectionError):
+            if await reader.read(1):
+                asked += 1
+                busy = 10 < asked <= 10 + refused
+                writer.write(b"421 too many" if busy else b"220 hello")
+                await writer.drain()
+        writer.close()
+
+    async with asyncio_service(limited) as target:
+        report = await check(target, send=b"x", only=["resets"])
+    assert verdicts(report)["resets"] is verdict
+    assert "other" in figure(report, "resets")
+
+
 # -- what is asked for
 
 
@@ -346,12 +370,12 @@ async def test_greeter_keeps_the_checks_of_reload_stop_and_descriptors(workers: 
 @alone
 @pytest.mark.one_interpreter
 async def test_a_service_that_dies_with_clients_in_its_queue_is_found() -> None:
-    async with blocking_loop() as service:
+    async with blocking_loop(backlog=5) as service:
         report = await check(
             service.target, pid=service.pid, stop=f"kill {service.pid}", only=["greets", "stop"]
         )
     assert verdicts(report)["stop"] is FAIL
-    assert "lost" in figure(report, "stop")
+    assert figure(report, "stop") == "6 of 6 lost"
 
 
 async def test_a_process_that_does_not_listen_is_refused() -> None:

@@ -77,6 +77,23 @@ async def test_a_lowered_limit_is_raised_again(sleeper: int) -> None:
     assert resource.prlimit(sleeper, resource.RLIMIT_NOFILE) == before
 
 
+def test_a_limit_counts_the_free_descriptors_below_it() -> None:
+    code = (
+        "import os, time\nos.dup2(0, 200)\nprint(flush=True)\ninput()\n"
+        "try:\n    [os.dup(0) for _ in range(6)]\nexcept OSError:\n    print('full', flush=True)\ninput()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.readline()
+        with room_for(process.pid, 5) as limit:
+            assert limit < 200
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "full\n"
+            assert set(map(int, os.listdir(f"/proc/{process.pid}/fd"))) == {*range(limit), 200}
+        process.kill()
+
+
 async def test_only_the_process_that_listens_is_taken() -> None:
     async with blocking_loop() as service:
         dial = Dial(2, ("127.0.0.1", service.port), 1.0)

@@ -8,6 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from greeter.conformance.findings import Ending, Experience, Finding, Severity, Tally, Verdict, judged, unsure
+from greeter.conformance.listening import listening
 from greeter.conformance.probe import Ended, Probe
 from greeter.conformance.process import (
     command,
@@ -104,13 +105,16 @@ async def reload(service: TestedService) -> Finding:
     seconds=60.0,
 )
 async def stop(service: TestedService) -> Finding:
-    """20 clients connect while the service stands still, then it is told to stop, and goes on."""
+    """20 clients, or as many as its queue takes, connect while it stands still; then it is told to stop."""
     plan = service.plan
     assert plan.stop is not None
     assert plan.pid is not None
     pids = serving_pids(service.dial, plan.pid)
     failure = ""
-    probes = [Probe(service.dial, timeout=STOP_SECONDS) for _ in range(QUEUED)]
+    socket = listening(service.dial.family, service.dial.address)
+    # Linux queues one connection more than the backlog.
+    count = QUEUED if socket is None else min(QUEUED, socket.backlog + 1)
+    probes = [Probe(service.dial, timeout=STOP_SECONDS) for _ in range(count)]
     try:
         with standing_still(pids):
             for probe in probes:

@@ -52,7 +52,7 @@ async def descriptors(service: TestedService) -> Finding:
             log, cpu, start = _total(log_size, pids), _total(cpu_seconds, pids), loop.time()
             await asyncio.gather(*(_opens(probe, tally) for probe in probes))
             while loop.time() < start + HOLD_SECONDS:
-                full = full or any(_used(pid) >= limit - 2 for pid, limit in limits.items())
+                full = full or any(_free(pid, limit) <= 2 for pid, limit in limits.items())
                 await asyncio.sleep(0.02)
             await asyncio.gather(*(_listens(probe, tally) for probe in probes if not probe.closed))
             used = (_total(cpu_seconds, pids) - cpu) / (loop.time() - start)
@@ -93,11 +93,12 @@ async def _listens(probe: Probe, tally: Tally) -> None:
     probe.close()  # makes room for the next
 
 
-def _used(pid: int) -> int:
+def _free(pid: int, limit: int) -> int:
+    """Returns how many descriptors below its limit a process can still open."""
     try:
-        return max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 1
-    except (OSError, ValueError):
-        return 0
+        return limit - sum(int(name) < limit for name in os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return limit
 
 
 def _total(read: Callable[[int], float], pids: list[int]) -> float:

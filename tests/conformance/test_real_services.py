@@ -1,0 +1,54 @@
+"""Some checks against real services: the verdicts of their musts are known, and never vary.
+
+``python -m tests.services`` has all checks, and more services.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from greeter.conformance import check
+from greeter.conformance.findings import Verdict
+from tests.services.programs import SERVICES, Missing
+from tests.services.running import running
+
+KEPT = ("end", "half-close", "silent", "kept", "resets")
+# What a service breaks of what is asked here, and no more.
+BROKEN = {
+    "nginx stream `return`": {"speaks-first"},
+    "asyncio, as documented": {"speaks-first"},
+    "uvloop, the same": {"speaks-first"},
+    "haproxy, Lua `applet:send`": set(),
+    "OpenSSH": set(),
+}
+# It refuses some of its clients once 10 have not logged in (MaxStartups 10:30:100).
+UNASKED = {"OpenSSH": {"silent", "kept"}}
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+@pytest.mark.one_interpreter
+@pytest.mark.parametrize("name", BROKEN)
+async def test_the_musts_of_a_real_service_are_those_of_the_table(name: str) -> None:
+    try:
+        with running(SERVICES[name]) as service:
+            report = await check(
+                service.target,
+                **service.prepared.options,
+                only={"speaks-first", *KEPT} - UNASKED.get(name, set()),
+            )
+    except Missing as error:
+        pytest.skip(str(error))
+    found = {result.check.id: result.finding.verdict for result in report.results}
+    # On a busy machine, a check may be without a verdict.
+    assert {id for id, verdict in found.items() if verdict is Verdict.FAIL} == BROKEN[name]
+
+
+def test_a_program_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_args, **_options: None)
+    with (
+        pytest.raises(Missing, match="haproxy is not installed"),
+        running(SERVICES["haproxy, Lua `applet:send`"]),
+    ):
+        pass

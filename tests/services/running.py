@@ -1,0 +1,93 @@
+"""Run one of the programs, with the commands that reload, stop and start it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from greeter.conformance.listening import inodes, owners
+from tests.conftest import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.services.programs import Prepared
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service that runs.
+
+    Attributes:
+        prepared: How it was started.
+        target: Its endpoint.
+        pid: Its first process.
+        start: The shell command that starts it.
+        stop: The shell command that stops it.
+        restart: The shell command that reloads it; None without a reload.
+    """
+
+    prepared: Prepared
+    target: str
+    pid: int
+    start: str
+    stop: str
+    restart: str | None
+
+
+@contextlib.contextmanager
+def running(prepare: Callable[[Path, int], Prepared]) -> Iterator[Service]:
+    """Run a service from when it accepts until the block ends, also one that was started again."""
+    with tempfile.TemporaryDirectory(prefix="greeter-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        os.chmod(folder, 0o755)  # other users run some of them
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            port = int(sock.getsockname()[1])
+        prepared = prepare(folder, port)
+        file = folder / "pid"
+        script = folder / "start"
+        words = " ".join(f"'{word}'" for word in prepared.command)
+        script.write_text(f"echo $$ > {file}\nexec {words} > {folder}/log 2>&1\n")
+        process = subprocess.Popen(["/bin/sh", str(script)], stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            _wait_until_it_accepts(port, process, folder / "log")
+            yield Service(
+                prepared,
+                f"127.0.0.1:{port}",
+                process.pid,
+                start=f"/bin/sh {script}",
+                stop=f"kill -{prepared.stop} $(cat {file})",
+                restart=f"kill -{prepared.reload} $(cat {file}); sleep 0.3" if prepared.reload else None,
+            )
+        finally:
+            _end(process, port)
+
+
+def _end(process: subprocess.Popen[bytes], port: int) -> None:
+    groups = {process.pid}
+    for pid in owners(*inodes(socket.AF_INET, ("127.0.0.1", port))):
+        with contextlib.suppress(ProcessLookupError):
+            groups.add(os.getpgid(pid))
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for group in groups - {os.getpgid(0)}:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1.0 if number is signal.SIGTERM else PATIENCE)
+
+
+def _wait_until_it_accepts(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"{process.args!r} does not serve: {log.read_text(errors='replace')}")
