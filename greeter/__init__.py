@@ -1,4 +1,4 @@
-"""A TCP greeting server, an async client and a load tester.
+"""A TCP greeting server, an async client, a load tester and a conformance suite.
 
 - ``serve`` accepts connections, sends each a greeting and closes it without losing data.
 - ``handler`` returns a callback that does the same for your own ``asyncio.start_server``.

@@ -35,11 +35,11 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 
 @click.group(context_settings=CONTEXT_SETTINGS)
 @click.version_option(__version__, "-V", "--version", prog_name="greeter", message="%(prog)s %(version)s")
 def cli() -> None:
-    """A TCP greeting server, an async client and a load tester.
+    """A TCP greeting server, an async client, a load tester and a conformance suite.
 
     An option can also be given by an environment variable: --backlog of serve is GREETER_BACKLOG. The
-    variables of load begin with GREETER_LOAD_, those of report with GREETER_REPORT_. Several values are
-    separated by spaces. The command line overrides the environment.
+    variables of load begin with GREETER_LOAD_, those of report with GREETER_REPORT_, those of check with
+    GREETER_CHECK_. Several values are separated by spaces. The command line overrides the environment.
 
     \b
     Shell completion (bash; for zsh and fish, write zsh_source or fish_source):
@@ -77,7 +77,8 @@ Exit codes:
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Greet every client that connects, until SIGTERM or SIGINT. SIGHUP reloads the configuration.
 
-    An ENDPOINT is HOST:PORT, [::1]:PORT, :PORT (every interface), unix:/path, unix:@name, fd:N or fd:NAME.
+    An ENDPOINT is HOST:PORT, [::1]:PORT, :PORT (every interface), unix:/path, unix:@name, fd:N or fd:NAME;
+    udp:HOST:PORT answers datagrams.
 
     Each option is also an environment variable (GREETER_BACKLOG for --backlog) and, except --config and
     --check-config, a key in the file that --config names.
