@@ -162,7 +162,8 @@ Exit codes; if several apply, the first of 130, 99 (a threshold on errors), 98, 
 def load(ctx: click.Context, /, **_: object) -> int:
     """Load TARGET (default 127.0.0.1:9999) with connections and report how it greeted them.
 
-    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name.
+    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name; for datagrams,
+    udp:HOST:PORT.
 
     With --rate or --stage, connections start on schedule whether or not earlier ones have ended (open loop),
     and the response time counts from the scheduled start. Without them, --connections clients connect again

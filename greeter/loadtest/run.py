@@ -71,7 +71,7 @@ async def load(
     in_process = plan.workers == 1 and not isolate
     notes = preflight(plan, target, in_process=in_process)
     local = target.local
-    before = kernel.counters() if local else {}
+    before = kernel.counters_of(datagrams=plan.datagrams) if local else {}
     started_at = report.stamp(datetime.now(UTC))
     run = _in_this_loop if in_process else _in_processes
     metrics, uvloop = await run(plan, target, _interval_callback(on_snapshot), stop)
@@ -84,7 +84,7 @@ async def load(
         metrics,
         started_at=started_at,
         address=target.text,
-        kernel=kernel.difference(before, kernel.counters()),
+        kernel=kernel.difference(before, kernel.counters_of(datagrams=plan.datagrams)),
         environment=kernel.environment(uvloop),
         notes=notes,
     )

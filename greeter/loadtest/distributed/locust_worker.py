@@ -75,6 +75,7 @@ class LocustWorker:
         self._generator = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
+        self._datagrams = message["plan"]["target"].startswith("udp:")
         self._send({"plan": message["plan"], "target": None, "index": message["index"], "intervals": True})
         with gevent.Timeout(_GENERATOR_TIMEOUT, GreeterError("its generator did not start in time")):
             reply = self._recv()
@@ -96,8 +97,11 @@ class LocustWorker:
             raise GreeterError("it was stopped before the run started")
         self._finished.clear()
         self._send({"begin": message["start_time"]})
-        gevent.spawn(self._relay, kernel.counters() if self._target_is_local else {})
+        gevent.spawn(self._relay, self._counters() if self._target_is_local else {})
         return {}
+
+    def _counters(self) -> dict[str, int]:
+        return kernel.counters_of(datagrams=self._datagrams)
 
     def _stop(self, _: dict[str, Any]) -> dict[str, Any]:
         """Stop the run, if any, and report the result."""
@@ -117,7 +121,7 @@ class LocustWorker:
             while "metrics" not in (message := self._recv()):
                 self._update_stats(Interval.from_json(message["interval"]))
             self._result["metrics"] = message["metrics"]
-            self._result["kernel"] = kernel.difference(before, kernel.counters())
+            self._result["kernel"] = kernel.difference(before, self._counters())
             self._add_errors(message["metrics"]["outcomes"])
         except GreeterError as error:
             self._result["lost"] = str(error)

@@ -22,6 +22,7 @@ from time import monotonic, thread_time
 from typing import TYPE_CHECKING
 
 from greeter.core.deadlines import Deadlines
+from greeter.loadtest.generator.connection_class import connection_class
 from greeter.loadtest.generator.event_poller import BATCH, FAILED, new_poller
 from greeter.loadtest.generator.load_connection import (
     ConnectionSpec,
@@ -32,7 +33,6 @@ from greeter.loadtest.generator.load_connection import (
 from greeter.loadtest.generator.record import record
 from greeter.loadtest.generator.resting_slots import RestingSlots
 from greeter.loadtest.generator.timer import PreciseTimer
-from greeter.loadtest.generator.tls_load_connection import TLSLoadConnection
 from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.metrics.timeline import Interval, Timeline, interval_span
 from greeter.loadtest.plan.outcome import GREETED, NOT_CONNECTED
@@ -74,7 +74,7 @@ class Engine:
         if plan.warmup:
             self._schedules.insert(0, (plan.warmup_pacer(index), -plan.warmup))
         self._spec = ConnectionSpec(plan, target)
-        self._connection_class = TLSLoadConnection if plan.tls else LoadConnection
+        self._connection_class = connection_class(plan)
         self._timeout, self._connect_timeout, self._hold = plan.timeout, plan.connect_timeout, plan.hold
         # Connections by descriptor, in the order of their starts and so of their deadlines: those without a
         # complete greeting, and the subset that is not connected yet.

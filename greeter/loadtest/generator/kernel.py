@@ -1,4 +1,4 @@
-"""Facts about this machine: the kernel's counters of the accept path, and settings that affect a test.
+"""Facts about this machine: the kernel's counters, and settings that affect a test.
 
 Invariants:
 
@@ -24,7 +24,18 @@ COUNTERS = {
     "TCPSynRetrans": "SYN or SYN-ACK segments sent again",
 }
 
+# Counters of the lines Udp of /proc/net/snmp and Udp6 of /proc/net/snmp6, added up.
+UDP_COUNTERS = {
+    "RcvbufErrors": "datagrams dropped because a receive buffer was full",
+    "SndbufErrors": "datagrams not sent because a send buffer was full",
+    "NoPorts": "datagrams to a port where nothing listens",
+    "InErrors": "datagrams not delivered, those dropped for a full buffer included",
+    "InCsumErrors": "datagrams with a wrong checksum",
+}
+
 _SYSCTLS = (
+    "net/core/rmem_default",
+    "net/core/rmem_max",
     "net/core/somaxconn",
     "net/ipv4/ip_local_port_range",
     "net/ipv4/tcp_max_syn_backlog",
@@ -35,20 +46,41 @@ _SYSCTLS = (
 )
 
 _NETSTAT = Path("/proc/net/netstat")
+_SNMP, _SNMP6 = Path("/proc/net/snmp"), Path("/proc/net/snmp6")
 _SYS = Path("/proc/sys")
 
 
 def counters(path: Path = _NETSTAT) -> dict[str, int]:
     """Read COUNTERS. Returns an empty dict on a system without them."""
+    found = _pairs(path, "TcpExt:")
+    return {name: found[name] for name in COUNTERS if name in found}
+
+
+def counters_of(*, datagrams: bool) -> dict[str, int]:
+    """Read the counters that matter to a load test, over datagrams or over streams."""
+    return udp_counters() if datagrams else counters()
+
+
+def udp_counters(path: Path = _SNMP, path6: Path = _SNMP6) -> dict[str, int]:
+    """Read UDP_COUNTERS, of IPv4 and IPv6 together. Returns an empty dict on a system without them."""
+    found = _pairs(path, "Udp:")
+    try:
+        rows = [line.split() for line in path6.read_text().splitlines()]
+    except OSError:  # a kernel without IPv6
+        rows = []
+    six = {row[0].removeprefix("Udp6"): int(row[1]) for row in rows if row[0].startswith("Udp6")}
+    return {name: found[name] + six.get(name, 0) for name in UDP_COUNTERS if name in found}
+
+
+def _pairs(path: Path, prefix: str) -> dict[str, int]:
+    """Read a file whose lines come in pairs, names and values, which begin with the same prefix."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
         return {}
-    # Lines come in pairs, names and values, which begin with the same prefix.
     for names, values in zip(lines[::2], lines[1::2], strict=False):
-        if names.startswith("TcpExt:"):
-            found = dict(zip(names.split()[1:], map(int, values.split()[1:]), strict=False))
-            return {name: found[name] for name in COUNTERS if name in found}
+        if names.startswith(prefix):
+            return dict(zip(names.split()[1:], map(int, values.split()[1:]), strict=False))
     return {}
 
 

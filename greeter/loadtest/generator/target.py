@@ -4,7 +4,8 @@ Invariants:
 
 - The name is resolved once, before the run.
 - If it has several addresses, the target is the first, in the order of the resolver, that accepts a
-  connection. A single address is not tried, so the server counts exactly the connections of the plan.
+  connection, or replies to a datagram. A single address is not tried, so the server counts exactly the
+  connections of the plan.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from greeter.core.datagram_sizes import REQUEST
 from greeter.core.endpoint import Endpoint
 from greeter.errors import ConfigError, ConnectFailed, os_error_text
 
@@ -32,6 +34,9 @@ SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 _BIND_ADDRESS_NO_PORT: int = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)
 _NONBLOCK: int = getattr(socket, "SOCK_NONBLOCK", 0)
 _TYPE = int(socket.SOCK_STREAM) | _NONBLOCK  # an int, because the arithmetic of enums is slow
+_DATAGRAM_TYPE = int(socket.SOCK_DGRAM) | _NONBLOCK
+# How long an address of several has to reply to a datagram.
+_REPLY_SECONDS = 0.5
 
 
 @dataclass
@@ -43,6 +48,7 @@ class Target:
     - ``sources``: local addresses to bind to, in turn.
     - ``ssl_context``, ``server_name``: for TLS; None without.
     - ``alternatives``: how many other addresses the name has, which are not loaded.
+    - ``datagrams``: its sockets are for datagrams.
     """
 
     family: int
@@ -51,6 +57,7 @@ class Target:
     ssl_context: ssl.SSLContext | None = None
     server_name: str | None = None
     alternatives: int = 0
+    datagrams: bool = False
     _next_source: int = field(default=0, init=False)
 
     def open(self) -> socket.SocketType:
@@ -60,7 +67,7 @@ class Target:
             OSError: from socket(2) or bind(2).
         """
         # The C type: socket.socket adds 2 µs for properties and methods that are not needed here.
-        sock = socket.SocketType(self.family, _TYPE)
+        sock = socket.SocketType(self.family, _DATAGRAM_TYPE if self.datagrams else _TYPE)
         try:
             if not _NONBLOCK:
                 sock.setblocking(False)
@@ -80,7 +87,12 @@ class Target:
 
     def to_json(self) -> dict[str, Any]:
         """Return the addresses as JSON, for a worker process, which adds TLS with ``with_tls``."""
-        return {"family": int(self.family), "address": self.address, "sources": list(self.sources)}
+        return {
+            "family": int(self.family),
+            "address": self.address,
+            "sources": list(self.sources),
+            "datagrams": self.datagrams,
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Target:
@@ -90,7 +102,8 @@ class Target:
             return value if isinstance(value, str) else tuple(value)  # JSON has lists only
 
         sources = tuple(parse_address(source) for source in values["sources"])
-        return cls(values["family"], parse_address(values["address"]), sources)
+        address = parse_address(values["address"])
+        return cls(values["family"], address, sources, datagrams=values["datagrams"])
 
     @property
     def text(self) -> str:
@@ -101,7 +114,7 @@ class Target:
         if scope and scope[1] and "%" not in host:
             with suppress(OSError):  # an interface that has gone
                 host = f"{host}%{socket.if_indextoname(scope[1])}"
-        return str(Endpoint("tcp", host=host, port=port))
+        return str(Endpoint("udp" if self.datagrams else "tcp", host=host, port=port))
 
     @property
     def local(self) -> bool:
@@ -136,10 +149,11 @@ async def resolve(plan: LoadPlan) -> Target:
     if len(families) > 1:
         raise ConfigError("source addresses must be all IPv4 or all IPv6")
     found = await _addresses(endpoint, families.pop() if families else socket.AF_UNSPEC)
-    targets = [Target(family, address, tuple(source for _, source in sources)) for family, address in found]
+    bound = tuple(source for _, source in sources)
+    targets = [Target(family, address, bound, datagrams=plan.datagrams) for family, address in found]
     for target in targets if len(targets) > 1 else ():
         target.alternatives = len(targets) - 1
-        if await _accepts_connections(target, plan.connect_timeout):
+        if await (_replies(target, plan) if plan.datagrams else _accepts_connections(target, plan)):
             return with_tls(target, plan)
     # The only address; or no address accepts, and the first one is measured.
     return with_tls(targets[0], plan)
@@ -171,13 +185,14 @@ def with_tls(target: Target, plan: LoadPlan) -> Target:
 async def _addresses(endpoint: Endpoint, family: int) -> list[tuple[int, SocketAddress]]:
     """Resolve an endpoint. Returns families and addresses in the order of the resolver."""
     loop, host = asyncio.get_running_loop(), endpoint.host or None  # no host is this machine
+    kind = socket.SOCK_DGRAM if endpoint.kind == "udp" else socket.SOCK_STREAM
     try:
         if (
             host and "%" in host
         ):  # an address, so this does not block; uvloop loses its scope id (uvloop #539)
-            found = socket.getaddrinfo(host, endpoint.port, family, socket.SOCK_STREAM)
+            found = socket.getaddrinfo(host, endpoint.port, family, kind)
         else:
-            found = await loop.getaddrinfo(host, endpoint.port, family=family, type=socket.SOCK_STREAM)
+            found = await loop.getaddrinfo(host, endpoint.port, family=family, type=kind)
     except OSError as error:
         raise ConnectFailed(str(endpoint), error) from error
     except UnicodeError as error:
@@ -197,13 +212,26 @@ def _source_address(text: str) -> tuple[int, SocketAddress]:
     return family, (host, 0, *scope)
 
 
-async def _accepts_connections(target: Target, timeout: float) -> bool:
+async def _accepts_connections(target: Target, plan: LoadPlan) -> bool:
     loop = asyncio.get_running_loop()
     with socket.socket(target.family, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(plan.connect_timeout):
                 await loop.sock_connect(sock, target.address)
         except OSError:
+            return False
+    return True
+
+
+async def _replies(target: Target, plan: LoadPlan) -> bool:
+    with socket.socket(target.family, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(target.address)
+            sock.send(cast("bytes", plan.send) or REQUEST)
+            async with asyncio.timeout(min(_REPLY_SECONDS, plan.timeout)):
+                await asyncio.get_running_loop().sock_recv(sock, 1)
+        except OSError:  # including TimeoutError
             return False
     return True

@@ -20,10 +20,12 @@ FAILURE_CLASSES = {
     "connected_no_greeting": "connected, but received no byte before the timeout",
     "greeting_timeout": "received only part of the greeting before the timeout",
     "reset": "reset by the peer before the end of the greeting",
-    "empty": "closed by the peer without sending a byte",
+    "empty": "closed by the peer without sending a byte, or an empty datagram",
     "unexpected_greeting": "a greeting without the expected text or the required end",
     "too_large": "a greeting larger than the maximum",
     "tls_error": "TLS handshake failed, or the TLS session broke",
+    "no_reply": "a datagram without a reply before the timeout: one of them was lost, or it was not answered",
+    "refused": "a datagram to a port that is unreachable (ICMP)",
     "local_exhausted": "this machine ran out of ports, descriptors or memory",
 }
 
@@ -31,7 +33,7 @@ FAILURE_CLASSES = {
 ANSWERED = frozenset({GREETED, "empty", "unexpected_greeting"})
 
 # The client is not connected, and another attempt would fail as quickly.
-NOT_CONNECTED = frozenset({"connect_refused", "connect_error", "local_exhausted"})
+NOT_CONNECTED = frozenset({"connect_refused", "connect_error", "refused", "local_exhausted"})
 
 EXHAUSTED = frozenset(
     {

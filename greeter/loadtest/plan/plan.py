@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from greeter.core.datagram_sizes import DATAGRAM_MAX
 from greeter.core.durations import parse_duration
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint, host_name
 from greeter.core.escapes import escape, unescape
@@ -59,7 +60,8 @@ class LoadPlan:
     have ended. Without, it is closed: a connection starts when a slot is free.
 
     Args:
-        target: an Endpoint or its text, as in ``127.0.0.1:9999`` or ``unix:/run/x.sock``.
+        target: an Endpoint or its text, as in ``127.0.0.1:9999``, ``unix:/run/x.sock`` or ``udp:[::1]:17``. A
+            connection of an endpoint for datagrams is one datagram, with a socket of its own, and its reply.
         connections: the maximum of open connections. Default: 50, in an open loop 1,000.
         count: the number of connections after which the run ends.
         duration: the time in seconds after which the run ends. Default: 10, unless ``count`` is given. With
@@ -70,11 +72,13 @@ class LoadPlan:
         hold: how long to keep a connection open after its greeting, in seconds. Held connections are closed
             when the duration is over.
         timeout: seconds from the start of a connection to the end of its greeting.
-        connect_timeout: seconds from the start of a connection until it is connected.
+        connect_timeout: seconds from the start of a connection until it is connected; for datagrams, it is
+            ``timeout``.
         until: what ends a greeting: an Until or its text. The end of the stream (``eof``), of the first line
             (``line``) or of an SMTP or FTP reply (``reply``), the first occurrence of a text (``text:TEXT``),
             the N-th byte (``bytes:N``), or the last byte before a pause (``idle:DURATION``).
-        send: bytes to send first, or their text with escapes, as in ``HELO me\\r\\n``.
+        send: bytes to send first, or their text with escapes, as in ``HELO me\\r\\n``; the payload of a
+            datagram, which else has 171 bytes.
         expect: text that a greeting must contain.
         proxy_protocol: the version of the PROXY header to send before anything else, ``v1`` or ``v2``.
         max_bytes: the maximum size of a greeting; a larger one is ``too_large``.
@@ -145,6 +149,11 @@ class LoadPlan:
     def endpoint(self) -> Endpoint:
         """``target`` as an Endpoint."""
         return cast("Endpoint", self.target)
+
+    @property
+    def datagrams(self) -> bool:
+        """True if the target is an endpoint for datagrams: each connection is one, without a connect."""
+        return self.endpoint.kind == "udp"
 
     @property
     def ending(self) -> Until:
@@ -240,6 +249,8 @@ class LoadPlan:
 
         if isinstance(self.target, str):
             put("target", Endpoint.parse(self.target))
+        if self.datagrams:
+            put("connect_timeout", self.timeout)
         put("until", Until.parse(self.until))
         if isinstance(self.send, str):
             put("send", unescape(self.send))
@@ -277,7 +288,8 @@ class LoadPlan:
         endpoint = self.endpoint
         if endpoint.kind == "fd":
             raise ConfigError(f"target {endpoint} is a listening socket of this process, not an address")
-        endpoint.require_stream("load")
+        if self.datagrams:
+            self._check_datagrams()
         if self.proxy_protocol not in (None, "v1", "v2"):
             raise PlanError(f"{{proxy_protocol}} must be v1 or v2, not {self.proxy_protocol!r}")
         for address in self.source_ips:
@@ -297,6 +309,17 @@ class LoadPlan:
                 host_name(self.server_name)
             except ConfigError as error:
                 raise PlanError(f"{{server_name}}: {error}") from None
+
+    def _check_datagrams(self) -> None:
+        stream = f"a stream, and {self.endpoint} is an endpoint for datagrams"
+        for name, unset in (("until", "eof"), ("tls", "False"), ("proxy_protocol", "None"), ("hold", "0.0")):
+            if str(getattr(self, name)) not in (unset, unset.removesuffix(".0")):
+                raise PlanError(f"{{{name}}} needs {stream}")
+        if len(cast("bytes", self.send)) > DATAGRAM_MAX:
+            raise PlanError(f"{{send}} has {len(self.send)} bytes, and a datagram {DATAGRAM_MAX} at most")
+        for threshold in self.thresholds:
+            if threshold.metric == "connect":
+                raise ConfigError(f"threshold {threshold.expr!r} needs {stream}")
 
 
 _DURATIONS = ("duration", "hold", "timeout", "connect_timeout", "warmup", "max_lag")

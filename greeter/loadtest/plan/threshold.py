@@ -11,6 +11,7 @@ Invariants:
 ``connect`` …            connect, first_byte, service, response, failed:               ``20ms``
                          min, mean, max, or a percentile, as in p95 or p99.5
 ``errors:rate``          failed connections of those attempted                         ``0.1%``
+``errors:lost``          datagrams without a reply, of those attempted                 ``0.1%``
 ``errors:count``         failed connections                                            ``10``
 ``errors:CLASS``         connections of one class, as in errors:connect_refused        ``0``
 ``connections:failed``   the same as errors:count                                      ``10``
@@ -18,6 +19,7 @@ Invariants:
 ``unstarted``
 ``rate:achieved``        connections per second: started, or completed (closed loop)   ``950``
 ``rate:greeted``         greeted connections per second                                ``10k``
+``rate:lost``            datagrams without a reply, per second                         ``1``
 =======================  ============================================================  =========
 """
 
@@ -86,9 +88,9 @@ class Threshold:
         metric, stat, op, value = match.groups()
         known = {
             **dict.fromkeys(PHASES, STATS),
-            "errors": ("rate", "count", *FAILURE_CLASSES),
+            "errors": ("rate", "count", "lost", *FAILURE_CLASSES),
             "connections": ("failed", "unstarted"),
-            "rate": ("achieved", "greeted"),
+            "rate": ("achieved", "greeted", "lost"),
         }
         if metric not in known:
             raise ConfigError(
@@ -116,10 +118,12 @@ class Threshold:
         local = errors["local_exhausted"]
         failed, attempted = connections["failed"] - local, connections["attempted"] - local
         if self.metric == "rate":
-            rate: float = report["rate"][self.stat]
+            rate: float | None = report["rate"].get(self.stat)
             return rate
         if self.metric == "errors" and self.stat == "rate":
             return 100.0 * failed / attempted if attempted else None
+        if self.metric == "errors" and self.stat == "lost":
+            return 100.0 * errors.get("no_reply", 0) / attempted if attempted else None
         if self.metric in ("errors", "connections"):
             counts: dict[str, float] = {
                 **errors,
@@ -150,7 +154,7 @@ def _parse_value(metric: str, stat: str, value: str) -> tuple[float, str]:
     """Parse ``value``, which must have the unit of the figure. Returns the number and the unit."""
     if metric == "rate":
         return parse_quantity(value.removesuffix("/s")), "/s"
-    if metric == "connections" or (metric == "errors" and stat != "rate"):
+    if metric == "connections" or (metric == "errors" and stat not in ("rate", "lost")):
         return parse_quantity(value), ""
     if metric == "errors":
         if not value.endswith("%"):

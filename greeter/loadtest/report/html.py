@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import ConfigError, MissingExtra
-from greeter.loadtest.generator.kernel import COUNTERS
+from greeter.loadtest.generator.kernel import COUNTERS, UDP_COUNTERS
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.plan.threshold import STATS
 from greeter.loadtest.plan.units import latency, number, seconds
@@ -117,7 +117,7 @@ def page(report: LoadReport, baseline: LoadReport | None = None, title: str | No
         equal_metrics=equal_metrics(report, baseline),
         stats=STATS,
         failures=FAILURE_CLASSES,
-        counters=COUNTERS,
+        counters=COUNTERS | UDP_COUNTERS,
         command=command(report.plan),
         plan=_plan(report.plan),
         environment=_flat(report.environment),
@@ -155,7 +155,9 @@ def _plan(plan: dict[str, Any]) -> dict[str, str]:
         "duration": None if plan["duration_s"] is None else seconds(plan["duration_s"]),
         "warm-up": seconds(plan["warmup_s"]) if plan["warmup_s"] else None,
         "held open for": seconds(plan["hold_s"]) if plan["hold_s"] else None,
-        "deadlines": f"{seconds(plan['connect_timeout_s'])} to connect, {seconds(plan['timeout_s'])} in all",
+        "deadlines": f"{seconds(plan['timeout_s'])} for each reply"
+        if str(plan["target"]).startswith("udp:")
+        else f"{seconds(plan['connect_timeout_s'])} to connect, {seconds(plan['timeout_s'])} in all",
         "PROXY header": plan.get("proxy_protocol"),
         "sent first": plan.get("send"),
         "greeting ends at": _ENDS.get(plan["until"], plan["until"]),

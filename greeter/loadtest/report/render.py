@@ -136,6 +136,8 @@ def _totals(values: dict[str, Any], style: Style) -> list[str]:
     rates = [f"{number(rate['achieved'])}/s achieved", f"{number(rate['greeted'])}/s greeted"]
     if rate["target"] is not None:
         rates.insert(0, f"{number(rate['target'])}/s target")
+    if rate.get("lost") is not None:
+        rates.append(f"{number(rate['lost'])}/s lost{verdict.lost_percent(values)}")
     names = ("attempted", "greeted", "failed", "unstarted")
     counts = ", ".join(f"{number(connections[name])} {name}" for name in names)
     lines = [
@@ -151,6 +153,8 @@ def _totals(values: dict[str, Any], style: Style) -> list[str]:
 def _latencies(values: dict[str, Any], style: Style) -> list[str]:
     table = values["latency_us"]
     rows = ["connect", "first_byte", "service"]
+    if "lost" in values["rate"]:  # datagrams have no connect, and all of their bytes at once
+        rows = ["service"]
     if values["plan"]["mode"] == "open":  # in a closed loop, it equals service
         rows.append("response")
     if table["failed"]["count"]:

@@ -40,7 +40,8 @@ class LoadReport:
     """The result of a load test. The attributes are the members of the JSON (see ``report-schema.json``).
 
     - ``rate``: ``target`` (open loop only), ``achieved`` (connections started per second of the schedule; in
-      a closed loop, ended per second of the run) and ``greeted`` (per second of the run).
+      a closed loop, ended per second of the run), ``greeted`` (per second of the run) and, of datagrams,
+      ``lost``: those without a reply, per second of the run.
     - ``latency_us``: microseconds. ``connect``, ``first_byte``, ``service`` and ``failed`` count from the
       actual connect, ``response`` from the intended start.
     - ``greetings``: the most frequent greetings, as ``texts`` with ``text`` and ``count``, and the number of
@@ -314,13 +315,14 @@ def _rates(plan: LoadPlan, metrics: RunMetrics) -> dict[str, float | None]:
     def per_second(count: int, seconds: float) -> float:
         return round(count / seconds, 3) if seconds > 0 else 0.0
 
-    greeted = per_second(metrics.outcomes[GREETED], metrics.elapsed)
+    rates: dict[str, float | None] = {"greeted": per_second(metrics.outcomes[GREETED], metrics.elapsed)}
+    if plan.datagrams:
+        rates["lost"] = per_second(metrics.outcomes["no_reply"], metrics.elapsed)
     target = plan.mean_rate
     if target is None:
-        achieved = per_second(metrics.attempted, metrics.elapsed)
-        return {"target": None, "achieved": achieved, "greeted": greeted}
+        return {"target": None, "achieved": per_second(metrics.attempted, metrics.elapsed), **rates}
     achieved = per_second(metrics.attempted + metrics.cut_off, metrics.scheduled)
-    return {"target": round(target, 3), "achieved": achieved, "greeted": greeted}
+    return {"target": round(target, 3), "achieved": achieved, **rates}
 
 
 def _syn_retransmits(connect: Histogram) -> dict[str, int]:

@@ -14,7 +14,7 @@ from math import inf
 from typing import Any
 
 from greeter.errors import ConfigError
-from greeter.loadtest.generator.kernel import COUNTERS
+from greeter.loadtest.generator.kernel import COUNTERS, UDP_COUNTERS
 from greeter.loadtest.plan.threshold import Threshold
 from greeter.loadtest.plan.units import latency, number, seconds
 from greeter.loadtest.report.comparison import change_text
@@ -109,6 +109,12 @@ def quote(text: str, length: int = _MAX_QUOTED) -> str:
     return f'"{text if len(text) <= length else text[: length - 1] + "…"}"'
 
 
+def lost_percent(report: dict[str, Any]) -> str:
+    """Return the share of datagrams without a reply, in parentheses; empty if nothing was lost."""
+    lost, attempted = report["errors"].get("no_reply", 0), report["connections"]["attempted"]
+    return f" ({format_value(100 * lost / attempted, '%')})" if lost else ""
+
+
 def _still_open(report: dict[str, Any]) -> str:
     count = report["connections"]["cut_off"]
     if count > 1:
@@ -187,7 +193,8 @@ def notes(report: dict[str, Any]) -> list[str]:
     generator, connections = report["generator"], report["connections"]
     found = list(report["notes"])
     if report["plan"]["mode"] == "closed":
-        found.append("closed loop: a client connects only after an earlier one is done, which hides stalls")
+        does = "asks" if "lost" in report["rate"] else "connects"
+        found.append(f"closed loop: a client {does} only after an earlier one is done, which hides stalls")
         busiest = max(generator["cpu_percent"], default=0)
         if busiest >= BUSY_PERCENT:
             found.append(f"a worker used {busiest:.0f} % of a core: the generator may have been the limit")
@@ -212,8 +219,9 @@ def notes(report: dict[str, Any]) -> list[str]:
         for band, count in report["syn_retransmits"].items()
         if count
     ]
+    counters = COUNTERS | UDP_COUNTERS
     found += [
-        f"{name} +{number(count)} on this machine: {COUNTERS.get(name, 'counted by the kernel')}"
+        f"{name} +{number(count)} on this machine: {counters.get(name, 'counted by the kernel')}"
         for name, count in report["kernel"].items()
         if count
     ]

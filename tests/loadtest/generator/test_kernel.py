@@ -42,9 +42,23 @@ def test_counters_that_a_system_lacks_are_left_out(tmp_path: Path) -> None:
     assert kernel.counters(file) == {"ListenDrops": 4}
 
 
+def test_counters_of_udp_are_those_of_both_families(tmp_path: Path) -> None:
+    four, six = tmp_path / "snmp", tmp_path / "snmp6"
+    four.write_text(
+        "Ip: InReceives\nIp: 9\nUdp: InDatagrams NoPorts RcvbufErrors\nUdp: 1 2 3\nUdpLite: A\nUdpLite: 7\n"
+    )
+    assert kernel.udp_counters(four, six) == {"RcvbufErrors": 3, "NoPorts": 2}
+    six.write_text(
+        "Ip6InReceives 9\nUdp6NoPorts                     10\nUdp6RcvbufErrors 20\nUdpLite6NoPorts 5\n"
+    )
+    assert kernel.udp_counters(four, six) == {"RcvbufErrors": 23, "NoPorts": 12}
+    assert kernel.udp_counters(tmp_path / "none", six) == {}
+
+
 @pytest.mark.skipif(platform.system() != "Linux", reason="/proc exists on Linux only")
 def test_this_kernel_has_all_counters() -> None:
-    assert set(kernel.counters()) == set(kernel.COUNTERS)
+    assert set(kernel.counters_of(datagrams=False)) == set(kernel.COUNTERS)
+    assert set(kernel.counters_of(datagrams=True)) == set(kernel.UDP_COUNTERS)
 
 
 def test_the_difference_of_two_readings_is_by_counter() -> None:

@@ -19,6 +19,8 @@ def test_the_classes_of_failures_are_the_documented_ones() -> None:
         "unexpected_greeting",
         "too_large",
         "tls_error",
+        "no_reply",
+        "refused",
         "local_exhausted",
     }
     assert all(FAILURE_CLASSES.values()), "each has a description"

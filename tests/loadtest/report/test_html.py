@@ -12,6 +12,7 @@ import pytest
 
 from greeter.errors import ConfigError, MissingExtra
 from greeter.loadtest import LoadPlan, LoadReport, Threshold
+from greeter.loadtest.metrics.histogram import Histogram
 from greeter.loadtest.metrics.run_metrics import RunMetrics
 from greeter.loadtest.plan.outcome import FAILURE_CLASSES
 from greeter.loadtest.report.html import packages, page
@@ -210,7 +211,7 @@ def test_the_figures_of_a_run() -> None:
     assert latencies["connect, service, response"][:2] == ["99", "3 ms"]
     assert found.rows("Errors")[1:] == [
         ["connect_refused", "1", f"N{FAILURE_CLASSES['connect_refused'][1:]}.1 × Connection refused"],
-        ["empty", "1", "Closed by the peer without sending a byte."],
+        ["empty", "1", "Closed by the peer without sending a byte, or an empty datagram."],
     ]
     assert found.rows("Kernel counters")[1:] == [
         ["ListenOverflows", "3", "Connections that found an accept queue full."]
@@ -411,3 +412,11 @@ def test_the_command_to_run_it_again_is_shown() -> None:
     assert "greeter load 127.0.0.1:9999 --duration 1s --rate 50 --expect 'a & b'" in [
         text for _, text in opened(report(plan=plan)).all("code")
     ]
+
+
+def test_a_page_on_datagrams_has_no_connect() -> None:
+    m = metrics()
+    m.connect = Histogram()
+    text = page(report(m, LoadPlan("udp:h:1", rate=100, duration=1.0)))
+    assert "10 s for each reply" in text
+    assert "to connect" not in text

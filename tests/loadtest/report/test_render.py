@@ -44,7 +44,7 @@ Load test of 127.0.0.1:9999: open loop, 100/s, at most 20 open, 2 workers, 1 s
   failed        1 ms     1 ms     1 ms     1 ms     1 ms     1 ms     1 ms     1 ms     1 ms
 
           1 connect_refused        nothing listens there, or a firewall rejects it (Connection refused)
-          1 empty                  closed by the peer without sending a byte
+          1 empty                  closed by the peer without sending a byte, or an empty datagram
 
   passed  response:p99<20ms            3 ms
   MISSED  errors:rate<1%               2%
