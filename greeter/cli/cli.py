@@ -280,7 +280,7 @@ def report(ctx: click.Context, /, **_: object) -> int:
 @with_options(DemoOptions)
 @click.pass_context
 def demo(ctx: click.Context, /, **_: object) -> int:
-    """Serve on a free port of this machine, greet, load-test, and print what happens."""
+    """Serve on a free port of this machine, greet, load-test and check, and print what happens."""
     from greeter.cli.demo import run_demo
 
     options = parse_options(DemoOptions, ctx)

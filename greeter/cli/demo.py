@@ -1,13 +1,19 @@
-"""``greeter demo``: run server, client and load tester on a free port of this machine, for a few seconds."""
+"""``greeter demo``: run server, client, load tester and checks on this machine, for a few seconds."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from greeter.client.oneshot import greet
+from greeter.conformance import check
+from greeter.conformance.check_report import BROKEN, NEVER_GREETED
+from greeter.conformance.text import MARKS
 from greeter.core.address import format_peer
 from greeter.core.replies import Reply
 from greeter.errors import MissingExtra
@@ -18,6 +24,8 @@ from greeter.system.fdlimit import raise_fd_limit
 from greeter.system.loops import choose_loop, run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from greeter.core.address import Address
     from greeter.server import Server
     from greeter.system.loops import LoopName
@@ -26,6 +34,7 @@ Echo = Callable[[str], None]
 
 SPARE_FDS = 50
 LOAD_SECONDS = 3.0
+CHECKED = ("speaks-first", "half-close")
 
 
 def run_demo(echo: Echo, *, clients: int, loop: LoopName = "auto") -> int:
@@ -70,7 +79,9 @@ async def _demo(echo: Echo, clients: int, loop_name: str) -> int:
         elapsed = time.perf_counter() - start
         code = _summarize(echo, results, elapsed, reply.data)
         echo("")
-        return await _load(echo, server) or code
+        code = await _load(echo, server) or code
+        echo("")
+        return await _check(echo, server) or code
 
 
 async def _load(echo: Echo, server: Server) -> int:
@@ -83,6 +94,44 @@ async def _load(echo: Echo, server: Server) -> int:
         return 0
     echo(summary(report, Style.of()).removesuffix("\n"))
     return 0 if report.connections["failed"] == 0 else 1
+
+
+async def _check(echo: Echo, server: Server) -> int:
+    """Check the server, and beside it a loop that closes at once. To be unsure is not a failure here."""
+    echo(f"$ greeter check {server.addresses[0]} --only {','.join(CHECKED)}")
+    with _plain_loop() as plain:
+        own, other = await asyncio.gather(
+            check(server.addresses[0], only=CHECKED), check(plain, only=CHECKED)
+        )
+    echo(f"{'':<16}{'greeter':<32}a loop of accept, send, close")
+    for mine, its in zip(own.results, other.results, strict=False):
+        if mine.check.id in CHECKED:
+            cells = [f"{MARKS[it.finding.verdict][0]} {it.finding.figure}" for it in (mine, its)]
+            echo(f"{mine.check.id:<16}{cells[0]:<32}{cells[1]}")
+    return 1 if own.exit_code in (NEVER_GREETED, BROKEN) else 0
+
+
+@contextlib.contextmanager
+def _plain_loop() -> Iterator[str]:
+    """Serve in a thread, one client after the other, as a first program with sockets does."""
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.1)
+
+        def serve_plainly() -> None:
+            while not ended.is_set():
+                with contextlib.suppress(OSError):  # also that no client came
+                    client, _ = listener.accept()
+                    with client:
+                        client.sendall(b"Thank you for connecting")
+
+        thread = threading.Thread(target=serve_plainly, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            ended.set()
+            thread.join()
 
 
 def _summarize(echo: Echo, results: list[Reply | BaseException], elapsed: float, expected: bytes) -> int:

@@ -9,7 +9,10 @@ import pytest
 
 from greeter import ConnectFailed, MissingExtra, Reply
 from greeter.cli import cli, demo
-from greeter.cli.demo import SPARE_FDS, run_demo
+from greeter.cli.demo import CHECKED, SPARE_FDS, run_demo
+from greeter.conformance.check_report import CheckReport, Result
+from greeter.conformance.checks import CHECKS
+from greeter.conformance.findings import Finding, Verdict
 from tests.conftest import loop_factories
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ LOOPS = pytest.mark.parametrize("loop", list(loop_factories()))
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "LOAD_SECONDS", 0.1)
+    monkeypatch.setattr(demo, "CHECKED", ("half-close",))
 
 
 def lines_of(clients: int, loop: LoopName = "asyncio") -> tuple[int, list[str]]:
@@ -29,7 +33,10 @@ def lines_of(clients: int, loop: LoopName = "asyncio") -> tuple[int, list[str]]:
 
 
 @LOOPS
-def test_the_demo_shows_server_client_and_load_test(loop: LoopName) -> None:
+def test_the_demo_shows_server_client_load_test_and_checks(
+    loop: LoopName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "CHECKED", CHECKED)
     code, lines = lines_of(30, loop)
     assert code == 0
     address = lines[0].removeprefix("$ greeter serve --listen ")
@@ -44,6 +51,10 @@ def test_the_demo_shows_server_client_and_load_test(loop: LoopName) -> None:
     )
     assert lines[10:13] == ["  failed    0", "", f"$ greeter load {address} --duration 0.1s"]
     assert any("greeted" in line for line in "\n".join(lines[13:]).splitlines())
+    assert lines[-5:-3] == ["", f"$ greeter check {address} --only speaks-first,half-close"]
+    speaks, half = (line.split(None, 1)[1] for line in lines[-2:])
+    assert re.fullmatch(r"[✓?] .*[✗?] 44 of 44 reset", speaks)
+    assert re.fullmatch(r"[✓?] .*[✓?] 40 of 40 greeted", half)
 
 
 def test_the_command_greets_a_thousand_clients(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,9 +73,21 @@ def test_without_the_extra_there_is_no_load_test(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(demo, "load", load)
     code, lines = lines_of(3)
     assert code == 0
-    assert lines[-1].startswith(
+    assert lines[-5].startswith(
         "(Left out: greeter load needs an optional package: pip install '.[load]' in "
     )
+
+
+@pytest.mark.parametrize(("verdict", "code"), [(Verdict.UNSURE, 0), (Verdict.PASS, 0), (Verdict.FAIL, 1)])
+def test_only_a_broken_check_is_a_failure(
+    verdict: Verdict, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(target: object, **_: object) -> CheckReport:
+        results = [Result(CHECKS[name], Finding(verdict, "a figure")) for name in demo.CHECKED]
+        return CheckReport(str(target), tuple(results))
+
+    monkeypatch.setattr(demo, "check", check)
+    assert lines_of(3)[0] == code
 
 
 def test_the_descriptor_limit_bounds_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
