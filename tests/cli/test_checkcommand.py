@@ -31,6 +31,16 @@ __all__ = ["browser"]
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
+# The command line, for which no service is on this machine.
+NOT_LOCAL = """
+import sys
+from greeter.cli.cli import run
+from greeter.conformance.tested_service import TestedService
+
+TestedService.local = False
+sys.exit(run(sys.argv[1:]))
+"""
+
 SHORT = ("--only", "end,half-close")
 
 
@@ -38,6 +48,18 @@ SHORT = ("--only", "end,half-close")
 async def service() -> AsyncIterator[str]:
     async with greeter_process("serve", "--no-access-log", "--listen", "127.0.0.1:0") as process:
         yield process.address
+
+
+async def python(code: str, *args: str) -> tuple[int, str, str]:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, *args),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    out, err = await child.communicate()
+    assert child.returncode is not None
+    return child.returncode, out.decode(), err.decode()
 
 
 def stopped(pid: int) -> bool:
@@ -110,6 +132,17 @@ async def test_what_cannot_be_is_one_line_and_its_exit_code(
     assert (found, line in said) == (code, True), said
     assert "Traceback" not in said
     assert len(said.splitlines()) == 1 or said.startswith("Usage: ")
+
+
+async def test_another_machine_is_named_before_it_is_asked() -> None:
+    target = refused_endpoint()
+    code, out, err = await python(NOT_LOCAL, "check", target)
+    warning, advice, *_ = out.splitlines()
+    assert (code, err) == (1, "")
+    assert warning == f"{target} is another machine's: only gentle checks run (--yes runs all). Even those"
+    assert advice.startswith("can get this machine's address blocked")
+    _, out, _ = await python(NOT_LOCAL, "check", target, "--yes")
+    assert "another machine" not in out
 
 
 async def test_a_datagram_target_is_refused() -> None:
