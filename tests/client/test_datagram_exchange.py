@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
+import re
 import shutil
 import socket
 from contextlib import aclosing
@@ -25,6 +27,7 @@ from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from greeter import Reply
 
@@ -305,3 +308,33 @@ async def test_netcat_as_a_service() -> None:
         process.terminate()
         await process.communicate()
     assert reply.data == b"Hello from nc\n"
+
+
+XINETD = """
+service daytime
+{{
+    type        = INTERNAL UNLISTED
+    id          = daytime-dgram
+    socket_type = dgram
+    protocol    = udp
+    wait        = yes
+    user        = {user}
+    bind        = 127.0.0.1
+    port        = {port}
+}}
+"""
+
+
+@pytest.mark.one_interpreter
+@pytest.mark.skipif(shutil.which("xinetd") is None, reason="needs xinetd")
+async def test_daytime_of_xinetd(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "conf").write_text(XINETD.format(user=getpass.getuser(), port=port))
+    files = ("-f", "conf", "-pidfile", "pid", "-filelog", "log")
+    process = await asyncio.create_subprocess_exec("xinetd", "-dontfork", *files, cwd=tmp_path)
+    try:
+        reply = await greet(f"udp:127.0.0.1:{port}", wait=PATIENCE)
+    finally:
+        process.terminate()
+        await process.wait()
+    assert re.fullmatch(rb"\d\d [A-Z]{3} \d{4} \d\d:\d\d:\d\d [A-Z]+\r\n", reply.data)
