@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # The greet timeout of the service, in seconds.
-GREET_TIMEOUT = 1.0
+GREET_TIMEOUT = 3.0
 
 
 # -- handshake -------------------------------------------------------------------------------------------

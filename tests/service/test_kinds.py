@@ -350,7 +350,8 @@ async def test_a_server_that_has_served_every_kind_makes_no_wakeups(kinds: Kinds
                 for sock in (early, late, half):
                     sock.send(start)
                 reset(early)
-                half.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):  # on a busy machine, its deadline has passed
+                    half.shutdown(socket.SHUT_WR)
                 await read_to_end(half)
                 await read_to_end(late)
             await is_idle(service)
