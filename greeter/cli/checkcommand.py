@@ -161,6 +161,7 @@ def _plan(options: CheckOptions, spell: Callable[[str], str]) -> CheckPlan:
     return CheckPlan(
         target=options.target,
         send=protocol.send,
+        send_much=protocol.send_much,
         hello=protocol.hello,
         until=protocol.until,
         expect=(options.expect or "").encode(),

@@ -21,6 +21,7 @@ class CheckPlan:
     Attributes:
         target: The service.
         send: What a client says before it is greeted, if the service waits for that.
+        send_much: What a client says instead that goes on to send 200 kB; ``send`` if empty.
         hello: What a client says that speaks first; b"" for a line of junk.
         until: What ends the greeting.
         expect: What the greeting must contain.
@@ -45,6 +46,7 @@ class CheckPlan:
 
     target: Endpoint
     send: bytes = b""
+    send_much: bytes = b""
     hello: bytes = b""
     until: Until = Until("eof")
     expect: bytes = b""

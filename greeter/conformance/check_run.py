@@ -6,7 +6,7 @@ Invariants:
   that follow are unsure, and say at which check the service stopped.
 - A check has a time limit, and so has the run. A check that exceeds it is unsure.
 - Off the loopback, only gentle checks run unless heavy ones are asked for, with at most 4 open connections.
-  What waits in the background then comes after the others.
+  What waits in the background then comes after the others, as it does if silent clients hold the service up.
 - What stops or reloads the service begins when nothing waits in the background: a connection that ends with
   the service says nothing of the service's deadlines.
 - A service that was stopped is started again, if it is known how, however its check ends.
@@ -24,7 +24,7 @@ from greeter import __version__
 from greeter.conformance.check_plan import CheckPlan
 from greeter.conformance.check_report import CheckReport, Result
 from greeter.conformance.checks import CHECKS
-from greeter.conformance.findings import NOT_ASKED_FOR, Ending, Finding, skipped, unsure
+from greeter.conformance.findings import NOT_ASKED_FOR, Ending, Finding, Verdict, skipped, unsure
 from greeter.conformance.process import served_by, start_service
 from greeter.conformance.tested_service import TestedService, dials
 from greeter.core.endpoint import DEFAULT_HOST, Endpoint
@@ -195,10 +195,16 @@ class _Run:
             try:
                 # What waits in the background wakes the service up.
                 await self._foreground(CHECKS["wakes"])
-                if not self._service.gentle:
+                asking = [check for check in CHECKS.values() if not check.lifecycle]
+                silent = asking.index(CHECKS["silent"]) + 1
+                await self._foreground(*asking[:silent])
+                # A service that silent clients hold up would keep the clients of other checks waiting.
+                held_up = self._found("silent") in (Verdict.FAIL, Verdict.UNSURE)
+                beside = not self._service.gentle and not held_up
+                if beside and not self._stopped_at:
                     self._begin_background()
-                await self._foreground(*(check for check in CHECKS.values() if not check.lifecycle))
-                if self._service.gentle and not self._stopped_at:
+                await self._foreground(*asking[silent:])
+                if not beside and not self._stopped_at:
                     self._begin_background()
                 await self._end_background()
                 await self._foreground(*(check for check in CHECKS.values() if check.lifecycle))
@@ -258,6 +264,9 @@ class _Run:
                     self._stopped_at = check.id  # for good
                 else:
                     await self._see_that_it_greets(check)
+
+    def _found(self, name: str) -> Verdict | None:
+        return self._results[name].finding.verdict if name in self._results else None
 
     def _begin_background(self) -> None:
         self._background = {

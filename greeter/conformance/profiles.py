@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from greeter.core.replies import Until
 from greeter.errors import ConfigError
 
+MUCH = 200_000  # bytes, what a client sends that sends much
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
     """What a protocol sets; the attributes are those of ``CheckPlan``."""
 
     send: bytes = b""
+    send_much: bytes = b""
     hello: bytes = b""
     until: Until = Until("eof")
     polite: bool = False
@@ -29,7 +32,11 @@ class Profile:
 
 PROFILES: dict[str, Profile] = {
     "raw": Profile(),
-    "http": Profile(send=b"GET / HTTP/1.0\r\n\r\n", hello=b"GET / HTTP/1.0\r\n\r\n"),
+    "http": Profile(
+        send=b"GET / HTTP/1.0\r\n\r\n",
+        send_much=f"GET / HTTP/1.0\r\nContent-Length: {MUCH}\r\n\r\n".encode(),
+        hello=b"GET / HTTP/1.0\r\n\r\n",
+    ),
     "ssh": Profile(hello=b"SSH-2.0-check\r\n", until=Until("line")),
     "smtp": Profile(until=Until("reply"), polite=True, begins=(b"2",)),
     "ftp": Profile(until=Until("reply"), polite=True, begins=(b"1", b"2")),
@@ -58,6 +65,7 @@ def profile(name: str, *, send: bytes | None, hello: bytes | None, until: Until 
             raise ConfigError(f"--hello contradicts --profile {name}: its clients wait for the greeting")
     return Profile(
         found.send if send is None else send,
+        found.send_much,
         found.hello if hello is None else hello,
         found.until if until is None else until,
         found.polite,

@@ -154,7 +154,54 @@ async def test_a_refusal_in_words_is_no_greeting() -> None:
     async with asyncio_service(handle) as target:
         report = await check(target, until="reply", polite=True, only=["silent"])
     assert verdicts(report)["silent"] is FAIL
-    assert figure(report, "silent") == "3 of 3 other"
+    assert figure(report, "silent") == "10 of 10 other"
+
+
+async def test_a_limit_that_refuses_some_clients_in_words_does_not_hold_up_others() -> None:
+    open_now = refused = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_now, refused
+        open_now += 1
+        try:
+            if open_now > 10 and refused < 5:
+                refused += 1
+                writer.write(b"421 too many connections\r\n")
+            else:
+                writer.write(b"220 mail.example ESMTP\r\n")
+                await reader.read()
+        finally:
+            open_now -= 1
+            writer.close()
+
+    async with asyncio_service(handle) as target:
+        report = await check(target, until="reply", polite=True, only=["silent"])
+    assert verdicts(report)["silent"] is PASS
+    assert figure(report, "silent") == "5 of 10 other"
+
+
+async def test_a_service_of_one_slot_is_asked_what_waits_after_the_others() -> None:
+    one = asyncio.Lock()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with one:
+            with contextlib.suppress(ConnectionError):
+                if await reader.readline():
+                    writer.write(b"hello")
+                    writer.write_eof()
+        writer.close()
+
+    async with asyncio_service(handle) as target:
+        report = await check(
+            target, send=b"x\n", only=["end", "half-close", "silent", "cut-off"], idle_limit=0.5
+        )
+    assert verdicts(report) == {
+        "greets": PASS,
+        "end": PASS,
+        "half-close": PASS,
+        "silent": FAIL,
+        "cut-off": FAIL,
+    }
 
 
 async def test_what_follows_the_end_of_a_service_is_unsure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING
 
-from greeter.conformance import CheckReport, check
+from greeter.conformance.check_run import run
 from greeter.conformance.findings import Verdict
 from greeter.system.fdlimit import raise_fd_limit
 from tests.conftest import ROOT
@@ -23,6 +23,8 @@ from tests.services.running import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from greeter.conformance import CheckReport
 
 README = ROOT / "greeter" / "conformance" / "README.md"
 BEGIN, END = "<!-- services: begin -->\n", "<!-- services: end -->\n"
@@ -49,16 +51,8 @@ MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INFO: "i", Verdict.SK
 def checked(name: str) -> tuple[str, CheckReport]:
     """Check one service. Returns its version and the report."""
     with running(SERVICES[name]) as service:
-        report = asyncio.run(
-            check(
-                service.target,
-                **service.prepared.options,
-                pid=service.pid,
-                restart=service.restart,
-                stop=service.stop,
-                start=service.start,
-            )
-        )
+        plan = service.plan(pid=service.pid, restart=service.restart, stop=service.stop, start=service.start)
+        report = asyncio.run(run(plan))
         return service.prepared.version, report
 
 

@@ -12,15 +12,18 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from greeter.conformance.profiles import PROFILES, Profile
 from tests.benchmarks.nginx import Nginx, find_nginx
 from tests.conftest import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from greeter.core.proxy_protocol import ProxyVersion
 
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
 
@@ -134,20 +137,21 @@ class Prepared:
     Attributes:
         command: What runs it, in the foreground.
         version: The version of the program.
-        options: The arguments of ``greeter.check()`` that it needs.
+        profile: What a client says.
+        proxy_protocol: The version of the PROXY header that it expects; None without.
         reload: The signal that reloads it; "" without a reload.
         stop: The signal that stops it in order.
     """
 
     command: list[str]
     version: str
-    options: dict[str, Any] = field(default_factory=dict)
+    profile: Profile = PROFILES["raw"]
+    proxy_protocol: ProxyVersion | None = None
     reload: str = ""
     stop: str = "TERM"
 
 
-HTTP: dict[str, Any] = {"send": b"GET / HTTP/1.0\r\n\r\n", "hello": b"GET / HTTP/1.0\r\n\r\n"}
-SSH: dict[str, Any] = {"hello": b"SSH-2.0-check\r\n", "until": "line"}
+RAW, HTTP, SSH = PROFILES["raw"], PROFILES["http"], PROFILES["ssh"]
 
 
 def _installed(name: str) -> str:
@@ -190,7 +194,7 @@ def _node(folder: Path, port: int) -> Prepared:
     return Prepared([node, str(file), str(port)], _first_number(node, "--version"))
 
 
-def _nginx(block: str, options: dict[str, Any]) -> Callable[[Path, int], Prepared]:
+def _nginx(block: str, profile: Profile) -> Callable[[Path, int], Prepared]:
     def prepare(folder: Path, port: int) -> Prepared:
         found = find_nginx()
         if not isinstance(found, Nginx):
@@ -205,19 +209,19 @@ def _nginx(block: str, options: dict[str, Any]) -> Callable[[Path, int], Prepare
             )
         )
         command = [found.program, "-c", str(config), "-p", str(folder)]
-        return Prepared(command, found.version, options, reload="HUP", stop="QUIT")
+        return Prepared(command, found.version, profile, reload="HUP", stop="QUIT")
 
     return prepare
 
 
-def _haproxy(rules: str, options: dict[str, Any]) -> Callable[[Path, int], Prepared]:
+def _haproxy(rules: str, profile: Profile) -> Callable[[Path, int], Prepared]:
     def prepare(folder: Path, port: int) -> Prepared:
         program = _installed("haproxy")
         (folder / "greet.lua").write_text(_HAPROXY_LUA)
         lua = f"lua-load {folder}/greet.lua" if "lua" in rules else ""
         (folder / "haproxy.cfg").write_text(_HAPROXY.format(port=port, lua=lua, rules=rules))
         command = [program, "-W", "-f", str(folder / "haproxy.cfg")]
-        return Prepared(command, _first_number(program, "-v"), options, reload="USR2", stop="USR1")
+        return Prepared(command, _first_number(program, "-v"), profile, reload="USR2", stop="USR1")
 
     return prepare
 
@@ -240,11 +244,11 @@ def _gunicorn(folder: Path, port: int) -> Prepared:
     return Prepared(command, _first_number(program, "--version"), HTTP, reload="HUP")
 
 
-def _greeter(*args: str, **options: Any) -> Callable[[Path, int], Prepared]:
+def _greeter(*args: str, proxy_protocol: ProxyVersion | None = None) -> Callable[[Path, int], Prepared]:
     def prepare(folder: Path, port: int) -> Prepared:
         command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "greeter", "serve", "--no-access-log"]
         command += ["--listen", f"127.0.0.1:{port}", *args]
-        return Prepared(command, importlib.metadata.version("greeter"), options, reload="HUP")
+        return Prepared(command, importlib.metadata.version("greeter"), RAW, proxy_protocol, reload="HUP")
 
     return prepare
 
@@ -254,9 +258,9 @@ SERVICES: dict[str, Callable[[Path, int], Prepared]] = {
     "greeter, streams": _greeter("--accept", "streams"),
     "greeter, 2 workers": _greeter("--workers", "2"),
     "greeter, PROXY header": _greeter("--proxy-protocol", "--proxy-from", "127.0.0.0/8", proxy_protocol="v1"),
-    "haproxy, Lua `applet:send`": _haproxy("mode tcp\n    tcp-request content use-service lua.greet", {}),
+    "haproxy, Lua `applet:send`": _haproxy("mode tcp\n    tcp-request content use-service lua.greet", RAW),
     "node, `socket.end(text)`": _node,
-    "nginx stream `return`": _nginx(_NGINX_STREAM, {}),
+    "nginx stream `return`": _nginx(_NGINX_STREAM, RAW),
     "asyncio, as documented": _python(ASYNCIO),
     "uvloop, the same": _uvloop,
     "socketserver, threads": _python(THREADS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -11,9 +12,11 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from greeter.conformance import CheckPlan
 from greeter.conformance.listening import inodes, owners
+from greeter.core.endpoint import Endpoint
 from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
@@ -41,6 +44,12 @@ class Service:
     start: str
     stop: str
     restart: str | None
+
+    def plan(self, **options: Any) -> CheckPlan:
+        """Returns how to check it, with the arguments of CheckPlan that are given beside that."""
+        profile = dataclasses.asdict(self.prepared.profile) | {"until": self.prepared.profile.until}
+        target = Endpoint.parse(self.target)
+        return CheckPlan(target, proxy_protocol=self.prepared.proxy_protocol, **profile, **options)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ async def descriptors(service: TestedService) -> Finding:
     assert service.plan.pid is not None
     pids = serving_pids(service.dial, service.plan.pid)
     accepting = pids[1:] or pids
+    await _settled(accepting)
     probes = [Probe(service.dial, timeout=service.plan.timeout + 10.0) for _ in range(CLIENTS)]
     full = False
     tally = Tally()
@@ -93,12 +94,24 @@ async def _listens(probe: Probe, tally: Tally) -> None:
     probe.close()  # makes room for the next
 
 
+async def _settled(pids: list[int]) -> None:
+    """Wait until the connections of earlier checks are closed, or no more are."""
+    counts: list[int] = []
+    while len(counts) < 40 and (len(counts) < 3 or len(set(counts[-3:])) > 1):
+        await asyncio.sleep(0.1)
+        counts.append(sum(len(_opened(pid)) for pid in pids))
+
+
 def _free(pid: int, limit: int) -> int:
     """Returns how many descriptors below its limit a process can still open."""
+    return limit - sum(number < limit for number in _opened(pid))
+
+
+def _opened(pid: int) -> list[int]:
     try:
-        return limit - sum(int(name) < limit for name in os.listdir(f"/proc/{pid}/fd"))
+        return [int(name) for name in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
-        return limit
+        return []
 
 
 def _total(read: Callable[[int], float], pids: list[int]) -> float:
