@@ -48,7 +48,7 @@ def says(text: bytes, *, then_waits: bool = False) -> Handler:
         (b"SSH-2.0-x\r\n", True, {}, r"it said 'SSH-2.0-x\r\n', and did not end within 0.3 s; name"),
         (b"hello", False, {"expect": b"bye"}, "it said 'hello', without 'bye'"),
         (b"421 too many\r\n", False, {"begins": (b"2",)}, r"it refused: '421 too many\r\n'"),
-        (b"hel", False, {"until": Until("bytes", size=4)}, "the end of the stream after 'hel'; it may"),
+        (b"hi", False, {"until": Until("bytes", size=4)}, "the end of the stream after 'hi'; it may"),
     ],
 )
 async def test_a_target_that_never_greets_is_told_why(
