@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 PATIENCE = 90.0
 # Files that start many processes, each of which takes a moment.
 LONG = (
+    "test_checks",
     "test_multi_process",
     "test_supervisor",
     "test_stop",
@@ -46,17 +47,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """The processes that run the tests: none for tests that are named, one per core and one more for all.
+    """The processes that run the tests: none for tests that are named, one per core and two more for all.
 
-    Tests wait for other processes more than they compute, so that an additional process keeps the cores busy.
+    Tests wait for other processes as much as they compute, so that more of them keep the cores busy.
     """
     if config.args_source is config.ArgsSource.ARGS:
         return 0
-    return len(os.sched_getaffinity(0)) + 1
+    return len(os.sched_getaffinity(0)) + 2
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def leaves_out_thorough(config: pytest.Config) -> bool:
+    """Whether thorough tests are left out: they run if they are named, or chosen by a marker."""
+    if hasattr(config, "workerinput"):
+        return bool(config.workerinput["leaves_out_thorough"])
+    return config.args_source is not config.ArgsSource.ARGS and not config.option.markexpr
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["leaves_out_thorough"] = leaves_out_thorough(node.config)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that no process begins one as the others end."""
+    if leaves_out_thorough(config):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
     def place(item: pytest.Item) -> int:
         if item.get_closest_marker("one_interpreter"):

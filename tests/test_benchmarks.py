@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="they read Linux's /proc")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="they read Linux's /proc"),
+]
 
 COMPILER = machine.compiler()
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")

@@ -27,6 +27,7 @@ BROKEN = {
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 @pytest.mark.one_interpreter
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", BROKEN)
 async def test_the_musts_of_a_real_service_are_those_of_the_table(name: str) -> None:
     try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("vl_convert")
 
-pytestmark = pytest.mark.one_interpreter
+pytestmark = [pytest.mark.one_interpreter, pytest.mark.thorough]
 
 Place = tuple[str | int, ...]
 

@@ -36,7 +36,7 @@ from tests.support.loadtest_peers import (
     wait_for_clients,
 )
 
-pytestmark = pytest.mark.one_interpreter
+pytestmark = [pytest.mark.one_interpreter, pytest.mark.thorough]
 if find_spec("locust") is None:
     pytest.skip("needs the extra locust", allow_module_level=True)
 

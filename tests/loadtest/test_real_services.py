@@ -14,7 +14,11 @@ from tests.support.real_services import nginx, postfix, sshd, vsftpd
 if TYPE_CHECKING:
     from greeter.loadtest import LoadReport
 
-pytestmark = [pytest.mark.one_interpreter, pytest.mark.asyncio(loop_factories=["asyncio"])]
+pytestmark = [
+    pytest.mark.one_interpreter,
+    pytest.mark.thorough,
+    pytest.mark.asyncio(loop_factories=["asyncio"]),
+]
 
 
 async def run(target: str, **options: Any) -> LoadReport:

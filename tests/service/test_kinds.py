@@ -36,7 +36,7 @@ from tests.support.service_peers import (
 )
 
 # The loops under test are those of the services, not the one that watches them.
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+pytestmark = [pytest.mark.thorough, pytest.mark.asyncio(loop_factories=["asyncio"])]
 
 HEADER = tcp4("192.0.2.1", "198.51.100.7", "56324", "443")
 SERVE = ("serve", "--listen", "127.0.0.1:0", "--no-access-log")
