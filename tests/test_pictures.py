@@ -69,6 +69,7 @@ def test_the_report_is_a_png_without_texts_of_its_own() -> None:
 
 @pytest.mark.one_interpreter
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.thorough
 def test_the_pictures_can_be_made_again() -> None:
     command = [sys.executable, "examples/pictures.py", "--check"]
     before = {path: path.read_bytes() for path in PICTURES.iterdir()}

@@ -96,6 +96,7 @@ async def test_a_loop_that_closes_at_once_resets_clients_that_speak() -> None:
 
 @alone
 @pytest.mark.one_interpreter
+@pytest.mark.thorough
 async def test_a_lingering_close_in_c_keeps_every_check(tmp_path: Path) -> None:
     if (program := compiled(tmp_path)) is None:
         pytest.skip("there is no C compiler")
@@ -397,6 +398,7 @@ async def test_a_tls_service_without_close_notify_is_found(
 
 @alone
 @pytest.mark.one_interpreter
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_greeter_keeps_the_checks_of_reload_stop_and_descriptors(workers: int) -> None:
     args = ("serve", "--no-access-log", "--workers", str(workers))
@@ -416,6 +418,7 @@ async def test_greeter_keeps_the_checks_of_reload_stop_and_descriptors(workers: 
 
 @alone
 @pytest.mark.one_interpreter
+@pytest.mark.thorough
 async def test_a_service_that_dies_with_clients_in_its_queue_is_found() -> None:
     async with blocking_loop(backlog=5) as service:
         report = await check(

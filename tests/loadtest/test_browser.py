@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = [pytest.mark.one_interpreter, needs_chromium]
+pytestmark = [pytest.mark.one_interpreter, pytest.mark.thorough, needs_chromium]
 selenium = pytest.importorskip("selenium", reason="needs selenium")
 
 __all__ = ["browser"]  # a fixture

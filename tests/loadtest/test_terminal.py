@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TMUX = shutil.which("tmux")
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.one_interpreter,
     pytest.mark.skipif(TMUX is None, reason="needs tmux"),
 ]

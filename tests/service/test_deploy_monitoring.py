@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-pytestmark = pytest.mark.one_interpreter
+pytestmark = [pytest.mark.one_interpreter, pytest.mark.thorough]
 alone = pytest.mark.asyncio(loop_factories=["asyncio"])
 yaml = pytest.importorskip("yaml")
 
