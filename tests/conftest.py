@@ -37,6 +37,9 @@ LONG = (
 )
 
 raise_fd_limit()
+# A shell starts what runs in its background with SIGINT ignored, which commands inherit, and heed.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
