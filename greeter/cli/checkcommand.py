@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -102,6 +103,8 @@ def run_check(options: CheckOptions, echo: Echo, spell: Callable[[str], str]) ->
         if options.verbose and (story := text.story(result)):
             say(story)
 
+    # asyncio logs a traceback if Ctrl-C comes while one of its connects completes.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     try:
         report = loops.run(_until_terminated(run(plan, show, begin)), "asyncio")
     finally:

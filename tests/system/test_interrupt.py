@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -41,8 +42,10 @@ def interrupted(
 ) -> tuple[int, bytes]:
     """The exit code and the stderr of a command."""
     command = [*wrapper, sys.executable, "-c", before + INTERRUPTED, when, str(int(number)), *args]
+    # Where coverage is measured in subprocesses, it has a handler of SIGTERM before the command begins.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     done = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=PATIENCE
+        command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=PATIENCE
     )
     return done.returncode, done.stderr
 
