@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 # Seconds between the attempts to connect to the addresses of a name, as RFC 8305 5 recommends.
 ATTEMPT_DELAY = 0.25
+# Seconds that pass between a deadline and the failure. A process that was stopped finds its deadline passed
+# and the greeting unread, and uvloop runs timers before it reads.
+LAST_READ = 0.001
 # Seconds between attempts to connect to a Unix socket whose queue is full, which no event ends (connect(2)).
 _RETRY_SECONDS = 0.005
 # Errors of a connection that the peer has reset. EPIPE: after the end of the stream (Linux).

@@ -16,7 +16,7 @@ import socket
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from greeter.client.connecting import connect_errors, resolve
+from greeter.client.connecting import LAST_READ, connect_errors, resolve
 from greeter.core.datagram_sizes import REQUEST
 from greeter.core.replies import Reply
 from greeter.errors import ConnectFailed, GreetTimeout, NoGreeting, ReplyTooLarge, UnexpectedGreeting
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from greeter.core.endpoint import Endpoint
 
 FIRST_PAUSE = 0.5  # seconds
-# Seconds that pass between a deadline and the failure. A process that was stopped finds its deadline passed
-# and the reply unread.
-_LAST_READ = 0.001
 _MAX_SIZE = 65_535  # of a datagram, by the 16 bits of its length (RFC 768)
 
 
@@ -71,7 +68,7 @@ class _Sockets:
             async with asyncio.timeout_at(deadline):
                 return await self._received.get()
         except TimeoutError:
-            await asyncio.sleep(_LAST_READ)
+            await asyncio.sleep(LAST_READ)
         return None if self._received.empty() else self._received.get_nowait()
 
     def close(self) -> None:

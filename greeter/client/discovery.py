@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from greeter.client.arguments import check_seconds
+from greeter.client.connecting import LAST_READ
 from greeter.core.datagram_sizes import REQUEST
 from greeter.core.endpoint import DEFAULT_PORT, Endpoint
 from greeter.errors import ConfigError, ConnectFailed
@@ -31,9 +32,6 @@ _MAX_SERVICES = 10_000
 _MAX_SIZE = 65_535  # of a datagram, by the 16 bits of its length (RFC 768)
 # Datagrams that one wake-up reads at most: other tasks must run.
 _BATCH = 256
-# Seconds that pass between the deadline and the end. A process that was stopped finds its deadline passed and
-# replies unread.
-_LAST_READ = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +151,7 @@ async def _next(services: asyncio.Queue[DiscoveredService], deadline: float) -> 
             async with asyncio.timeout_at(deadline):
                 return await services.get()
         except TimeoutError:
-            await asyncio.sleep(_LAST_READ)
+            await asyncio.sleep(LAST_READ)
     return None if services.empty() else services.get_nowait()
 
 

@@ -26,7 +26,7 @@ from greeter.client.arguments import (
     destination,
     name_to_verify,
 )
-from greeter.client.connecting import connect, connect_errors
+from greeter.client.connecting import LAST_READ, connect, connect_errors
 from greeter.core.endpoint import DEFAULT_HOST
 from greeter.core.replies import Reply, Until, is_tls_alert
 from greeter.errors import (
@@ -46,10 +46,6 @@ if TYPE_CHECKING:
     from greeter.client.arguments import TLS, Exchange, Target
     from greeter.core.endpoint import Endpoint
     from greeter.core.proxy_protocol import ProxyVersion
-
-# Seconds that pass between a deadline and the failure. A process that was stopped finds its deadline passed
-# and the greeting unread, and uvloop runs timers before it reads.
-_LAST_READ = 0.001
 
 
 class _ReplyProtocol(asyncio.Protocol):
@@ -131,7 +127,7 @@ class _ReplyProtocol(asyncio.Protocol):
 
     def expire(self) -> None:
         if not self.done.done():  # it may have finished in this iteration of the loop
-            self._loop.call_later(_LAST_READ, self._time_out)
+            self._loop.call_later(LAST_READ, self._time_out)
 
     def abort(self) -> None:
         self.transport.abort()
@@ -150,7 +146,7 @@ class _ReplyProtocol(asyncio.Protocol):
         if rest > 0:
             self._loop.call_later(rest, self._check_idle)
         else:
-            self._loop.call_later(_LAST_READ, self._end_if_idle, self.last_byte)
+            self._loop.call_later(LAST_READ, self._end_if_idle, self.last_byte)
 
     def _end_if_idle(self, last_byte: float) -> None:
         if self.done.done():

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from greeter.conformance.registry import Check
+    from greeter.core.proxy_protocol import ProxyVersion
 
     OnStart = Callable[[TestedService, tuple[Check, ...]], None]
-    from greeter.core.proxy_protocol import ProxyVersion
 
 # Pauses before the service is said to have stopped greeting, in seconds.
 RETRIES = (0.0, 1.0, 10.0)
@@ -366,7 +366,6 @@ MISSING = {
     "restart": "without --restart",
     "stop": "without --stop",
     "start": "without --start",
-    "datagram": "the target is not a datagram service",
 }
 
 

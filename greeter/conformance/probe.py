@@ -194,6 +194,10 @@ class Probe:
     async def open(self, *, request: bool = True) -> None:
         """Connect, complete the preamble, and say what the service waits for."""
         await self.connect()
+        await self.proceed(request=request)
+
+    async def proceed(self, *, request: bool = True) -> None:
+        """Do what ``open`` does after it has connected."""
         await self.handshake()
         if request and self.dial.send:
             await self.send(self.dial.send)

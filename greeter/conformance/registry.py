@@ -37,7 +37,7 @@ class Check:
         heavy: True if it may trouble a service in use. Off loopback, it needs to be asked for.
         background: True if it waits most of the time, beside the other checks.
         needs: What it needs to apply: "tcp", "eof" (the service closes after its greeting), "junk" (a client
-            may speak first), "tls", "proxy", "pid", "restart", "stop", "start", "datagram".
+            may speak first), "tls", "proxy", "pid", "restart", "stop", "start".
         seconds: The time limit of the check, in seconds.
     """
 

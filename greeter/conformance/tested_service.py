@@ -79,11 +79,7 @@ class TestedService:
     ) -> Experience:
         """Let one client follow ``script``, and return what it experienced."""
         async with Probe(dial or self.dial, timeout=timeout) as probe:
-            try:
-                ending = await script(probe)
-            except Ended as end:
-                ending = end.ending
-            return probe.experience(ending)
+            return await followed(probe, script)
 
     async def clients(
         self, count: int, script: Script, *, at_once: int = MAX_CLIENTS, dial: Dial | None = None
@@ -109,28 +105,20 @@ class TestedService:
         return await self.client(hears, timeout=timeout)
 
     @contextlib.asynccontextmanager
-    async def held(self, count: int, script: Script) -> AsyncIterator[list[Experience]]:
-        """Hold ``count`` clients open that have followed ``script``, until the block ends.
-
-        Yields:
-            The experiences of those whose connection has ended by itself.
-        """
+    async def held(self, count: int, script: Script) -> AsyncIterator[None]:
+        """Hold ``count`` clients open that have followed ``script``, until the block ends."""
         probes: list[Probe] = []
-        ended: list[Experience] = []
         slots = asyncio.Semaphore(MAX_CLIENTS)
 
         async def one() -> None:
             async with slots:
                 probe = Probe(self.dial)  # its deadline begins here
                 probes.append(probe)
-                try:
-                    await script(probe)
-                except Ended as end:
-                    ended.append(probe.experience(end.ending))
+                await followed(probe, script)
 
         try:
             await asyncio.gather(*(one() for _ in range(count)))
-            yield ended
+            yield
         finally:
             for probe in probes:
                 probe.close()
@@ -153,9 +141,24 @@ class TestedService:
             watcher.cancel()
 
 
+async def followed(probe: Probe, script: Script) -> Experience:
+    """Let a client follow ``script``, and return what it experienced. It stays open."""
+    try:
+        ending = await script(probe)
+    except Ended as end:
+        ending = end.ending
+    return probe.experience(ending)
+
+
 async def hears(probe: Probe) -> Ending:
     """The script of a control client, which does not wait for what follows the greeting."""
-    await probe.open()
+    await probe.connect()
+    return await hears_on(probe)
+
+
+async def hears_on(probe: Probe) -> Ending:
+    """The script of a client that has connected before."""
+    await probe.proceed()
     await probe.listen()
     return probe.said()
 

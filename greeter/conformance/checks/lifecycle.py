@@ -7,7 +7,7 @@ import dataclasses
 import signal
 from typing import TYPE_CHECKING
 
-from greeter.conformance.findings import Ending, Experience, Finding, Severity, Tally, Verdict, judged, unsure
+from greeter.conformance.findings import Ending, Finding, Severity, Tally, Verdict, judged, unsure
 from greeter.conformance.listening import listening
 from greeter.conformance.probe import Ended, Probe
 from greeter.conformance.process import (
@@ -20,7 +20,7 @@ from greeter.conformance.process import (
     start_service,
 )
 from greeter.conformance.registry import register
-from greeter.conformance.tested_service import hears
+from greeter.conformance.tested_service import followed, hears, hears_on
 
 if TYPE_CHECKING:
     from greeter.conformance.tested_service import TestedService
@@ -125,7 +125,7 @@ async def stop(service: TestedService) -> Finding:
                 for pid in pids:
                     send_signal(pid, signal.SIGCONT)
                     await asyncio.sleep(HEAD_START if pid == plan.pid else 0.0)
-                tally = Tally(await asyncio.gather(*(_finish(probe) for probe in probes)))
+                tally = Tally(await asyncio.gather(*(followed(probe, hears_on) for probe in probes)))
                 async with asyncio.timeout(STOP_SECONDS):
                     failure = await stopping.wait()
                     if not failure:
@@ -145,18 +145,6 @@ async def stop(service: TestedService) -> Finding:
     if failure := await _started_again(service):
         return unsure(failure)
     return judged(tally, Ending.GREETED, Ending.RESET)
-
-
-async def _finish(probe: Probe) -> Experience:
-    try:
-        await probe.handshake()
-        if probe.dial.send:
-            await probe.send(probe.dial.send)
-        await probe.listen()
-        ending = probe.said()
-    except Ended as end:
-        ending = end.ending
-    return probe.experience(ending)
 
 
 @register(

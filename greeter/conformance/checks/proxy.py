@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from greeter.conformance.findings import Ending, Finding, Severity, Tally, Verdict, judged
 from greeter.conformance.registry import register
+from greeter.conformance.tested_service import hears_on
 from greeter.core.proxy_protocol import SIGNATURE, encode
 
 if TYPE_CHECKING:
@@ -51,11 +52,7 @@ def _begins(header: bytes, *, pieces: bool = False) -> Script:
                 await asyncio.sleep(PIECE_PAUSE)
         elif header:
             await probe.send_raw(header)
-        await probe.handshake()
-        if probe.dial.send:
-            await probe.send(probe.dial.send)
-        await probe.listen()
-        return probe.said()
+        return await hears_on(probe)
 
     return script
 

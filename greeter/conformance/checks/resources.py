@@ -12,6 +12,7 @@ from greeter.conformance.findings import Ending, Finding, Severity, Tally, Verdi
 from greeter.conformance.probe import Ended, Probe
 from greeter.conformance.process import cpu_seconds, log_size, room_for, serving_pids, wakeups
 from greeter.conformance.registry import register
+from greeter.conformance.tested_service import followed, hears_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,15 +83,7 @@ async def _opens(probe: Probe, tally: Tally) -> None:
 
 
 async def _listens(probe: Probe, tally: Tally) -> None:
-    try:
-        await probe.handshake()
-        if probe.dial.send:
-            await probe.send(probe.dial.send)
-        await probe.listen()
-        ending = probe.said()
-    except Ended as end:
-        ending = end.ending
-    tally.add(probe.experience(ending))
+    tally.add(await followed(probe, hears_on))
     probe.close()  # makes room for the next
 
 
