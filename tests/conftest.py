@@ -86,6 +86,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=place)
 
 
+def pytest_collection_finish() -> None:
+    """Keep what was collected from the garbage collector: looking through it takes a quarter of a second."""
+    gc.collect()
+    gc.freeze()
+
+
+# For a test of what runs in another process, which has a loop of its own.
+one_loop = pytest.mark.asyncio(loop_factories=["asyncio"])
+
+
 def asyncio_debug_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     loop.set_debug(True)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
+from tests.conftest import PATIENCE, ROOT, greeter_process, one_loop, run_greeter
 from tests.support.peers import Outcome, connect, read_to_end
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+pytestmark = one_loop
 
 
 # What asyncio's debug mode says of a turn of the loop that the machine was too busy for.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from greeter import greet
-from tests.conftest import PATIENCE, greeter_process, loop_factories, run_greeter
+from tests.conftest import PATIENCE, greeter_process, loop_factories, one_loop, run_greeter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HELLO = "Thank you for connecting"
 
 # What is under test runs in processes of its own.
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+pytestmark = one_loop
 
 # A beginner's client: connect, receive once, print, close.
 PRIMER_CLIENT = """

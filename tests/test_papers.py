@@ -69,6 +69,7 @@ def small_tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.thorough
 @pytest.mark.one_interpreter
 def test_the_check_passes_where_nothing_is_wrong(small_tree: Path) -> None:
     done = run_check(small_tree, VIRTUAL_ENV=sys.prefix)
@@ -76,6 +77,7 @@ def test_the_check_passes_where_nothing_is_wrong(small_tree: Path) -> None:
     assert re.search(r"\ncheck: passed in \d+ s\n$", done.stdout)
 
 
+@pytest.mark.thorough
 @pytest.mark.one_interpreter
 @pytest.mark.parametrize(
     ("path", "text", "step"),

@@ -15,7 +15,7 @@ import pytest
 
 from greeter.conformance.checks import CHECKS
 from greeter.conformance.schema import schema
-from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
+from tests.conftest import PATIENCE, ROOT, greeter_process, one_loop, run_greeter
 from tests.support.browser import DESK, PHONE, browser, needs_chromium
 from tests.support.loadtest_peers import refused_endpoint
 from tests.support.lossy_peers import blocking_loop
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["browser"]
 
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+pytestmark = one_loop
 
 # The command line, for which no service is on this machine.
 NOT_LOCAL = """

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from greeter.cli.checkconfig import _toml
 from greeter.cli.cli import cli
-from tests.conftest import run_greeter
+from tests.conftest import one_loop, run_greeter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,12 +120,14 @@ def test_as_json() -> None:
     ],
 )
 @pytest.mark.parametrize("log_format", ["text", "json"])
+@one_loop
 async def test_a_mistake_is_one_line_and_2(args: list[str], text: str, log_format: str) -> None:
     code, out, err = await run_greeter("serve", "--check-config", "--log-format", log_format, *args)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert text in (json.loads(err)["message"] if log_format == "json" else err)
 
 
+@one_loop
 async def test_it_opens_no_socket() -> None:
     """The address is in use: a service runs there."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -136,6 +138,7 @@ async def test_it_opens_no_socket() -> None:
     assert tomllib.loads(out)["listen"] == [address, "unix:/no/such/folder/x"]
 
 
+@one_loop
 async def test_an_extra_that_is_not_installed_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "uvloop.py").write_text("raise ImportError")
     args: dict[str, Any] = {"env": {"PYTHONPATH": str(tmp_path)}}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from greeter.system.signals import SAME_REQUEST_SECONDS
-from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
+from tests.conftest import PATIENCE, ROOT, greeter_process, one_loop, run_greeter
 from tests.loadtest.report.test_report import metrics, report
 from tests.support.loadtest_peers import (
     GREETING,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytest.importorskip("hdrh")
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+pytestmark = one_loop
 
 # A server in a thread, and the command of the arguments: both in one network namespace.
 SERVE_AND_LOAD = """
@@ -193,6 +193,7 @@ async def output_of(*command: str) -> tuple[int | None, str]:
     return process.returncode, out.decode()
 
 
+@pytest.mark.thorough
 async def test_many_connections_are_held_open_and_a_raised_limit_is_noted() -> None:
     """Ten thousand, if the descriptor limit allows it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -16,13 +16,13 @@ import pytest
 from greeter import ConfigError, DiscoveredService, Endpoint, discover
 from greeter.client import discovery
 from greeter.system.broadcasts import broadcast_interfaces
-from tests.conftest import PATIENCE, ROOT, loop_factories, run_greeter
+from tests.conftest import PATIENCE, ROOT, loop_factories, one_loop, run_greeter
 from tests.support.namespaces import hosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-once = pytest.mark.asyncio(loop_factories=["asyncio"])  # does not depend on the loop
+once = one_loop  # does not depend on the loop
 
 # A service that replies twice to each datagram, and sends a third one from another port before.
 STUTTER = """

@@ -31,7 +31,7 @@ from greeter import (
 from greeter.client import oneshot
 from greeter.core import proxy_protocol
 from greeter.core.replies import Until
-from tests.conftest import PATIENCE, greeter_process, open_fds
+from tests.conftest import PATIENCE, greeter_process, one_loop, open_fds
 from tests.support.peers import reset, until
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from greeter.client.connecting import Connected
 
 HELLO = b"Thank you for connecting"
-once = pytest.mark.asyncio(loop_factories=["asyncio"])  # does not depend on the loop
+once = one_loop  # does not depend on the loop
 
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 

@@ -16,7 +16,7 @@ import greeter
 from greeter.conformance import CheckReport, check
 from greeter.conformance.checks import CHECKS
 from greeter.conformance.findings import Verdict
-from tests.conftest import greeter_process
+from tests.conftest import greeter_process, one_loop
 from tests.support.loadtest_peers import abort_with_reset, refused_endpoint
 from tests.support.lossy_peers import blocking_loop, compiled, peer
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PASS, FAIL, INFO, SKIPPED, UNSURE = Verdict.PASS, Verdict.FAIL, Verdict.INFO, Verdict.SKIPPED, Verdict.UNSURE
 # The tested service is a process of its own.
-alone = pytest.mark.asyncio(loop_factories=["asyncio"])
+alone = one_loop
 # Those that take a moment, and harm nothing.
 GENTLE = ("greets", "end", "speaks-first", "speaks-much", "half-close", "silent", "kept")
 
@@ -94,7 +94,7 @@ async def test_a_loop_that_closes_at_once_resets_clients_that_speak() -> None:
     assert "got 24 B" in broken.finding.story
 
 
-@alone
+@one_loop
 @pytest.mark.one_interpreter
 @pytest.mark.thorough
 async def test_a_lingering_close_in_c_keeps_every_check(tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ async def test_a_tls_service_without_close_notify_is_found(
 # -- the life of the process
 
 
-@alone
+@one_loop
 @pytest.mark.one_interpreter
 @pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 2])
@@ -416,7 +416,7 @@ async def test_greeter_keeps_the_checks_of_reload_stop_and_descriptors(workers: 
     assert report.exit_code == 0
 
 
-@alone
+@one_loop
 @pytest.mark.one_interpreter
 @pytest.mark.thorough
 async def test_a_service_that_dies_with_clients_in_its_queue_is_found() -> None:

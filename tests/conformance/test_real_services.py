@@ -11,6 +11,7 @@ import pytest
 
 from greeter.conformance.check_run import run
 from greeter.conformance.findings import Verdict
+from tests.conftest import one_loop
 from tests.services.programs import SERVICES, Missing
 from tests.services.running import running
 
@@ -25,7 +26,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.asyncio(loop_factories=["asyncio"])
+@one_loop
 @pytest.mark.one_interpreter
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", BROKEN)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from greeter import ConfigError, Greeting, GreetingError, Peer
 from greeter.core.greeting import DEFAULT_GREETING, VARIABLES
+from tests.conftest import one_loop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -27,7 +28,7 @@ PEER = Peer(
     time=1_700_000_000.9,
     count=41,
 )
-once = pytest.mark.asyncio(loop_factories=["asyncio"])  # does not depend on the loop
+once = one_loop  # does not depend on the loop
 
 
 def greet_sync(peer: Peer) -> str:

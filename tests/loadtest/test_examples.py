@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from greeter.loadtest import LoadPlan, LoadReport
 from tests.conftest import PATIENCE, ROOT
 from tests.loadtest.report.test_report import report
@@ -88,6 +90,7 @@ def write_fast_baseline(path: Path, run: LoadReport) -> None:
     path.write_text(json.dumps(values))
 
 
+@pytest.mark.thorough
 def test_examples_work(tmp_path: Path) -> None:
     """All run at the same time, because they mostly wait."""
 

@@ -8,6 +8,7 @@ import pytest
 
 from greeter import serve
 from greeter.loadtest import LoadPlan, load
+from tests.conftest import one_loop
 from tests.support.loadtest_peers import checked
 from tests.support.real_services import nginx, postfix, sshd, vsftpd
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.one_interpreter,
     pytest.mark.thorough,
-    pytest.mark.asyncio(loop_factories=["asyncio"]),
+    one_loop,
 ]
 
 

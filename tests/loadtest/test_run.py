@@ -179,6 +179,7 @@ async def test_the_stall_of_a_server_appears_in_the_response_times() -> None:
     assert report.exit_code == 0 or report.generator["saturated"]
 
 
+@pytest.mark.thorough
 @pytest.mark.one_interpreter
 async def test_a_busy_machine_alone_makes_no_run_invalid() -> None:
     """Two processes for each core compute. Starts are late, but the limit on errors stands."""

@@ -16,7 +16,7 @@ import greeter
 from greeter import Greeting, Peer, serve
 from greeter.core.admission import Limits
 from greeter.system.tls import client_context, server_context
-from tests.conftest import PATIENCE, Process, greeter_process
+from tests.conftest import PATIENCE, Process, greeter_process, one_loop
 from tests.core.test_proxy_protocol import tcp4
 from tests.support.peers import Outcome, read_to_end, reset, until
 from tests.support.service_peers import HELLO, descriptors, on_every_stage, started_by_init
@@ -386,10 +386,8 @@ async def test_a_lower_cap_is_kept_as_clients_leave(accept: str) -> None:
 
 # -- in a process of its own -----------------------------------------------------------------------------
 
-alone = pytest.mark.asyncio(loop_factories=["asyncio"])
 
-
-@alone
+@one_loop
 async def test_the_limits_of_the_command_line() -> None:
     args = ["--listen", "127.0.0.1:0", "--max-per-ip", "2", "--rate-per-ip", "3"]
     args += ["--deny", "127.0.0.2", "--allow", "127.0.0.0/24", "--linger-timeout", "60"]
@@ -419,7 +417,7 @@ def cpu_seconds(service: Process) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-@alone
+@one_loop
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are counted in /proc")
 async def test_more_clients_than_descriptors(capsys: pytest.CaptureFixture[str]) -> None:
     """64 descriptors, 150 clients that stay: none is lost, and nothing spins or floods the log."""

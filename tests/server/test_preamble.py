@@ -13,7 +13,7 @@ import pytest
 
 from greeter import ConfigError, Greeting, Peer, serve
 from greeter.core.admission import Limits
-from tests.conftest import greeter_process
+from tests.conftest import greeter_process, one_loop
 from tests.core.test_proxy_protocol import BU, INVALID, LOCAL, PROXY, VALID, tcp4, tcp6, v1, v2
 from tests.support.peers import Outcome, connect, read_to_end, reset, until
 from tests.support.service_peers import descriptors, on_every_stage
@@ -367,7 +367,7 @@ def wakeups(pid: int) -> int:
     return found
 
 
-@pytest.mark.asyncio(loop_factories=["asyncio"])
+@one_loop
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="wake-ups are counted in /proc")
 async def test_half_a_header_causes_no_wake_ups() -> None:
     """A byte of it left in the kernel would keep the socket readable, and the service busy."""

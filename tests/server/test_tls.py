@@ -26,7 +26,7 @@ import greeter
 from greeter import ConfigError, Greeting, Peer, serve
 from greeter.core.tls_session import TLSSession, describe_peer
 from greeter.system.tls import certificate_expiry, client_context, load_server_context, server_context
-from tests.conftest import PATIENCE, Process, greeter_process, run_greeter
+from tests.conftest import PATIENCE, Process, greeter_process, one_loop, run_greeter
 from tests.core.test_proxy_protocol import tcp4
 from tests.support.peers import connect, read_to_end, reset, until
 from tests.support.service_peers import HELLO, lines_with
@@ -694,14 +694,12 @@ async def handshake_in_memory(sock: socket.socket, context: ssl.SSLContext, firs
 
 # -- in a process of its own -----------------------------------------------------------------------------
 
-alone = pytest.mark.asyncio(loop_factories=["asyncio"])
-
 
 def serving(*args: str) -> contextlib.AbstractAsyncContextManager[Process]:
     return greeter_process("serve", "--listen", "127.0.0.1:0", *args)
 
 
-@alone
+@one_loop
 async def test_greet_speaks_tls(files: Files) -> None:
     async with serving("--tls-cert", str(files.cert), "--tls-key", str(files.key)) as server:
         greet = ("greet", server.address, "--tls")
@@ -718,7 +716,7 @@ async def test_greet_speaks_tls(files: Files) -> None:
     assert server.lines[-1] == "Stopped: 2 greeted of 4 accepted, 2 failed"
 
 
-@alone
+@one_loop
 async def test_a_hangup_renews_the_certificate_and_a_broken_one_changes_nothing(
     authority: trustme.CA, tmp_path: Path
 ) -> None:
@@ -746,7 +744,7 @@ async def test_a_hangup_renews_the_certificate_and_a_broken_one_changes_nothing(
 OPENSSL = shutil.which("openssl")
 
 
-@alone
+@one_loop
 @pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed")
 @pytest.mark.parametrize("version", ["tls1_2", "tls1_3"])
 async def test_openssl_is_greeted(files: Files, authority: trustme.CA, version: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from greeter import greet
 from greeter.cli.cli import cli
 from greeter.config.options import ServeOptions
 from greeter.service.health import RESPONSE_TIMEOUT
-from tests.conftest import ROOT, greeter_process, loop_factories, run_greeter
+from tests.conftest import ROOT, greeter_process, loop_factories, one_loop, run_greeter
 from tests.service.test_prometheus import fetch
 from tests.support.service_peers import HELLO, INIT, children, crowd, running
 
@@ -34,7 +34,6 @@ DEPLOY = ROOT / "examples" / "deploy"
 pytestmark = pytest.mark.one_interpreter
 TINI = shutil.which("tini")
 CONTAINER = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
-alone = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
 def text(name: str) -> str:
@@ -180,7 +179,7 @@ def only_child(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
-@alone
+@one_loop
 @needs_analyze
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 @pytest.mark.parametrize("loop", list(loop_factories()))
@@ -220,7 +219,7 @@ else:
 """
 
 
-@alone
+@one_loop
 @pytest.mark.parametrize("loop", list(loop_factories()))
 async def test_no_new_code_is_needed(loop: str) -> None:
     args = ("serve", "--listen", "127.0.0.1:0", "--loop", loop)
@@ -232,7 +231,7 @@ async def test_no_new_code_is_needed(loop: str) -> None:
     assert service.lines[-1] == "Stopped: 1 greeted of 1 accepted, 0 failed"
 
 
-@alone
+@one_loop
 async def test_a_reload_of_the_unit_checks_the_configuration_first(tmp_path: Path) -> None:
     program, *args = shlex.split(settings("greeter.service")["ExecReload"][0])
     assert program.endswith("/greeter")
@@ -246,7 +245,7 @@ async def test_a_reload_of_the_unit_checks_the_configuration_first(tmp_path: Pat
     assert "many" in err
 
 
-@alone
+@one_loop
 async def test_the_configuration_file_is_accepted_and_complete() -> None:
     args = ("--config", str(DEPLOY / "greeter.toml"), "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
     async with greeter_process("serve", *args) as service:
@@ -267,7 +266,7 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split()[0], line.partition(" ")[2]) for line in lines if line and not line.startswith("#")]
 
 
-@alone
+@one_loop
 async def test_the_containerfile_fits_the_service() -> None:
     found = dict(instructions())
     assert [name for name, _ in instructions()].count("CMD") == 1
@@ -305,7 +304,7 @@ def can_make_a_container() -> bool:
     return found and subprocess.run([*CONTAINER, "true"], capture_output=True).returncode == 0
 
 
-@alone
+@one_loop
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_the_first_process_of_a_container_passes_a_stop_on(number: int) -> None:
     if not TINI or not can_make_a_container():
@@ -357,7 +356,7 @@ def test_the_manifest_fits_the_service() -> None:
     assert spread["labelSelector"]["matchLabels"] == labels
 
 
-@alone
+@one_loop
 async def test_the_probes_of_the_manifest_succeed() -> None:
     """Readiness ends with a stop signal, liveness does not."""
     (container,) = manifest()[0]["spec"]["template"]["spec"]["containers"]
@@ -409,7 +408,7 @@ def test_haproxy_accepts_the_configuration(tmp_path: Path) -> None:
     assert {float(s) > patience for s in re.findall(r"timeout (?:client|server) (\d+)s", text("haproxy.cfg"))}
 
 
-@alone
+@one_loop
 @needs_haproxy
 @pytest.mark.parametrize("header", ["send-proxy-v2", "send-proxy"])
 async def test_a_stop_behind_haproxy_loses_no_client(header: str, tmp_path: Path) -> None:
@@ -450,7 +449,7 @@ async def test_a_stop_behind_haproxy_loses_no_client(header: str, tmp_path: Path
     assert sum(greeted) >= clients.greeted
 
 
-@alone
+@one_loop
 @needs_haproxy
 async def test_the_haproxy_health_check_needs_the_greeting(tmp_path: Path) -> None:
     """A service that accepts and sends something else is not used."""

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from greeter import greet
 from greeter.service.prometheus import render
 from greeter.system.tls import client_context
-from tests.conftest import PATIENCE, ROOT, greeter_process
+from tests.conftest import PATIENCE, ROOT, greeter_process, one_loop
 from tests.service.test_deploy import DEPLOY, options_of, text
 from tests.service.test_prometheus import everything
 from tests.support.service_peers import running
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [pytest.mark.one_interpreter, pytest.mark.thorough]
-alone = pytest.mark.asyncio(loop_factories=["asyncio"])
+alone = one_loop
 yaml = pytest.importorskip("yaml")
 
 PROMETHEUS, PROMTOOL, COMPOSE = map(shutil.which, ("prometheus", "promtool", "docker-compose"))
@@ -148,7 +148,7 @@ def test_promtool_accepts_the_queries_of_the_dashboard(tmp_path: Path) -> None:
 # -- a real Prometheus with a real greeter ---------------------------------------------------------------
 
 
-@alone
+@one_loop
 @pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed")
 async def test_prometheus_scrapes_a_service_and_answers_every_query(tmp_path: Path) -> None:
     authority = trustme.CA()

@@ -22,7 +22,7 @@ import trustme
 from greeter import greet
 from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.system.tls import client_context
-from tests.conftest import PATIENCE, Process, greeter_process
+from tests.conftest import PATIENCE, Process, greeter_process, one_loop
 from tests.core.test_proxy_protocol import tcp4
 from tests.support.peers import Outcome, connect, read_to_end, reset, until
 from tests.support.service_peers import (
@@ -36,7 +36,7 @@ from tests.support.service_peers import (
 )
 
 # The loops under test are those of the services, not the one that watches them.
-pytestmark = [pytest.mark.thorough, pytest.mark.asyncio(loop_factories=["asyncio"])]
+pytestmark = [pytest.mark.thorough, one_loop]
 
 HEADER = tcp4("192.0.2.1", "198.51.100.7", "56324", "443")
 SERVE = ("serve", "--listen", "127.0.0.1:0", "--no-access-log")

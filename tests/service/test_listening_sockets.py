@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import PATIENCE, Process, greeter_process
+from tests.conftest import PATIENCE, Process, greeter_process, one_loop
 from tests.support.peers import Outcome, read_to_end, until
 from tests.support.service_peers import HELLO, children, crowd, lines_with, on_every_stage, started_by_init
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # The loops under test are those of the services, not the one that watches them.
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+pytestmark = one_loop
 
 names = iter(range(1_000_000))
 STAY = ("--linger-timeout", "60", "--drain-timeout", "60")
@@ -157,6 +157,7 @@ async def test_a_parent_killed_under_load_loses_no_client() -> None:
     await on_every_stage(play)
 
 
+@pytest.mark.thorough
 async def test_a_stop_of_all_processes_under_load_loses_no_client() -> None:
     async def play(loop: str, path: str) -> None:
         args = ("--listen", "127.0.0.1:0", "--workers", "2", "--loop", loop, "--accept", path)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
+from tests.conftest import PATIENCE, ROOT, greeter_process, one_loop, run_greeter
 from tests.support.peers import connect, read_to_end
 from tests.support.service_peers import children, lines_with
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = one_loop
 
 
 @pytest.mark.parametrize("source", ["flag", "flag with =", "environment", "file"])

@@ -22,11 +22,11 @@ from greeter.errors import ConfigError
 from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.service.multi_process import pack_options, per_worker_options, unpacked_options
 from greeter.system.tls import client_context
-from tests.conftest import PATIENCE, ROOT, Process, greeter_process
+from tests.conftest import PATIENCE, ROOT, Process, greeter_process, one_loop
 from tests.support.peers import connect, until
 from tests.support.service_peers import children, crowd, lines_with, metric, running
 
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+pytestmark = one_loop
 
 
 def workers(*args: str) -> tuple[str, ...]:

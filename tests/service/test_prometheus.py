@@ -21,7 +21,7 @@ from greeter import Endpoint, Limits, MissingExtra, ServerStats, greet, serve
 from greeter.core.stats import BOUNDS, DATAGRAM_COUNTERS, DATAGRAM_FAILURES, DATAGRAM_REJECTIONS
 from greeter.service.prometheus import render, serve_metrics
 from greeter.service.snapshot import Counters
-from tests.conftest import PATIENCE, ROOT, greeter_process, run_greeter
+from tests.conftest import PATIENCE, ROOT, greeter_process, one_loop, run_greeter
 from tests.support.peers import connect, until
 
 if TYPE_CHECKING:
@@ -298,6 +298,7 @@ def test_the_import_without_h11(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("package", ["h11", "prometheus_client"])
 @pytest.mark.parametrize("workers", ["1", "2"])
+@one_loop
 async def test_a_missing_package_of_the_extra_fails_metrics_only(
     package: str, workers: str, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ import trustme
 
 from greeter import greet
 from greeter.system.tls import client_context
-from tests.conftest import PATIENCE, Process, greeter_process
+from tests.conftest import PATIENCE, Process, greeter_process, one_loop
 from tests.support.peers import Outcome, connect, read_to_end, until
 from tests.support.service_peers import HELLO, children, on_every_stage, running
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+pytestmark = one_loop
 
 IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): a port is chosen by connect(2), and may be in use with other peers
 # Answers when a file is there.
@@ -90,6 +90,7 @@ async def outcomes(port: int, *sources: str) -> list[Outcome]:
 # -- open connections ------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 async def test_a_replaced_worker_has_the_time_of_its_connections(tmp_path: Path) -> None:
     """Not that of a stop: only a stop has a drain deadline."""
     (tmp_path / "app.py").write_text(SLOW)

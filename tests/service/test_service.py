@@ -23,7 +23,7 @@ from greeter.config.options import ServeOptions
 from greeter.service.logs import FLUSH_SECONDS
 from greeter.system.signals import SAME_REQUEST_SECONDS
 from greeter.system.tls import client_context
-from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, run_greeter
+from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, one_loop, run_greeter
 from tests.support.service_peers import children, crowd, lines_with, metric, running, started_by_init
 from tests.system.test_listeners import needs_ipv6
 
@@ -35,7 +35,7 @@ HELLO = b"Thank you for connecting"
 AS_ROOT = "warning: running as root, which greeting needs only for ports below 1024"
 
 # The loop under test is that of the service, not that of the test.
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+pytestmark = one_loop
 
 
 def serving(*args: str, **options: Any) -> contextlib.AbstractAsyncContextManager[Process]:

@@ -17,7 +17,7 @@ from greeter.core.stats import FAILURES, REJECTIONS
 from greeter.service.snapshot import Counters
 from greeter.service.status import POLICY, status_response
 from greeter.system.tls import client_context
-from tests.conftest import PATIENCE, greeter_process
+from tests.conftest import PATIENCE, greeter_process, one_loop
 from tests.service.test_prometheus import Service, everything, fetch, serving
 from tests.support.browser import DESK, PHONE, Browser, browser, needs_chromium
 from tests.support.service_peers import children
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["browser"]  # a fixture
-
-alone = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
 def test_the_data_has_every_counter() -> None:
@@ -119,7 +117,7 @@ def drawn(browser: Browser) -> None:
     browser.until("return document.querySelectorAll('.chart .line').length === 3")
 
 
-@alone
+@one_loop
 @needs_chromium
 @pytest.mark.one_interpreter
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -167,7 +165,7 @@ async def test_the_page_shows_a_service(browser: Browser, workers: str, tmp_path
     assert all("ERR_CONNECTION_REFUSED" in error for error in browser.errors)
 
 
-@alone
+@one_loop
 @needs_chromium
 @pytest.mark.one_interpreter
 async def test_the_page_fits_a_phone_and_the_colour_scheme(browser: Browser) -> None:

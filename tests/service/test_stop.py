@@ -19,7 +19,7 @@ import pytest
 from greeter import greet
 from greeter.system.listeners import HANDSHAKE_GRACE
 from greeter.system.signals import SAME_REQUEST_SECONDS
-from tests.conftest import PATIENCE, Process, greeter_process, loop_factories
+from tests.conftest import PATIENCE, Process, greeter_process, loop_factories, one_loop
 from tests.support.peers import Outcome, connect, read_to_end, until
 from tests.support.service_peers import HELLO, crowd, lines_with, on_every_stage, running, started_by_init
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # The loops under test are those of the services, not the one that watches them.
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+pytestmark = one_loop
 
 BACKLOG = 512  # of the socket that systemd keeps
 LOOPS = list(loop_factories())
@@ -45,6 +45,7 @@ def last_line(service: Process) -> str:
 # -- a stop ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 async def test_ten_stops_on_each_path_under_load_lose_nobody() -> None:
     async def play(loop: str, path: str) -> None:
         for _ in range(10 // len(LOOPS)):

@@ -25,7 +25,7 @@ from greeter.service.snapshot import AggregateStats, Counters
 from greeter.service.supervisor import Backoff, Supervisor
 from greeter.service.worker_process import WorkerFailed
 from greeter.system.listeners import Listener, open_listeners
-from tests.conftest import PATIENCE, ROOT, loop_factories
+from tests.conftest import PATIENCE, ROOT, loop_factories, one_loop
 from tests.support.peers import connect, read_to_end, stand_still, until
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 COMMAND = [sys.executable, "-m", "tests.support.small_worker"]
 
 # Processes start slowly, so only what depends on the event loop of the parent is tested on both loops.
-pytestmark = [pytest.mark.usefixtures("in_root"), pytest.mark.asyncio(loop_factories=["asyncio"])]
+pytestmark = [pytest.mark.usefixtures("in_root"), one_loop]
 on_both_loops = pytest.mark.asyncio(loop_factories=list(loop_factories()))
 
 

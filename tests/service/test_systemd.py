@@ -17,7 +17,7 @@ import pytest
 from greeter import ConfigError, Endpoint, greet
 from greeter.config.options import ServeOptions
 from greeter.service.systemd import FIRST_FD, Notifier, claim_sockets, listen_fds, unclaimed_sockets
-from tests.conftest import PATIENCE, ROOT
+from tests.conftest import PATIENCE, ROOT, one_loop
 from tests.support.service_peers import HELLO, started_by_init
 
 if TYPE_CHECKING:
@@ -168,6 +168,7 @@ def test_a_socket_that_cannot_be_claimed_is_an_error(
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("name", ["fd:4", "fd:metrics"])
+@one_loop
 async def test_a_socket_for_metrics_gets_no_greetings(workers: str, name: str) -> None:
     pytest.importorskip("prometheus_client")
     with socket.create_server(("127.0.0.1", 0)) as web, socket.create_server(("127.0.0.1", 0)) as other:

@@ -9,7 +9,7 @@ import pytest
 
 from greeter import GreeterError, MissingExtra
 from greeter.system.loops import REQUIRED_DESCRIPTORS, LoopName, choose_loop, run
-from tests.conftest import loop_factories
+from tests.conftest import loop_factories, one_loop
 from tests.support.service_peers import started_by_init
 
 
@@ -44,7 +44,7 @@ def test_uvloop_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest
     assert caught.value.extra == "uvloop"
 
 
-@pytest.mark.asyncio(loop_factories=["asyncio"])  # a child of uvloop may inherit one more descriptor
+@one_loop  # a child of uvloop may inherit one more descriptor
 @pytest.mark.parametrize("loop", loop_factories())
 async def test_too_few_descriptors_are_an_error_of_one_line(loop: str) -> None:
     """Three are stdin, stdout and stderr. With fewer than five, Python itself does not start."""

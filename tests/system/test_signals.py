@@ -13,13 +13,15 @@ import pytest
 
 from greeter import greet
 from greeter.system.signals import SAME_REQUEST_SECONDS, Signals
-from tests.conftest import PATIENCE, greeter_process
+from tests.conftest import PATIENCE, greeter_process, one_loop
 from tests.support.peers import Outcome, read_to_end, until
 from tests.support.service_peers import HELLO, children, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+pytestmark = one_loop
 
 # The parent imports it first. Workers import it later, and block until the test lets them start.
 APP = """

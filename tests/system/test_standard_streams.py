@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.conftest import PATIENCE, ROOT, greeter_process
+from tests.conftest import PATIENCE, ROOT, greeter_process, one_loop
 from tests.support.service_peers import running
 
 CLOSED = [fds for count in (1, 2, 3) for fds in itertools.combinations(range(3), count)]
@@ -43,6 +43,7 @@ def test_closed_descriptors_are_occupied(fds: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("fds", [(0,), (0, 1, 2)], ids=text)
+@one_loop
 async def test_a_load_test_ends_with_its_own_exit_code(fds: tuple[int, ...]) -> None:
     """On uvloop, closing the loop would abort: libuv takes descriptors 0 to 2 for a mistake."""
     async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as service:
@@ -54,6 +55,7 @@ async def test_a_load_test_ends_with_its_own_exit_code(fds: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize("fds", [(0,), (0, 1)], ids=text)
+@one_loop
 async def test_a_service_stops_with_exit_code_0(fds: tuple[int, ...]) -> None:
     args = ("serve", "--listen", "127.0.0.1:0")
     async with running(sys.executable, "-c", START, text(fds), *args) as service:

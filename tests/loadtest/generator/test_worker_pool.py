@@ -11,6 +11,7 @@ from greeter.loadtest import LoadPlan
 from greeter.loadtest.generator.target import resolve
 from greeter.loadtest.generator.worker_pool import LoadWorkerFailed, WorkerPool
 from greeter.loadtest.plan.outcome import GREETED
+from tests.conftest import one_loop
 from tests.support.loadtest_peers import (
     greet,
     serving,
@@ -21,6 +22,8 @@ from tests.support.loadtest_peers import (
 
 if TYPE_CHECKING:
     from greeter.loadtest.metrics.timeline import Interval
+
+pytestmark = one_loop
 
 
 def pids(workers: WorkerPool) -> list[int]:
