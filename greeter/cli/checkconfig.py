@@ -11,7 +11,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from greeter.cli.commandline import describe_source, overridden
+from greeter.cli.option_sources import describe_source, overridden
 from greeter.config.options import METADATA_KEY
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import click
 
 from greeter import __version__
-from greeter.cli.commandline import GroupedCommand, Option, parse_options, source_file, spell, with_options
+from greeter.cli.click_options import GroupedCommand, Option, parse_options, with_options
+from greeter.cli.option_sources import source_file, spell
 from greeter.config.check_options import CheckOptions
 from greeter.config.discover_options import DiscoverOptions
 from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, ReportOptions, ServeOptions

@@ -16,7 +16,7 @@ from greeter.cli.cli import cli
 from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, ServeOptions
 from greeter.config.values import ParsedType
 from greeter.loadtest import parse_stage
-from tests.cli.test_commandline import read
+from tests.cli.test_click_options import read
 
 ALL = (ServeOptions, GreetOptions, LoadOptions, DemoOptions)
 

@@ -20,7 +20,7 @@ from greeter.loadtest.metrics.histogram import Histogram
 from greeter.loadtest.metrics.run_metrics import HISTOGRAMS
 from greeter.loadtest.plan.outcome import GREETED
 from greeter.loadtest.plan.threshold import PHASES, STATS
-from greeter.loadtest.report import judgement, verdict
+from greeter.loadtest.report import exit_code, verdict
 from greeter.loadtest.report.baseline import DEFAULT_TOLERANCE, compare
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class LoadReport:
 
     @property
     def exit_code(self) -> int:
-        """The exit code; see ``judgement.exit_code``."""
-        return judgement.exit_code(self.to_dict())
+        """The exit code; see ``exit_code.exit_code``."""
+        return exit_code.exit_code(self.to_dict())
 
     @property
     def verdict(self) -> str:
@@ -217,7 +217,7 @@ def build(
     metrics.timeline.coarsen()
     greeted, attempted = metrics.outcomes[GREETED], metrics.attempted
     lag = metrics.lag.summary()
-    saturated, disturbed = judgement.diagnose(plan, metrics)
+    saturated, disturbed = exit_code.diagnose(plan, metrics)
     report = LoadReport(
         target=target,
         started_at=started_at,

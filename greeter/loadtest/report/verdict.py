@@ -18,7 +18,7 @@ from greeter.loadtest.generator.kernel import COUNTERS, UDP_COUNTERS
 from greeter.loadtest.plan.threshold import Threshold
 from greeter.loadtest.plan.units import latency, number, seconds
 from greeter.loadtest.report.comparison import change_text
-from greeter.loadtest.report.judgement import BUSY_PERCENT, in_doubt, missed, worse
+from greeter.loadtest.report.exit_code import BUSY_PERCENT, in_doubt, missed, worse
 
 # OpenSSL's reasons for bytes that are not a TLS record. And the text in the table of greetings of a TLS alert
 # (RFC 8446 6), which a server sends if it received something else than a handshake.

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from greeter.cli.cli import load
-from greeter.cli.commandline import parse_options
+from greeter.cli.click_options import parse_options
 from greeter.cli.loadcommand import plan_of
 from greeter.config.options import LoadOptions
 from greeter.loadtest import LoadPlan, Stage, Threshold

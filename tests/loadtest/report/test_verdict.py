@@ -7,7 +7,7 @@ import pytest
 
 from greeter.loadtest import LoadPlan, Threshold
 from greeter.loadtest.report.verdict import format_actual, format_change, format_value, headline, notes, quote
-from tests.loadtest.report.test_judgement import exhausted
+from tests.loadtest.report.test_exit_code import exhausted
 from tests.loadtest.report.test_report import lagging, metrics, report
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 
 from greeter.loadtest import LoadPlan, LoadReport, Threshold
 from greeter.loadtest.metrics.run_metrics import RunMetrics
-from greeter.loadtest.report.judgement import diagnose
+from greeter.loadtest.report.exit_code import diagnose
 from greeter.loadtest.report.merge import merge
 from tests.loadtest.report.test_report import lagging, metrics, report
 

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from greeter import ConfigError, Endpoint
-from greeter.cli.commandline import parse_options, with_options
+from greeter.cli.click_options import parse_options, with_options
 from greeter.config.options import GreetOptions, ServeOptions
 from greeter.config.values import MAX_COUNT
 
