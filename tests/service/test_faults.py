@@ -11,13 +11,10 @@ To extend the matrix, add a row to FAULTS: a name, a function that injects the f
 from __future__ import annotations
 
 import contextlib
-import errno
-import mmap
 import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import textwrap
@@ -29,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.conftest import ROOT, loop_factories
+from tests.support.fault_plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -65,42 +63,6 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.call}-{self.error}"
-
-
-class Plan:
-    """The test's view of the file that it shares with tests/support/faults.c."""
-
-    ENTRY = struct.Struct("12s5i")  # struct plan
-    SKIP, LEFT, ERROR, PART, DELIVERED = range(5)
-
-    def __init__(self, path: Path) -> None:
-        with path.open("r+b") as file:
-            self._file = mmap.mmap(file.fileno(), 0)
-        names = [entry[0].rstrip(b"\0").decode() for entry in self.ENTRY.iter_unpack(self._file[:])]
-        self._offset = {name: number * self.ENTRY.size + 12 for number, name in enumerate(names)}
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _get(self, call: str, field: int) -> int:
-        return int(struct.unpack_from("i", self._file, self._offset[call] + 4 * field)[0])
-
-    def _set(self, call: str, field: int, value: int) -> None:
-        struct.pack_into("i", self._file, self._offset[call] + 4 * field, value)
-
-    def arm(self, call: str, error: str, count: int, *, skip: int = 0, part: int = 0) -> None:
-        """Let ``count`` calls fail after the next ``skip``; the first takes ``part`` bytes, if any."""
-        self._set(call, self.DELIVERED, 0)
-        self._set(call, self.SKIP, skip)
-        self._set(call, self.ERROR, getattr(errno, error))
-        self._set(call, self.PART, part)
-        self._set(call, self.LEFT, count)  # last, because it arms the fault
-
-    def disarm(self, call: str) -> None:
-        self._set(call, self.LEFT, 0)
-
-    def delivered(self, call: str) -> int:
-        return self._get(call, self.DELIVERED)
 
 
 class Service:
