@@ -133,13 +133,15 @@ class ServerStats:
     - ``failed``: connections that were not greeted, by class.
     - ``rejected``: connections that were not admitted, by reason.
     - ``greeting_time``: latencies from accept until the kernel had the whole greeting.
+    - ``datagrams_dropped``: datagrams that the kernel dropped before they could be received.
     - ``datagrams``: by the names in DATAGRAM_COUNTERS: datagrams that were received, greeted, that failed by
       class and were rejected by reason; the bytes of those greetings; and errors of receiving.
 
-    ``block`` holds the counters, but not the gauges. The server counts in it by index.
+    ``block`` holds the counters, but not the gauges and ``datagrams_dropped``, which belongs to sockets that
+    processes may share. The server counts in it by index.
     """
 
-    __slots__ = ("block", *GAUGES)
+    __slots__ = ("block", "datagrams_dropped", *GAUGES)
 
     def __init__(self) -> None:
         self.block: Block = [0] * BLOCK_LENGTH
@@ -147,6 +149,7 @@ class ServerStats:
         self.lingering = 0
         self.max_connections = 0
         self.accepting = 0
+        self.datagrams_dropped = 0
 
     accepted = _Counter(ACCEPTED)
     greeted = _Counter(GREETED)

@@ -54,10 +54,11 @@ class BoundSocket:
         OSError: As DatagramSocket.
 
     ``unsent`` are the answers that wait for room in its send buffer; ``watched`` is True while the event loop
-    watches it for datagrams; ``queue_bound`` is more than its receive queue can hold.
+    watches it for datagrams; ``queue_bound`` is more than its receive queue can hold; ``dropped`` is how many
+    datagrams the kernel had dropped at the last look.
     """
 
-    __slots__ = ("fd", "listener", "queue_bound", "sock", "unsent", "watched")
+    __slots__ = ("dropped", "fd", "listener", "queue_bound", "sock", "unsent", "watched")
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
@@ -65,6 +66,7 @@ class BoundSocket:
         self.fd = self.sock.fd
         self.unsent: deque[Answer] = deque()
         self.watched = False
+        self.dropped = listener.dropped()
         self.queue_bound = 2 * receive_buffer(listener.sock) // MIN_TRUESIZE + 1
 
 

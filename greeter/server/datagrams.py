@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from greeter.core.datagram_rules import LOOP, Reason, rejection
 from greeter.errors import ListenFailed, os_error_text
-from greeter.server.accept_pause import RETRY_SECONDS, logger
+from greeter.server.accept_pause import LOG_INTERVAL, RETRY_SECONDS, logger
 from greeter.server.acceptor import COALESCE_SECONDS, COALESCE_THRESHOLD
 from greeter.server.datagram_answers import ICMP_ERRORS, Answer, BoundSocket, DatagramAnswers
 
@@ -64,6 +64,7 @@ class DatagramPath:
         self._receiving = self._stopped = False
         self._batches = 0  # that are under way: a callable may close the server
         self._retry: asyncio.TimerHandle | None = None
+        self._drop_check: asyncio.TimerHandle | None = None
         self._idle: asyncio.Future[None] | None = None
 
     def start(self) -> None:
@@ -78,6 +79,8 @@ class DatagramPath:
         self._stopped, self._receiving = True, False
         if self._retry is not None:
             self._retry.cancel()
+        if self._drop_check is not None:
+            self._drop_check.cancel()
         self._watch()
         self._batches += 1  # no socket is closed before all queues are empty
         for bound in self._bound:
@@ -125,6 +128,19 @@ class DatagramPath:
             bound.watched = False
             self._loop.remove_reader(bound.fd)
             self._loop.call_later(COALESCE_SECONDS, self._watch)
+        if received > 1 and self._drop_check is None:  # some had to wait, so others may have been dropped
+            self._drop_check = self._loop.call_later(LOG_INTERVAL, self._check_drops)
+
+    def _check_drops(self) -> None:
+        """Log what the kernel has dropped since the last look."""
+        self._drop_check = None
+        for bound in self._bound:
+            before, bound.dropped = bound.dropped, bound.listener.dropped()
+            if count := (bound.dropped - before) % (1 << 32):
+                address = bound.listener.address
+                extra = {"event": "datagrams_dropped", "address": address, "count": count}
+                text = "the kernel dropped %d datagrams to %s: its receive buffer was full"
+                logger.warning(text, count, address, extra=extra)
 
     @property
     def _full(self) -> bool:
@@ -242,5 +258,6 @@ class DatagramPath:
 
     def _close_if_done(self) -> None:
         if self._stopped and not self._waiting and not self._batches:
+            self._check_drops()
             for bound in self._bound:
                 bound.sock.close()

@@ -141,6 +141,7 @@ class Server:
     def stats(self) -> ServerStats:
         stats, tracker = self._tracker.stats, self._tracker
         stats.open = tracker.open_count
+        stats.datagrams_dropped = sum(listener.dropped() for listener in self._listeners)
         stats.lingering = len(tracker.lingering) + len(tracker.lingering_sockets)
         stats.max_connections = tracker.capacity
         stats.accepting = int(self._serving and tracker.accept_pause.accepting)

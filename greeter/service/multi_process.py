@@ -200,6 +200,7 @@ class MultiProcess(ServiceProcess):
             workers=self._count,
             workers_ready=self.supervisor.ready_count,
             certificate_expiry=self.config.certificate_expiry,
+            datagrams_dropped=sum(listener.dropped() for listener in self._listeners),
         )
         return self._totals.total() + mine
 

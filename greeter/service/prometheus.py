@@ -166,7 +166,7 @@ def _metrics(now: Counters) -> Iterator[Metric]:
         for key, value in values.items():
             family.add_metric([key], value)
         yield family
-    yield from _datagram_metrics(now.datagrams)
+    yield from _datagram_metrics(now.datagrams, now.datagrams_dropped)
     for name, value, text in (
         ("open_connections", now.open, "Connections that are open: being greeted or lingering."),
         ("lingering_connections", now.lingering, "Greeted clients that have not closed yet."),
@@ -194,11 +194,13 @@ def _metrics(now: Counters) -> Iterator[Metric]:
     yield info
 
 
-def _datagram_metrics(counts: Mapping[str, int]) -> Iterator[Metric]:
+def _datagram_metrics(counts: Mapping[str, int], dropped: int) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily
 
+    counts = {**counts, "dropped": dropped}
     for name, text in (
         ("received", "Datagrams received."),
+        ("dropped", "Datagrams that the kernel dropped before they were received."),
         ("greeted", "Datagrams whose greeting the kernel has taken."),
         ("sent_bytes", "Bytes of the greetings of greeted datagrams."),
         ("receive_errors", "Errors of receiving datagrams, those reported by ICMP included."),

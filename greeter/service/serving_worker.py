@@ -38,7 +38,7 @@ async def serve_as_worker(channel: WorkerChannel, config: ServerConfig) -> int:
     close_inherited(channel.endpoints)
     if channel.counters is not None:
         server.stats.move_to(channel.counters)
-    stop_reason = channel.open(lambda: Counters.of(server.stats).to_json())
+    stop_reason = channel.open(lambda: Counters.of(server.stats, datagrams_dropped=0).to_json())
     channel.ready(server.max_connections)
     reason = await stop_reason
     if reason == RETIRED:

@@ -22,8 +22,9 @@ class Counters:
     """The counters of one process, or the sum over several.
 
     ``accepted``, ``greeted``, ``bytes_sent``, ``linger_timeouts``, ``accept_errors``, ``paused_micros``,
-    ``failed``, ``rejected``, ``datagrams``, ``open``, ``lingering``, ``max_connections`` and ``accepting``
-    are those of ServerStats.
+    ``failed``, ``rejected``, ``datagrams``, ``datagrams_dropped``, ``open``, ``lingering``,
+    ``max_connections`` and ``accepting`` are those of ServerStats. Workers leave ``datagrams_dropped`` to
+    their parent, whose sockets they share.
 
     - ``greeting_time``: times from accept until the kernel had the whole greeting.
     - ``drains``: completed drains.
@@ -44,6 +45,7 @@ class Counters:
     failed: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
     datagrams: dict[str, int] = field(default_factory=dict)
+    datagrams_dropped: int = 0
     reloads: dict[str, int] = field(default_factory=dict)
     greeting_time: LatencyHistogram = field(default_factory=LatencyHistogram)
     # Gauges.

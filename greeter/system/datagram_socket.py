@@ -32,6 +32,9 @@ Source: TypeAlias = "tuple[Any, ...]"
 # IPv4 and IPv6, no name in Python 3.11: 8 is from <linux/in.h>.
 _IP_PKTINFO: int | None = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else None)
 _SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
+_SO_MEMINFO = 55  # <asm-generic/socket.h>; the values are those of <linux/sock_diag.h>
+_MEMINFO = struct.Struct("=9I")
+_DROPS = 8  # SK_MEMINFO_DROPS
 _RECVERR = (
     (socket.IPPROTO_IP, 11),
     (socket.IPPROTO_IPV6, 25),
@@ -62,6 +65,20 @@ def size_receive_buffer(sock: socket.socket) -> None:
 def receive_buffer(sock: socket.socket) -> int:
     """Return the size of the receive buffer in bytes. Linux doubles what it was told, for its own needs."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // (2 if sys.platform == "linux" else 1)
+
+
+def dropped_datagrams(sock: socket.socket) -> int:
+    """Return how many datagrams the kernel has dropped that were sent to ``sock``, since the socket was made.
+
+    Most are dropped for lack of room in its receive buffer, and a few for a wrong checksum. The kernel counts
+    with 32 bits.
+
+    Raises:
+        OSError: The socket is closed, or the kernel is older than Linux 4.12.
+    """
+    if sys.platform != "linux":
+        return 0
+    return int(_MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[_DROPS])
 
 
 class DatagramSocket:

@@ -22,6 +22,7 @@ from greeter.core.endpoint import Endpoint
 from greeter.core.server_config import BACKLOG
 from greeter.errors import ListenFailed, os_error_text
 from greeter.system.binding import bind_internet
+from greeter.system.datagram_socket import dropped_datagrams
 from greeter.system.socket_files import file_id, remove_stale, turn_in_directory
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Listener:
             self._accept_any = self.accept_fd
             self.accept_fd = self._accept_unix
         self._file: tuple[int, int] | None = None
+        self._dropped = 0
         if not inherited and endpoint.kind == "unix" and not endpoint.abstract:
             self._file = file_id(endpoint.path)
         sock.setblocking(False)
@@ -90,6 +92,16 @@ class Listener:
         """
         if not self.inherited:
             self.sock.listen(backlog)
+
+    def dropped(self) -> int:
+        """Return how many datagrams the kernel has dropped before they could be received.
+
+        After the socket is closed, it is as many as at the last call before.
+        """
+        if self.endpoint.kind == "udp":
+            with contextlib.suppress(OSError):
+                self._dropped = dropped_datagrams(self.sock)
+        return self._dropped
 
     def _accept_documented(self) -> tuple[int, Any]:
         sock, address = self.sock.accept()

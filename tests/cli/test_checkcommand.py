@@ -20,6 +20,7 @@ from tests.support.browser import DESK, PHONE, browser, needs_chromium
 from tests.support.loadtest_peers import refused_endpoint
 from tests.support.lossy_peers import blocking_loop
 from tests.support.peers import until
+from tests.support.service_peers import stopped
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,11 +61,6 @@ async def python(code: str, *args: str) -> tuple[int, str, str]:
     out, err = await child.communicate()
     assert child.returncode is not None
     return child.returncode, out.decode(), err.decode()
-
-
-def stopped(pid: int) -> bool:
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] == "T"
 
 
 async def test_a_service_that_keeps_its_clients_exits_with_0() -> None:

@@ -45,7 +45,7 @@ def test_everything_starts_at_zero() -> None:
     assert stats.failed == dict.fromkeys(FAILURES, 0)
     assert stats.rejected == dict.fromkeys(REJECTIONS, 0)
     assert stats.datagrams == dict.fromkeys(DATAGRAM_COUNTERS, 0)
-    assert not any(getattr(stats, name) for name in (*COUNTERS, *GAUGES, "unfinished"))
+    assert not any(getattr(stats, name) for name in (*COUNTERS, *GAUGES, "unfinished", "datagrams_dropped"))
     assert stats.greeting_time == LatencyHistogram()
 
 
@@ -68,7 +68,16 @@ def test_every_class_and_every_counter_is_documented() -> None:
     assert all(FAILURES.values())
     assert all(REJECTIONS.values())
     assert not FAILURES.keys() & REJECTIONS.keys()
-    for name in (*COUNTERS, *GAUGES, "failed", "rejected", "greeting_time", "block"):
+    for name in (
+        *COUNTERS,
+        *GAUGES,
+        "failed",
+        "rejected",
+        "greeting_time",
+        "datagrams",
+        "datagrams_dropped",
+        "block",
+    ):
         assert f"``{name}``" in (ServerStats.__doc__ or "")
 
 

@@ -19,7 +19,7 @@ import greeter
 from greeter import ConfigError, Limits, ListenFailed, Peer
 from tests.conftest import PATIENCE, greeter_process, run_greeter
 from tests.support import datagram_network
-from tests.support.datagram_peers import QUESTION, ClosedLoop, ask, client, queued, receive
+from tests.support.datagram_peers import QUESTION, ClosedLoop, ask, client, queued, receive, small_buffer
 from tests.support.peers import until
 from tests.support.service_peers import started_by_init
 
@@ -381,6 +381,32 @@ async def test_a_receive_buffer_that_the_kernel_caps_is_told(
             pass
     (line,) = [message for message in caplog.messages if "net.core.rmem_max" in message]
     assert line.startswith(f"the receive buffer of {server.addresses[0]} has ")
+
+
+async def test_what_the_kernel_drops_is_counted_and_logged_once_per_second(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greeter.server.datagrams.LOG_INTERVAL", 0.01)
+    small = small_buffer()
+    async with (
+        greeter.serve("Hello", sock=small, access_log=False) as server,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        sock = stack.enter_context(client(address_of(server)))
+        lost = 0
+        for burst in (1, 2):
+            for _ in range(200):
+                sock.send(QUESTION)
+            await until(lambda burst=burst: len(caplog.records) == burst, "a line")
+            received = server.stats.datagrams["received"]
+            assert server.stats.datagrams_dropped == 200 * burst - received > lost
+            what = f"the kernel dropped {200 * burst - received - lost} datagrams to {server.addresses[0]}"
+            assert caplog.messages[-1] == f"{what}: its receive buffer was full"
+            lost = server.stats.datagrams_dropped
+        for _ in range(200):
+            sock.send(QUESTION)
+    assert server.stats.datagrams_dropped == 600 - server.stats.datagrams["received"] > lost
+    assert len(caplog.records) == 3  # at the stop, without waiting for the end of the second
 
 
 async def test_a_loop_that_cannot_watch_sockets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

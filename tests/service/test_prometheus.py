@@ -49,6 +49,7 @@ def everything() -> Counters:
         failed={"reset": 108, "tls": 109},
         rejected={"rate": 110},
         datagrams={name: number for number, name in enumerate(DATAGRAM_COUNTERS, 201)},
+        datagrams_dropped=214,
         reloads={"ok": 111, "failed": 112},
         greeting_time=timed.greeting_time,
         open=113,
@@ -92,6 +93,7 @@ def test_every_counter_is_a_metric() -> None:
         "greeter_reloads_total{result=ok}": 111,
         "greeter_reloads_total{result=failed}": 112,
         "greeter_datagrams_received_total": 201,
+        "greeter_datagrams_dropped_total": 214,
         "greeter_datagrams_greeted_total": 202,
         **{
             f"greeter_datagrams_failed_total{{class={name}}}": number

@@ -49,6 +49,7 @@ def test_the_data_has_every_counter() -> None:
         "failed": {"reset": 108, "tls": 109},
         "rejected": {"rate": 110},
         "datagrams": everything().datagrams,
+        "datagrams_dropped": 214,
         "reloads": {"ok": 111, "failed": 112},
         "greeting_time": {"count": 10, "sum_s": pytest.approx(66.0014)},
         "open": 113,

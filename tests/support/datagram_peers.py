@@ -74,3 +74,11 @@ def queued(sock: socket.socket) -> int:
             sock.recv(65536)
             count += 1
     return count
+
+
+def small_buffer() -> socket.socket:
+    """A bound socket whose receive buffer has room for a few datagrams."""
+    sock = socket.socket(type=socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    sock.bind(("127.0.0.1", 0))
+    return sock

@@ -110,6 +110,11 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def stopped(pid: int) -> bool:
+    """Whether a process stands still, after SIGSTOP."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 async def lines_with(process: Process, text: str, count: int) -> list[str]:
     """The first ``count`` lines of stderr with ``text`` in them, as soon as there are so many."""
     assert process.process.stderr is not None
