@@ -109,6 +109,10 @@ def test_alerts_and_dashboard_use_metrics_that_exist() -> None:
     assert {name for name in known_metrics() if name.startswith("process_")} - {
         "process_virtual_memory_bytes"
     } <= set().union(*used)
+    assert {name for name in known_metrics() if name.startswith("greeter_datagrams_")} - {
+        "greeter_datagrams_sent_bytes_total",
+        "greeter_datagrams_receive_errors_total",
+    } <= set().union(*used)
 
 
 # -- Grafana ---------------------------------------------------------------------------------------------

@@ -13,13 +13,15 @@ import pytest
 import trustme
 
 from greeter import __version__, greet
-from greeter.core.stats import FAILURES, REJECTIONS
+from greeter.core.greeting import DEFAULT_GREETING
+from greeter.core.stats import DATAGRAM_FAILURES, DATAGRAM_REJECTIONS, FAILURES, REJECTIONS
 from greeter.service.snapshot import Counters
 from greeter.service.status import POLICY, status_response
 from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, greeter_process, one_loop
 from tests.service.test_prometheus import Service, everything, fetch, serving
 from tests.support.browser import DESK, PHONE, Browser, browser, needs_chromium
+from tests.support.datagram_peers import client
 from tests.support.service_peers import children
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ def shows(browser: Browser, name: str, text: str) -> None:
 
 def drawn(browser: Browser) -> None:
     """Wait until every chart has a line, for which the page asks a second time by itself."""
-    browser.until("return document.querySelectorAll('.chart .line').length === 3")
+    browser.until("return document.querySelectorAll('.chart .line').length === 4")
 
 
 @one_loop
@@ -167,6 +169,36 @@ async def test_the_page_shows_a_service(browser: Browser, workers: str, tmp_path
 
 
 @one_loop
+@needs_chromium
+@pytest.mark.one_interpreter
+async def test_the_page_shows_datagrams_where_there_are_some(browser: Browser) -> None:
+    hidden = "document.getElementById(`datagrams-${part}`).hidden"
+    hidden = f"return ['tile', 'section', 'table'].map((part) => {hidden})"
+    for endpoint, expected in (("127.0.0.1:0", [True] * 3), ("udp:127.0.0.1:0", [False] * 3)):
+        async with greeter_process("serve", "--listen", endpoint, "--metrics", "127.0.0.1:0") as service:
+            browser.open(f"http://{(await service.line_with('Metrics on ')).rpartition(' ')[2]}/")
+            drawn(browser)
+            assert browser.run(hidden) == expected
+            if expected[0]:
+                continue
+            for _ in range(3):
+                await greet(f"udp:127.0.0.1:{service.port}")
+            with client(("127.0.0.1", service.port)) as sock:
+                sock.send(DEFAULT_GREETING.encode())  # its own greeting, which is not answered
+            shows(browser, "datagrams", "3 greeted of 4")
+            rows = dict(row.split("\t") for row in texts(browser)["datagram-counters"].splitlines())
+            assert rows.keys() >= {f"failed: {name}" for name in DATAGRAM_FAILURES}
+            assert rows.keys() >= {f"rejected: {name}" for name in DATAGRAM_REJECTIONS}
+            assert {name: count for name, count in rows.items() if count != "0"} == {
+                "received": "4",
+                "greeted": "3",
+                "bytes sent": "72",
+                "rejected: loop": "1",
+            }
+            assert (browser.requests, browser.errors) == ([], [])
+
+
+@alone
 @needs_chromium
 @pytest.mark.one_interpreter
 async def test_the_page_fits_a_phone_and_the_colour_scheme(browser: Browser) -> None:

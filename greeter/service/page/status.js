@@ -6,7 +6,7 @@ const INTERVAL = 2000;
 const TIMEOUT = 5000;
 const HISTORY = 300;
 
-const CHARTS = { rate: "rate-chart", open: "open-chart", failed: "failed-chart" };
+const CHARTS = { rate: "rate-chart", open: "open-chart", failed: "failed-chart", datagrams: "datagrams-chart" };
 const DAY = 86400;
 
 const history = [];
@@ -103,8 +103,34 @@ function showCertificate(expiry, now) {
   show("expiry", `until ${new Date(expiry * 1000).toISOString().slice(0, 16).replace("T", " ")} UTC`);
 }
 
+// Shown only for a service that has datagrams.
+function showDatagrams(status) {
+  const served = status.addresses.some((address) => address.startsWith("udp:"));
+  for (const id of ["datagrams-tile", "datagrams-section", "datagrams-table"]) element(id).hidden = !served;
+  const { received, greeted, sent_bytes: bytes, receive_errors: errors, ...ends } = status.datagrams;
+  if (history.length > 0) show("datagram-rate", rateText(history[history.length - 1].datagrams));
+  show("datagrams", `${number(greeted)} greeted of ${number(received)}`);
+  const named = Object.entries(ends).map(([name, count]) => {
+    const [end, ...why] = name.split("_");
+    return [`${end}: ${why.join("_")}`, number(count)];
+  });
+  showRows("datagram-counters", [
+    ["received", number(received)],
+    ["dropped by the kernel", number(status.datagrams_dropped)],
+    ["greeted", number(greeted)],
+    ["bytes sent", number(bytes)],
+    ["receive errors", number(errors)],
+    ...named,
+  ]);
+}
+
 function record(status) {
-  const now = { at: status.uptime_s, greeted: status.greeted, failed: sum(status.failed) };
+  const now = {
+    at: status.uptime_s,
+    greeted: status.greeted,
+    failed: sum(status.failed),
+    datagrams: status.datagrams.greeted || 0,
+  };
   if (before !== null && now.at < before.at) {  // the service was restarted
     history.length = 0;
     before = null;
@@ -112,7 +138,9 @@ function record(status) {
   const seconds = before === null ? 0 : now.at - before.at;
   if (seconds > 0) {
     const rate = (name) => Math.max(0, now[name] - before[name]) / seconds;
-    history.push({ at: now.at, rate: rate("greeted"), failed: rate("failed"), open: status.open });
+    history.push({
+      at: now.at, rate: rate("greeted"), failed: rate("failed"), datagrams: rate("datagrams"), open: status.open,
+    });
     history.splice(0, history.length - HISTORY);
   }
   before = now;
@@ -141,6 +169,7 @@ function render(status) {
   const since = new Date((status.time - status.uptime_s) * 1000).toISOString();
   show("since", `since ${since.slice(0, 16).replace("T", " ")} UTC`);
   showCertificate(status.certificate_expiry, status.time);
+  showDatagrams(status);
   const counts = (found) => Object.entries(found).map(([name, value]) => [name, number(value)]);
   showRows("failures", counts(status.failed));
   showRows("rejections", counts(status.rejected));
