@@ -35,7 +35,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--quick", action="store_true", help="less of everything: under two minutes, and rough"
     )
-    options.add_argument("--rounds", type=_rounds, metavar="N", help="so many rounds, however long they take")
+    options.add_argument("--rounds", type=_number, metavar="N", help="so many rounds, however long they take")
+    options.add_argument(
+        "--clients", type=_number, metavar="N", help="how many clients the group scale holds at once"
+    )
     options.add_argument(
         "--only", action="append", choices=groups.GROUPS, metavar="GROUP", help="this group; may be repeated"
     )
@@ -45,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def _rounds(text: str) -> int:
+def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
     return int(text)
@@ -76,7 +79,7 @@ def _measure(options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.touch()  # better now than after minutes
     with tempfile.TemporaryDirectory(prefix="greeter-benchmarks-") as folder:
-        bench = Bench(Path(folder), quick=options.quick, rounds=options.rounds)
+        bench = Bench(Path(folder), quick=options.quick, rounds=options.rounds, clients=options.clients)
         facts = bench.facts()
         print(report.header(facts), flush=True)
         disturbance = machine.Disturbance()

@@ -67,11 +67,21 @@ class Server:
 
 
 class Bench:
-    """One run. ``folder`` is for whatever it writes; ``rounds`` overrides how many each group makes."""
+    """One run.
 
-    def __init__(self, folder: Path, *, quick: bool = False, rounds: int | None = None) -> None:
+    Args:
+        folder: For whatever it writes.
+        quick: Less of everything.
+        rounds: Overrides how many each group makes.
+        clients: Overrides how many the group ``scale`` holds.
+    """
+
+    def __init__(
+        self, folder: Path, *, quick: bool = False, rounds: int | None = None, clients: int | None = None
+    ) -> None:
         self.folder = folder
         self.quick = quick
+        self.clients = clients
         self._rounds = rounds
         self.measured, self.other = processors()
         self.loops = ("asyncio", "uvloop") if machine.has_uvloop() else ("asyncio",)
@@ -95,6 +105,18 @@ class Bench:
             return {name: compile_c(name, self.folder, compiler) for name in ("load", "floor")}
         except WouldNotStart as error:
             return f"{compiler} does not compile: {error}"
+
+    @cached_property
+    def holders(self) -> str:
+        """The path of the program whose clients are held; "" if there is none, and ``left_out`` says why."""
+        compiler = machine.compiler()
+        try:
+            if compiler is None:
+                raise WouldNotStart("no C compiler")
+            return compile_c("hold", self.folder, compiler)
+        except WouldNotStart as error:
+            self.left_out["scale"] = f"hold.c: {error}"
+            return ""
 
     @cached_property
     def certificate(self) -> Certificate | str:
@@ -210,7 +232,7 @@ class Bench:
         self, contender: Contender, stack: contextlib.ExitStack, processor: int | None, probe: Probe
     ) -> Server:
         self.say(f"starting {contender.name}")
-        port = _free_port()
+        port = free_port()
         self._started += 1
         log = self.folder / f"server-{self._started}.log"
         process = Process(contender.command(port), log, processor)
@@ -253,7 +275,8 @@ def rotated(items: Sequence[T], number: int) -> list[T]:
     return [*items[first:], *items[:first]]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port

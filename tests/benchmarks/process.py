@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -136,6 +137,17 @@ class Process:
         if self._child.poll() is None and not self._terminated:
             self._terminated = True
             self._child.terminate()
+
+    def reload(self) -> None:
+        """Send SIGHUP."""
+        self._child.send_signal(signal.SIGHUP)
+
+    def wait_for_end(self, seconds: float) -> int | None:
+        """Returns its exit code, once it has ended; None if it does not within ``seconds``."""
+        try:
+            return self._child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     def stop(self) -> None:
         """End it: by SIGTERM, and by SIGKILL if that is not enough."""

@@ -25,6 +25,7 @@ GROUPS = (
     "speak_first",
     "client",
     "memory",
+    "scale",
     "startup",
     "idle",
     "load_cost",

@@ -36,7 +36,7 @@ PATIENCE = 20.0
 
 def run(bench: Bench) -> list[Table]:
     held = bench.size(4_000, 1_000)
-    limit = _raise_descriptor_limit()
+    limit = raise_descriptor_limit()
     if limit is not None:
         held = min(held, limit - FIRST - SPARE)
     if held < 1:
@@ -85,7 +85,7 @@ def _row(path: str, loop: str, ours: list[float], bare: list[float]) -> Row:
     )
 
 
-def _raise_descriptor_limit() -> int | None:
+def raise_descriptor_limit() -> int | None:
     """Raise the soft limit of descriptors to the hard one; returns it, or None if there is none."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

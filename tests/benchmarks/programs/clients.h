@@ -1,4 +1,4 @@
-/* What load.c and load_tls.c share: the closed loop, the class that each client ends in, and the output.
+/* What load.c, load_tls.c and hold.c share: the closed loop, the class that each client ends in, and the output.
  *
  * Invariants:
  * - A client is greeted if it received exactly the expected bytes and an orderly end of stream.
@@ -23,7 +23,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef PATIENCE
 #define PATIENCE 5000 /* milliseconds */
+#endif
 #define EVENTS 256
 
 struct client {
@@ -52,6 +54,10 @@ static int start_client(struct client *c);
 static void on_event(struct client *c);
 /* Free what the client has besides its socket. */
 static void release_client(struct client *c);
+/* All that may be open at a time have begun; does nothing unless the program says so. */
+#ifndef ALL_BEGUN
+#define ALL_BEGUN() ((void)0)
+#endif
 
 static double now(void)
 {
@@ -180,6 +186,7 @@ static void make_clients(int port, long at_once, long count)
     start = now();
     for (long i = 0; i < at_once; i++)
         begin_client(&clients[i]);
+    ALL_BEGUN();
     while (greeted + reset + empty + cut_short + wrong + failed < total) {
         struct epoll_event events[EVENTS];
         int ready = epoll_wait(poll_fd, events, EVENTS, PATIENCE);
