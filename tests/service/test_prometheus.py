@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -256,10 +258,28 @@ def test_the_metrics_of_processes_are_sums() -> None:
     known = samples(generate_latest(process_registry()))
     names = {name for name in mine if name.startswith("process_")}
     assert names == set(known), "those of prometheus-client"
+    assert mine["process_max_fds"] == known["process_max_fds"]
+    assert mine["process_start_time_seconds"] == known["process_start_time_seconds"]
+    resident = "process_resident_memory_bytes"
+    assert mine[resident] == pytest.approx(known[resident], rel=0.1)
     assert mine["process_start_time_seconds"] == both["process_start_time_seconds"]
     assert both["process_max_fds"] == 2 * mine["process_max_fds"]
     assert both["process_open_fds"] > mine["process_open_fds"]
     assert both["process_virtual_memory_bytes"] > mine["process_virtual_memory_bytes"]
+
+
+def test_a_scrape_does_not_list_the_descriptors_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not os.stat("/proc/self/fd").st_size:
+        pytest.skip("Linux before 6.2 does not count them")
+
+    def listdir(path: object = ".") -> list[str]:
+        pytest.fail(f"{path} is listed")
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    before = samples(render(Counters(), ["self"]))["process_open_fds"]
+    with socket.socket(), socket.socket():
+        during = samples(render(Counters(), ["self"]))["process_open_fds"]
+    assert during - before == 2
 
 
 def process_registry() -> CollectorRegistry:
