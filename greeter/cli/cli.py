@@ -176,7 +176,7 @@ def load(ctx: click.Context, /, **_: object) -> int:
     from greeter.cli.loadcommand import run_load
 
     def spelled(field: str) -> str:
-        return spell(ctx, "stage" if field == "stages" else field)
+        return spell(ctx, {"stages": "stage", "source_ips": "source_ip"}.get(field, field))
 
     return run_load(parse_options(LoadOptions, ctx), click.echo, _report_exception, spelled)
 

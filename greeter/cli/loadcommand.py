@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def _flag(field: str) -> str:
     """Return the flag of a field of the plan."""
-    return "--" + field.replace("stages", "stage").replace("_", "-")
+    return "--" + field.replace("stages", "stage").replace("source_ips", "source_ip").replace("_", "-")
 
 
 def run_load(
@@ -62,7 +62,10 @@ def run_load(
         raise ConfigError("--tolerance needs --baseline")
     old = None if options.baseline is None else read_baseline(options.baseline)
     check_outputs(files, old)
-    report = run(_load(plan, quiet=options.quiet))
+    try:
+        report = run(_load(plan, quiet=options.quiet))
+    except PlanError as error:  # against the limits of this machine
+        raise error.with_field_names(spell) from None
     if old is not None:
         report = report.against(old, _tolerance(options), str(options.baseline))
     return write_outputs(report, old, files, echo, report_error, options.title)

@@ -504,6 +504,8 @@ async def test_an_invalid_baseline_is_rejected_before_the_run(tmp_path: Path) ->
         (("-c", "0"), "not 0"),
         (("--rate", "-5"), "'-5' is not a number of 0 or more"),
         (("-c", "100M"), "100000000 connections do not fit: the limit of "),
+        (("-c", "1000k"), " with 1 worker: --workers "),
+        (("-c", "1000k", "--hold", "1s", "-w", "900"), " addresses of --source-ip are enough"),
         (("--threshold", "speed:p99<1s"), "speed"),
         (("--baseline", "/nonexistent"), "/nonexistent"),
         (("--tolerance", "5"), "--tolerance needs --baseline"),

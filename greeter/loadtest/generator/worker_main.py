@@ -54,7 +54,7 @@ async def run_worker() -> None:
         try:
             import_hdrh()
             target = await resolve(plan)
-            notes = preflight(plan, target)
+            notes = preflight(plan, target, index=job["index"])
         except GreeterError as error:
             _send(error=str(error), usage=isinstance(error, ConfigError))
             return

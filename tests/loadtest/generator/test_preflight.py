@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, Stage
 from greeter.loadtest.generator import kernel, preflight
 from greeter.loadtest.generator.preflight import FD_RESERVE, ensure_fd_limit, port_notes
 from greeter.loadtest.generator.target import Target
+from greeter.loadtest.plan.plan import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,9 +46,9 @@ def test_a_plan_above_the_hard_limit_is_rejected_with_what_fits(limits: tuple[in
     for workers, fit in ((1, hard - FD_RESERVE - 10), (3, 3 * (hard - FD_RESERVE - 10))):
         message = (
             f"{fit + 1} connections do not fit: the limit of {hard} open files (ulimit -n) "
-            f"allows {fit} with {workers} worker"
+            f"allows {fit} with {workers} worker{'s' * (workers > 1)}: workers {workers + 1} is enough"
         )
-        with pytest.raises(ConfigError, match=re.escape(message)):
+        with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
             ensure_fd_limit(fit + 1, workers, already_open=10)
         ensure_fd_limit(fit, workers, already_open=10)
 
@@ -107,6 +107,38 @@ def test_a_rate_that_uses_up_the_ports(ports: dict[str, str]) -> None:
     assert port_notes(fast, LOOPBACK)
     del ports["net.ipv4.ip_local_port_range"]
     assert port_notes(fast, LOOPBACK) == []
+
+
+@pytest.mark.usefixtures("ports")
+def test_more_connections_to_hold_than_ports_are_rejected_with_the_addresses_that_are_enough() -> None:
+    plan = LoadPlan(connections=1001, hold=1)
+    message = (
+        "1001 connections to hold do not fit: there are 1,000 ports of 40000-40999 "
+        "(net.ipv4.ip_local_port_range): 3 addresses of source ips are enough"
+    )
+    with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+        port_notes(plan, LOOPBACK)
+    three = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+    assert port_notes(LoadPlan(connections=1001, hold=1, source_ips=three), LOOPBACK) == []
+
+
+@pytest.mark.usefixtures("ports")
+def test_more_than_half_of_the_ports_held_is_noted_because_connecting_is_slow() -> None:
+    assert port_notes(LoadPlan(connections=500, hold=1), LOOPBACK) == []
+    assert port_notes(LoadPlan(connections=501, hold=1), LOOPBACK) == [
+        "501 connections take more than half of 1,000 ports of 40000-40999: connect(2) is slow then, "
+        "and 2 source addresses are enough"
+    ]
+
+
+@pytest.mark.usefixtures("ports")
+def test_a_worker_among_others_on_other_machines_needs_ports_for_its_own_share() -> None:
+    plan = LoadPlan(connections=4000, hold=1, workers=8, rate=800, until="line")
+    with pytest.raises(PlanError, match="4000 connections to hold"):
+        port_notes(plan, REMOTE)
+    assert port_notes(plan, LOOPBACK, index=7) == []
+    (note,) = port_notes(plan, REMOTE, index=7)
+    assert note.startswith("100/s use up 1,000 ports of 40000-40999 in 10.0 s")
 
 
 @pytest.mark.usefixtures("ports")
