@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -59,18 +60,23 @@ class Deadlines(Generic[T]):
         """Return the next deadline in seconds, or None if the table is empty."""
         return next(iter(self._due.values()), None)
 
-    def due(self, now: float) -> list[T]:
-        """Return the items whose deadline is at or before ``now``, in order, without removing them."""
+    def due(self, now: float, limit: int | None = None) -> list[T]:
+        """Return the items whose deadline is at or before ``now``, in order, without removing them.
+
+        Args:
+            now: The current time in seconds.
+            limit: How many to return at most. Default: all.
+        """
         found = []
-        for item, deadline in self._due.items():
+        for item, deadline in islice(self._due.items(), limit):
             if deadline > now:
                 break
             found.append(item)
         return found
 
-    def expire(self, now: float) -> list[T]:
-        """Remove and return the items whose deadline is at or before ``now``, in order."""
-        found = self.due(now)
+    def expire(self, now: float, limit: int | None = None) -> list[T]:
+        """Remove and return the items whose deadline is at or before ``now``, in order. As ``due`` else."""
+        found = self.due(now, limit)
         for item in found:
             self.discard(item)
         return found

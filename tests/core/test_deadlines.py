@@ -39,6 +39,15 @@ def test_due_leaves_the_items_in_the_table() -> None:
     assert table.due(11) == []
 
 
+def test_a_limit_leaves_the_later_ones_in_the_table() -> None:
+    table: Deadlines[str] = Deadlines()
+    for deadline, name in enumerate("abc", 10):
+        table.add(name, deadline)
+    assert table.due(11, 1) == ["a"]
+    assert table.expire(12, 2) == ["a", "b"]
+    assert table.expire(12, 2) == ["c"]
+
+
 def test_discard_returns_whether_the_item_was_there() -> None:
     table: Deadlines[str] = Deadlines()
     table.add("a", 0.0)

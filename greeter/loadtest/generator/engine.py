@@ -259,15 +259,15 @@ class Engine:
     # -- deadlines
 
     def _expire(self, now: float) -> None:
-        """Handle the deadlines that have passed, and compute the next one."""
-        for connection in self._retries.expire(now):
+        """Handle deadlines that have passed, BATCH of each kind at most, and compute the next one."""
+        for connection in self._retries.expire(now, BATCH):
             self._retry_connect(connection, now)
         for time, waiting in ((self._connect_timeout, self._connecting), (self._timeout, self._waiting)):
-            for connection in started_by(now - time, waiting):
+            for connection in started_by(now - time, waiting, BATCH):
                 self._end(connection, connection.classify_timeout(), now)
-        for connection in self._held_until.expire(now):
+        for connection in self._held_until.expire(now, BATCH):
             self._release(connection, now)
-        for connection in self._idle_until.expire(now):
+        for connection in self._idle_until.expire(now, BATCH):
             self._end(connection, connection.classify(complete=True), now, connection.last_byte)
         self._free_slots += self._resting.wake(now)
         # A connection that starts later has a deadline after the shorter timeout from now.

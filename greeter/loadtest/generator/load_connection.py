@@ -22,7 +22,7 @@ import errno
 import os
 import socket
 import ssl
-from itertools import takewhile
+from itertools import islice, takewhile
 from math import inf
 from typing import TYPE_CHECKING, cast
 
@@ -325,9 +325,12 @@ class LoadConnection:
         return connect_failure(code)
 
 
-def started_by(moment: float, waiting: dict[int, LoadConnection]) -> list[LoadConnection]:
-    """Return the connections started at ``moment`` or before. ``waiting`` is in the order of the starts."""
-    return list(takewhile(lambda connection: connection.start <= moment, waiting.values()))
+def started_by(moment: float, waiting: dict[int, LoadConnection], limit: int) -> list[LoadConnection]:
+    """Return the first connections, ``limit`` at most, that were started at ``moment`` or before.
+
+    ``waiting`` is in the order of the starts.
+    """
+    return list(takewhile(lambda connection: connection.start <= moment, islice(waiting.values(), limit)))
 
 
 def earliest_start(waiting: dict[int, LoadConnection]) -> float:

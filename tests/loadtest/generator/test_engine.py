@@ -815,6 +815,48 @@ async def test_cancelling_closes_all_connections_and_keeps_the_figures() -> None
     assert outcomes(worker.metrics) == {GREETED: 20}
 
 
+@pytest.mark.parametrize(
+    ("handler", "outcome", "load"),
+    [
+        (greet_and_stay, GREETED, {"until": "line", "hold": 5.0}),
+        (greet_and_stay, GREETED, {"until": "idle:5s", "timeout": 20.0}),
+        (wait_for_close, "connected_no_greeting", {"timeout": 5.0}),
+    ],
+)
+async def test_a_wake_up_handles_a_bounded_number_of_deadlines(
+    handler: Handler, outcome: str, load: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead, closed = 0.0, [0]  # the connections that each wake-up has closed
+    run_once, close = Engine._run_once, Engine._close
+    monkeypatch.setattr(engine, "BATCH", 4)
+    monkeypatch.setattr(engine, "monotonic", lambda: time.monotonic() + ahead)
+
+    def counting_run_once(self: Engine) -> None:
+        closed.append(0)
+        run_once(self)
+
+    def counting_close(self: Engine, *args: Any) -> None:
+        closed[-1] += 1
+        close(self, *args)
+
+    monkeypatch.setattr(Engine, "_run_once", counting_run_once)
+    monkeypatch.setattr(Engine, "_close", counting_close)
+    async with serving(handler) as target:
+        plan = LoadPlan(target, connections=100, count=100, **load)
+        worker = Engine(plan, await resolve(plan))
+        running = asyncio.create_task(worker.run())
+        opened = worker._held if "hold" in load else worker._waiting
+        await until(lambda: len(opened) == 100 and not worker._connecting, "all connections are open")
+        await until(
+            lambda: "idle" not in str(plan.until) or len(worker._idle_until) == 100, "all are greeted"
+        )
+        ahead = 10.0  # all deadlines pass at once
+        metrics = await running
+    assert outcomes(metrics) == {outcome: 100}
+    assert sum(closed) == 100
+    assert max(closed) <= 4 * engine._MAX_POLLS
+
+
 async def test_an_error_in_the_engine_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("injected")
