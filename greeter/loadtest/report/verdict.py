@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 from contextlib import suppress
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 from greeter.errors import ConfigError
@@ -243,15 +243,17 @@ def notes(report: dict[str, Any]) -> list[str]:
 
 
 def _stalls(report: dict[str, Any]) -> list[str]:
-    """Name the longest time in which no connection ended although some were open."""
+    """Name the longest time in which no connection ended although some waited for their greeting."""
     rows, width = report["timeline"], report["bucket_s"]
+    hold = ceil(report["plan"]["hold_s"] / width)  # buckets
     median = report["latency_us"]["service"]["p50"]
     if report["generator"].get("stopped_s") or median is None:
         return []
     longest = (0, 0)  # the indices of its first bucket and of the one after its last
     begin = 0
     for index, row in enumerate(rows):
-        if row["greeted"] + row["failed"] or not row["open"]:
+        held = sum(earlier["greeted"] for earlier in rows[max(0, index - hold) : index]) if hold else 0
+        if row["greeted"] + row["failed"] or row["open"] <= held:
             begin = index + 1
         elif index + 1 - begin > longest[1] - longest[0]:
             longest = (begin, index + 1)

@@ -324,3 +324,17 @@ def test_a_stall_of_the_server_is_noted(rows: list[dict[str, Any]], span: str) -
     assert notes(slow.to_dict()) == [], "a server that always takes 0.1 s does not stall"
     made.generator["stopped_s"] = 0.5
     assert len(notes(made.to_dict())) == 1, "the generator stalled"
+
+
+@pytest.mark.parametrize(
+    ("rows", "span"),
+    [
+        (timeline(9, 0, 0, 0, 0, 0, open=9), ""),
+        (timeline(9, 0, 0, 0, 0, 0, open=10), "0.1 s to 0.6 s"),  # and one waits
+        (timeline(9, 0, 0, 0, 0, 0, 0, 0, 0, 0, open=9), "0.6 s to 1 s"),  # the nine of others
+    ],
+)
+def test_connections_that_are_held_are_no_stall_of_the_server(rows: list[dict[str, Any]], span: str) -> None:
+    made = replace(report(plan=LoadPlan(rate=100, duration=1.0, hold=0.5)), timeline=rows, bucket_s=0.1)
+    note = [f"no open connection ended from {span} of the run: the server stalled"] if span else []
+    assert notes(made.to_dict()) == note
