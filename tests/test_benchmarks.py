@@ -24,7 +24,16 @@ from tests.benchmarks.__main__ import main
 from tests.benchmarks.bench import Bench, Contender, Server, counted, greets, listens, rotated
 from tests.benchmarks.certificate import Certificate, make_certificate
 from tests.benchmarks.figures import Claim, Row, Table, compared, figure, ratio
-from tests.benchmarks.groups import async_greeting, load_cost, load_memory, memory, proxy, speak_first, tls
+from tests.benchmarks.groups import (
+    async_greeting,
+    load_cost,
+    load_memory,
+    memory,
+    proxy,
+    scale,
+    speak_first,
+    tls,
+)
 from tests.benchmarks.load import GREETING, PROGRAMS, Load, Outcome, TLSLoad, compile_c
 from tests.benchmarks.nginx import Nginx, find_nginx
 from tests.benchmarks.process import Process, WouldNotStart, environment, processors, run_to_end
@@ -199,7 +208,7 @@ def test_a_quick_run_leaves_out_what_takes_a_minute_unless_it_is_named(
     assert ran == ["load_memory"]
 
 
-@pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--rounds", "0"], ["--rounds", "many"]])
+@pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--rounds", "0"], ["--clients", "many"]])
 def test_what_was_typed_wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main(arguments)
@@ -338,6 +347,52 @@ def test_memory_of_a_held_client(small: Bench, monkeypatch: pytest.MonkeyPatch) 
     assert [row.name for row in absolute.rows] == OURS[:1]
     assert claims_of(absolute) == {OURS[0]: memory.LIMIT_BYTES}
     assert absolute.rows[0].value == ratios.rows[0].value
+
+
+@needs_compiler
+@pytest.mark.parametrize("share", [100, 30])
+def test_very_many_clients_that_are_held(share: int, small: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "MOST_FROM_ONE", share)
+    small.clients = 90
+    monkeypatch.setattr(scale, "DRAIN_SECONDS", 0.3)
+    used, cpu, seconds, lost = scale.run(small)
+    assert [table.name for table in (used, cpu, seconds, lost)] == [
+        "scale_memory",
+        "scale_cpu",
+        "scale_seconds",
+        "scale_lost",
+    ]
+    assert lost.title == "clients lost or not counted, 90 clients held by 2 workers"
+    assert claims_of(cpu) == {OURS[0]: scale.LIMIT}
+    assert claims_of(lost) == dict.fromkeys((row.name for row in lost.rows), 0)
+    assert all(row.holds for row in lost.rows)
+    assert all(row.value.low >= 0 for row in seconds.rows)
+    _, released, cut_off = lost.rows
+    others = released.extras["accepted"] - 90  # probes, and the greetings that are measured
+    assert released.extras == {
+        "greeted": 90 + others, "accepted": 90 + others, "failed": 0, "workers killed": 0, "exit code": 0
+    }  # fmt: skip
+    assert cut_off.extras == {**released.extras, "greeted": others, "failed": 90}
+    assert small.left_out == {}
+
+
+@needs_compiler
+def test_clients_that_a_stop_loses_are_found(small: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.clients = 50
+    start = scale._start
+    # The stop that is to wait for the release does not wait for it.
+    monkeypatch.setattr(scale, "_start", lambda *args, drain: start(*args, drain=0.2))
+    monkeypatch.setattr(
+        scale, "_wait_for_stop", lambda service: service.server.process.wait_for_end(PATIENCE)
+    )
+    lost = scale.run(small)[-1]
+    assert [(row.value.low, row.holds) for row in lost.rows] == [(0, True), (100, False), (0, True)]
+
+
+def test_more_clients_than_memory_are_left_out(small: Bench) -> None:
+    small.clients = 10**12
+    assert scale.run(small) == []
+    assert "need more memory than the " in small.left_out["scale"] or "hold.c" in small.left_out["scale"]
 
 
 # -- server CPU time per greeting
@@ -630,7 +685,7 @@ def test_a_load_that_fails_says_why() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["load", "load_tls", "floor"])
+@pytest.mark.parametrize("name", ["load", "load_tls", "floor", "hold"])
 def test_c_compiles_without_a_warning(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     assert COMPILER is not None
     if name == "load_tls":

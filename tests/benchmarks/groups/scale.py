@@ -144,7 +144,7 @@ def _measure(bench: Bench, loop: str, count: int, workers: int, share: int, foun
 
         bench.say(f"stopping {name}")
         steady.server.process.terminate()
-        _wait_for("the stop", lambda: "stopping" in steady.log())
+        _wait_for_stop(steady)
         start = time.monotonic()
         steady.release()
         _stopped(f"{name}: stop, released", steady, holders, "greeted", count, start, found)
@@ -213,7 +213,7 @@ def _compare(bench: Bench, name: str, steady: Service, hasty: Service, found: Fo
         bench.load.run(service.server.port, at_once=50, total=greetings // 4)
         service.scrape()
         service.server.process.settled_cpu_seconds()
-    for number in bench.rounds(9, 3, seconds=60):
+    for number in bench.rounds(9, 3, seconds=30):
         for service in rotated([hasty, steady], number):
             before = service.server.process.cpu_seconds()
             outcome = bench.load.run(service.server.port, at_once=50, total=greetings)
@@ -259,6 +259,11 @@ def _stopped(
             extras={**counts, "workers killed": killed, "exit code": -1 if code is None else code},
         )
     )
+
+
+def _wait_for_stop(service: Service) -> None:
+    """Wait until the service has begun to stop, so that its clients are released after that."""
+    _wait_for("the stop", lambda: "stopping" in service.log())
 
 
 def _wait_for(what: str, happened: Callable[[], bool]) -> None:
