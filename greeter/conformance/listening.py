@@ -1,4 +1,4 @@
-"""The service's listening socket, as the kernel of this machine knows it (sock_diag(7)).
+"""The service's socket, as the kernel of this machine knows it: sock_diag(7), and proc(5) for datagrams.
 
 Invariants:
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,8 +71,13 @@ def _all_listening(family: int, address: tuple[str, int] | tuple[str, int, int, 
     return exact or wildcard
 
 
-def inodes(family: int, address: SocketAddress) -> list[int]:
-    """Returns the numbers of all sockets that listen at an address, a Unix socket's too."""
+def inodes(family: int, address: SocketAddress, kind: int = socket.SOCK_STREAM) -> list[int]:
+    """Returns the numbers of all sockets that listen at an address, a Unix socket's too.
+
+    With ``SOCK_DGRAM`` as ``kind``, they are those that receive datagrams there.
+    """
+    if kind == socket.SOCK_DGRAM and not isinstance(address, str):
+        return _receiving(family, address)
     if not isinstance(address, str):
         return [found.inode for found in _all_listening(family, address)]
     # proc(5): Num RefCount Protocol Flags Type St Inode Path; @ stands for the null of an abstract name.
@@ -82,6 +88,28 @@ def inodes(family: int, address: SocketAddress) -> list[int]:
         return []
     accepts = "00010000"  # __SO_ACCEPTCON of linux/net.h
     return [int(row[6]) for row in rows if len(row) == 8 and row[3] == accepts and row[7] == name]
+
+
+def _receiving(family: int, address: tuple[str, int] | tuple[str, int, int, int]) -> list[int]:
+    """Returns the numbers of the sockets that receive datagrams at an address, and are not connected."""
+    host = socket.inet_pton(family, address[0].partition("%")[0])
+    exact, wildcard = [], []
+    for name, other in (("udp", socket.AF_INET), ("udp6", socket.AF_INET6)):
+        try:
+            rows = [line.split() for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+        except OSError:
+            continue
+        for row in rows:
+            at, _, port = row[1].rpartition(":")
+            if int(port, 16) != address[1] or row[3] != "07":  # TCP_CLOSE: without a peer
+                continue
+            # Each word of the address is in the byte order of this machine.
+            words = [int(at[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(at), 8)]
+            if other == family and b"".join(words) == host:
+                exact.append(int(row[9]))
+            elif not any(b"".join(words)):
+                wildcard.append(int(row[9]))
+    return exact or wildcard
 
 
 def owners(*numbers: int) -> list[int]:

@@ -36,7 +36,8 @@ RESET_DELAY = 0.15
 MAX_BYTES = 16 * 1024 * 1024
 # Of enum tcp_states in the kernel's tcp_states.h: no connection any more.
 _TCP_CLOSE = 7
-_LOCAL_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+# Errors of this machine, not of the service.
+LOCAL_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Dial:
         tls_version: The only version of TLS to offer; None for those that ``tls`` allows.
         pieces: True to send the first flight of the handshake byte by byte.
         joined: What the first flight of the handshake follows in one segment.
+        kind: ``SOCK_STREAM``, or ``SOCK_DGRAM`` for a service that answers datagrams.
     """
 
     family: int
@@ -76,6 +78,7 @@ class Dial:
     tls_version: ssl.TLSVersion | None = None
     pieces: bool = False
     joined: bytes = b""
+    kind: int = socket.SOCK_STREAM
 
 
 class Ended(Exception):  # not an error: how a client ended, from wherever it ended
@@ -131,7 +134,7 @@ class Probe:
             if error.errno == errno.ETIMEDOUT:
                 raise Ended(Ending.CONNECT_TIMEOUT) from None
             self._note(errno.errorcode.get(error.errno or 0, "error"))
-            raise Ended(Ending.LOCAL if error.errno in _LOCAL_ERRORS else Ending.REFUSED) from None
+            raise Ended(Ending.LOCAL if error.errno in LOCAL_ERRORS else Ending.REFUSED) from None
         self._connected = perf_counter()
         if self.dial.proxy is not None:
             header = encode(self.dial.proxy, sock.getsockname(), sock.getpeername())

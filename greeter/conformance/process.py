@@ -73,7 +73,7 @@ def serving_pids(dial: Dial, pid: int) -> list[int]:
     Raises:
         ConfigError: ``pid`` has nothing to do with the listening socket.
     """
-    having = owners(*inodes(dial.family, dial.address))
+    having = owners(*inodes(dial.family, dial.address, dial.kind))
     found = [other for other in having if other == pid or parent(other) == pid]
     if not found:
         raise ConfigError(f"process {pid} does not listen at the target, nor does a child of it")
@@ -82,7 +82,7 @@ def serving_pids(dial: Dial, pid: int) -> list[int]:
 
 def listening_pid(dial: Dial) -> int | None:
     """Returns the process that listens at an address: the parent of the others that do; None if unknown."""
-    having = owners(*inodes(dial.family, dial.address))
+    having = owners(*inodes(dial.family, dial.address, dial.kind))
     tops = [pid for pid in having if parent(pid) not in having]
     return tops[0] if tops else None
 
@@ -104,8 +104,19 @@ def wakeups(pid: int) -> int:
     return total
 
 
-def cpu_seconds(pid: int) -> float:
-    """Returns the CPU time of a process, in seconds."""
+def runnable_seconds(pid: int) -> float:
+    """Returns how long the threads of a process ran or waited for a processor, in seconds.
+
+    A process that is never idle has all of the time, however little of it a busy machine let it run. The CPU
+    time alone is returned if the kernel does not count the waits (CONFIG_SCHED_INFO).
+    """
+    total = 0.0
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            ran_and_waited = _read(f"/proc/{pid}/task/{task}/schedstat").split()[:2]
+            total += sum(map(int, ran_and_waited)) / 1e9
+    if total:
+        return total
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 

@@ -261,6 +261,16 @@ async def test_a_short_accept_queue_is_named() -> None:
     assert figure(report, "burst").endswith("queue 3")
 
 
+@pytest.mark.parametrize(("backlog", "verdict"), [(15, INFO), (100, PASS)])
+async def test_a_burst_that_a_shorter_queue_took_is_a_figure_only(
+    backlog: int, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greeter.conformance.checks.bursts.LARGE_CROWD", 16)  # the queue takes one more
+    async with blocking_loop(backlog=backlog) as service:
+        report = await check(service.target, only=["burst-1000"])
+    assert verdicts(report)["burst-1000"] is verdict
+
+
 @pytest.mark.parametrize(("refused", "verdict"), [(3, PASS), (1000, FAIL)])
 async def test_a_refusal_in_words_right_after_resets_is_a_limit_at_work(
     refused: int, verdict: Verdict, monkeypatch: pytest.MonkeyPatch

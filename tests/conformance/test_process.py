@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,7 @@ from greeter.conformance.process import (
     parent,
     room_for,
     run_command,
+    runnable_seconds,
     serving_pids,
     standing_still,
 )
@@ -75,6 +77,21 @@ async def test_a_lowered_limit_is_raised_again(sleeper: int) -> None:
         assert limit == opened + 5
         assert resource.prlimit(sleeper, resource.RLIMIT_NOFILE) == (limit, before[1])
     assert resource.prlimit(sleeper, resource.RLIMIT_NOFILE) == before
+
+
+def test_a_process_that_is_never_idle_is_told_from_one_that_is(sleeper: int) -> None:
+    code = "import time; end = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+    # However little a busy machine lets it run: what it waits for counts as well.
+    with subprocess.Popen(["nice", "-n", "19", sys.executable, "-c", code]) as busy:
+        try:
+            time.sleep(0.2)
+            before, begin = [runnable_seconds(pid) for pid in (busy.pid, sleeper)], time.monotonic()
+            time.sleep(0.5)
+            after, elapsed = [runnable_seconds(pid) for pid in (busy.pid, sleeper)], time.monotonic() - begin
+        finally:
+            busy.kill()
+    assert after[0] - before[0] > elapsed / 2
+    assert after[1] - before[1] < elapsed / 5
 
 
 def test_a_limit_counts_the_free_descriptors_below_it() -> None:

@@ -36,6 +36,7 @@ while True:
 
 # A lingering close in C, with one thread: it loses clients only when it is stopped.
 LINGERING = r"""
+#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
@@ -53,13 +54,15 @@ static double now(void) {
     return t.tv_sec + t.tv_nsec / 1e9;
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     static struct pollfd fds[MAX];
     static double due[MAX];
     static char discarded[65536];
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof address;
-    int count = 1, server = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    int count = 1, yes = 1, server = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    setsockopt(server, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    address.sin_port = htons(argc > 1 ? atoi(argv[1]) : 0);
     if (bind(server, (struct sockaddr *)&address, size) || listen(server, 2048)) return 1;
     getsockname(server, (struct sockaddr *)&address, &size);
     printf("%d\n", ntohs(address.sin_port));
@@ -71,13 +74,17 @@ int main(void) {
             ssize_t got = fds[i].revents ? read(fds[i].fd, discarded, sizeof discarded) : 1;
             if (got == 0 || (got < 0 && errno != EAGAIN) || now() > due[i]) {
                 close(fds[i].fd);
+                fds[0].fd = server;
                 fds[i] = fds[--count];
                 due[i] = due[count];
             }
         }
         while (count < MAX) {
             int sock = accept4(server, NULL, NULL, SOCK_NONBLOCK);
-            if (sock < 0) break;
+            if (sock < 0) {
+                if (errno == EMFILE) fds[0].fd = -1;  // until a client has left
+                break;
+            }
             send(sock, "Thank you for connecting", 24, MSG_NOSIGNAL);
             shutdown(sock, SHUT_WR);
             due[count] = now() + 2;

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from greeter.conformance.tested_service import TestedService
 
 ROUNDS = 3
+CROWD, LARGE_CROWD = 200, 1000
 RESETS = 1000
 # A client whose SYN was dropped sends it again after a second (RFC 6298 2).
 SYN_AGAIN = 1.0
@@ -45,6 +46,9 @@ async def _burst(service: TestedService, count: int, *, prompt: bool) -> Finding
             # With room for all of them in the queue, no SYN was dropped: this machine was late.
             late = service.late or (socket is not None and socket.backlog >= count)
             finding = dataclasses.replace(finding, verdict=Verdict.UNSURE if late else Verdict.FAIL)
+    elif prompt and finding.verdict is Verdict.PASS and socket is not None and socket.backlog < count:
+        # This machine was slow enough for the service to keep up. Another may not be.
+        finding = dataclasses.replace(finding, verdict=Verdict.INFO)
     cause = ""
     if socket is not None:
         cause = f"The accept queue of the service has room for {socket.backlog} connections."
@@ -66,7 +70,7 @@ async def _burst(service: TestedService, count: int, *, prompt: bool) -> Finding
 )
 async def burst(service: TestedService) -> Finding:
     """3 rounds, of which the worst counts."""
-    return await _burst(service, 200, prompt=False)
+    return await _burst(service, CROWD, prompt=False)
 
 
 @register(
@@ -81,8 +85,8 @@ async def burst(service: TestedService) -> Finding:
     seconds=40.0,
 )
 async def burst_1000(service: TestedService) -> Finding:
-    """3 rounds, of which the worst counts."""
-    return await _burst(service, 1000, prompt=True)
+    """3 rounds, of which the worst counts. It is a figure only if a shorter queue was enough."""
+    return await _burst(service, LARGE_CROWD, prompt=True)
 
 
 @register(

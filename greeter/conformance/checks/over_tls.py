@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from greeter.conformance.checks.holding import connects_only, controls
 from greeter.conformance.checks.speaking import CAUSE, CURE, EIGHTEEN, WHY
-from greeter.conformance.findings import Ending, Finding, Severity, Tally, Verdict, judged
+from greeter.conformance.findings import Ending, Finding, Severity, Tally, Verdict, judged, skipped
 from greeter.conformance.registry import register
 from greeter.conformance.tested_service import hears
 
@@ -199,13 +199,16 @@ def _old_context(version: ssl.TLSVersion) -> ssl.SSLContext:
     needs=("eof", "tls"),
 )
 async def tls_half(service: TestedService) -> Finding:
-    """5 clients. It is a figure only: OpenSSL itself closes both directions by default."""
+    """5 clients of TLS 1.3. It is a figure only: OpenSSL itself closes both directions by default."""
 
     async def closes(probe: Probe) -> Ending:
         await probe.open()
         await probe.send_close_notify()
         return await probe.finish()
 
-    tally = await service.clients(5, closes)
+    dial = dataclasses.replace(service.dial, tls_version=ssl.TLSVersion.TLSv1_3)
+    tally = await service.clients(5, closes, dial=dial)
+    if not tally.all_but(Ending.TLS_ERROR):  # close_notify ends both directions there (RFC 5246 7.2.1)
+        return skipped("the service does not speak TLS 1.3")
     finding = judged(tally, Ending.GREETED, Ending.RESET)
     return dataclasses.replace(finding, verdict=Verdict.INFO)

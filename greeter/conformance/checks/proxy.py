@@ -63,8 +63,8 @@ def _begins(header: bytes, *, pieces: bool = False) -> Script:
     Severity.MUST,
     why="A proxy sends LOCAL for its health checks, and either version, as it is set up.",
     sources=(f"{SPECIFICATION} 2",),
-    cause="The service knows one version, or one family only.",
-    cure="Parse the header by the specification, or with a library that does.",
+    cause="The service knows one version, as the specification allows, or one family only.",
+    cure="Parse both versions, or use a library that does; else let the proxy send what the service knows.",
     needs=("proxy",),
 )
 async def proxy_forms(service: TestedService) -> Finding:
