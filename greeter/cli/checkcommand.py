@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from greeter.config.check_options import CheckOptions
     from greeter.conformance.check_report import CheckReport, Result
     from greeter.conformance.registry import Check
-    from greeter.conformance.tested_service import TestedService
+    from greeter.conformance.target_service import TargetService
 
     Echo = Callable[..., None]
 
@@ -85,8 +85,8 @@ def run_check(options: CheckOptions, echo: Echo, spell: Callable[[str], str]) ->
 
     progress = _Progress() if not quiet and _is_terminal() else None
 
-    def begin(service: TestedService, checks: tuple[Check, ...]) -> None:
-        if service.gentle and "greets" in (check.id for check in checks):
+    def begin(service: TargetService, checks: tuple[Check, ...]) -> None:
+        if service.gentle and checks[0].id in ("greets", "udp-greets"):
             say(text.WARNING.format(target=plan.target))
         if progress is not None:
             progress.show(checks)
@@ -94,7 +94,7 @@ def run_check(options: CheckOptions, echo: Echo, spell: Callable[[str], str]) ->
     def show(result: Result) -> None:
         if progress is not None:
             progress.clear()
-        if result.check.id == "greets":
+        if result.check.id in ("greets", "udp-greets"):
             say(text.opening(str(plan.target), result.greeting))
             say("")
         if result.finding.verdict is Verdict.SKIPPED:
@@ -156,6 +156,11 @@ def _plan(options: CheckOptions, spell: Callable[[str], str]) -> CheckPlan:
             raise ConfigError(f"{spell(name)} needs --tls")
     if options.start is not None and options.stop is None:
         raise ConfigError(f"{spell('start')} needs --stop")
+    for name in ("tls", "proxy_protocol", "hello", "until"):
+        if getattr(options, name):
+            options.target.require_stream(spell(name))
+    if options.profile != "raw":
+        options.target.require_stream(f"--profile {options.profile}")
     only = _names(options.only)
     if options.stop is not None and options.start is None and options.pid is None and "stop-load" not in only:
         raise ConfigError(f"{spell('stop')} needs --pid or --start")

@@ -207,7 +207,8 @@ Exit codes; if several apply, the first of 130, 2, 1, 99, 98:
 def check(ctx: click.Context, /, **_: object) -> int:
     """Ask TARGET (default 127.0.0.1:9999) for one behaviour at a time, and tell which clients it loses.
 
-    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path or unix:@name.
+    A TARGET is HOST:PORT, :PORT (this machine), [::1]:PORT, unix:/path, unix:@name or udp:HOST:PORT, whose
+    service answers datagrams and has checks of its own.
 
     Against another machine, only gentle checks run, with at most 4 connections at a time; --yes runs all.
     Even those can get this machine's address blocked (fail2ban, postscreen, MariaDB's max_connect_errors).

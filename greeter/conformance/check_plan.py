@@ -67,3 +67,8 @@ class CheckPlan:
     timeout: float = 5.0
     idle_limit: float = 30.0
     heavy: bool = False
+
+    @property
+    def datagrams(self) -> bool:
+        """True if the target is a service that answers datagrams."""
+        return self.target.kind == "udp"

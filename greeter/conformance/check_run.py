@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from greeter import __version__
+from greeter.conformance.applicability import excuse, require_consistent
 from greeter.conformance.check_plan import CheckPlan
 from greeter.conformance.check_report import CheckReport, Result
-from greeter.conformance.checks import CHECKS
-from greeter.conformance.findings import NOT_ASKED_FOR, Ending, Finding, Verdict, skipped, unsure
+from greeter.conformance.checks import CHECKS, DATAGRAM_CHECKS, STREAM_CHECKS
+from greeter.conformance.datagram_service import DatagramService
+from greeter.conformance.findings import Ending, Finding, Verdict, skipped, unsure
 from greeter.conformance.process import served_by, start_service
 from greeter.conformance.tested_service import TestedService, dials
 from greeter.core.endpoint import DEFAULT_HOST, Endpoint
@@ -36,9 +38,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from greeter.conformance.registry import Check
+    from greeter.conformance.target_service import TargetService
     from greeter.core.proxy_protocol import ProxyVersion
 
-    OnStart = Callable[[TestedService, tuple[Check, ...]], None]
+    OnStart = Callable[[TargetService, tuple[Check, ...]], None]
 
 # Pauses before the service is said to have stopped greeting, in seconds.
 RETRIES = (0.0, 1.0, 10.0)
@@ -155,9 +158,7 @@ async def run(
     Raises:
         ConfigError: The plan contradicts itself, or its process does not listen at the target.
     """
-    for name in (*plan.only, *plan.skip, *plan.expect_fail):
-        if name not in CHECKS:
-            raise ConfigError(f"{name!r} is not a check; greeter check --list shows them")
+    require_consistent(plan)
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     try:
         addresses = await dials(plan)
@@ -168,7 +169,7 @@ async def run(
         )
     if plan.pid is not None:
         addresses = served_by(addresses, plan.pid)
-    service = TestedService(plan, addresses)
+    service = DatagramService(plan, addresses) if plan.datagrams else TestedService(plan, addresses)
     return await _Run(plan, service, on_result, on_start).run(started_at)
 
 
@@ -176,11 +177,12 @@ class _Run:
     def __init__(
         self,
         plan: CheckPlan,
-        service: TestedService,
+        service: TargetService,
         on_result: Callable[[Result], None],
         on_start: OnStart,
     ) -> None:
         self._plan, self._service, self._on_result, self._on_start = plan, service, on_result, on_start
+        self._checks = DATAGRAM_CHECKS if plan.datagrams else STREAM_CHECKS
         self._results: dict[str, Result] = {}
         self._background: dict[str, asyncio.Task[Result]] = {}
         self._stopped_at = ""  # the check after which the service greeted no more
@@ -193,28 +195,18 @@ class _Run:
         reason = await self._learn()
         if not reason:
             try:
-                # What waits in the background wakes the service up.
-                await self._foreground(CHECKS["wakes"])
-                asking = [check for check in CHECKS.values() if not check.lifecycle]
-                silent = asking.index(CHECKS["silent"]) + 1
-                await self._foreground(*asking[:silent])
-                # A service that silent clients hold up would keep the clients of other checks waiting.
-                held_up = self._found("silent") in (Verdict.FAIL, Verdict.UNSURE)
-                beside = not self._service.gentle and not held_up
-                if beside and not self._stopped_at:
-                    self._begin_background()
-                await self._foreground(*asking[silent:])
-                if not beside and not self._stopped_at:
-                    self._begin_background()
-                await self._end_background()
-                await self._foreground(*(check for check in CHECKS.values() if check.lifecycle))
+                if self._plan.datagrams:
+                    await self._foreground(*self._asking)
+                else:
+                    await self._ask_streams()
+                await self._foreground(*(check for check in self._checks.values() if check.lifecycle))
             finally:
                 for task in self._background.values():
                     task.cancel()
                 await asyncio.gather(*self._background.values(), return_exceptions=True)
         return CheckReport(
             str(self._plan.target),
-            tuple(self._results[name] for name in CHECKS if name in self._results),
+            tuple(self._results[name] for name in self._checks if name in self._results),
             self._service.greeting,
             self._plan.strict,
             reason,
@@ -222,6 +214,27 @@ class _Run:
             self._loop.time() - self._start,
             environment(),
         )
+
+    @property
+    def _asking(self) -> list[Check]:
+        """The checks that neither stop nor reload the service."""
+        return [check for check in self._checks.values() if not check.lifecycle]
+
+    async def _ask_streams(self) -> None:
+        # What waits in the background wakes the service up.
+        await self._foreground(CHECKS["wakes"])
+        asking = self._asking
+        silent = asking.index(CHECKS["silent"]) + 1
+        await self._foreground(*asking[:silent])
+        # A service that silent clients hold up would keep the clients of other checks waiting.
+        held_up = self._found("silent") in (Verdict.FAIL, Verdict.UNSURE)
+        beside = not self._service.gentle and not held_up
+        if beside and not self._stopped_at:
+            self._begin_background()
+        await self._foreground(*asking[silent:])
+        if not beside and not self._stopped_at:
+            self._begin_background()
+        await self._end_background()
 
     def _require_a_check(self) -> None:
         """Raise ConfigError if none of the checks that are asked for by name can run."""
@@ -237,10 +250,11 @@ class _Run:
         Of several addresses, the first that greets is the one that is checked.
         """
         reasons = []
+        first = next(iter(self._checks.values()))
         for dial in self._service.dials:
             self._service.dial = dial
-            self._on_start(self._service, (CHECKS["greets"],))
-            result = await self._timed(CHECKS["greets"])
+            self._on_start(self._service, (first,))
+            result = await self._timed(first)
             if self._service.greeting:
                 self._record(result)
                 return ""
@@ -271,7 +285,7 @@ class _Run:
     def _begin_background(self) -> None:
         self._background = {
             check.id: asyncio.create_task(self._timed(check))
-            for check in CHECKS.values()
+            for check in self._checks.values()
             if check.background and not self._excuse(check)
         }
 
@@ -282,7 +296,7 @@ class _Run:
             self._on_start(self._service, waiting)
         for check in waiting:
             self._record(await self._background[check.id])
-        for check in CHECKS.values():
+        for check in self._checks.values():
             if check.background and check.id not in self._results:  # it could not begin any more
                 self._record(self._result(check, self._after_the_end()))
         self._end += self._loop.time() - begin
@@ -335,38 +349,11 @@ class _Run:
                 self._record(self._result(CHECKS[name], self._after_the_end()))
 
     def _excuse(self, check: Check) -> str:
-        """Returns why a check is not run; "" if it is."""
-        plan, service = self._plan, self._service
-        if (plan.only and check.id not in plan.only) or check.id in plan.skip:
-            return NOT_ASKED_FOR
-        if check.background and plan.fast:
-            return "left out by --fast"
-        if check.heavy and not service.local and not plan.heavy:
-            return "heavy, and the target is not this machine: --yes runs it"
-        for need in MISSING:
-            if need == "start" and check.id in plan.only:
-                continue  # it is asked for by name, though the service stays stopped
-            if need in check.needs and need not in service.traits:
-                return MISSING[need]
-        return ""
+        return excuse(check, self._plan, self._service)
 
     def _record(self, result: Result) -> None:
         self._results[result.check.id] = result
         self._on_result(result)
-
-
-# Why a check does not apply to a service without a trait.
-MISSING = {
-    "tcp": "the target is a Unix socket",
-    "eof": "the service goes on after its greeting",
-    "junk": "the protocol makes a client wait for the greeting",
-    "tls": "without --tls",
-    "proxy": "without --proxy-protocol",
-    "pid": "without --pid",
-    "restart": "without --restart",
-    "stop": "without --stop",
-    "start": "without --start",
-}
 
 
 def environment() -> dict[str, object]:

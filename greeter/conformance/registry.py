@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from greeter.conformance.findings import Finding, Severity
 
-if TYPE_CHECKING:
-    from greeter.conformance.tested_service import TestedService
-
-Run = Callable[["TestedService"], Awaitable[Finding]]
+# A check of streams is called with a TestedService, one of datagrams with a DatagramService.
+Run = Callable[[Any], Awaitable[Finding]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +35,10 @@ class Check:
         heavy: True if it may trouble a service in use. Off loopback, it needs to be asked for.
         background: True if it waits most of the time, beside the other checks.
         needs: What it needs to apply: "tcp", "eof" (the service closes after its greeting), "junk" (a client
-            may speak first), "tls", "proxy", "pid", "restart", "stop", "start".
+            may speak first), "tls", "proxy", "pid", "restart", "stop", "start"; of datagrams "unasked" (the
+            service answers whatever it is sent), "private" or "public" (the network of the client).
         seconds: The time limit of the check, in seconds.
+        datagrams: True if it is for services that answer datagrams, False for streams.
     """
 
     id: str
@@ -53,6 +53,7 @@ class Check:
     background: bool = False
     needs: frozenset[str] = frozenset()
     seconds: float = 10.0
+    datagrams: bool = False
 
     @property
     def lifecycle(self) -> bool:
@@ -76,13 +77,26 @@ def register(
     background: bool = False,
     needs: tuple[str, ...] = (),
     seconds: float = 10.0,
+    datagrams: bool = False,
 ) -> Callable[[Run], Run]:
     """Decorates the function of a check. The arguments are the attributes of ``Check``."""
 
     def add(run: Run) -> Run:
         assert id not in REGISTERED, id
         REGISTERED[id] = Check(
-            id, title, severity, why, sources, cause, cure, run, heavy, background, frozenset(needs), seconds
+            id=id,
+            title=title,
+            severity=severity,
+            why=why,
+            sources=sources,
+            cause=cause,
+            cure=cure,
+            run=run,
+            heavy=heavy,
+            background=background,
+            needs=frozenset(needs),
+            seconds=seconds,
+            datagrams=datagrams,
         )
         return run
 

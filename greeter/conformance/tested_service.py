@@ -1,10 +1,10 @@
-"""The service under test: where it is, what it says, and the clients that ask it.
+"""The service under test, if it serves streams: what it says, and the clients that ask it.
 
 Invariants:
 
 - At most ``MAX_CLIENTS`` clients are connected at once, but for those that a check holds open on purpose, so
   that a short accept queue is not taken for a fault of something else.
-- A control client says whether the service still greets. It only listens.
+- A control client only listens.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from greeter.conformance.findings import Ending, Experience, Tally
 from greeter.conformance.probe import Dial, Ended, Probe
+from greeter.conformance.target_service import TargetService
 from greeter.errors import ConfigError, ConnectFailed
 
 if TYPE_CHECKING:
@@ -29,11 +30,9 @@ MAX_CLIENTS = 4
 # What every greeting must begin with, of those learnt: more would be taken for a refusal where the time or a
 # serial number follows.
 BEGINNING = 12
-# A loop that runs this much late, in seconds, was too busy for its clients to be judged.
-LATE = 0.5
 
 
-class TestedService:
+class TestedService(TargetService):
     """The service, as the checks see it.
 
     Args:
@@ -43,36 +42,15 @@ class TestedService:
 
     __test__ = False  # not for pytest
 
-    def __init__(self, plan: CheckPlan, dials: list[Dial]) -> None:
-        self.plan = plan
-        self.dials = dials
-        self.dial = dials[0]
-        self.greeting = b""
-        self.late = False
-        self.stopped = False  # by a check that has not started it again
-
     @property
     def traits(self) -> set[str]:
         """What checks may need that this service has, see ``Check.needs``."""
         plan = self.plan
-        traits = {
-            name for name in ("tls", "pid", "restart", "stop", "start") if getattr(plan, name) is not None
-        }
+        traits = super().traits | ({"tls"} if plan.tls is not None else set())
         traits |= {"tcp"} if self.dial.family != socket.AF_UNIX else set()
         traits |= {"eof"} if plan.until.kind == "eof" else set()
         traits |= set() if plan.polite else {"junk"}
         return traits | ({"proxy"} if plan.proxy_protocol else set())
-
-    @property
-    def local(self) -> bool:
-        """True if the service is reached over the loopback or a Unix socket."""
-        host = self.dial.address[0] if isinstance(self.dial.address, tuple) else ""
-        return isinstance(self.dial.address, str) or host.startswith("127.") or host == "::1"
-
-    @property
-    def gentle(self) -> bool:
-        """True if at most ``MAX_CLIENTS`` connections may be open: it is another machine's, and in use."""
-        return not self.local and not self.plan.heavy
 
     async def client(
         self, script: Script, *, dial: Dial | None = None, timeout: float | None = None
@@ -123,23 +101,6 @@ class TestedService:
             for probe in probes:
                 probe.close()
 
-    @contextlib.asynccontextmanager
-    async def watching_for_lateness(self) -> AsyncIterator[None]:
-        """Set ``late`` if this process stood still meanwhile."""
-        loop = asyncio.get_running_loop()
-
-        async def watch() -> None:
-            while True:
-                before = loop.time()
-                await asyncio.sleep(0.05)
-                self.late = self.late or loop.time() - before > LATE
-
-        watcher = asyncio.create_task(watch())
-        try:
-            yield
-        finally:
-            watcher.cancel()
-
 
 async def followed(probe: Probe, script: Script) -> Experience:
     """Let a client follow ``script``, and return what it experienced. It stays open."""
@@ -176,19 +137,22 @@ async def dials(plan: CheckPlan) -> list[Dial]:
         How to connect to each of its addresses.
 
     Raises:
-        ConfigError: It is no endpoint that streams connect to.
+        ConfigError: It is not an endpoint that clients reach.
         ConnectFailed: Its name cannot be resolved.
     """
     target = plan.target
-    if target.kind not in ("tcp", "unix"):
-        raise ConfigError(f"{target} cannot be checked: a target is HOST:PORT, or a Unix socket")
+    if target.kind not in ("tcp", "unix", "udp"):
+        raise ConfigError(
+            f"{target} cannot be checked: a target is HOST:PORT, a Unix socket or udp:HOST:PORT"
+        )
+    kind = socket.SOCK_DGRAM if target.kind == "udp" else socket.SOCK_STREAM
     found: list[tuple[int, object]] = []
     if target.kind == "unix":
         found = [(socket.AF_UNIX, target.path)]
     else:
         try:
             for family, _, _, _, address in await asyncio.get_running_loop().getaddrinfo(
-                target.host or "localhost", target.port, type=socket.SOCK_STREAM
+                target.host or "localhost", target.port, type=kind
             ):
                 if (family, address) not in found:
                     found.append((family, address))
@@ -206,6 +170,7 @@ async def dials(plan: CheckPlan) -> list[Dial]:
             plan.server_name or (target.host if plan.tls is not None else None),
             expect=plan.expect,
             begins=plan.begins,
+            kind=kind,
         )
         for family, address in found
     ]

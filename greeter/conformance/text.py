@@ -37,7 +37,9 @@ WARNING = (
     "{target} is another machine's: only gentle checks run (--yes runs all). Even those\n"
     "can get this machine's address blocked there, by fail2ban or the like."
 )
-_ID, _FIGURE, _SEVERITY = 16, 36, 6
+# What the services are, by whether they answer datagrams.
+LISTS = {False: "streams (TCP and Unix sockets)", True: "datagrams (udp:HOST:PORT)"}
+_ID, _FIGURE, _SEVERITY = 16, 35, 6
 
 
 def plain(text: str, _colour: str) -> str:
@@ -107,7 +109,11 @@ def opening(target: str, greeting: bytes) -> str:
 
 def listing(checks: dict[str, Check]) -> Iterator[str]:
     """Yields a line for each check, for ``--list``."""
+    datagrams = None
     for check in checks.values():
+        if check.datagrams is not datagrams:
+            datagrams = check.datagrams
+            yield f"For services of {LISTS[check.datagrams]}:"
         mark = "!" if check.heavy else " "
         yield f"{check.id:<{_ID}}{mark} {check.severity.value:<{_SEVERITY}}  {check.title}"
     yield ""
@@ -119,6 +125,7 @@ def explanation(check: Check) -> Iterator[str]:
     yield _wrapped(f"{check.id} ({check.severity.value}): the service {check.title}.", "")
     yield ""
     for name, text in (
+        ("For", f"services of {LISTS[check.datagrams]}"),
         ("Why", check.why),
         ("Cause", check.cause),
         ("Cure", check.cure),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from greeter.conformance.checks import CHECKS
+from greeter.conformance.checks import CHECKS, DATAGRAM_CHECKS
 from greeter.conformance.schema import schema
 from tests.conftest import PATIENCE, ROOT, greeter_process, one_loop, run_greeter
 from tests.support.browser import DESK, PHONE, browser, needs_chromium
@@ -141,10 +141,45 @@ async def test_another_machine_is_named_before_it_is_asked() -> None:
     assert "another machine" not in out
 
 
-async def test_a_datagram_target_is_refused() -> None:
-    code, _, err = await run_greeter("check", "udp:127.0.0.1:9")
-    assert code == 2
-    assert "cannot be checked" in err
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (("--tls",), "--tls needs a stream, and udp:127.0.0.1:9 is an endpoint for datagrams"),
+        (("--proxy-protocol", "v1"), "--proxy-protocol needs a stream"),
+        (("--until", "line"), "--until needs a stream"),
+        (("--hello", "x"), "--hello needs a stream"),
+        (("--profile", "smtp"), "--profile smtp needs a stream"),
+        (("--only", "speaks-first"), "speaks-first is a check of streams, and udp:127.0.0.1:9 serves datagr"),
+        (("--pid", "1"), "process 1 does not listen at the target"),
+    ],
+)
+async def test_what_datagrams_do_not_have_is_a_usage_error(args: tuple[str, ...], line: str) -> None:
+    code, out, err = await run_greeter("check", "udp:127.0.0.1:9", *args)
+    assert (code, out) == (2, "")
+    assert line in err
+    assert len(err.splitlines()) == 1
+
+
+async def test_a_datagram_service_that_is_not_there_never_greets(tmp_path: Path) -> None:
+    code, out, err = await run_greeter("check", "udp:127.0.0.1:9", "--json", f"{tmp_path}/a.json")
+    assert (code, err) == (1, "")
+    assert out.strip() == "udp:127.0.0.1:9 never greeted: connection refused"
+    assert json.loads((tmp_path / "a.json").read_text())["checks"] == []
+
+
+async def test_a_datagram_service_is_checked_by_a_list_of_its_own(tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+
+    async with greeter_process("serve", "--no-access-log", "--listen", "udp:127.0.0.1:0") as process:
+        code, out, err = await run_greeter(
+            "check", process.address, "--json", f"{tmp_path}/a.json", "--html", f"{tmp_path}/a.html"
+        )
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{process.address} says Thank you for connecting (24 B)\n\n✓ udp-greets ")
+    report = json.loads((tmp_path / "a.json").read_text())
+    jsonschema.Draft202012Validator(schema()).validate(report)
+    assert [found["id"] for found in report["checks"]] == list(DATAGRAM_CHECKS)
+    assert "udp-once" in (tmp_path / "a.html").read_text()
 
 
 async def test_a_request_is_read_from_a_file(tmp_path: Path) -> None:
@@ -190,7 +225,8 @@ async def test_a_report_is_written_of_a_service_that_never_greets(tmp_path: Path
 async def test_the_checks_are_listed_and_explained() -> None:
     code, out, _ = await run_greeter("check", "--list")
     assert code == 0
-    assert [line.split("!")[0].split()[0] for line in out.splitlines()[:-2]] == list(CHECKS)
+    listed = [line.split("!")[0].split()[0] for line in out.splitlines()[:-2]]
+    assert [name for name in listed if name != "For"] == list(CHECKS)
     code, out, _ = await run_greeter("check", "--explain", "half-close")
     assert code == 0
     assert out.startswith("half-close (must): the service greets a client that has closed its sending side.")

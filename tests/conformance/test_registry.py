@@ -7,8 +7,8 @@ import re
 import pytest
 
 from greeter.config.check_options import PROFILE_NAMES
-from greeter.conformance.check_run import MISSING
-from greeter.conformance.checks import CHECKS
+from greeter.conformance.applicability import MISSING
+from greeter.conformance.checks import CHECKS, DATAGRAM_CHECKS, STREAM_CHECKS
 from greeter.conformance.profiles import PROFILES
 from greeter.conformance.registry import REGISTERED, Check
 from greeter.conformance.text import explanation, listing
@@ -19,7 +19,8 @@ each_check = pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 
 def test_every_check_has_its_place() -> None:
     assert CHECKS.keys() == REGISTERED.keys()
-    assert len(CHECKS) == 32
+    assert (len(STREAM_CHECKS), len(DATAGRAM_CHECKS)) == (32, 12)
+    assert all(check.datagrams == (name in DATAGRAM_CHECKS) for name, check in CHECKS.items())
 
 
 @each_check
@@ -44,7 +45,10 @@ def test_an_explanation_fits_the_terminal(check: Check) -> None:
 
 def test_the_list_names_every_check() -> None:
     lines = list(listing(CHECKS))
-    assert [line.split()[0].rstrip("!") for line in lines[: len(CHECKS)]] == list(CHECKS)
+    streams, datagrams = (i for i, line in enumerate(lines) if line.startswith("For services of "))
+    names = [line.partition(" ")[0].rstrip("!") for line in lines]
+    assert names[streams + 1 : datagrams] == list(STREAM_CHECKS)
+    assert names[datagrams + 1 : -2] == list(DATAGRAM_CHECKS)
     assert max(map(len, lines)) <= 110
 
 

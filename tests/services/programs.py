@@ -10,15 +10,19 @@ import importlib.metadata
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import trustme
+
 from greeter.conformance.profiles import PROFILES, Profile
 from tests.benchmarks.nginx import Nginx, find_nginx
 from tests.conftest import ROOT
+from tests.support.lossy_peers import compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +30,25 @@ if TYPE_CHECKING:
     from greeter.core.proxy_protocol import ProxyVersion
 
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
+
+DATAGRAMS = """
+import asyncio, sys
+
+class Greet(asyncio.DatagramProtocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def datagram_received(self, data, address):
+        self.transport.sendto(b"Thank you for connecting\\n", address)
+
+async def main():
+    await asyncio.get_running_loop().create_datagram_endpoint(
+        Greet, local_addr=("0.0.0.0", int(sys.argv[1]))
+    )
+    await asyncio.Future()
+
+asyncio.run(main())
+"""
 
 ASYNCIO = """
 import asyncio, sys
@@ -93,6 +116,7 @@ events {{ worker_connections 4096; }}
 {block}
 """
 _NGINX_STREAM = 'stream {{ server {{ listen 127.0.0.1:{port}; return "Thank you for connecting\\n"; }} }}'
+_NGINX_UDP = 'stream {{ server {{ listen {port} udp; return "Thank you for connecting\\n"; }} }}'
 _NGINX_HTTP = """\
 http {{ access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
 fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
@@ -115,6 +139,22 @@ _HAPROXY_LUA = """
 core.register_service("greet", "tcp", function(applet)
     applet:send("Thank you for connecting\\n")
 end)
+"""
+
+_XINETD = """\
+service daytime
+{{
+    type = INTERNAL UNLISTED
+    id = daytime-dgram
+    socket_type = dgram
+    protocol = udp
+    port = {port}
+    user = root
+    wait = yes
+    cps = 100000 1
+    per_source = UNLIMITED
+    instances = UNLIMITED
+}}
 """
 
 _SSHD = """\
@@ -141,6 +181,8 @@ class Prepared:
         proxy_protocol: The version of the PROXY header that it expects; None without.
         reload: The signal that reloads it; "" without a reload.
         stop: The signal that stops it in order.
+        tls: What its clients trust; None without TLS.
+        datagrams: True if it answers datagrams.
     """
 
     command: list[str]
@@ -149,6 +191,8 @@ class Prepared:
     proxy_protocol: ProxyVersion | None = None
     reload: str = ""
     stop: str = "TERM"
+    tls: ssl.SSLContext | None = None
+    datagrams: bool = False
 
 
 RAW, HTTP, SSH = PROFILES["raw"], PROFILES["http"], PROFILES["ssh"]
@@ -188,6 +232,13 @@ def _uvloop(folder: Path, port: int) -> Prepared:
     return Prepared(_script(ASYNCIO, folder, port, "uvloop"), version)
 
 
+def _lingering(folder: Path, port: int) -> Prepared:
+    program = compiled(folder)
+    if program is None:
+        raise Missing("gcc is not installed")
+    return Prepared([program, str(port)], _first_number("gcc", "-dumpfullversion"))
+
+
 def _node(folder: Path, port: int) -> Prepared:
     node, file = _installed("node"), folder / "service.js"
     file.write_text(NODE)
@@ -199,17 +250,18 @@ def _nginx(block: str, profile: Profile) -> Callable[[Path, int], Prepared]:
         found = find_nginx()
         if not isinstance(found, Nginx):
             raise Missing(f"nginx: {found}")
-        config = folder / "nginx.conf"
+        config, stream = folder / "nginx.conf", block is not _NGINX_HTTP
         config.write_text(
             _NGINX.format(
-                load_module=f"load_module {found.module};" if found.module and block is _NGINX_STREAM else "",
+                load_module=f"load_module {found.module};" if stream and found.module else "",
                 user="user root;" if os.geteuid() == 0 else "",
                 folder=folder,
                 block=block.format(port=port, folder=folder),
             )
         )
         command = [found.program, "-c", str(config), "-p", str(folder)]
-        return Prepared(command, found.version, profile, reload="HUP", stop="QUIT")
+        datagrams = block is _NGINX_UDP
+        return Prepared(command, found.version, profile, reload="HUP", stop="QUIT", datagrams=datagrams)
 
     return prepare
 
@@ -237,6 +289,24 @@ def _sshd(folder: Path, port: int) -> Prepared:
     return Prepared(command, _first_number("ssh", "-V"), SSH, reload="HUP")
 
 
+def _asyncio_datagrams(folder: Path, port: int) -> Prepared:
+    return Prepared(_script(DATAGRAMS, folder, port), sys.version.split()[0], datagrams=True)
+
+
+def _xinetd(folder: Path, port: int) -> Prepared:
+    program = _installed("xinetd")
+    (folder / "xinetd.conf").write_text(_XINETD.format(port=port))
+    command = [program, "-dontfork", "-f", str(folder / "xinetd.conf"), "-pidfile", str(folder / "own.pid")]
+    return Prepared(command, _first_number(program, "-version"), reload="HUP", datagrams=True)
+
+
+def _socat(folder: Path, port: int) -> Prepared:
+    program = _installed("socat")
+    (folder / "greeting").write_text("Thank you for connecting\n")
+    command = [program, f"UDP-RECVFROM:{port},fork", f"SYSTEM:cat {folder}/greeting"]
+    return Prepared(command, _first_number(program, "-V"), datagrams=True)
+
+
 def _gunicorn(folder: Path, port: int) -> Prepared:
     program = _installed("gunicorn")
     (folder / "hello.py").write_text(WSGI)
@@ -244,11 +314,24 @@ def _gunicorn(folder: Path, port: int) -> Prepared:
     return Prepared(command, _first_number(program, "--version"), HTTP, reload="HUP")
 
 
-def _greeter(*args: str, proxy_protocol: ProxyVersion | None = None) -> Callable[[Path, int], Prepared]:
+def _greeter(
+    *args: str,
+    proxy_protocol: ProxyVersion | None = None,
+    tls: bool = False,
+    listen: str = "127.0.0.1",
+) -> Callable[[Path, int], Prepared]:
     def prepare(folder: Path, port: int) -> Prepared:
         command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "greeter", "serve", "--no-access-log"]
-        command += ["--listen", f"127.0.0.1:{port}", *args]
-        return Prepared(command, importlib.metadata.version("greeter"), RAW, proxy_protocol, reload="HUP")
+        command += ["--listen", f"{listen}:{port}", *args]
+        context = None
+        if tls:
+            authority, context = trustme.CA(), ssl.create_default_context()
+            authority.configure_trust(context)
+            authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "pem")
+            command += ["--tls-cert", str(folder / "pem"), "--tls-key", str(folder / "pem")]
+        version = importlib.metadata.version("greeter")
+        datagrams = listen.startswith("udp:")
+        return Prepared(command, version, RAW, proxy_protocol, reload="HUP", tls=context, datagrams=datagrams)
 
     return prepare
 
@@ -258,6 +341,8 @@ SERVICES: dict[str, Callable[[Path, int], Prepared]] = {
     "greeter, streams": _greeter("--accept", "streams"),
     "greeter, 2 workers": _greeter("--workers", "2"),
     "greeter, PROXY header": _greeter("--proxy-protocol", "--proxy-from", "127.0.0.0/8", proxy_protocol="v1"),
+    "greeter, TLS": _greeter(tls=True),
+    "a lingering close in C, gcc": _lingering,
     "haproxy, Lua `applet:send`": _haproxy("mode tcp\n    tcp-request content use-service lua.greet", RAW),
     "node, `socket.end(text)`": _node,
     "nginx stream `return`": _nginx(_NGINX_STREAM, RAW),
@@ -271,4 +356,12 @@ SERVICES: dict[str, Callable[[Path, int], Prepared]] = {
         "mode http\n    http-request return status 200 content-type text/plain string Thank-you\\n", HTTP
     ),
     "gunicorn, sync": _gunicorn,
+}
+DATAGRAM_SERVICES: dict[str, Callable[[Path, int], Prepared]] = {
+    "greeter, datagrams": _greeter(listen="udp:0.0.0.0"),
+    "greeter, datagrams, 2 workers": _greeter("--workers", "2", listen="udp:0.0.0.0"),
+    "nginx stream `return`, udp": _nginx(_NGINX_UDP, RAW),
+    "xinetd `daytime`, udp, limits raised": _xinetd,
+    "asyncio, datagram endpoint": _asyncio_datagrams,
+    "socat `UDP-RECVFROM,fork`": _socat,
 }

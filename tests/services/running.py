@@ -49,7 +49,10 @@ class Service:
         """Returns how to check it, with the arguments of CheckPlan that are given beside that."""
         profile = dataclasses.asdict(self.prepared.profile) | {"until": self.prepared.profile.until}
         target = Endpoint.parse(self.target)
-        return CheckPlan(target, proxy_protocol=self.prepared.proxy_protocol, **profile, **options)
+        prepared = self.prepared
+        return CheckPlan(
+            target, proxy_protocol=prepared.proxy_protocol, tls=prepared.tls, **profile, **options
+        )
 
 
 @contextlib.contextmanager
@@ -67,10 +70,10 @@ def running(prepare: Callable[[Path, int], Prepared]) -> Iterator[Service]:
         script.write_text(f"echo $$ > {file}\nexec {words} > {folder}/log 2>&1\n")
         process = subprocess.Popen(["/bin/sh", str(script)], stdin=subprocess.DEVNULL, start_new_session=True)
         try:
-            _wait_until_it_accepts(port, process, folder / "log")
+            _wait_until(_answers if prepared.datagrams else _accepts, port, process, folder / "log")
             yield Service(
                 prepared,
-                f"127.0.0.1:{port}",
+                f"udp:127.0.0.1:{port}" if prepared.datagrams else f"127.0.0.1:{port}",
                 process.pid,
                 start=f"/bin/sh {script}",
                 stop=f"kill -{prepared.stop} $(cat {file})",
@@ -82,7 +85,9 @@ def running(prepare: Callable[[Path, int], Prepared]) -> Iterator[Service]:
 
 def _end(process: subprocess.Popen[bytes], port: int) -> None:
     groups = {process.pid}
-    for pid in owners(*inodes(socket.AF_INET, ("127.0.0.1", port))):
+    kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+    found = [inode for kind in kinds for inode in inodes(socket.AF_INET, ("127.0.0.1", port), kind)]
+    for pid in owners(*found):
         with contextlib.suppress(ProcessLookupError):
             groups.add(os.getpgid(pid))
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -93,10 +98,27 @@ def _end(process: subprocess.Popen[bytes], port: int) -> None:
             process.wait(1.0 if number is signal.SIGTERM else PATIENCE)
 
 
-def _wait_until_it_accepts(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until(
+    serves: Callable[[int], bool], port: int, process: subprocess.Popen[bytes], log: Path
+) -> None:
     end = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+        if serves(port):
             return
         time.sleep(0.05)
     raise RuntimeError(f"{process.args!r} does not serve: {log.read_text(errors='replace')}")
+
+
+def _accepts(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+        return True
+    return False
+
+
+def _answers(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+        sock.settimeout(1.0)
+        sock.connect(("127.0.0.1", port))
+        sock.send(b"?")
+        return bool(sock.recv(65535))
+    return False

@@ -128,11 +128,38 @@ async def full() -> dict[str, Any]:
         return {"paused": stuck["received"] < 50, "answer": answer, "lost": ended["received"] - ends}
 
 
+async def checked() -> dict[str, Any]:
+    """A check from a public address, of a service that is no amplifier and of one that is."""
+    run("ip addr add 8.8.8.8/32 dev lo")
+    names = ("udp-amplifies", "udp-empty")
+    found: dict[str, Any] = {}
+
+    class Amplifier(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+            self.transport.sendto(GREETING, addr)  # type: ignore[attr-defined]  # a DatagramTransport
+
+    limits = greeter.Limits(allow=["0.0.0.0/0"])
+    async with greeter.serve(GREETING, listen=["udp:8.8.8.8:0"], limits=limits, access_log=False) as server:
+        report = await greeter.check(server.addresses[0], only=names)
+        found["greeter"] = {each.check.id: each.finding.verdict.value for each in report.results}
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        Amplifier, local_addr=("8.8.8.8", 0)
+    )
+    report = await greeter.check(f"udp:8.8.8.8:{transport.get_extra_info('sockname')[1]}", only=names)
+    transport.close()
+    found["amplifier"] = {each.check.id: each.finding.figure for each in report.results}
+    return found
+
+
 SCENES: dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = {
     "public": public,
     "forged": forged,
     "many": many,
     "full": full,
+    "checked": checked,
 }
 
 if __name__ == "__main__":

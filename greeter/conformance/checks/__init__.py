@@ -1,12 +1,15 @@
 """The checks, one small function each, and the order in which they run.
 
-Gentle checks come first, resets and bursts later, and those that stop the service last.
+There is a list for services of streams, and one for services that answer datagrams. In each, gentle checks
+come first, resets and bursts later, and those that stop the service last.
 
 Must not import: what ``greeter.conformance`` must not.
 """
 
 from greeter.conformance.checks import (
     bursts,
+    datagram_load,
+    datagram_replies,
     holding,
     idle,
     lifecycle,
@@ -20,7 +23,11 @@ from greeter.conformance.registry import REGISTERED, Check
 
 __all__ = [
     "CHECKS",
+    "DATAGRAM_CHECKS",
+    "STREAM_CHECKS",
     "bursts",
+    "datagram_load",
+    "datagram_replies",
     "plain_clients",
     "holding",
     "idle",
@@ -31,7 +38,7 @@ __all__ = [
     "over_tls",
 ]
 
-_ORDER = """
+_STREAMS = """
 greets end families speaks-first speaks-much half-close silent kept let-go cut-off
 tls-end tls-speaks-first tls-half tls-pieces tls-old tls-garbage tls-silent tls-cut-off
 proxy-forms proxy-pieces proxy-joined proxy-bad
@@ -39,4 +46,11 @@ wakes silent-100 many-open resets burst burst-1000 descriptors
 reload stop-load stop
 """
 
-CHECKS: dict[str, Check] = {name: REGISTERED[name] for name in _ORDER.split()}
+_DATAGRAMS = """
+udp-greets udp-empty udp-full udp-once udp-source udp-ports udp-amplifies udp-icmp udp-many udp-burst
+udp-reload udp-stop
+"""
+
+STREAM_CHECKS: dict[str, Check] = {name: REGISTERED[name] for name in _STREAMS.split()}
+DATAGRAM_CHECKS: dict[str, Check] = {name: REGISTERED[name] for name in _DATAGRAMS.split()}
+CHECKS: dict[str, Check] = STREAM_CHECKS | DATAGRAM_CHECKS

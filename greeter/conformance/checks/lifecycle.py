@@ -23,6 +23,7 @@ from greeter.conformance.registry import register
 from greeter.conformance.tested_service import followed, hears, hears_on
 
 if TYPE_CHECKING:
+    from greeter.conformance.target_service import TargetService
     from greeter.conformance.tested_service import TestedService
 
 RELOADS = 2
@@ -129,20 +130,20 @@ async def stop(service: TestedService) -> Finding:
                 async with asyncio.timeout(STOP_SECONDS):
                     failure = await stopping.wait()
                     if not failure:
-                        await _refuses(service)
+                        await refuses(service)
     except PermissionError:
         return unsure(f"process {plan.pid} may not be stopped by this user")
     except Ended as end:
         return unsure(f"a client could not be queued: {end.ending}")
     except TimeoutError:
-        return _still_accepts(service)
+        return still_accepts(service)
     finally:
         for probe in probes:
             probe.close()
     if failure:
         service.stopped = False
         return unsure(f"--stop: {failure}")
-    if failure := await _started_again(service):
+    if failure := await started_again(service):
         return unsure(failure)
     return judged(tally, Ending.GREETED, Ending.RESET)
 
@@ -170,13 +171,13 @@ async def stop_load(service: TestedService) -> Finding:
             service.stopped = False
             return unsure(f"--stop: {failure}")
         async with asyncio.timeout(STOP_SECONDS):
-            await _refuses(service)
+            await refuses(service)
         tally = await load.end()
     except TimeoutError:
-        return _still_accepts(service)
+        return still_accepts(service)
     finally:
         load.cancel()
-    if failure := await _started_again(service):
+    if failure := await started_again(service):
         return unsure(failure)
     finding = judged(tally, Ending.GREETED, Ending.RESET, Ending.REFUSED, Ending.CONNECT_TIMEOUT)
     if finding.verdict is Verdict.PASS:
@@ -187,18 +188,19 @@ async def stop_load(service: TestedService) -> Finding:
     return finding
 
 
-async def _refuses(service: TestedService) -> None:
+async def refuses(service: TargetService) -> None:
     """Wait until the service is refused."""
     while (await service.control(1.0)).ending not in (Ending.REFUSED, Ending.CONNECT_TIMEOUT):  # noqa: ASYNC110
         await asyncio.sleep(0.05)  # another process tells of no event
 
 
-def _still_accepts(service: TestedService) -> Finding:
+def still_accepts(service: TargetService) -> Finding:
+    """Returns what is found of a service that does not end."""
     service.stopped = False
     return unsure(f"the service still accepts {STOP_SECONDS:g} s after --stop")
 
 
-async def _started_again(service: TestedService) -> str:
+async def started_again(service: TargetService) -> str:
     """Start the service if it is known how, and wait until it greets. Returns why it does not, or ""."""
     if service.plan.start is None:
         return ""

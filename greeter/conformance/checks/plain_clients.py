@@ -58,12 +58,16 @@ async def greets(service: TestedService) -> Finding:
     )
     # A reset is judged by the check of the end.
     finding = judged(tally, Ending.GREETED, Ending.RESET)
+    return how_slow(finding, tally.total, said, times)
+
+
+def how_slow(finding: Finding, total: int, said: list[bytes], times: list[float]) -> Finding:
+    """Returns the finding of the first check, with the sizes of the greetings and the longest time."""
     sizes = sorted({len(data) for data in said})
     size = f"{sizes[0]} B" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} B"
     if finding.verdict is Verdict.PASS:
-        finding = dataclasses.replace(
-            finding, figure=f"{len(said)} of {tally.total}, {size}, slowest {max(times) * 1e3:.0f} ms"
-        )
+        figure = f"{len(said)} of {total}, {size}, slowest {max(times) * 1e3:.0f} ms"
+        finding = dataclasses.replace(finding, figure=figure)
     return dataclasses.replace(finding, data={"size_bytes": sizes, "slowest_us": round(max(times) * 1e6)})
 
 
