@@ -2,8 +2,8 @@
 
 Invariants:
 
-- A line fits 80 columns, as far as its parts allow. What does not fit is the figure's end, which the other
-  forms have.
+- A line fits 80 columns, as far as its parts allow. What does not fit is the figure's end, which stands below
+  the table if it matters.
 - Colour only repeats what a mark or a word says.
 """
 
@@ -71,12 +71,18 @@ def closing(report: CheckReport, paint: Paint = plain, *, verbose: bool = False)
     """Yields the lines behind the table: what was left out, cause and cure of each failure, the verdict."""
     yield from left_out(report)
     for result in report.results:
+        if result.finding.verdict in (Verdict.UNSURE, Verdict.INFO) and _is_cut(result):
+            mark, colour = MARKS[result.finding.verdict]
+            yield _wrapped(f"{paint(mark, colour)} {result.check.id}: {result.finding.figure}", "")
+    for result in report.results:
         check, finding = result.check, result.finding
         if not result.broken:
             continue
         yield ""
         yield _wrapped(f"{paint('✗', 'red')} {check.id}, not kept: {check.title}", "")
         if finding.verdict is Verdict.FAIL:
+            if _is_cut(result):
+                yield _wrapped(f"Found: {finding.figure}", "  ")
             yield _wrapped(f"Why: {check.why}", "  ")
             yield _wrapped(f"Cause: {finding.cause or check.cause}", "  ")
             yield _wrapped(f"Cure: {check.cure}", "  ")
@@ -133,6 +139,11 @@ def explanation(check: Check) -> Iterator[str]:
         ("Asks", (check.run.__doc__ or "").strip()),
     ):
         yield _wrapped(f"{name}: {text}", "")
+
+
+def _is_cut(result: Result) -> bool:
+    """True if the line of a check had no room for all of its figure."""
+    return len(result.finding.figure) > _FIGURE
 
 
 def _wrapped(text: str, indent: str) -> str:

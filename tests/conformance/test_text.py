@@ -70,6 +70,14 @@ def test_each_failure_has_its_cause_and_cure() -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(("verdict", "begins"), [(Verdict.UNSURE, "? reload: "), (Verdict.FAIL, "  Found: ")])
+def test_a_figure_that_does_not_fit_its_line_is_whole_below_the_table(verdict: Verdict, begins: str) -> None:
+    figure = "--restart: did not return within 20 s, as far as can be told"
+    report = CheckReport("x:1", (result("reload", verdict, figure),))
+    assert figure not in line(report.results[0])
+    assert begins + figure in list(closing(report))
+
+
 def test_what_the_service_says_is_escaped_and_short() -> None:
     shown = opening("127.0.0.1:9999", HOSTILE.encode() * 10)
     assert shown.isprintable()
