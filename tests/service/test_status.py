@@ -198,7 +198,7 @@ async def test_the_page_shows_datagrams_where_there_are_some(browser: Browser) -
             assert (browser.requests, browser.errors) == ([], [])
 
 
-@alone
+@one_loop
 @needs_chromium
 @pytest.mark.one_interpreter
 async def test_the_page_fits_a_phone_and_the_colour_scheme(browser: Browser) -> None:
