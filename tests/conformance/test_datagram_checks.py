@@ -16,7 +16,7 @@ from greeter.conformance import CheckReport, check
 from greeter.conformance.checks import DATAGRAM_CHECKS
 from greeter.conformance.findings import Verdict
 from greeter.conformance.listening import inodes, owners
-from tests.conftest import greeter_process
+from tests.conftest import greeter_process, one_loop
 from tests.support.datagram_network import play, require_namespaces
 from tests.support.lossy_peers import peer
 
@@ -187,7 +187,7 @@ while True:
 """
 
 
-@pytest.mark.asyncio(loop_factories=["asyncio"])
+@one_loop
 @pytest.mark.one_interpreter
 @pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 2])
@@ -205,7 +205,7 @@ async def test_greeter_answers_every_datagram_while_it_is_reloaded_and_stopped(w
     assert verdicts(report) == {"udp-greets": PASS, "udp-reload": PASS, "udp-stop": PASS}
 
 
-@pytest.mark.asyncio(loop_factories=["asyncio"])
+@one_loop
 async def test_a_service_that_dies_with_datagrams_in_its_queue_is_found() -> None:
     async with peer(sys.executable, "-c", DATAGRAMS) as service:
         report = await check(
@@ -219,7 +219,7 @@ async def test_a_service_that_dies_with_datagrams_in_its_queue_is_found() -> Non
     assert figure(report, "udp-stop") == "20 of 20 silent"
 
 
-@pytest.mark.asyncio(loop_factories=["asyncio"])
+@one_loop
 @pytest.mark.one_interpreter
 async def test_an_amplifier_is_found_from_a_public_network() -> None:
     require_namespaces()

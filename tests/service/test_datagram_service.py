@@ -7,14 +7,14 @@ import signal
 
 import pytest
 
-from tests.conftest import greeter_process
+from tests.conftest import greeter_process, one_loop
 from tests.service.test_prometheus import fetch, samples
 from tests.support.datagram_peers import QUESTION, client, queued, small_buffer
 from tests.support.peers import until
 from tests.support.service_peers import children, stopped
 
 # The loops under test are those of the services, not the one that watches them.
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+pytestmark = one_loop
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
