@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import gc
+import inspect
+import logging
 import os
+import sys
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from greeter.errors import GreeterError, MissingExtra, os_error_text
 from greeter.system import interrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
 LoopName = Literal["auto", "asyncio", "uvloop"]
 T = TypeVar("T")
@@ -62,16 +68,60 @@ def run(main: Coroutine[Any, Any, T], loop: LoopName = "auto") -> T:
 
     Raises:
         MissingExtra: uvloop is required and not installed.
-        GreeterError: The process has too few descriptors for the loop.
+        GreeterError: The process has too few descriptors for the loop, or the system no memory.
     """
     try:
         name, factory = choose_loop(loop)
         _check_descriptors(name)
         interrupt.restore_keyboard_interrupt()
-        with asyncio.Runner(loop_factory=factory) as runner:
+        runner = asyncio.Runner(loop_factory=functools.partial(_make_loop, factory))
+        try:
             return runner.run(main)
+        except OSError as error:
+            if inspect.getcoroutinestate(main) != inspect.CORO_CREATED:  # it is of ``main``
+                raise
+            failure = error
+        finally:
+            _close(runner)
+        with _deleting_a_loop():
+            text = os_error_text(failure)
+            del failure, runner  # the traceback has the loop
+            gc.collect()
+        raise GreeterError(f"cannot run on {name}: {text}")
     finally:
         main.close()  # or Python warns that it was never awaited
+
+
+def _make_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
+    with _deleting_a_loop():  # if it cannot be made
+        return factory()
+
+
+def _close(runner: asyncio.Runner) -> None:
+    """Close the event loop of ``runner``, but for one that the system does not let run any more.
+
+    To close it, it has to run, and for that uvloop opens a socket pair. If that fails it counts as running,
+    and so can never be closed. The process is about to exit.
+    """
+    try:
+        runner.close()
+    except (OSError, RuntimeError) as error:
+        with _deleting_a_loop():
+            error.__context__ = error.__traceback__ = None  # which have the loop
+            vars(runner).clear()
+            gc.collect()
+
+
+@contextlib.contextmanager
+def _deleting_a_loop() -> Iterator[None]:
+    """Delete an event loop that could be neither made nor closed: asyncio reports that, with tracebacks."""
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    log.disabled, sys.unraisablehook = True, lambda _: None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        log.disabled, sys.unraisablehook = False, hook
 
 
 async def run_in_thread(function: Callable[[], T]) -> T:
