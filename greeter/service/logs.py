@@ -37,6 +37,8 @@ FLUSH_SECONDS = 0.1
 BACKLOG_BYTES = 8 * 1024 * 1024
 # How long the last flush waits for such a reader.
 FINAL_FLUSH_SECONDS = 1.0
+# How often it is tried whether the reader can read, if the kernel has no memory to tell.
+POLL_SECONDS = 0.01
 # A pipe that poll() reports as writable accepts this much atomically, without blocking (pipe(7)). So the
 # lines of several processes on one pipe are not mixed.
 MAX_WRITE_BYTES = getattr(select, "PIPE_BUF", 512)
@@ -188,7 +190,14 @@ class LogStream(logging.Handler):
             return True
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
-        return bool(poll.poll(max(0, seconds) * 1000))
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return bool(poll.poll(max(0, end - time.monotonic()) * 1000))
+            except OSError:  # ENOMEM (poll(2))
+                if time.monotonic() >= end:
+                    return False
+                time.sleep(POLL_SECONDS)
 
 
 def _is_file(fd: int) -> bool:
