@@ -25,7 +25,7 @@ from greeter.core.server_config import (
     ServerConfig,
 )
 from greeter.core.stats import DRAINS
-from greeter.errors import ConfigError, os_error_text
+from greeter.errors import ConfigError, GreeterError, ListenFailed, os_error_text
 from greeter.server.accept_pause import logger
 from greeter.server.acceptor import choose_path, drain_accept_queues, watches_sockets
 from greeter.server.conversation import Conversation
@@ -391,8 +391,10 @@ async def start_server(
             log_datagram_limits(config, listeners)
         server = Server(config, listeners)
         await server._start()
-    except BaseException:
+    except BaseException as error:
         for listener in listeners:
             listener.close()
+        if isinstance(error, OSError) and not isinstance(error, GreeterError):
+            raise ListenFailed(", ".join(listener.address for listener in listeners), error) from error
         raise
     return server

@@ -70,8 +70,10 @@ def _bind_all(
                 port = opened[0].getsockname()[1]
             try:
                 sock = socket.socket(family, kind)
-            except OSError as error:  # EAFNOSUPPORT: no IPv6
-                skipped = error
+            except OSError as error:
+                if error.errno != errno.EAFNOSUPPORT:
+                    raise
+                skipped = error  # no IPv6
                 continue
             try:
                 if kind == socket.SOCK_STREAM:  # with datagrams, others could bind to the same address

@@ -204,7 +204,7 @@ def open_listeners(
         # Names first: resolving a name may take long, and a Unix socket listens at once.
         for place, endpoint in sorted(enumerate(endpoints), key=lambda each: each[1].kind not in INTERNET):
             if endpoint.kind in INTERNET:
-                opened[place] = [_internet_listener(endpoint, sock) for sock in bind_internet(endpoint)]
+                opened[place] = _open_internet(endpoint)
             elif endpoint.kind == "unix":
                 opened[place] = [_open_unix(endpoint, backlog, unix_mode)]
             else:
@@ -314,9 +314,18 @@ def _open_inherited(endpoint: Endpoint, backlog: int) -> Listener:
         raise
 
 
-def _internet_listener(endpoint: Endpoint, sock: socket.socket) -> Listener:
-    host, port = sock.getsockname()[:2]
-    return Listener(sock, Endpoint(endpoint.kind, host=host, port=port))
+def _open_internet(endpoint: Endpoint) -> list[Listener]:
+    socks = bind_internet(endpoint)
+    try:
+        names = [sock.getsockname() for sock in socks]
+        return [
+            Listener(sock, Endpoint(endpoint.kind, host=name[0], port=name[1]))
+            for sock, name in zip(socks, names, strict=True)
+        ]
+    except OSError as error:  # ENOBUFS (getsockname(2))
+        for sock in socks:
+            sock.close()
+        raise ListenFailed(str(endpoint), error) from error
 
 
 def _open_unix(endpoint: Endpoint, backlog: int, mode: int | None) -> Listener:
