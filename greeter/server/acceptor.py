@@ -105,7 +105,8 @@ class Acceptor:
         if not self._accepting:
             self._accepting = True
             for listener in self._listeners:
-                self._watch(listener)
+                if self._accepting:  # else one of them cannot be watched
+                    self._watch(listener)
 
     def pause(self) -> None:
         """Accept no more for now. The accept queues stay as they are."""
@@ -119,7 +120,10 @@ class Acceptor:
 
     def _watch(self, listener: Listener) -> None:
         self._coalescing.pop(listener, None)
-        self._tracker.loop.add_reader(listener.sock.fileno(), self._on_readable, listener)
+        try:
+            self._tracker.loop.add_reader(listener.sock.fileno(), self._on_readable, listener)
+        except OSError as error:  # ENOMEM, ENOSPC (epoll_ctl(2)): as if accepting had failed
+            self._tracker.cannot_accept(error)
 
     def _on_readable(self, listener: Listener) -> None:
         tracker = self._tracker

@@ -152,7 +152,11 @@ class DatagramAnswers:
                 self.waiting.start(answer)
             bound.unsent.append(answer)
             if len(bound.unsent) == 1:
-                self._loop.add_writer(bound.fd, self._on_writable, bound)
+                try:
+                    self._loop.add_writer(bound.fd, self._on_writable, bound)
+                except OSError as no_memory:  # ENOMEM, ENOSPC (epoll_ctl(2))
+                    bound.unsent.clear()
+                    self._on_sent(answer, len(data), no_memory)
         else:
             self._on_sent(answer, len(data), error)
 

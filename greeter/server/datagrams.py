@@ -117,10 +117,15 @@ class DatagramPath:
             if wanted == bound.watched:
                 continue
             bound.watched = wanted
-            if wanted:
-                self._loop.add_reader(bound.fd, self._on_readable, bound)
-            else:
+            if not wanted:
                 self._loop.remove_reader(bound.fd)
+                continue
+            try:
+                self._loop.add_reader(bound.fd, self._on_readable, bound)
+            except OSError as error:  # ENOMEM, ENOSPC (epoll_ctl(2)): as if receiving had failed
+                bound.watched = False
+                self._on_receive_error(bound, error)
+                return
 
     def _on_readable(self, bound: BoundSocket) -> None:
         received = self._receive_batch(bound, RECEIVE_BATCH)
