@@ -44,7 +44,13 @@ def serve_streams(
     if not tracker.accepted(address, writer):
         writer.transport.abort()
         return
-    connection = StreamConnection(tracker, address, server, reader, writer)
+    try:
+        connection = StreamConnection(tracker, address, server, reader, writer)
+    except OSError:  # uvloop asks the kernel for the address of the socket: ENOBUFS (getsockname(2))
+        writer.transport.abort()
+        tracker.count_reset()
+        tracker.release_admission(writer)
+        return
     tracker.start(connection)
     connection.run(conversation)
     if tracker.free_slots <= 0:
