@@ -52,8 +52,8 @@ RETIRE_TIMEOUT = 15.0  # above the drain timeout of a worker, so that the worker
 STATS_TIMEOUT = 1.0
 # The exit of a worker that served this long resets the backoff.
 HEALTHY_SECONDS = 10.0
-# Errors of fork(2), socketpair(2) and open(2) that may pass.
-TRANSIENT_SPAWN_ERRORS = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE))
+# Errors of fork(2), socketpair(2), open(2) and epoll_ctl(2) that may pass.
+TRANSIENT_SPAWN_ERRORS = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC))
 
 
 class Backoff:

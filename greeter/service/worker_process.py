@@ -136,9 +136,15 @@ class WorkerProcess:
                     raise
         self.pid = self._process.pid
         self._channel = Channel(parent_sock, self._on_message, self._on_end)
-        self._channel.open()
-        self._channel.send("task", task.value)
-        self._watch_exit()
+        try:
+            self._channel.open()
+            self._channel.send("task", task.value)
+            self._watch_exit()
+        except OSError:  # ENOMEM, ENOSPC (epoll_ctl(2)): it could be neither told nor watched
+            self._channel.close()
+            self._process.kill()
+            self._process.wait()
+            raise
 
     @property
     def ready_to_serve(self) -> bool:
@@ -218,7 +224,11 @@ class WorkerProcess:
                 target=self._wait_in_thread, name=f"greeter-worker-{self.pid}", daemon=True
             ).start()
         else:
-            self._loop.add_reader(self._pidfd, self._on_pidfd)
+            try:
+                self._loop.add_reader(self._pidfd, self._on_pidfd)
+            except OSError:
+                os.close(self._pidfd)
+                raise
 
     def _on_pidfd(self) -> None:
         self._loop.remove_reader(self._pidfd)
