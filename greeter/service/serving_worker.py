@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from greeter.errors import GreeterError
 from greeter.server import start_server
 from greeter.service.channel import PARENT_GONE, RETIRED, STOPPED
 from greeter.service.snapshot import Counters
@@ -28,13 +27,12 @@ async def serve_as_worker(channel: WorkerChannel, config: ServerConfig) -> int:
         config: The configuration of this worker.
 
     Returns:
-        The exit code: 0, or 1 if the server could not start, which is also sent to the parent.
+        The exit code.
+
+    Raises:
+        GreeterError: The server cannot start.
     """
-    try:
-        server = await start_server(config, channel.endpoints, worker=True)
-    except GreeterError as error:
-        channel.failed(str(error))
-        return 1
+    server = await start_server(config, channel.endpoints, worker=True)
     close_inherited(channel.endpoints)
     if channel.counters is not None:
         server.stats.move_to(channel.counters)

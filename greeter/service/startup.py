@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.config.loading import load_server_config
 from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
+from greeter.errors import ConfigError, GreeterError, os_error_text
 from greeter.service.channel import WorkerChannel
 from greeter.service.logs import LogStream, log_python_output
+from greeter.service.loop_errors import log_loop_errors
 from greeter.service.service import Reread, ServiceProcess, load_config
 from greeter.service.serving_worker import serve_as_worker
 from greeter.service.single_process import SingleProcess
@@ -54,9 +56,22 @@ def run_service(options: ServeOptions, reread: Reread, argv: Sequence[str] = ())
         The exit code.
 
     Raises:
-        GreeterError: The service cannot start.
+        GreeterError: The service cannot start. A worker tells its parent instead.
     """
     channel = WorkerChannel.from_environment()
+    if channel is None:
+        return _run(options, reread, argv)
+    try:
+        return _run(options, reread, argv, channel)
+    except (GreeterError, OSError) as error:  # which the parent logs
+        channel.failed(str(error) if isinstance(error, GreeterError) else os_error_text(error))
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _run(
+    options: ServeOptions, reread: Reread, argv: Sequence[str], channel: WorkerChannel | None = None
+) -> int:
+    """As ``run_service``, as a worker if there is a channel to the parent."""
     files = contextlib.ExitStack()
     if channel is not None:
         from greeter.service.multi_process import unpacked_options
@@ -150,6 +165,7 @@ async def _run_to_end(main: Callable[[], Coroutine[Any, Any, int]], log: LogStre
 
     asyncio would wait for it forever.
     """
+    log_loop_errors(asyncio.get_running_loop())
     code = await main()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
