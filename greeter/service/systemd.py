@@ -130,11 +130,10 @@ class Notifier:
         self._address_text = address
         self._failing = False  # True after a message that could not be sent
         self._stopping = False  # True from stopping() on; it is never reset
+        self._sock: socket.socket | None = None  # from the first message on
         if address:
             name = os.fsencode(address)
             self._address = b"\0" + name[1:] if name.startswith(b"@") else name
-            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._sock.setblocking(False)
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
@@ -187,14 +186,19 @@ class Notifier:
         """Close the socket. Later messages are not sent."""
         if self._address_text:
             self._address_text = None
-            self._sock.close()
+            if self._sock is not None:
+                self._sock.close()
 
     def _send(self, *assignments: str) -> None:
         if not self._address_text:
             return
         try:
+            if self._sock is None:
+                self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                self._sock.setblocking(False)
             self._sock.sendto("\n".join(assignments).encode(errors="backslashreplace"), self._address)
-        except OSError as error:  # systemd is not there (ENOENT, ECONNREFUSED) or does not read (EAGAIN)
+        # systemd is not there (ENOENT, ECONNREFUSED) or does not read (EAGAIN), or there is no descriptor.
+        except OSError as error:
             if not self._failing:
                 self._failing = True
                 logger.warning(
