@@ -113,32 +113,47 @@ class WorkerProcess:
         self._liveness_report: asyncio.Future[None] | None = None
         self._deadline: Deadline | None = None
         counters, self._block = open_shared_words(BLOCK_LENGTH)
-        with counters:
-            parent_sock, worker_sock = socket.socketpair()
-            with worker_sock:
-                passed = [worker_sock.fileno(), *(listener.sock.fileno() for listener in listeners)]
-                marks = ["", *("+" if listener.inherited else "" for listener in listeners)]
-                variables = {
-                    WORKER_VARIABLE: ",".join(f"{fd}{mark}" for fd, mark in zip(passed, marks, strict=True)),
-                    COUNTERS_VARIABLE: str(counters.fileno()),
-                }
-                try:
-                    with _blocked(WORKER_SIGNALS):
-                        self._process = subprocess.Popen(
-                            command,
-                            stdin=subprocess.DEVNULL,
-                            pass_fds=[*passed, counters.fileno(), *task.files],
-                            env={**os.environ, **variables},
-                            process_group=0,  # Ctrl-C reaches the parent only, which retires its workers
-                        )
-                except BaseException:
-                    parent_sock.close()
-                    raise
-        self.pid = self._process.pid
-        self._channel = Channel(parent_sock, self._on_message, self._on_end)
+        try:
+            with counters:
+                parent_sock = self._spawn(command, listeners, task.files, counters.fileno())
+            self.pid = self._process.pid
+            self._channel = Channel(parent_sock, self._on_message, self._on_end)
+            self._begin(task.value)
+        except BaseException:
+            self._block.release()  # with its descriptor, which would wait for the garbage collector
+            raise
+
+    def _spawn(
+        self, command: Sequence[str], listeners: Sequence[Listener], files: Iterable[int], counters: int
+    ) -> socket.socket:
+        """Start the process. Returns the parent's end of its channel."""
+        parent_sock, worker_sock = socket.socketpair()
+        with worker_sock:
+            passed = [worker_sock.fileno(), *(listener.sock.fileno() for listener in listeners)]
+            marks = ["", *("+" if listener.inherited else "" for listener in listeners)]
+            variables = {
+                WORKER_VARIABLE: ",".join(f"{fd}{mark}" for fd, mark in zip(passed, marks, strict=True)),
+                COUNTERS_VARIABLE: str(counters),
+            }
+            try:
+                with _blocked(WORKER_SIGNALS):
+                    self._process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        pass_fds=[*passed, counters, *files],
+                        env={**os.environ, **variables},
+                        process_group=0,  # Ctrl-C reaches the parent only, which retires its workers
+                    )
+            except BaseException:
+                parent_sock.close()
+                raise
+        return parent_sock
+
+    def _begin(self, task: object) -> None:
+        """Send the process its task, and watch it."""
         try:
             self._channel.open()
-            self._channel.send("task", task.value)
+            self._channel.send("task", task)
             self._watch_exit()
         except OSError:  # ENOMEM, ENOSPC (epoll_ctl(2)): it could be neither told nor watched
             self._channel.close()
