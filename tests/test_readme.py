@@ -455,6 +455,26 @@ def test_the_files_for_deployment_are_those_in_the_table() -> None:
     assert named == {path.name for path in (ROOT / DEPLOY).parent.iterdir()} - {"README.md"}
 
 
+def test_the_arithmetic_for_more_than_one_machine_is_right() -> None:
+    section = " ".join(READMES[DEPLOY].partition("## Beyond one machine")[2].split())
+    unit = "(?: kB| MB)?"
+    shown = re.findall(rf"([\d,.]*\d){unit} ([×/]) ([\d,.]*\d)({unit}) = ([\d,.]*\d)({unit})", section)
+    assert (
+        len(shown)
+        == len(re.findall(r" [×/] [\d,.]+\d\S* = | [×/] [\d,.]*\d kB = | [×/] \d = ", section))
+        > 20
+    )
+    for left, sign, right, unit_of_one, result, unit_of_all in shown:
+        a, b, c = (float(number.replace(",", "")) for number in (left, right, result))
+        exact = a * b if sign == "×" else a / b
+        if unit_of_one != unit_of_all:
+            assert (unit_of_one, unit_of_all) == (" kB", " MB")
+            exact /= 1000
+        digits = len(result.partition(".")[2])
+        assert c == pytest.approx(exact, abs=0.5000001 * 10**-digits), (left, sign, right, result)
+    assert 60_999 - 32_768 + 1 == 28_232
+
+
 def test_the_markers_are_those_in_the_table() -> None:
     shown = [f"{row[0].strip('`')}: {row[1]}" for row in rows_of(TESTS, "marker")]
     assert shown == PROJECT["tool"]["pytest"]["ini_options"]["markers"]

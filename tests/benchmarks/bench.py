@@ -203,7 +203,12 @@ class Bench:
 
     @contextlib.contextmanager
     def serving(
-        self, contenders: Sequence[Contender], *, probe: Probe | None = None, measured: bool = True
+        self,
+        contenders: Sequence[Contender],
+        *,
+        probe: Probe | None = None,
+        measured: bool = True,
+        patience: float = PATIENCE,
     ) -> Iterator[list[Server]]:
         """Those of ``contenders`` that start, up; stopped at the end.
 
@@ -211,13 +216,14 @@ class Bench:
             contenders: The servers to start, one after the other.
             probe: Whether a server is up; by default, whether it greets a client that sends nothing.
             measured: They run where servers are measured; otherwise, where the load does.
+            patience: Seconds until one that is not up will not start.
         """
         processor = self.measured if measured else self.other
         with contextlib.ExitStack() as stack:
             servers = []
             for contender in contenders:
                 try:
-                    servers.append(self._start(contender, stack, processor, probe or greets))
+                    servers.append(self._start(contender, stack, processor, probe or greets, patience))
                 except WouldNotStart as error:
                     if contender.ours:
                         raise
@@ -229,7 +235,12 @@ class Bench:
                     server.process.terminate()
 
     def _start(
-        self, contender: Contender, stack: contextlib.ExitStack, processor: int | None, probe: Probe
+        self,
+        contender: Contender,
+        stack: contextlib.ExitStack,
+        processor: int | None,
+        probe: Probe,
+        patience: float,
     ) -> Server:
         self.say(f"starting {contender.name}")
         port = free_port()
@@ -237,11 +248,11 @@ class Bench:
         log = self.folder / f"server-{self._started}.log"
         process = Process(contender.command(port), log, processor)
         stack.callback(process.stop)
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while not probe(port):
             process.check()
             if time.monotonic() > end:
-                raise WouldNotStart(f"it was not up within {PATIENCE:g} s")
+                raise WouldNotStart(f"it was not up within {patience:g} s")
             time.sleep(0.02)
         return Server(contender.name, port, process)
 

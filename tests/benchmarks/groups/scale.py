@@ -170,7 +170,8 @@ def _start(bench: Bench, stack: contextlib.ExitStack, loop: str, workers: int, *
         variables = f"HELD_ENDPOINT=127.0.0.1:{held}", f"HELD_FIFO={fifo}"
         return ["env", *variables, *greeter.command(port)]
 
-    (server,) = stack.enter_context(bench.serving([Contender(greeter.name, command, ours=True)]))
+    contender = Contender(greeter.name, command, ours=True)
+    (server,) = stack.enter_context(bench.serving([contender], patience=LONG))
     return Service(server, held, metrics, writer.close)
 
 
