@@ -168,6 +168,7 @@ def _plan(options: CheckOptions, spell: Callable[[str], str]) -> CheckPlan:
     protocol = profile(options.profile, send=options.send, hello=options.hello, until=until)
     return CheckPlan(
         target=options.target,
+        profile=options.profile,
         send=protocol.send,
         send_much=protocol.send_much,
         hello=protocol.hello,

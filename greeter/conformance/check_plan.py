@@ -20,6 +20,7 @@ class CheckPlan:
 
     Attributes:
         target: The service.
+        profile: The name of the profile that has set what a client says.
         send: What a client says before it is greeted, if the service waits for that.
         send_much: What a client says instead that goes on to send 200 kB; ``send`` if empty.
         hello: What a client says that speaks first; b"" for a line of junk.
@@ -45,6 +46,7 @@ class CheckPlan:
     """
 
     target: Endpoint
+    profile: str = "raw"
     send: bytes = b""
     send_much: bytes = b""
     hello: bytes = b""

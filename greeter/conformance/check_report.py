@@ -56,6 +56,7 @@ class CheckReport:
         started_at: The time of the start (ISO 8601).
         duration_s: How long the run took, in seconds.
         environment: The kernel, its settings, and the versions, by name.
+        profile: The name of the profile that has set what a client says.
     """
 
     target: str
@@ -66,6 +67,7 @@ class CheckReport:
     started_at: str = ""
     duration_s: float = 0.0
     environment: dict[str, Any] = field(default_factory=dict)
+    profile: str = "raw"
 
     def _musts(self) -> list[Result]:
         counted = (Severity.MUST, Severity.SHOULD) if self.strict else (Severity.MUST,)
@@ -111,6 +113,7 @@ class CheckReport:
         return {
             "schema": SCHEMA,
             "target": self.target,
+            "profile": self.profile,
             "started_at": self.started_at,
             "duration_s": round(self.duration_s, 3),
             "greeting": self.greeting.decode(errors="backslashreplace"),

@@ -165,7 +165,12 @@ async def run(
     except ConnectFailed as error:
         reason = str(error).rpartition(": ")[2]
         return CheckReport(
-            str(plan.target), (), b"", plan.strict, reason, started_at, environment=environment()
+            str(plan.target),
+            strict=plan.strict,
+            reason=reason,
+            started_at=started_at,
+            environment=environment(),
+            profile=plan.profile,
         )
     if plan.pid is not None:
         addresses = served_by(addresses, plan.pid)
@@ -213,6 +218,7 @@ class _Run:
             started_at,
             self._loop.time() - self._start,
             environment(),
+            self._plan.profile,
         )
 
     @property

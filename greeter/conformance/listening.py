@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from greeter.conformance.probe import SocketAddress
 
@@ -112,21 +112,30 @@ def _receiving(family: int, address: tuple[str, int] | tuple[str, int, int, int]
     return exact or wildcard
 
 
-def owners(*numbers: int) -> list[int]:
-    """Returns the processes that have one of some sockets open, of those whose descriptors we may see."""
+def owners(*numbers: int, among: Iterable[int] | None = None) -> list[int]:
+    """Returns the processes that have one of some sockets open, of those whose descriptors we may see.
+
+    Args:
+        numbers: The numbers of the sockets.
+        among: The processes to look at; all by default, which takes long where they have many descriptors.
+    """
     links = {f"socket:[{number}]" for number in numbers}
     found: list[int] = []
     if not links:
         return found
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                fds = os.listdir(f"/proc/{name}/fd")
-                if any(_link(f"/proc/{name}/fd/{fd}") in links for fd in fds):
-                    found.append(int(name))
-            except OSError:  # it has ended, or is not ours
-                continue
+    for pid in processes() if among is None else among:
+        try:
+            fds = os.listdir(f"/proc/{pid}/fd")
+            if any(_link(f"/proc/{pid}/fd/{fd}") in links for fd in fds):
+                found.append(pid)
+        except OSError:  # it has ended, or is not ours
+            continue
     return found
+
+
+def processes() -> list[int]:
+    """Returns the processes of this machine."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def _link(path: str) -> str:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from greeter.conformance.listening import inodes, owners
+from greeter.conformance.listening import inodes, owners, processes
 from greeter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def serving_pids(dial: Dial, pid: int) -> list[int]:
     Raises:
         ConfigError: ``pid`` has nothing to do with the listening socket.
     """
-    having = owners(*inodes(dial.family, dial.address, dial.kind))
-    found = [other for other in having if other == pid or parent(other) == pid]
+    family = [other for other in processes() if other == pid or parent(other) == pid]
+    found = owners(*inodes(dial.family, dial.address, dial.kind), among=family)
     if not found:
         raise ConfigError(f"process {pid} does not listen at the target, nor does a child of it")
     return [pid, *(other for other in found if other != pid)]

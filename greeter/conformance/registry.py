@@ -39,6 +39,7 @@ class Check:
             service answers whatever it is sent), "private" or "public" (the network of the client).
         seconds: The time limit of the check, in seconds.
         datagrams: True if it is for services that answer datagrams, False for streams.
+        seen_in: Services in which it was seen broken, as a list in a sentence; "" if none was.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Check:
     needs: frozenset[str] = frozenset()
     seconds: float = 10.0
     datagrams: bool = False
+    seen_in: str = ""
 
     @property
     def lifecycle(self) -> bool:
@@ -78,6 +80,7 @@ def register(
     needs: tuple[str, ...] = (),
     seconds: float = 10.0,
     datagrams: bool = False,
+    seen_in: str = "",
 ) -> Callable[[Run], Run]:
     """Decorates the function of a check. The arguments are the attributes of ``Check``."""
 
@@ -97,6 +100,7 @@ def register(
             needs=frozenset(needs),
             seconds=seconds,
             datagrams=datagrams,
+            seen_in=seen_in,
         )
         return run
 

@@ -34,6 +34,7 @@ def schema() -> dict[str, Any]:
     report = {
         "schema": {"const": SCHEMA},
         "target": text,
+        "profile": text,
         "started_at": text,
         "duration_s": {"type": "number", "minimum": 0},
         "greeting": text,

@@ -137,8 +137,10 @@ def explanation(check: Check) -> Iterator[str]:
         ("Cure", check.cure),
         ("Source", ", ".join(check.sources)),
         ("Asks", (check.run.__doc__ or "").strip()),
+        ("Seen in", check.seen_in),
     ):
-        yield _wrapped(f"{name}: {text}", "")
+        if text:
+            yield _wrapped(f"{name}: {text}", "")
 
 
 def _is_cut(result: Result) -> bool:

@@ -208,7 +208,7 @@ async def test_a_report_on_stdout_is_alone_there() -> None:
     assert (code, err) == (0, "")
     report = json.loads(out)
     jsonschema.Draft202012Validator(schema()).validate(report)
-    assert report["exit_code"] == 0
+    assert (report["exit_code"], report["profile"]) == (0, "raw")
 
 
 async def test_a_report_is_written_of_a_service_that_never_greets(tmp_path: Path) -> None:

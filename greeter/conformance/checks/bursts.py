@@ -67,6 +67,7 @@ async def _burst(service: TestedService, count: int, *, prompt: bool) -> Finding
     cure="Listen with a longer backlog (and raise net.core.somaxconn), and accept in batches.",
     heavy=True,
     seconds=30.0,
+    seen_in="socketserver, twisted, vsftpd, OpenSSH (MaxStartups)",
 )
 async def burst(service: TestedService) -> Finding:
     """3 rounds, of which the worst counts."""
@@ -83,6 +84,7 @@ async def burst(service: TestedService) -> Finding:
     cure="Listen with a longer backlog (and raise net.core.somaxconn), and accept in batches.",
     heavy=True,
     seconds=40.0,
+    seen_in="asyncio as documented (a backlog of 100), aiosmtpd, socketserver",
 )
 async def burst_1000(service: TestedService) -> Finding:
     """3 rounds, of which the worst counts. It is a figure only if a shorter queue was enough."""
@@ -99,6 +101,7 @@ async def burst_1000(service: TestedService) -> Finding:
     cure="Take errors of one connection as its end only, and accept again.",
     heavy=True,
     seconds=20.0,
+    seen_in="a loop that accepts and sends without a handler of errors, xinetd with Debian's settings",
 )
 async def resets(service: TestedService) -> Finding:
     """5 control clients right after, and 5 a second later.
@@ -134,6 +137,7 @@ async def resets(service: TestedService) -> Finding:
     cure="Raise the limit, make it count per address, and cut off silent clients sooner.",
     heavy=True,
     seconds=30.0,
+    seen_in="mariadb (max_connections), xinetd, proftpd",
 )
 async def many_open(service: TestedService) -> Finding:
     """A control client at every 100."""

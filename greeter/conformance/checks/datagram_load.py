@@ -31,11 +31,13 @@ BURST, BURST_CLIENTS = 1000, 10
 # A burst is over when no reply has come for so long, in seconds.
 QUIET_SECONDS = 0.5
 LOAD_CLIENTS = 10
+# How long the reply to a closed client and its error may take, in seconds, before the next client asks.
+ICMP_SECONDS = 0.05
 
 
 @register(
     "udp-icmp",
-    "answers others after 20 clients that have closed before its reply",
+    "answers others after clients that have closed before its reply",
     Severity.MUST,
     why="A reply to a closed port comes back as an error, which the kernel may report at another datagram.",
     sources=("udp(7)", "ip(7)"),
@@ -44,13 +46,17 @@ LOAD_CLIENTS = 10
     datagrams=True,
 )
 async def udp_icmp(service: DatagramService) -> Finding:
-    """5 clients, one after the other."""
-    for _ in range(20):
-        with contextlib.suppress(Ended):
-            async with DatagramProbe(service.dial) as probe:
-                probe.send(service.request)
+    """10 clients, each after one that has closed."""
+    tally = Tally()
     async with service.watching_for_lateness():
-        tally = Tally([await service.ask() for _ in range(5)])
+        for _ in range(10):
+            with contextlib.suppress(Ended):
+                async with DatagramProbe(service.dial) as probe:
+                    probe.send(service.request)
+            await asyncio.sleep(ICMP_SECONDS)
+            tally.add(await service.ask())
+            if tally.all_but(Ending.GREETED):
+                break
     return judged(tally, late=service.late)
 
 
@@ -64,6 +70,7 @@ async def udp_icmp(service: DatagramService) -> Finding:
     cure="Receive in a loop until the buffer is empty, and raise SO_RCVBUF.",
     heavy=True,
     datagrams=True,
+    seen_in="xinetd, socat UDP-RECVFROM",
 )
 async def udp_many(service: DatagramService) -> Finding:
     """Each asks once: 100 datagrams fit the receive buffer that Linux gives by default."""
@@ -115,6 +122,7 @@ async def udp_burst(service: DatagramService) -> Finding:
     needs=("restart",),
     seconds=60.0,
     datagrams=True,
+    seen_in="xinetd",
 )
 async def udp_reload(service: DatagramService) -> Finding:
     """10 clients that ask again as soon as they have their reply."""
@@ -160,6 +168,7 @@ async def udp_reload(service: DatagramService) -> Finding:
     needs=("pid", "stop"),
     seconds=60.0,
     datagrams=True,
+    seen_in="nginx, asyncio, xinetd, socat",
 )
 async def udp_stop(service: DatagramService) -> Finding:
     """20 clients ask while it stands still; then it is told to stop."""

@@ -140,6 +140,7 @@ async def udp_full(service: DatagramService) -> Finding:
     cure="Send one datagram for each that was received, and leave repeating to the client.",
     seconds=20.0,
     datagrams=True,
+    seen_in="socat UDP-RECVFROM",
 )
 async def udp_once(service: DatagramService) -> Finding:
     """100 datagrams from one client, each after the reply to the one before, for 5 seconds at the most."""
@@ -170,6 +171,7 @@ async def udp_once(service: DatagramService) -> Finding:
     cause="The socket is bound to all addresses, and the kernel chooses the source of a reply by its route.",
     cure="Take the address from IP_PKTINFO and send the reply from it, or bind a socket to each address.",
     datagrams=True,
+    seen_in="asyncio, xinetd and socat on all addresses",
 )
 async def udp_source(service: DatagramService) -> Finding:
     """A client at the target, and one at 127.0.0.2 if the service is there too."""
@@ -202,6 +204,7 @@ async def udp_source(service: DatagramService) -> Finding:
     cure=f"Drop datagrams from ports below {FIRST_CLIENT_PORT}, and from the port of the service itself.",
     needs=("unasked",),
     datagrams=True,
+    seen_in="nginx stream return, asyncio, xinetd, socat",
 )
 async def udp_ports(service: DatagramService) -> Finding:
     """A datagram from a port below 1024, and one from its own, each followed by a control client."""

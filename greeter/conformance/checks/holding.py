@@ -62,6 +62,7 @@ async def _beside_silent(service: TestedService, count: int, *, some_refused: bo
     sources=("CWE-400", "RFC 4732"),
     cause="The service handles one client after the other, or has fewer slots than that.",
     cure="Handle clients concurrently, with a deadline for each.",
+    seen_in="gunicorn with its sync worker",
 )
 async def silent(service: TestedService) -> Finding:
     """3 control clients beside 10 silent ones; beside 3 of another machine's, without --yes.
@@ -80,6 +81,7 @@ async def silent(service: TestedService) -> Finding:
     cause="A limit of the service on connections, or on processes, is reached.",
     cure="Raise the limit, make it count per address, and cut off silent clients sooner.",
     heavy=True,
+    seen_in="OpenSSH (MaxStartups), postfix (100 processes), vsftpd (50 for each address), gunicorn",
 )
 async def silent_100(service: TestedService) -> Finding:
     """3 control clients beside 100 silent ones."""

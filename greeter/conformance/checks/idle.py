@@ -29,6 +29,7 @@ ANSWER = 0.2
     cure="Close the connection some seconds after the greeting, whether or not the client has closed.",
     background=True,
     needs=("tcp", "eof"),
+    seen_in="node",
 )
 async def let_go(service: TestedService) -> Finding:
     """A byte that the closed socket answers with a reset tells that the client is let go."""
@@ -74,6 +75,7 @@ async def _is_let_go(probe: Probe) -> bool:
     cure="Give the whole exchange a deadline, which does not move with what arrives.",
     background=True,
     needs=("tcp",),
+    seen_in="postfix, vsftpd, proftpd, uvicorn, redis, memcached; OpenSSH and nginx take over 30 seconds",
 )
 async def cut_off(service: TestedService) -> Finding:
     """One client that says nothing, and one that sends a byte every second."""
@@ -92,6 +94,7 @@ async def cut_off(service: TestedService) -> Finding:
     cure="Give the handshake a deadline of some seconds.",
     background=True,
     needs=("tcp", "tls"),
+    seen_in="node, Go, socat, ncat; nginx, asyncio and uvloop take over 30 seconds",
 )
 async def tls_cut_off(service: TestedService) -> Finding:
     """One client that says nothing."""

@@ -72,6 +72,7 @@ class _Load:
     heavy=True,
     needs=("restart",),
     seconds=60.0,
+    seen_in="OpenSSH",
 )
 async def reload(service: TestedService) -> Finding:
     """50 clients in a closed loop; a refused one is lost too."""
@@ -104,6 +105,7 @@ async def reload(service: TestedService) -> Finding:
     heavy=True,
     needs=("tcp", "pid", "stop"),
     seconds=60.0,
+    seen_in="nginx, haproxy, node, Go, asyncio, OpenSSH, gunicorn",
 )
 async def stop(service: TestedService) -> Finding:
     """20 clients, or as many as its queue takes, connect while it stands still; then it is told to stop."""
@@ -159,6 +161,7 @@ async def stop(service: TestedService) -> Finding:
     heavy=True,
     needs=("tcp", "stop", "start"),
     seconds=60.0,
+    seen_in="node, OpenSSH, gunicorn; now and then nginx, Go, asyncio, haproxy",
 )
 async def stop_load(service: TestedService) -> Finding:
     """10 clients in a closed loop. That none was lost proves nothing, and is not said to."""

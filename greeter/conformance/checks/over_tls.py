@@ -36,6 +36,7 @@ REFUSED_WITHIN = 5.0  # seconds
     cause="The service closes the socket without ending the TLS session first.",
     cure="Shut the TLS session down (SSL_shutdown) before the socket is closed.",
     needs=("eof", "tls"),
+    seen_in="node over TLS 1.3",
 )
 async def tls_end(service: TestedService) -> Finding:
     """5 clients for each version that the service speaks."""
@@ -64,6 +65,7 @@ async def tls_end(service: TestedService) -> Finding:
     cause=CAUSE,
     cure=CURE,
     needs=("eof", "junk", "tls"),
+    seen_in="Go",
 )
 async def tls_speaks_first(service: TestedService) -> Finding:
     """10 clients that say 18 bytes, and 10 that say 5 kB."""
@@ -89,6 +91,7 @@ async def tls_speaks_first(service: TestedService) -> Finding:
     cure="Do each handshake concurrently with accepting, with a deadline.",
     heavy=True,
     needs=("tls",),
+    seen_in="socat, ncat",
 )
 async def tls_silent(service: TestedService) -> Finding:
     """3 control clients beside them."""
@@ -160,6 +163,7 @@ async def tls_pieces(service: TestedService) -> Finding:
     cause="The service, or the library it was built with, still allows them.",
     cure="Set the minimum version to TLS 1.2.",
     needs=("tls",),
+    seen_in="Go 1.19",
 )
 async def tls_old(service: TestedService) -> Finding:
     """One client for each."""

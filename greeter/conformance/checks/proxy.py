@@ -115,6 +115,7 @@ async def proxy_bad(service: TestedService) -> Finding:
     cause="The service expects the whole header from one read, as the specification allows.",
     cure="Read until the header is complete, within a deadline.",
     needs=("proxy",),
+    seen_in="nginx, haproxy",
 )
 async def proxy_pieces(service: TestedService) -> Finding:
     """One client for each version."""

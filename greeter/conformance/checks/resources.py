@@ -40,6 +40,7 @@ IDLE_SECONDS = 2.0
     heavy=True,
     needs=("tcp", "pid"),
     seconds=30.0,
+    seen_in="asyncio, uvloop, node, redis, aiosmtpd, hypercorn",
 )
 async def descriptors(service: TestedService) -> Finding:
     """They hold their connection for a second, in which the service has nothing to do, before they listen."""

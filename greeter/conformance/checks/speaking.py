@@ -39,6 +39,7 @@ TALK_SECONDS, TALK_PAUSE = 1.0, 0.05
     cause=CAUSE,
     cure=CURE,
     needs=("eof", "junk"),
+    seen_in="nginx stream return, asyncio and uvloop as documented, Go, trio, gevent, twisted, xinetd",
 )
 async def speaks_first(service: TestedService) -> Finding:
     """40 clients that say a line, and 4 that say a byte every 50 ms for a second."""
@@ -83,6 +84,7 @@ async def talks(probe: Probe) -> Ending:
     cause=CAUSE,
     cure=CURE,
     needs=("eof", "junk"),
+    seen_in="those of speaks-first, haproxy http-request return, uvicorn, gunicorn",
 )
 async def speaks_much(service: TestedService) -> Finding:
     """12 clients that send 200 kB while they listen; for HTTP as a body, if GET may have one."""
@@ -115,6 +117,7 @@ async def speaks_much(service: TestedService) -> Finding:
     sources=("RFC 9293 3.6", "RFC 1122 4.2.2.13"),
     cause="The service takes the end of the client's stream for the end of the connection.",
     cure="After a read of 0 bytes, go on sending; only an error says that the client is gone.",
+    seen_in="ncat -c, nginx as a proxy of streams",
 )
 async def half_close(service: TestedService) -> Finding:
     """20 clients that half-close at once, and 20 that say a line before. Only lost bytes are judged."""
