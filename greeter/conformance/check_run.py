@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 RETRIES = (0.0, 1.0, 10.0)
 # The time limit of a run, in seconds, without the wait for what is in the background.
 RUN_SECONDS = 90.0
+# A check does not begin with less time than this left, in seconds.
+LEAST_SECONDS = 0.5
 # How much longer a background check may take than the service's limit that it waits for, in seconds.
 BACKGROUND_SECONDS = 10.0
 SYSCTLS = ("net/core/somaxconn", "net/ipv4/tcp_syncookies", "net/ipv4/tcp_max_syn_backlog")
@@ -275,7 +277,7 @@ class _Run:
                 self._record(self._result(check, skipped(excuse)))
             elif self._stopped_at:
                 self._record(self._result(check, self._after_the_end()))
-            elif self._loop.time() >= self._end:
+            elif self._loop.time() > self._end - LEAST_SECONDS:
                 self._record(self._result(check, unsure(f"no time is left of {RUN_SECONDS:g} s")))
             else:
                 self._on_start(self._service, (check,))

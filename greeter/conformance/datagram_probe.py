@@ -34,7 +34,7 @@ class DatagramProbe:
     """One client. Use it with ``async with``; its methods raise ``Ended`` where it has no reply.
 
     Args:
-        dial: Whom to ask.
+        dial: The address to ask, and what its reply must contain.
         address: The address to ask instead of that of ``dial``.
         source: The address and port to ask from; the kernel's choice by default.
 

@@ -80,14 +80,15 @@ class DatagramService(TargetService):
                     return probe.experience(ended.ending)
             pause *= 2
 
-    async def clients(self, count: int, data: bytes | None = None, *, at_once: int) -> Tally:
-        """Let ``count`` clients ask once each, at most ``at_once`` of them at the same time."""
-        tally, slots = Tally(), asyncio.Semaphore(at_once)
-
-        async def one() -> None:
-            async with slots:
-                tally.add(await self.ask(data))
-
+    async def one_by_one(self, count: int, data: bytes) -> Tally:
+        """Let ``count`` clients send ``data``, one after the other, until one has no reply."""
+        tally = Tally()
         async with self.watching_for_lateness():
-            await asyncio.gather(*(one() for _ in range(count)))
+            while tally.total < count and not tally.all_but(Ending.GREETED):
+                tally.add(await self.ask(data))
         return tally
+
+    async def crowd(self, count: int) -> Tally:
+        """Let ``count`` clients ask at the same moment."""
+        async with self.watching_for_lateness():
+            return Tally(await asyncio.gather(*(self.ask() for _ in range(count))))

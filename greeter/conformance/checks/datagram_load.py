@@ -74,7 +74,7 @@ async def udp_icmp(service: DatagramService) -> Finding:
 )
 async def udp_many(service: DatagramService) -> Finding:
     """Each asks once: 100 datagrams fit the receive buffer that Linux gives by default."""
-    return judged(await service.clients(MANY, at_once=MANY), late=service.late)
+    return judged(await service.crowd(MANY), late=service.late)
 
 
 @register(

@@ -1,4 +1,4 @@
-"""Checks of a service that answers datagrams: whom it answers, how often, from where, and how much.
+"""Checks of a service that answers datagrams: which clients it answers, how often, from where, and how much.
 
 A datagram has no handshake, so its source address can be forged. What a service sends there is what an
 attacker can have it send to others.
@@ -110,7 +110,7 @@ def _why_not(service: DatagramService, experience: Experience, elsewhere: str) -
 )
 async def udp_empty(service: DatagramService) -> Finding:
     """5 clients, one after the other."""
-    return judged(await service.clients(5, b"", at_once=1), late=service.late)
+    return judged(await service.one_by_one(5, b""), late=service.late)
 
 
 @register(
@@ -127,7 +127,7 @@ async def udp_empty(service: DatagramService) -> Finding:
 async def udp_full(service: DatagramService) -> Finding:
     """5 clients send 65,507 bytes, one after the other; to another machine 1,232, which fit any packet."""
     size = DATAGRAM_MAX if service.local else UNFRAGMENTED
-    return judged(await service.clients(5, bytes(size), at_once=1), late=service.late)
+    return judged(await service.one_by_one(5, bytes(size)), late=service.late)
 
 
 @register(
