@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from greeter.core.proxy_protocol import encode
 from greeter.errors import ConnectFailed, GreetTimeout
+from greeter.system.loops import run_in_thread
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -110,7 +111,7 @@ async def connect(
     """
     loop = asyncio.get_running_loop()
     if target.kind == "tcp":
-        addresses = await resolve(loop, target)
+        addresses = await resolve(target)
         connected = await (_connect(loop, addresses[0]) if len(addresses) == 1 else _race(loop, addresses))
     elif target.kind == "unix":
         connected = await _connect(loop, (socket.AF_UNIX, target.path))
@@ -124,13 +125,10 @@ async def connect(
     return connected
 
 
-async def resolve(
-    loop: asyncio.AbstractEventLoop, target: Endpoint, kind: socket.SocketKind = socket.SOCK_STREAM
-) -> list[Address]:
+async def resolve(target: Endpoint, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[Address]:
     """Return the addresses of a TCP or UDP endpoint, at least one, in the order in which to try them.
 
     Args:
-        loop: The running event loop.
         target: The endpoint.
         kind: The type of the sockets, which a service name depends on.
 
@@ -139,7 +137,7 @@ async def resolve(
         UnicodeError: The host is not a valid name.
     """
     address = _numeric_address(target)
-    return _interleaved(await _look_up(loop, target, kind)) if address is None else [address]
+    return _interleaved(await _look_up(target, kind)) if address is None else [address]
 
 
 def _numeric_address(target: Endpoint) -> Address | None:
@@ -158,14 +156,14 @@ def _numeric_address(target: Endpoint) -> Address | None:
     return socket.AF_INET, (host, port)
 
 
-async def _look_up(
-    loop: asyncio.AbstractEventLoop, target: Endpoint, kind: socket.SocketKind
-) -> list[Address]:
+async def _look_up(target: Endpoint, kind: socket.SocketKind) -> list[Address]:
     """Return the addresses of a TCP or UDP endpoint, at least one, in the order of RFC 6724."""
     host = target.host or "localhost"
     if host == "localhost.":  # RFC 6761 6.3; a hosts file has it without the dot
         host = "localhost"
-    found = await loop.run_in_executor(None, lambda: socket.getaddrinfo(host, target.port, type=kind))
+    # Not in the event loop's pool of threads: names that take long would hold up all others, and the end of
+    # the process.
+    found = await run_in_thread(lambda: socket.getaddrinfo(host, target.port, type=kind))
     return [(entry[0], entry[4]) for entry in found]
 
 
@@ -206,9 +204,15 @@ async def _race(loop: asyncio.AbstractEventLoop, addresses: list[Address]) -> Co
     finally:
         for task in attempts:
             task.cancel()
-        for result in await asyncio.gather(*attempts, return_exceptions=True):
-            if isinstance(result, Connected) and (winner is None or result is not winner.result()):
-                result.sock.close()
+        try:
+            await asyncio.wait(attempts)
+        except asyncio.CancelledError:
+            winner = None  # the caller does not get it
+            raise
+        finally:  # an attempt that is not done by now is cancelled, and closes its socket itself
+            for task in attempts:
+                if task.done() and not task.cancelled() and task.exception() is None and task is not winner:
+                    task.result().sock.close()
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, address: Address) -> Connected:

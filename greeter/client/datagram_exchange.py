@@ -126,7 +126,7 @@ async def ask(target: Endpoint, exchange: Exchange) -> Reply:
     limit = min(exchange.connect_timeout, exchange.timeout)
     with connect_errors(target, limit):
         async with asyncio.timeout(limit):
-            addresses = await resolve(loop, target, socket.SOCK_DGRAM)
+            addresses = await resolve(target, socket.SOCK_DGRAM)
     resolved = perf_counter()
     sockets = _Sockets(loop)
     try:

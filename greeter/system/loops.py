@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import gc
 import inspect
@@ -128,7 +129,10 @@ async def run_in_thread(function: Callable[[], T]) -> T:
     """Run ``function`` in a thread of its own, and return what it returns.
 
     The process does not wait for the thread when it exits, as it would for one of ``asyncio.to_thread()``: a
-    file system that hangs must not delay a stop.
+    file system or a resolver that hangs must not delay a stop.
+
+    Raises:
+        OSError: The system cannot start a thread (EAGAIN).
     """
     loop = asyncio.get_running_loop()
     result: asyncio.Future[T] = loop.create_future()
@@ -150,7 +154,10 @@ async def run_in_thread(function: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(finish, *outcome)
 
-    threading.Thread(target=run, name="greeter-read", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="greeter-thread", daemon=True).start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
     return await result
 
 

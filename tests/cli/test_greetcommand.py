@@ -10,6 +10,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import pytest
 import trustme
 
 from tests.cli.test_cli import HELLO, _bare_environment, error_of, process, refused, run, serving
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -132,6 +133,16 @@ def test_a_silent_service_may_speak_tls_or_wait(run: Any) -> None:
         more = ", one that waits for its client --send"
         assert error_of(run("greet", address, "--timeout", "0.05")) == (1, line + more)
         assert error_of(run("greet", address, "--timeout", "50ms", "--send", "x"))[0] == 1
+
+
+def test_a_resolver_that_hangs_does_not_delay_the_failure() -> None:
+    hanging = (
+        "import socket, threading; socket.getaddrinfo = lambda *_, **__: threading.Event().wait()\n"
+        "from greeter.cli import cli; raise SystemExit(cli.run())"
+    )
+    command = (sys.executable, "-c", hanging, "greet", "name.example:9", "--timeout", "0.1")
+    found = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
+    assert (found.returncode, found.stderr) == (1, "greeter: name.example:9: no connection within 0.1 s\n")
 
 
 def test_a_plain_service_does_not_speak_tls(run: Any) -> None:

@@ -106,6 +106,24 @@ async def test_a_cancelled_race_leaks_nothing(dead_port: int, monkeypatch: pytes
     assert open_fds().keys() <= before.keys()
 
 
+async def test_a_race_that_is_cancelled_in_any_turn_closes_its_sockets(raw_server: RawServer) -> None:
+    loop = asyncio.get_running_loop()
+    addresses = [(socket.AF_INET, ("127.0.0.1", raw_server.port))] * 2
+    won = []
+    for turns in range(20):
+        task = asyncio.create_task(connecting._race(loop, addresses))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        won.append(not task.cancelled())
+        if won[-1]:
+            task.result().sock.close()
+        del task  # a socket that is still open is a ResourceWarning now, which fails the test
+    assert won == sorted(won)
+    assert set(won) == {False, True}
+
+
 async def test_of_two_addresses_that_answer_at_once_one_is_closed(
     raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

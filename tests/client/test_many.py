@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -87,6 +88,28 @@ async def test_a_rate_spaces_the_attempts() -> None:
         begin = loop.time()
         assert len([x async for x in greet_many([f"127.0.0.1:{server.port}"] * 5, rate=50)]) == 5
         assert loop.time() - begin >= 4 / 50 * 0.9
+
+
+async def test_names_that_are_not_resolved_do_not_delay_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    released, look_up = threading.Event(), socket.getaddrinfo
+
+    def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
+        if host.startswith("slow"):
+            released.wait(PATIENCE)
+        return look_up("127.0.0.1", *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    async with greeter.serve("here", port=0) as server:
+        slow = [
+            f"slow{number}.example:{server.port}" for number in range(40)
+        ]  # more than asyncio has threads
+        many = greet_many([*slow, f"localhost:{server.port}"], connect_timeout=PATIENCE, timeout=PATIENCE)
+        async with contextlib.aclosing(many):
+            try:
+                first, reply = await anext(many)
+            finally:
+                released.set()
+        assert (first, str(reply)) == (f"localhost:{server.port}", "here")
 
 
 async def test_cancelling_leaves_no_descriptor(raw_server: RawServer) -> None:

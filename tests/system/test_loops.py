@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 
 import pytest
 
 from greeter import GreeterError, MissingExtra
-from greeter.system.loops import REQUIRED_DESCRIPTORS, LoopName, choose_loop, run
+from greeter.system.loops import REQUIRED_DESCRIPTORS, LoopName, choose_loop, run, run_in_thread
 from tests.conftest import loop_factories, one_loop
 from tests.support.service_peers import started_by_init
 
@@ -68,3 +69,12 @@ def test_a_coroutine_that_cannot_run_is_closed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(REQUIRED_DESCRIPTORS, "asyncio", 1 << 20)
     with pytest.raises(GreeterError, match="^cannot run on asyncio: too many open files; "):
         run(running(), "asyncio")  # or Python would warn
+
+
+async def test_a_thread_that_cannot_be_started_is_an_error_of_the_system() -> None:
+    before = threading.stack_size(1 << 46)  # more than there is address space
+    try:
+        with pytest.raises(OSError, match="temporarily unavailable"):
+            await run_in_thread(int)
+    finally:
+        threading.stack_size(before)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from greeter.core.datagram_sizes import REQUEST
 from greeter.core.endpoint import Endpoint
 from greeter.errors import ConfigError, ConnectFailed, os_error_text
+from greeter.system.loops import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,15 +185,11 @@ def with_tls(target: Target, plan: LoadPlan) -> Target:
 
 async def _addresses(endpoint: Endpoint, family: int) -> list[tuple[int, SocketAddress]]:
     """Resolve an endpoint. Returns families and addresses in the order of the resolver."""
-    loop, host = asyncio.get_running_loop(), endpoint.host or None  # no host is this machine
+    host = endpoint.host or None  # no host is this machine
     kind = socket.SOCK_DGRAM if endpoint.kind == "udp" else socket.SOCK_STREAM
     try:
-        if (
-            host and "%" in host
-        ):  # an address, so this does not block; uvloop loses its scope id (uvloop #539)
-            found = socket.getaddrinfo(host, endpoint.port, family, kind)
-        else:
-            found = await loop.getaddrinfo(host, endpoint.port, family=family, type=kind)
+        # Not by the event loop: uvloop loses scope ids (uvloop #539), and Ctrl-C would wait for the resolver.
+        found = await run_in_thread(lambda: socket.getaddrinfo(host, endpoint.port, family, kind))
     except OSError as error:
         raise ConnectFailed(str(endpoint), error) from error
     except UnicodeError as error:
