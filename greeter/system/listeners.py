@@ -15,7 +15,8 @@ import itertools
 import logging
 import os
 import socket
-import sys
+import struct
+from array import array
 from typing import TYPE_CHECKING, Any
 
 from greeter.core.endpoint import Endpoint
@@ -45,6 +46,8 @@ INTERNET = ("tcp", "udp")  # kinds of endpoints
 
 _AF_UNIX = getattr(socket, "AF_UNIX", None)  # not on Windows
 _SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; not in the socket module
+_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter of <linux/filter.h>: code, jt, jf, k
+_PROGRAM = struct.Struct("@HP")  # struct sock_fprog: the number of instructions, and their address
 
 
 class Listener:
@@ -135,22 +138,13 @@ class Listener:
         self.remove_file()
         if self.sock.family not in (socket.AF_INET, socket.AF_INET6):
             return True
-        import ctypes  # needed during shutdown only
-
+        # Nothing is imported for this: at a stop, there may be no descriptor to read a module with.
         # Load the byte of the TCP flags. Drop the segment if SYN is set, else keep all of it.
         drop_syn = ((0x30, 0, 0, 13), (0x45, 1, 0, 0x02), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
-        program = b"".join(
-            code.to_bytes(2, sys.byteorder) + bytes((yes, no)) + value.to_bytes(4, sys.byteorder)
-            for code, yes, no, value in drop_syn
-        )
-        buffer = ctypes.create_string_buffer(program, len(program))
-
-        class Program(ctypes.Structure):
-            _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
-
-        pointer = Program(len(drop_syn), ctypes.addressof(buffer))
+        instructions = array("B", b"".join(_INSTRUCTION.pack(*instruction) for instruction in drop_syn))
+        program = _PROGRAM.pack(len(drop_syn), instructions.buffer_info()[0])
         try:
-            self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(pointer))
+            self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
         except OSError:
             return False
         return True

@@ -81,6 +81,42 @@ async def test_a_stop_without_descriptors_greets_the_whole_queue(workers: str) -
     await on_every_stage(play)
 
 
+# Takes every descriptor that is left, and goes on when the file "go" is there.
+GREEDY_APP = """
+import asyncio, os
+
+held = []
+
+async def hello(peer):
+    try:
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        os.write(2, b"no descriptor is left\\n")
+    while not os.path.exists(os.path.join(os.path.dirname(__file__), "go")):
+        await asyncio.sleep(0.01)
+    return "Hello"
+"""
+
+
+async def test_an_app_that_leaves_no_descriptor_costs_no_client_at_a_stop(tmp_path: Path) -> None:
+    (tmp_path / "greedy_app.py").write_text(GREEDY_APP)
+    env = {"PYTHONPATH": str(tmp_path)}
+    for loop in LOOPS:
+        args = ("--listen", "127.0.0.1:0", "--app", "greedy_app:hello", "--loop", loop)
+        async with started_by_init("serve", *args, files=64, env=env) as service:
+            with await connect(service.port) as client:
+                await service.line_with("no descriptor is left")
+                service.process.send_signal(signal.SIGTERM)
+                await service.line_with("stopping: no new clients, finishing open connections")
+                await asyncio.sleep(2 * HANDSHAKE_GRACE)  # the listening socket is being closed
+                (tmp_path / "go").touch()
+                assert await read_to_end(client) == Outcome(b"Hello", reset=False)
+            assert await service.ended() == 0
+        assert last_line(service) == "Stopped: 1 greeted of 1 accepted, 0 failed"
+        (tmp_path / "go").unlink()
+
+
 async def test_stuck_clients_do_not_outlast_the_drain_deadline(tmp_path: Path) -> None:
     """Some never read a greeting that is too large for the kernel, others never close."""
     (tmp_path / "large").write_bytes(b"g" * 4_000_000)
