@@ -29,7 +29,8 @@ def read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
         table = tomllib.loads(data.decode("utf-8-sig"))  # with or without a byte order mark
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {file!r}: {os_error_text(error)}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # Of tomllib, of the decoder, and of int() for a number that is too long.
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not TOML: {error}") from error
     if _read_before.setdefault(file, bool(data.strip())) and not data.strip():
         # Truncated by what writes it at this moment, for example. Its limits must not vanish.
@@ -43,13 +44,17 @@ def read_config(ctx: click.Context, cls: type[Any], file: str | None) -> None:
             raise ConfigError(f"{file}: unknown key {key!r}{_suggestion(name, fields)}")
         if (other := spellings.setdefault(name, key)) != key:
             raise ConfigError(f"{file}: {other!r} and {key!r} are the same key")
+        try:
+            shown = repr(value)
+        except ValueError:  # an integer in hexadecimal that is too long for decimal digits
+            raise ConfigError(f"{file}: {key} has a number that is too long") from None
         many = fields[name].metadata[METADATA_KEY]["multiple"]
         if isinstance(value, list) != many and not (many and isinstance(value, str)):
-            raise ConfigError(f"{file}: {key} is {'a list' if many else 'one value'}, not {value!r}")
+            raise ConfigError(f"{file}: {key} is {'a list' if many else 'one value'}, not {shown}")
         values = value if isinstance(value, list) else [value]
         if any(type(item) not in _toml_types(fields[name]) for item in values):
             hint = getattr(fields[name].metadata[METADATA_KEY]["type"], "hint", "")
-            raise ConfigError(f"{file}: {key} cannot be {value!r}{hint and ': ' + hint}")
+            raise ConfigError(f"{file}: {key} cannot be {shown}{hint and ': ' + hint}")
         defaults[name] = values if many else value
     ctx.default_map = defaults
     ctx.meta[CONFIG_FILE] = file

@@ -217,6 +217,11 @@ def test_zero_seconds_is_valid_where_no_time_is_needed() -> None:
         ("backlog = ", "not TOML: Invalid value ("),
         ("backlog = 1\nbacklog = 2", "not TOML: Cannot overwrite a value ("),
         (b"greeting = '\xff'", "not TOML: 'utf-8' codec can't decode byte 0xff"),
+        # What Python limits: the depth of calls, and the digits of a number.
+        ("listen = " + "[" * 5000 + "]" * 5000, "not TOML: "),
+        ("backlog = " + "9" * 5000, "not TOML: "),
+        ("backlog = 0x" + "f" * 5000, "backlog has a number that is too long"),
+        ("listen = [0x" + "f" * 5000 + "]", "listen has a number that is too long"),
     ],
     ids=lambda value: ascii(value)[:30],
 )
