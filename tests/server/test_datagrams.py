@@ -126,6 +126,22 @@ async def test_a_dual_stack_socket_of_the_caller_answers_both_families() -> None
                 assert await ask((host, server.port)) == b"Hello"
 
 
+async def test_a_name_with_both_families_is_served_on_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(_host: object, port: int, **_: object) -> list[Any]:
+        return [
+            (socket.AF_INET6, socket.SOCK_DGRAM, 17, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", port)),
+        ]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", getaddrinfo)
+        server = await here("Hello", "udp:both.example:0")
+    assert server.addresses == (f"udp:[::1]:{server.port}", f"udp:127.0.0.1:{server.port}")
+    for host in ("127.0.0.1", "::1"):
+        assert await ask((host, server.port)) == b"Hello"
+    assert await server.drain()
+
+
 @pytest.mark.parametrize("size", [0, 65507])
 async def test_the_smallest_and_the_largest_datagram(size: int) -> None:
     for host in ("127.0.0.1", "[::1]"):
