@@ -657,7 +657,31 @@ async def test_forged_sources_leave_the_service_unharmed() -> None:
 
 @pytest.mark.one_interpreter
 async def test_a_flood_from_thousands_of_addresses_leaves_the_service_unharmed() -> None:
-    assert await scene("many") == {"answer": "Hello"}
+    found = await scene("many")
+    assert found.pop("memory") < 16e6
+    assert found == {"answer": "Hello", "received": 5001, "bounded": True, "quiet": True}
+
+
+@pytest.mark.one_interpreter
+@pytest.mark.thorough
+async def test_a_flood_from_100_000_addresses_fills_bounded_tables() -> None:
+    found = await scene("flood")
+    assert found.pop("memory") < 64e6
+    assert found == {"answer": "Hello", "received": 100_001, "bounded": True, "quiet": True}
+
+
+@pytest.mark.one_interpreter
+async def test_the_rules_apply_to_ipv4_addresses_that_are_mapped_to_ipv6() -> None:
+    found = {"small": 0, "denied": 0, "padded": 510, "rejected": {"denied": 1, "amplification": 1}}
+    assert await scene("mapped") == found
+
+
+@pytest.mark.one_interpreter
+async def test_a_network_that_goes_away_costs_the_answers_of_that_time_only() -> None:
+    found = await scene("down")
+    assert found["answers"] == ["Hello", "Hello"]
+    assert len(found["unsent"]) == 2
+    assert all(text.startswith("cannot send: ") for text in found["unsent"])
 
 
 @pytest.mark.one_interpreter

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import resource
 import shutil
 import socket
 import struct
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import greeter
+from greeter.core.admission import MAX_BUCKETS
 from tests.conftest import PATIENCE, ROOT, loop_factories
 from tests.support.datagram_peers import ask, client, queued
 from tests.support.peers import until
@@ -97,17 +101,95 @@ async def forged() -> dict[str, Any]:
         return {"answer": answer, **{name: n for name, n in server.stats.datagrams.items() if n}}
 
 
-async def many() -> dict[str, Any]:
-    """A flood of datagrams, each from another address."""
+class Lines(logging.Handler):
+    """The log lines of the service."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        logging.getLogger("greeter").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def resident() -> int:
+    """The memory of this process in bytes."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+async def many(count: int = 5000) -> dict[str, Any]:
+    """A flood of datagrams, each from another address. No route leads back."""
     run("ip addr add 10.9.0.1/24 dev lo")
-    limits = greeter.Limits(rate_per_ip=1)
-    async with greeter.serve("Hello", listen=["udp:10.9.0.1:0"], limits=limits, access_log=False) as server:
+    lines, limits = Lines(), greeter.Limits(rate_per_ip=1)
+    async with greeter.serve("Hello", listen=["udp:0.0.0.0:0"], limits=limits, access_log=False) as server:
         target = ("10.9.0.1", server.port)
-        for number in range(5000):
+        before, start = resident(), time.monotonic()
+        for number in range(count):
             forge((socket.inet_ntoa(struct.pack("!I", 0x01000001 + 7919 * number)), 4000), target, b"x" * 50)
             if number % 50 == 0:
                 await asyncio.sleep(0)
-        return {"answer": (await ask(target)).decode()}
+        answer = (await ask(target)).decode()
+        admission, seconds = server._tracker.admission, time.monotonic() - start
+        assert admission is not None
+        return {
+            "answer": answer,
+            "received": server.stats.datagrams["received"] + server.stats.datagrams_dropped,
+            "bounded": admission.buckets <= MAX_BUCKETS and admission.addresses == 0,
+            "memory": resident() - before,
+            # Ten of each reason in a second.
+            "quiet": len(lines.texts) <= 12 * (seconds + 1),
+        }
+
+
+async def flood() -> dict[str, Any]:
+    """The same from more addresses than any table has room for."""
+    return await many(100_000)
+
+
+async def mapped() -> dict[str, Any]:
+    """A socket of both families sees a public IPv4 address as IPv6: how often it is answered there."""
+    run("ip addr add 8.8.8.8/32 dev lo")
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.bind(("::", 0))
+    limits = greeter.Limits(deny=["10.0.0.0/8"])
+    run("ip addr add 10.1.2.3/32 dev lo")
+    async with greeter.serve(GREETING, sock=sock, limits=limits, access_log=False) as server:
+        target = ("127.0.0.1", server.port)
+        with client(target, "8.8.8.8") as public, client(target, "10.1.2.3") as denied:
+            public.send(b"y" * 169)
+            denied.send(b"y" * 170)
+            await ask(target)  # so those before have been seen to
+            found = {"small": queued(public), "denied": queued(denied)}
+            padded = len(await ask(target, b"y" * 170, "8.8.8.8"))
+        rejected = {name: count for name, count in server.stats.datagram_rejections.items() if count}
+        return {**found, "padded": padded, "rejected": rejected}
+
+
+async def down() -> dict[str, Any]:
+    """The network goes away, with an address, while greetings are made, and comes back."""
+    lines, there = Lines(), asyncio.Event()
+
+    async def greeting(_: greeter.Peer) -> str:
+        await there.wait()
+        return "Hello"
+
+    run("ip addr add 10.9.0.1/24 dev lo")
+    endpoints = ["udp:10.9.0.1:0", "udp:0.0.0.0:0"]
+    async with greeter.serve(greeting, listen=endpoints, access_log=False) as server:
+        targets = [("10.9.0.1", sock.getsockname()[1]) for sock in server.sockets]
+        with client(targets[0]) as one, client(targets[1]) as two:
+            for sock in (one, two):
+                sock.send(b"x")
+            await until(lambda: server.stats.datagrams["received"] == 2, "both are received")
+            run("ip addr del 10.9.0.1/24 dev lo", "ip link set lo down")
+            there.set()
+            await until(lambda: server.stats.datagrams["failed_unsent"] == 2, "neither can be sent")
+        unsent = [text.partition(": ")[2] for text in lines.texts]
+        run("ip link set lo up", "ip addr add 10.9.0.1/24 dev lo")
+        return {"unsent": unsent, "answers": [(await ask(target)).decode() for target in targets]}
 
 
 async def full() -> dict[str, Any]:
@@ -158,6 +240,9 @@ SCENES: dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = {
     "public": public,
     "forged": forged,
     "many": many,
+    "flood": flood,
+    "mapped": mapped,
+    "down": down,
     "full": full,
     "checked": checked,
 }
