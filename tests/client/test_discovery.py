@@ -84,6 +84,40 @@ async def test_services_on_a_network_are_found_once_each() -> None:
             assert await three.run("-m", "greeter", "discover", "17", "--timeout", "0.1") == (1, "", line)
 
 
+@once
+@pytest.mark.one_interpreter
+@pytest.mark.thorough
+async def test_a_wildcard_service_on_a_network_answers_from_the_address_that_was_asked() -> None:
+    with hosts(2) as (one, two):
+        for address in ("10.77.0.101/24", "fd00::1/64", "2001:db8::1/64"):
+            one.add_address(address)
+        two.add_address("fd00::2/64")
+        two.add_address("2001:db8::2/64")
+        link_local = one.link_local()
+        for loop in loop_factories():
+            serve = (
+                "-m",
+                "greeter",
+                "serve",
+                "--loop",
+                loop,
+                "--listen",
+                "udp::9999",
+                "--greeting",
+                "x" * 510,
+            )
+            async with one.running(*serve, ready="Listening on udp:0.0.0.0"):
+                # A reply from another address would not be taken. 2001:db8::2 is public, and pads.
+                addresses = ("10.77.0.1", "10.77.0.101", "[fd00::1]", "[2001:db8::1]", f"[{link_local}%eth0]")
+                for address in addresses:
+                    greet = ("-m", "greeter", "greet", f"udp:{address}:9999", "--timeout", "20")
+                    assert await two.run(*greet) == (0, "x" * 510 + "\n", ""), address
+                small = ("--send", "y" * 169, "--timeout", "0.1")
+                code, out, err = await two.run("-m", "greeter", "greet", "udp:[2001:db8::1]:9999", *small)
+                assert (code, out) == (1, "")
+                assert "no reply to 1 datagram within 0.1 s" in err
+
+
 @pytest.mark.one_interpreter
 def test_a_machine_without_a_network_is_an_error_of_one_line() -> None:
     if shutil.which("unshare") is None:

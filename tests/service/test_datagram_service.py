@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import PATIENCE, Process, greeter_process, one_loop, run_greeter
+from tests.service.test_kinds import is_idle
 from tests.service.test_prometheus import fetch, samples
 from tests.support.datagram_peers import QUESTION, BlockingLoop, ask, client, queued, receive, small_buffer
 from tests.support.peers import until
@@ -180,6 +181,17 @@ async def test_a_worker_that_dies_costs_the_datagrams_that_it_had_received_only(
         assert found["greeter_datagrams_failed_total{class=aborted}"] == 10
         assert await process.stop() == 0
     assert process.lines[-1].endswith(", 51 greeted of 61 datagrams")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_a_service_that_has_answered_bursts_makes_no_wakeups(loop: str) -> None:
+    async with service("--loop", loop) as (process, address):
+        load = BlockingLoop(address, HELLO)
+        await asyncio.to_thread(load.run, 1_000)
+        await asyncio.to_thread(load.read_the_rest)
+        await is_idle(process)
+        assert await process.stop() == 0
 
 
 # -- under load ------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 
-def _ip(*args: str) -> None:
-    subprocess.run(["ip", *args], check=True, capture_output=True, text=True, timeout=PATIENCE)
+def _ip(*args: str) -> str:
+    command = ["ip", *args]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
 
 
 class Host:
@@ -28,6 +29,15 @@ class Host:
     def __init__(self, name: str, address: str) -> None:
         self.name = name
         self.address = address
+
+    def add_address(self, address: str) -> None:
+        """Give the host one more address, with its prefix length."""
+        _ip("-n", self.name, "address", "add", address, "dev", "eth0", *["nodad"] * (":" in address))
+
+    def link_local(self) -> str:
+        """The link-local IPv6 address that the kernel has given to the host."""
+        shown = _ip("-n", self.name, "-6", "-o", "address", "show", "dev", "eth0", "scope", "link")
+        return shown.split("inet6 ")[1].split("/")[0]
 
     async def run(self, *args: str) -> tuple[int, str, str]:
         """Run Python with ``args`` on this host: exit code, stdout, stderr."""
