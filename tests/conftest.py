@@ -7,9 +7,7 @@ import compileall
 import contextlib
 import gc
 import os
-import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from greeter.system.fdlimit import raise_fd_limit
+from tests.support.shims import NoCompilerError, compile_shim
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -237,14 +236,10 @@ def accept(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tests/support/faults.c, compiled."""
-    compiler = shutil.which("cc")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("faults.c needs Linux and a C compiler (cc)")
-    library = tmp_path_factory.mktemp("faults") / "faults.so"
-    options = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    command = [compiler, *options, "-o", str(library), str(ROOT / "tests" / "support" / "faults.c"), "-ldl"]
-    subprocess.run(command, check=True)
-    return library
+    try:
+        return compile_shim("faults.c", tmp_path_factory.mktemp("faults"))
+    except NoCompilerError as error:
+        pytest.skip(str(error))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

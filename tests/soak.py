@@ -21,7 +21,6 @@ import collections
 import contextlib
 import os
 import random
-import re
 import signal
 import socket
 import struct
@@ -32,6 +31,7 @@ from pathlib import Path
 
 from tests.conftest import PATIENCE, Process, greeter_process
 from tests.support.peers import read_to_end, until
+from tests.support.proc import resident_bytes
 from tests.support.service_peers import STAGES, children, descriptors, metric
 
 CLIENTS = 12
@@ -174,13 +174,6 @@ class Soak:
             more = descriptors(self.process.pid) - self._descriptors
             problems.append(f"the parent has {more} more descriptors")
         return problems
-
-
-def resident_bytes(pid: int) -> int:
-    """The memory that a process occupies (proc(5), status)."""
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 async def soak(loop: str, accept: str, seconds: float, seed: int, app: Path) -> list[str]:

@@ -25,6 +25,7 @@ from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, Process, greeter_process, one_loop
 from tests.core.test_proxy_protocol import tcp4
 from tests.support.peers import Outcome, connect, read_to_end, reset, until
+from tests.support.proc import wakeups
 from tests.support.service_peers import (
     HELLO,
     STAGES,
@@ -289,16 +290,6 @@ async def _greeted(sock: socket.socket, kind: Kind) -> bytes:
 # -- an idle server ----------------------------------------------------------------------------------------
 
 WATCHED_SECONDS = 3.0
-
-
-def wakeups(pid: int) -> int:
-    """How often the threads of a process have waited for something."""
-    found = 0
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        for line in Path(f"/proc/{pid}/task/{thread}/status").read_text().splitlines():
-            if line.startswith("voluntary_ctxt_switches:"):
-                found += int(line.split()[1])
-    return found
 
 
 async def is_idle(service: Process) -> None:

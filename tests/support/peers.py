@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 import time
 from dataclasses import dataclass
@@ -51,6 +52,57 @@ async def read_to_end(sock: socket.socket) -> Outcome:
     finally:
         sock.close()
     return Outcome(bytes(data), reset=False)
+
+
+async def read_within_tls(
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    host: str,
+    *,
+    header: bytes = b"",
+    say: bytes = b"",
+    piece: int = 0,
+) -> bytes:
+    """What was heard within TLS up to close_notify; the end of the stream is behind it.
+
+    Args:
+        sock: A connected, non-blocking socket.
+        context: The client's.
+        host: The name to verify.
+        header: What is sent before TLS begins, with the ClientHello in one segment.
+        say: What is said when the handshake is done.
+        piece: If not 0, at most so many bytes of the handshake are sent at once.
+
+    Raises:
+        ConnectionError: The stream ended without close_notify. The message has what was heard.
+    """
+    loop = asyncio.get_running_loop()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=host)
+    heard, to_send, shaken = b"", header, False
+    while True:
+        try:
+            if not shaken:
+                tls.do_handshake()
+                shaken = True
+                if say:
+                    tls.write(say)
+            elif chunk := tls.read(65536):
+                heard += chunk
+            else:  # close_notify
+                return heard
+        except ssl.SSLWantReadError:
+            to_send += outgoing.read()
+            while piece and len(to_send) > piece:
+                await loop.sock_sendall(sock, to_send[:piece])
+                to_send = to_send[piece:]
+                await asyncio.sleep(0.001)
+            await loop.sock_sendall(sock, to_send)
+            to_send = b""
+            data = await loop.sock_recv(sock, 65536)
+            if not data:
+                raise ConnectionError(f"the end of stream within TLS, after {heard!r}") from None
+            incoming.write(data)
 
 
 async def send_then_read(port: int, size: int) -> Outcome:

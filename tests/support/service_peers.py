@@ -7,14 +7,15 @@ import contextlib
 import json
 import os
 import socket
-import ssl
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.conftest import PATIENCE, ROOT, Process, loop_factories
+from tests.support.peers import read_within_tls
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 HELLO = b"Thank you for connecting"
@@ -129,14 +130,24 @@ async def lines_with(process: Process, text: str, count: int) -> list[str]:
 async def metric(process: Process, name: str) -> int:
     """What a service counts under ``name``, from its metrics."""
     line = await process.line_with("Metrics on ")
-    host, _, port = line.rpartition("Metrics on ")[2].rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: greeter\r\n\r\n")
-    text = (await reader.read()).decode()
-    writer.close()
-    await writer.wait_closed()
-    (value,) = [row.split()[1] for row in text.splitlines() if row.startswith(name + " ")]
-    return int(float(value))
+    return int((await scrape(line.rpartition("Metrics on ")[2]))[name])
+
+
+async def scrape(address: str) -> dict[str, float]:
+    """All metrics of a service, by name with labels. ``address`` is what its log says."""
+    if address.startswith("unix:"):
+        reader, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
+    else:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: greeter\r\n\r\n")
+        text = (await reader.read()).decode()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    rows = [row.rsplit(" ", 1) for row in text.splitlines() if row.startswith(("greeter_", "process_"))]
+    return {name: float(value) for name, value in rows}
 
 
 class Crowd:
@@ -224,7 +235,8 @@ class Crowd:
                 if self._tls is None:
                     await loop.sock_sendall(sock, self._header + QUESTION)
                 else:
-                    heard = await self._listen_within_tls(sock, self._tls)
+                    host = self._where[0]
+                    heard = await read_within_tls(sock, self._tls, host, header=self._header, say=QUESTION)
                 while chunk := await loop.sock_recv(sock, 65536):
                     heard += chunk
         except OSError as error:
@@ -237,30 +249,6 @@ class Crowd:
         for wanted, mark in self._marks:
             if wanted <= self.greeted and not mark.done():
                 mark.set_result(None)
-
-    async def _listen_within_tls(self, sock: socket.socket, context: ssl.SSLContext) -> bytes:
-        """What was heard up to close_notify; the end of stream is behind it."""
-        loop = asyncio.get_running_loop()
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = context.wrap_bio(incoming, outgoing, server_hostname=self._where[0])
-        heard, to_send, shaken = b"", self._header, False
-        while True:
-            try:
-                if not shaken:
-                    tls.do_handshake()
-                    shaken = True
-                    tls.write(QUESTION)
-                elif chunk := tls.read(65536):
-                    heard += chunk
-                else:  # close_notify
-                    return heard
-            except ssl.SSLWantReadError:
-                await loop.sock_sendall(sock, to_send + outgoing.read())
-                to_send = b""
-                data = await loop.sock_recv(sock, 65536)
-                if not data:
-                    raise ConnectionError(f"the end of stream within TLS, after {heard!r}") from None
-                incoming.write(data)
 
     def _lose(self, how: str) -> None:
         self.lost.append(how)
