@@ -33,11 +33,16 @@ def draw(seed: int) -> Schedule:
     """Return the schedule of a seed."""
     chance = random.Random(f"torture {seed}")
     service = draw_service(chance)
-    events = [draw_event(chance, service) for _ in range(chance.randint(5, 16))]
+    events: list[Event] = []
+    for _ in range(chance.randint(5, 14)):
+        events += draw_events(chance, service)
     events.append(Event(chance.randint(0, 100), "quiet"))
+    if service.max_connections and chance.random() < 0.7:
+        # Clients are still in the accept queue when the stop comes.
+        events.append(Event(0, "client", "hold", service.max_connections, LONGEST))
     events += [draw_clients(chance, service) for _ in range(chance.randint(1, 4))]
     if chance.random() < 0.3:
-        events.append(draw_event(chance, service))
+        events += draw_events(chance, service)
     return Schedule(service, (*events, draw_stop(chance, service)))
 
 
@@ -74,7 +79,7 @@ def draw_service(chance: random.Random) -> ServiceSpec:
     return spec
 
 
-def draw_event(chance: random.Random, service: ServiceSpec) -> Event:
+def draw_events(chance: random.Random, service: ServiceSpec) -> list[Event]:
     """Draw clients, and sometimes something else."""
     others = ["fault", "fault", "fault", "reload", "pause", "descriptors", "clock"]
     if service.workers > 1:
@@ -82,8 +87,17 @@ def draw_event(chance: random.Random, service: ServiceSpec) -> Event:
     if service.log == "pipe":
         others.append("log")
     if chance.random() < 0.6:
-        return draw_clients(chance, service)
+        return [draw_clients(chance, service)]
     do = chance.choice(others)
+    if do != "kill":
+        return [draw_other(chance, service, do)]
+    # Some connections are open.
+    clients = replace(draw_clients(chance, service), count=6, ms=LONGEST)
+    return [clients, Event(chance.randint(0, 15), do, value=chance.randint(0, 2))]
+
+
+def draw_other(chance: random.Random, service: ServiceSpec, do: str) -> Event:
+    """Draw what happens to the service itself."""
     after = chance.randint(0, 60)
     if do == "fault":
         return draw_fault(chance, service, after)
@@ -91,8 +105,6 @@ def draw_event(chance: random.Random, service: ServiceSpec) -> Event:
         return Event(after, do, chance.choice(["", "", "broken"]))
     if do == "pause":
         return Event(after, do, chance.choice(["parent", "worker", "all"]), ms=chance.choice([20, 100, 600]))
-    if do == "kill":
-        return Event(after, do, value=chance.randint(0, 2))
     if do == "descriptors":
         if service.loop == "uvloop" and service.path == "streams":
             return Event(after, "reload")
@@ -130,4 +142,5 @@ def draw_stop(chance: random.Random, service: ServiceSpec) -> Event:
     """Draw the end: SIGTERM, or the kill of a parent of workers."""
     whom = ["parent", "parent", "all", *(["killed parent"] if service.workers > 1 else [])]
     count = chance.choice([1, 1, 2])
-    return Event(chance.randint(0, 100), "stop", chance.choice(whom), count, chance.choice([0, 5, 50]))
+    crowd = chance.choice([0, 2, 6])
+    return Event(chance.randint(0, 100), "stop", chance.choice(whom), count, chance.choice([0, 5, 50]), crowd)

@@ -100,7 +100,8 @@ def _receives_nothing(visit: Visit) -> bool:
 
 
 def _open_at(moment: float, visit: Visit) -> bool:
-    return visit.connected <= moment <= visit.ended
+    # The kernel has connected it before it knows.
+    return visit.began <= moment <= visit.ended
 
 
 def _ends_after(moment: float, visit: Visit) -> bool:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 GROWTH = 32 * 1024 * 1024
 # A service is idle if none of its processes wakes up for so long, in seconds.
 IDLE_SECONDS = 0.6
+# How long clients have been coming one after the other when the stop comes, in seconds, and how many at most.
+CROWD_SECONDS, MOST_VISITS = 0.03, 300
 # What a stop may take beyond its deadlines on a busy machine, in seconds.
 STOP_SLACK = 15.0
 
@@ -228,6 +230,9 @@ class Player:
 
     async def _stop(self, event: Event) -> None:
         service, evidence = self._service, self.evidence
+        crowd = [asyncio.ensure_future(self._keep_coming(number)) for number in range(event.value)]
+        if crowd:
+            await asyncio.sleep(CROWD_SECONDS)
         evidence.stopped = time.monotonic()
         if event.what == "killed parent" and service.workers():
             evidence.parent_killed = True
@@ -247,9 +252,22 @@ class Player:
         for task, client in self._clients.items():
             if not client.visit.connected:  # its SYN is sent again after a second, and refused then
                 task.cancel()
+        if crowd:
+            await asyncio.wait(crowd)
         await self._all_gone()
         self._undo_all()
         evidence.socket_file_left = service.socket_file_left()
+
+    async def _keep_coming(self, number: int) -> None:
+        """Clients that come one after the other, until one is refused."""
+        for turn in range(MOST_VISITS):
+            client = Client(self._service, Event(0, "client", "speak", value=number), turn)
+            self.evidence.visits.append(client.visit)
+            coming = asyncio.ensure_future(client.come())
+            self._clients[coming] = client
+            await asyncio.wait([coming])
+            if client.visit.outcome != "greeted":
+                return
 
     # -- when all clients are gone
 

@@ -115,7 +115,8 @@ class Event:
             - ``clock``: the time of day jumps by ``value`` seconds.
             - ``quiet``: all clients leave, and the service has to be as it was.
             - ``stop``: SIGTERM to the ``parent`` or to ``all``, ``count`` times, ``ms`` apart; or SIGKILL to
-              the ``killed parent``, of which workers must stop.
+              the ``killed parent``, of which workers must stop. Meanwhile, ``value`` clients come one after
+              the other.
     """
 
     after: int

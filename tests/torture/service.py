@@ -46,9 +46,10 @@ from greeter import Greeting
 
 TEXT = (pathlib.Path(__file__).parent / "greeting").read_bytes()
 count = itertools.count()
+pauses = itertools.cycle([0.001, 0.005, 0.03])
 
 async def slow(peer):
-    await asyncio.sleep(0.005)
+    await asyncio.sleep(next(pauses))
     return TEXT
 
 async def at_once(peer):
