@@ -37,6 +37,7 @@ from tests.service.test_prometheus import everything
 from tests.services.__main__ import parser as services_parser
 from tests.soak import soak_parser
 from tests.test_examples import run_example
+from tests.torture.__main__ import torture_parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,7 +186,7 @@ def test_every_readme_is_linked_from_one_above(name: str) -> None:
 @pytest.mark.parametrize("name", READMES)
 def test_every_flag_exists(name: str) -> None:
     known = {"--version", "--help"} | {flag for command in commands() for flag in flags_of(command)}
-    for parser in (benchmark_parser(), soak_parser(), services_parser()):
+    for parser in (benchmark_parser(), soak_parser(), services_parser(), torture_parser()):
         known |= {flag for action in parser._actions for flag in action.option_strings}
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", READMES[name]):
         assert flag in known, flag

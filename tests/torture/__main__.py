@@ -36,7 +36,7 @@ def torture_parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no seed after so long")
     jobs = len(os.sched_getaffinity(0))
     parser.add_argument("--jobs", type=int, default=jobs, help="seeds side by side (default: one a core)")
-    parser.add_argument("--shrink", type=float, default=60.0, metavar="SECONDS", help="to shorten a failure")
+    parser.add_argument("--shrink", type=float, default=120.0, metavar="SECONDS", help="to shorten a failure")
     parser.add_argument("--without", type=numbers, default=[], help="numbers of events to leave out")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="a schedule that a failure has written")
     parser.add_argument("--show", action="store_true", help="print the schedules, and play none")
@@ -46,7 +46,7 @@ def torture_parser() -> argparse.ArgumentParser:
 async def run(options: argparse.Namespace) -> int:
     """Play what the options ask for. Returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="torture-") as directory:
-        campaign = Campaign(Workshop.open(Path(directory)), options.shrink, Path.cwd())
+        campaign = Campaign(Workshop.open(Path(directory)), options.shrink, options.jobs, Path.cwd())
         begun = time.monotonic()
         if options.replay or options.without:
             if options.replay:
@@ -57,7 +57,7 @@ async def run(options: argparse.Namespace) -> int:
             schedule = schedule.without(frozenset(options.without))
             played, failed = 1, int(await campaign.fails(schedule, name))
         else:
-            played, failed = await campaign.run(options.seeds, options.jobs, options.minutes * 60)
+            played, failed = await campaign.run(options.seeds, options.minutes * 60)
         seconds = time.monotonic() - begun
     seen = campaign.seen
     print(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.torture.service import Workshop
 
 # A failure that depends on time may need several tries to show again.
-TRIES = 3
+TRIES = 2
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ class Campaign:
     Args:
         workshop: What all services share.
         shrink_seconds: How long to look for a shorter schedule that fails; 0 does not.
+        jobs: How many are played side by side.
         folder: Where the shortest schedules that fail are written.
         seen: How many good clients were greeted, refused and lost, and the faults, over all schedules.
     """
 
     workshop: Workshop
     shrink_seconds: float
+    jobs: int
     folder: Path
     seen: Counter[str] = field(default_factory=Counter)
 
@@ -53,8 +55,8 @@ class Campaign:
         self.seen["faults"] += sum(delivered for _, _, delivered in evidence.faults)
         return problems(evidence)
 
-    async def run(self, seeds: Iterable[int], jobs: int, seconds: float) -> tuple[int, int]:
-        """Play seeds, ``jobs`` at a time, until all are played or ``seconds`` have passed.
+    async def run(self, seeds: Iterable[int], seconds: float) -> tuple[int, int]:
+        """Play seeds until all are played or ``seconds`` have passed.
 
         Returns:
             How many were played, and how many of them failed.
@@ -72,7 +74,7 @@ class Campaign:
                 played, failed = played + 1, failed + fails
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(jobs):
+            for _ in range(self.jobs):
                 group.create_task(work())
         return played, failed
 
@@ -84,21 +86,20 @@ class Campaign:
         _print(f"{name} FAILS", found, schedule)
         if self.shrink_seconds:
             names = {problem.invariant for problem in found}
-            shown = found
+            shown = {schedule: found}
 
             async def fails_alike(candidate: Schedule) -> bool:
-                nonlocal shown
                 for _ in range(TRIES):
                     now = [problem for problem in await self.judge(candidate) if problem.invariant in names]
                     if now:
-                        shown = now
+                        shown[candidate] = now
                         return True
                 return False
 
-            shortest = await shrink(schedule, fails_alike, self.shrink_seconds)
+            shortest = await shrink(schedule, fails_alike, self.shrink_seconds, self.jobs)
             file = self.folder / f"torture-{name.replace(' ', '-')}.json"
             file.write_text(shortest.to_json() + "\n")
-            _print(f"{name}, shrunk", shown, shortest)
+            _print(f"{name}, shrunk", shown[shortest], shortest)
             print(f"replay: python -m tests.torture --replay {file}\n", flush=True)
         return True
 

@@ -113,8 +113,8 @@ def _takes(seconds: float, visit: Visit) -> bool:
 
 
 def _lingers(seconds: float, visit: Visit) -> bool:
-    """Whether a client was reset at a time at which the linger deadline can have passed."""
-    return "Reset" in visit.how and _takes(seconds, visit)
+    """Whether a client read or spoke for so long that the linger deadline can have passed, and was reset."""
+    return visit.how.startswith(("ConnectionReset", "BrokenPipe", "GreetReset")) and _takes(seconds, visit)
 
 
 def may_miscount(evidence: Evidence) -> int:

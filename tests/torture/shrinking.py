@@ -8,6 +8,8 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -29,7 +31,7 @@ def weight(schedule: Schedule) -> tuple[int, int, int]:
 def candidates(schedule: Schedule) -> Iterator[Schedule]:
     """Yield simpler schedules, those that leave out most first."""
     last = len(schedule.events)  # the number of the stop
-    size = (last - 1) // 2
+    size = last - 1
     while size > 0:
         for first in range(1, last, size):
             yield schedule.without(frozenset(range(first, min(first + size, last))))
@@ -53,23 +55,21 @@ def _simpler(event: Event) -> Iterator[Event]:
 
 
 async def shrink(
-    schedule: Schedule, fails: Callable[[Schedule], Awaitable[bool]], seconds: float
+    schedule: Schedule, fails: Callable[[Schedule], Awaitable[bool]], seconds: float, jobs: int = 1
 ) -> Schedule:
     """Return the simplest schedule found that still fails.
 
     Args:
         schedule: One that fails.
         fails: Plays a schedule, and returns whether it fails.
-        seconds: When to stop looking. The schedule that is played then is played to its end.
+        seconds: When to stop looking. What is played then is played to its end.
+        jobs: How many are played side by side.
     """
     end = time.monotonic() + seconds
-    found = True
-    while found:
-        found = False
-        for candidate in candidates(schedule):
-            if time.monotonic() >= end:
-                return schedule
-            if await fails(candidate):
-                schedule, found = candidate, True
-                break
+    left = candidates(schedule)
+    while time.monotonic() < end and (some := list(itertools.islice(left, jobs))):
+        failures = await asyncio.gather(*map(fails, some))
+        if any(failures):
+            schedule = some[failures.index(True)]
+            left = candidates(schedule)
     return schedule
