@@ -64,6 +64,8 @@ async def run(options: argparse.Namespace) -> int:
         f"clients: {seen['greeted']} greeted, {seen['refused']} refused, {seen['lost']} lost;"
         f" {seen['killed']} processes killed, {seen['faults']} system calls failed"
     )
+    excused = ", ".join(f"{count} {why}" for why, count in sorted(campaign.lost.items()))
+    print(f"excuses of those that were lost: {excused or 'none'}")
     print(f"{played} seeds played, {failed} failed, in {seconds:.0f} s", flush=True)
     return 1 if failed or not played else 0
 

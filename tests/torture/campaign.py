@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.torture.drawing import draw
+from tests.torture.excuses import judge_lost
 from tests.torture.invariants import problems
 from tests.torture.playing import play
 from tests.torture.shrinking import shrink
@@ -37,6 +38,7 @@ class Campaign:
         jobs: How many are played side by side.
         folder: Where the shortest schedules that fail are written.
         seen: How many good clients were greeted, refused and lost, and the faults, over all schedules.
+        lost: The excuses for those that were lost.
     """
 
     workshop: Workshop
@@ -44,6 +46,7 @@ class Campaign:
     jobs: int
     folder: Path
     seen: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
 
     async def judge(self, schedule: Schedule) -> list[Problem]:
         """Play a schedule once. Returns what is wrong."""
@@ -51,6 +54,7 @@ class Campaign:
         evidence = await play(schedule, self.workshop, directory)
         shutil.rmtree(directory, ignore_errors=True)
         self.seen.update(visit.outcome for visit in evidence.visits if visit.good)
+        self.lost.update(judge_lost(evidence)[1])
         self.seen["killed"] += len(evidence.kills) + evidence.parent_killed
         self.seen["faults"] += sum(delivered for _, _, delivered in evidence.faults)
         return problems(evidence)

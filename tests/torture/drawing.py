@@ -15,6 +15,7 @@ from dataclasses import replace
 from tests.torture.schedule import (
     BAD,
     COSTLY,
+    FULL_DISK,
     GOOD,
     GREETINGS,
     HARMLESS,
@@ -84,7 +85,7 @@ def draw_events(chance: random.Random, service: ServiceSpec) -> list[Event]:
     others = ["fault", "fault", "fault", "reload", "pause", "descriptors", "clock"]
     if service.workers > 1:
         others += ["kill", "kill", "reload"]
-    if service.log == "pipe":
+    if service.log != "full":
         others.append("log")
     if chance.random() < 0.6:
         return [draw_clients(chance, service)]
@@ -111,7 +112,11 @@ def draw_other(chance: random.Random, service: ServiceSpec, do: str) -> Event:
         return Event(after, do, ms=chance.randint(50, 400), value=chance.randint(0, 6))
     if do == "clock":
         return Event(after, do, value=chance.choice([-86_400, -5, 5, 3600, 10**8]))
-    return Event(after, do, ms=chance.randint(100, 500))
+    ms = chance.randint(100, 500)
+    if service.log == "file":
+        call, error = FULL_DISK
+        return Event(after, "fault", call, 10**6, ms, error=error, part=chance.choice([0, 1, 100]))
+    return Event(after, do, ms=ms)
 
 
 def draw_fault(chance: random.Random, service: ServiceSpec, after: int) -> Event:

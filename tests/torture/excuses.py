@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tests.torture.schedule import COSTLY
+from tests.torture.schedule import COSTLY, FULL_DISK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,6 +118,15 @@ def _lingers(seconds: float, visit: Visit) -> bool:
     return visit.how.startswith(("ConnectionReset", "BrokenPipe", "GreetReset")) and _takes(seconds, visit)
 
 
+def may_lose_the_last_line(evidence: Evidence) -> bool:
+    """Whether the last line can be missing: the parent was killed, or the disk or the pipe was full."""
+    full = any(
+        event.what == FULL_DISK[0] and at + event.ms / 1000 >= evidence.stopped
+        for at, event, _ in evidence.faults
+    )
+    return evidence.parent_killed or evidence.schedule.service.log != "file" or full
+
+
 def may_miscount(evidence: Evidence) -> int:
     """Return how many clients can be greeted whole and count as failed.
 
@@ -126,15 +136,16 @@ def may_miscount(evidence: Evidence) -> int:
     return hit + sum(opened for _, opened in evidence.kills)
 
 
-def unexcused(evidence: Evidence) -> list[Visit]:
-    """Return the good clients that were lost although nothing excuses it.
+def judge_lost(evidence: Evidence) -> tuple[list[Visit], Counter[str]]:
+    """Return the good clients that were lost although nothing excuses it, and the reasons of the others.
 
     Of two reasons that explain a client, the one is chosen that leaves an excuse for most others: a maximum
     bipartite matching, by augmenting paths.
     """
     available = excuses(evidence)
     lost = [visit for visit in evidence.visits if visit.good and visit.outcome == "lost"]
-    return [visit for visit in lost if not _assign(visit, available, set())]
+    unexcused = [visit for visit in lost if not _assign(visit, available, set())]
+    return unexcused, Counter(each.why for each in available for _ in each.explained)
 
 
 def _assign(visit: Visit, available: list[Excuse], tried: set[int]) -> bool:

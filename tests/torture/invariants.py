@@ -16,7 +16,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from tests.torture.excuses import may_miscount, totals, unexcused
+from tests.torture.excuses import judge_lost, may_lose_the_last_line, may_miscount, totals
 from tests.torture.playing import Evidence, Problem, lines_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def problems(evidence: Evidence) -> list[Problem]:
 
 
 def _clients(evidence: Evidence) -> Iterator[Problem]:
-    if lost := unexcused(evidence):
+    lost, _ = judge_lost(evidence)
+    if lost:
         shown = "; ".join(map(str, lost[:SHOWN]))
         yield Problem("clients", f"{len(lost)} lost: {shown}")
     early = [visit for visit in evidence.visits if visit.outcome == "refused" and _early(evidence, visit)]
@@ -74,7 +75,7 @@ def _exit(evidence: Evidence) -> Iterator[Problem]:
 def _counters(evidence: Evidence) -> Iterator[Problem]:
     last = totals(evidence)
     if last is None:
-        if not evidence.parent_killed and evidence.schedule.service.log == "file":
+        if not may_lose_the_last_line(evidence):
             yield Problem("counters", "the log has no last line with totals")
         return
     if last.accepted != last.greeted + last.failed + last.rejected:

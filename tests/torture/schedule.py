@@ -42,7 +42,10 @@ HARMLESS = {
     "send": ("EAGAIN", "EINTR"),
     "recv": ("EINTR", "EAGAIN"),
     "spawn": ("EAGAIN", "ENOMEM"),
+    "memfd_create": ("EMFILE", "ENFILE", "ENOMEM"),
 }
+# The disk of the log is full.
+FULL_DISK = ("send.file", "ENOSPC")
 # Of accept(), for lack of descriptors or memory.
 OUTAGES = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
 

@@ -143,6 +143,7 @@ class Service:
                     **os.environ,
                     "LD_PRELOAD": self._workshop.preload,
                     "FAULTS_FILE": str(self._directory / "plan"),
+                    "FAULTS_DIR": str(self._directory),
                     "CLOCK_FILE": str(self._directory / "clock"),
                     "PYTHONPATH": str(self._directory),
                 },
