@@ -1,11 +1,13 @@
-"""System calls that fail in a running service, one kind at a time: all other clients are greeted.
+"""System calls that go on failing in a running service: clients wait, and are greeted afterwards.
+
+A single failure of each call is a row of the fault matrix (tests/faults, test_fault_matrix.py). These last.
 
 A real ``greeter serve`` runs under tests/support/faults.c for each stage, which is an event loop and an
 accept path. Every fault is injected while clients connect. After it, the service must have greeted every
 client that was not hit, have as many descriptors open as before, have logged at most a line per second, and
 not have spun; at the end its counters must add up. A fault that was never delivered fails its test.
 
-To extend the matrix, add a row to FAULTS: a name, a function that injects the fault, and its stages.
+To add one, write a row of FAULTS: a name, a function that injects the fault, and its stages.
 """
 
 from __future__ import annotations
@@ -181,7 +183,7 @@ class Service:
 
     def check(self, failed: int) -> None:
         """Check the number of clients that were not greeted."""
-        assert failed > 0, "some of them were hit"
+        assert failed == 0
 
     def close(self) -> None:
         self.plan.close()
@@ -212,29 +214,17 @@ def until(condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
 # -- how a fault is injected -----------------------------------------------------------------------------
 
 
-def among_others(service: Service, fault: Fault, *, costs: bool = True, **arm: int) -> None:
-    """Two calls fail among those for twelve clients. Only the clients that are hit may be affected."""
-    since = time.monotonic()
-    assert service.count_greeted(service.connect(2)) == 2
-    service.plan.arm(fault.call, fault.error, **{"count": 2, "skip": 2, **arm})
-    clients = service.connect(12)
-    greeted = service.count_greeted(clients)
-    hit = service.plan.delivered
-    count = arm.get("count", 2)
-    until(lambda: hit(fault.call) == count, lambda: f"{hit(fault.call)} of {count} {fault} delivered")
-    assert greeted >= 12 - (count if costs else 0), f"{greeted} of 12 clients were greeted"
-    assert service.count_greeted(service.connect(2)) == 2
-    service.settle(since, 16)
-
-
-def costs_no_client(service: Service, fault: Fault) -> None:
-    """The connection is not affected: the next call, or the rest of this one, succeeds."""
-    among_others(service, fault, costs=False)
-
-
 def partial_send(service: Service, fault: Fault) -> None:
     """The kernel accepts 10 bytes, and then three times none."""
-    among_others(service, fault, costs=False, count=4, part=10)
+    since = time.monotonic()
+    assert service.count_greeted(service.connect(2)) == 2
+    service.plan.arm(fault.call, fault.error, 4, skip=2, part=10)
+    greeted = service.count_greeted(service.connect(12))
+    hit = service.plan.delivered
+    until(lambda: hit(fault.call) == 4, lambda: f"{hit(fault.call)} of 4 {fault} delivered")
+    assert greeted == 12, f"{greeted} of 12 clients were greeted"
+    assert service.count_greeted(service.connect(2)) == 2
+    service.settle(since, 16)
 
 
 def accept_outage(service: Service, fault: Fault) -> None:
@@ -252,7 +242,9 @@ def accept_outage(service: Service, fault: Fault) -> None:
     tries = hit(fault.call)
     service.plan.disarm(fault.call)
     greeted = service.count_greeted(clients)
-    assert tries <= MAX_TRIES, f"{tries} tries to accept in {OUTAGE_SECONDS} s"
+    assert tries <= MAX_TRIES or service.stage == LIBUV_ACCEPTS, (
+        f"{tries} tries to accept in {OUTAGE_SECONDS} s"
+    )
     assert greeted == 12, f"{greeted} of 12 clients were greeted"
     assert service.count_greeted(service.connect(2)) == 2
     service.settle(since, 16)
@@ -261,26 +253,17 @@ def accept_outage(service: Service, fault: Fault) -> None:
 # -- the matrix ------------------------------------------------------------------------------------------
 
 STAGES = tuple(Stage(loop, path) for loop in loop_factories() for path in ("direct", "streams"))
-# Without descriptors, libuv accepts connections and closes them without reporting it, which is the documented
-# exception of the streams path (greeter/server/streams.py). Without memory it retries in every iteration.
-ACCEPT_STAGES = tuple(stage for stage in STAGES if stage != Stage("uvloop", "streams"))
-# On uvloop with streams, getpeername() gives the address of a client; elsewhere accept() does.
-GETPEERNAME_STAGES = tuple(stage for stage in STAGES if stage == Stage("uvloop", "streams"))
+# libuv accepts for the streams path of uvloop, and tries again in every turn of its loop: 7,000 to 18,000
+# times in OUTAGE_SECONDS, on which greeter has no influence. For want of descriptors it also gives up a spare
+# one to accept clients and close them, 12 of 12 with EMFILE, and nothing hears of it: this is the documented
+# exception of this path (greeter/server/streams.py).
+LIBUV_ACCEPTS = Stage("uvloop", "streams")
+OTHER_STAGES = tuple(stage for stage in STAGES if stage != LIBUV_ACCEPTS)
 
 FAULTS = [
-    *(
-        Fault("accept", error, accept_outage, ACCEPT_STAGES)
-        for error in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
-    ),
-    *(
-        Fault("accept", error, costs_no_client, STAGES)
-        for error in ("ECONNABORTED", "EPROTO", "EPERM", "EINTR")
-    ),
-    *(Fault("send", error, among_others, STAGES) for error in ("EPIPE", "ECONNRESET", "ENOBUFS")),
+    *(Fault("accept", error, accept_outage, OTHER_STAGES) for error in ("EMFILE", "ENFILE")),
+    *(Fault("accept", error, accept_outage, STAGES) for error in ("ENOBUFS", "ENOMEM")),
     Fault("send", "EAGAIN", partial_send, STAGES),
-    *(Fault("recv", error, among_others, STAGES) for error in ("ECONNRESET", "ETIMEDOUT")),
-    Fault("shutdown", "ENOTCONN", among_others, STAGES),
-    Fault("getpeername", "ENOTCONN", costs_no_client, GETPEERNAME_STAGES),
 ]
 MATRIX = [f"{stage}-{fault}" for fault in FAULTS for stage in fault.stages]
 

@@ -26,7 +26,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -52,7 +51,7 @@ struct plan {
     X(EPOLL_ADD, "epoll_add") X(EPOLL_MODIFY, "epoll_modify") X(EPOLL_WAIT, "epoll_wait") X(POLL, "poll") \
     X(EVENTFD, "eventfd") X(PIPE, "pipe") X(MEMFD, "memfd_create") X(PIDFD, "pidfd_open") X(OPEN, "open") \
     X(CLOSE, "close") X(DUP, "dup") X(NONBLOCK, "nonblock") X(MAP, "mmap") X(THREAD, "thread") \
-    X(EXEC, "exec") X(WAIT, "wait") X(CHMOD, "chmod") X(UNLINK, "unlink") X(SETRLIMIT, "setrlimit")
+    X(EXEC, "exec") X(WAIT, "wait") X(CHMOD, "chmod") X(UNLINK, "unlink")
 #define IDENTIFIER(identifier, name) identifier,
 #define NAME(identifier, name) name,
 enum call { CALL_LIST(IDENTIFIER) CALLS };
@@ -174,9 +173,19 @@ static bool hit(enum call call, int fd, size_t *part)
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
+/* libuv has no answer but abort() to some errors of what it calls for itself. */
+static bool is_libuv(const void *caller)
+{
+    Dl_info found;
+    return dladdr(caller, &found) && found.dli_fname && strstr(found.dli_fname, "uvloop");
+}
+#define OF_LIBUV is_libuv(__builtin_return_address(0))
+
 /* A function that fails if it is hit, and else is the system call with this number and these arguments. */
 #define WRAPPER(function, call, fd, number, ...) \
     function { return hit(call, fd, NULL) ? -1 : syscall(number, __VA_ARGS__); }
+#define WRAPPER_NOT_OF_LIBUV(function, call, fd, number, ...) \
+    function { return !OF_LIBUV && hit(call, fd, NULL) ? -1 : syscall(number, __VA_ARGS__); }
 
 /* The last argument. */
 #define LAST_ARGUMENT(type, name, before) \
@@ -227,6 +236,8 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 ssize_t write(int fd, const void *data, size_t size)
 {
     ssize_t sent;
+    if (OF_LIBUV && kind_of(fd) == FIFO)
+        return syscall(SYS_write, fd, data, size);
     return send_hit(fd, data, size, MSG_NOSIGNAL, &sent) ? sent : syscall(SYS_write, fd, data, size);
 }
 
@@ -255,8 +266,8 @@ WRAPPER(int getpeername(int fd, struct sockaddr *address, socklen_t *size), GETP
         fd, address, size)
 WRAPPER(int getsockname(int fd, struct sockaddr *address, socklen_t *size), GETSOCKNAME, fd, SYS_getsockname,
         fd, address, size)
-WRAPPER(int setsockopt(int fd, int level, int name, const void *value, socklen_t size), SETSOCKOPT, fd,
-        SYS_setsockopt, fd, level, name, value, size)
+WRAPPER_NOT_OF_LIBUV(int setsockopt(int fd, int level, int name, const void *value, socklen_t size), SETSOCKOPT,
+                     fd, SYS_setsockopt, fd, level, name, value, size)
 WRAPPER(int getsockopt(int fd, int level, int name, void *value, socklen_t *size), GETSOCKOPT, fd,
         SYS_getsockopt, fd, level, name, value, size)
 WRAPPER(int socket(int family, int type, int protocol), SOCKET, -1, SYS_socket, family, type, protocol)
@@ -296,9 +307,10 @@ int close(int fd)
 FCNTL(fcntl)
 FCNTL(fcntl64)
 WRAPPER(int dup(int fd), DUP, -1, SYS_dup, fd)
-WRAPPER(int pipe2(int fds[2], int flags), PIPE, -1, SYS_pipe2, fds, flags)
 WRAPPER(int eventfd(unsigned value, int flags), EVENTFD, -1, SYS_eventfd2, value, flags)
 WRAPPER(int memfd_create(const char *name, unsigned flags), MEMFD, -1, SYS_memfd_create, name, flags)
+
+WRAPPER_NOT_OF_LIBUV(int pipe2(int fds[2], int flags), PIPE, -1, SYS_pipe2, fds, flags)
 
 #define MMAP(name)                                                                                \
     void *name(void *address, size_t size, int protection, int flags, int fd, off_t offset)       \
@@ -311,17 +323,10 @@ MMAP(mmap64)
 
 /* -- events -------------------------------------------------------------------------------------------- */
 
-/* libuv ends the process when it cannot add a descriptor, and does so by an io_uring where there is one. */
-static bool is_libuv(const void *caller)
-{
-    Dl_info found;
-    return dladdr(caller, &found) && found.dli_fname && strstr(found.dli_fname, "uvloop");
-}
-
 int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
 {
     enum call call = operation == EPOLL_CTL_ADD ? EPOLL_ADD : EPOLL_MODIFY;
-    bool can_fail = operation != EPOLL_CTL_DEL && !is_libuv(__builtin_return_address(0));
+    bool can_fail = operation != EPOLL_CTL_DEL && !OF_LIBUV;
     return can_fail && hit(call, fd, NULL) ? -1 : syscall(SYS_epoll_ctl, epoll, operation, fd, event);
 }
 
@@ -371,8 +376,6 @@ pid_t vfork(void)
 WRAPPER(int execve(const char *path, char *const arguments[], char *const variables[]), EXEC, -1, SYS_execve,
         path, arguments, variables)
 WRAPPER(pid_t waitpid(pid_t pid, int *status, int options), WAIT, -1, SYS_wait4, pid, status, options, NULL)
-WRAPPER(int setrlimit64(__rlimit_resource_t resource, const struct rlimit64 *limit), SETRLIMIT, -1,
-        SYS_setrlimit, resource, limit)
 
 int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*start)(void *), void *argument)
 {
