@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", help="run rows whose name has one of these texts in it")
     parser.add_argument("--jobs", type=int, default=6 * (os.cpu_count() or 1), help="services at a time")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="run every N-th row only")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="the first of them, from 0 on")
     parser.add_argument("--kind", action="append", default=[], help="a kind of service; may be repeated")
     args = parser.parse_args()
     outcomes: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -31,7 +32,7 @@ def main() -> int:
         Matrix(compile_shim("faults.c", Path(directory)), args.jobs, args.kind) as matrix,
     ):
         rows = [row for row in matrix.rows() if not args.rows or any(text in str(row) for text in args.rows)]
-        rows = rows[:: args.every]
+        rows = rows[args.first :: args.every]
         print(f"{len(rows)} rows", flush=True)
         for number, result in enumerate(matrix.run(rows), 1):
             outcomes[result.row.kind, result.outcome] += 1

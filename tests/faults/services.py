@@ -116,8 +116,9 @@ class Client:
         else:
             host, port = address.removeprefix("udp:").rsplit(":", 1)
             datagrams = kind.client == "udp"
-            self._sock = socket.socket(type=socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM)
-            self._address = host.replace("[::]", "127.0.0.1").replace("0.0.0.0", "127.0.0.1"), int(port)
+            family = socket.AF_INET6 if host == "[::]" else socket.AF_INET
+            self._sock = socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM)
+            self._address = {"[::]": "::1", "0.0.0.0": "127.0.0.1"}.get(host, host), int(port)
         self._sock.settimeout(PATIENCE)
         self._sock.connect(self._address)
         if kind.client == "udp":
