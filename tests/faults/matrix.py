@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # Of a call that is made more often in a run, so many are hit, evenly spread.
 MAX_HITS = 12
+# What a parent logs of a worker that takes too long to start, and how often a run is tried then.
+TOO_BUSY = "was not ready within"
+TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,14 @@ class Matrix:
         return self._play(*stage, None, None)
 
     def _play(self, kind: str, loop: str, fault: Fault | None, base: int | None) -> Record:
+        """Run the scenario, once more if the machine was too busy to start a worker within READY_TIMEOUT."""
+        for _ in range(TRIES):
+            record = self._play_once(kind, loop, fault, base)
+            if not any(TOO_BUSY in line for line in record.lines):
+                break
+        return record
+
+    def _play_once(self, kind: str, loop: str, fault: Fault | None, base: int | None) -> Record:
         with self._lock:
             self._count += 1
             directory = self._directory / str(self._count)
