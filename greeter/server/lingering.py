@@ -92,6 +92,14 @@ class LingeringSockets:
         self._count += len(socks)
         self._start(socks)
 
+    def restart(self) -> None:
+        """Read every socket as soon and as often as if it had been served just now: a stop waits for them."""
+        now = self._loop.time()
+        batches, self._batches = self._batches, []
+        for batch in batches:
+            self._push(now, FIRST_CHECK_DELAY, batch.deadline, batch.postponed, batch.socks)
+        self._set_timer()
+
     def close_all(self) -> int:
         """Close every socket at once; returns how many there were."""
         socks = [sock for batch in self._batches for sock in batch.socks] + self._new

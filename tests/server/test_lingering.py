@@ -137,6 +137,35 @@ def harness() -> Iterator[Harness]:
     harness.close()
 
 
+def test_a_stop_notices_soon_that_a_client_closes_that_has_lingered_for_long() -> None:
+    harness = Harness(seconds=600.0)
+    early, late = harness.add(), harness.add(2)
+    harness.loop.advance(300.0)
+    early[0].close()
+    late[0].close()
+    harness.loop.advance(10.0)
+    assert harness.closed == [], "by now, they are read once in minutes"
+    harness.lingering.restart()
+    harness.loop.advance(FIRST_CHECK)
+    assert len(harness.closed) == 2
+    late[1].close()
+    harness.loop.advance(FIRST_CHECK * 3)
+    assert (len(harness.closed), harness.expired, harness.loop.timers) == (3, 0, [])
+    harness.lingering.restart()
+    assert harness.loop.timers == []
+    harness.close()
+
+
+def test_a_stop_leaves_the_linger_deadline_where_it_was(harness: Harness) -> None:
+    harness.add()
+    harness.loop.advance(LINGER / 2)
+    harness.lingering.restart()
+    harness.loop.advance(LINGER / 2 - TIMER_SLACK)
+    assert harness.expired == 0
+    harness.loop.advance(2 * TIMER_SLACK)
+    assert harness.expired == 1
+
+
 def test_without_sockets_no_timer_is_set(harness: Harness) -> None:
     assert (len(harness.lingering), harness.loop.timers) == (0, [])
 

@@ -411,6 +411,24 @@ async def test_a_drain_that_is_cancelled_cuts_off_at_once(
     client.close()
 
 
+@pytest.mark.parametrize("how", ["drain", "close"])
+async def test_a_stop_does_not_wait_for_a_client_that_has_left(
+    accept: Accept, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lingered for so long that its socket would be read again in hours."""
+    monkeypatch.setattr("greeter.server.lingering.FIRST_CHECK_DELAY", 10_000.0)
+    server = await here(accept=accept, linger_timeout=20_000.0)
+    client = await connect(server.port)
+    assert await read_to_end(client) == GREETED
+    monkeypatch.undo()
+    client.close()
+    if how == "drain":
+        assert await in_time(server.drain(PATIENCE / 2)) is True
+    else:
+        server.close()
+    await in_time(server.wait_closed())
+
+
 async def test_wait_closed_waits_for_the_last_client(accept: Accept) -> None:
     server = await here(accept=accept, linger_timeout=PATIENCE)
     client = await connect(server.port)
