@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greeter.config.options import WORKER_VARIABLE
@@ -42,8 +43,27 @@ logger = logging.getLogger("greeter")
 # What a worker that retires may take to abort a connection at its drain deadline, in seconds. It takes 20 to
 # 50 µs; the workers may have to share a core with each other and the load.
 ABORT_SECONDS = 0.001
+# If a worker that retires waited for a processor for more than this share of its time, it has so much longer,
+# once: six workers that abort 100,000 connections on one busy core get a tenth of it each.
+STARVED_SHARE = 0.5
 # After a pause of the machine, a worker that retires has so long: its own deadline moves too (timeouts.py).
 PAUSE_GRACE = 3.0
+
+
+def starved_seconds(pid: int) -> float:
+    """Return how long the first thread of a process was ready to run, and waited for a processor.
+
+    Args:
+        pid: Its process ID.
+
+    Returns:
+        The seconds since it was started (Documentation/scheduler/sched-stats.rst); 0 if the system does not
+        say.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 class WorkerFailed(GreeterError):
@@ -112,6 +132,7 @@ class WorkerProcess:
         self._pending_report: asyncio.Future[None] | None = None
         self._liveness_report: asyncio.Future[None] | None = None
         self._deadline: Deadline | None = None
+        self._starved_before: float | None = None  # seconds at ``retire``; None once the deadline has moved
         counters, self._block = open_shared_words(BLOCK_LENGTH)
         try:
             with counters:
@@ -197,8 +218,8 @@ class WorkerProcess:
         """Tell the worker to drain and exit, and kill it if it does not exit in time.
 
         Args:
-            seconds: The time to exit, besides what aborting the connections takes that it holds now. A
-                further call replaces it.
+            seconds: The time to exit, besides what aborting the connections takes that it holds now, and for
+                which it has waited for a processor. A further call replaces it.
             last: True if the whole service stops, so that no worker accepts any more.
         """
         if self.exited.done():
@@ -208,11 +229,13 @@ class WorkerProcess:
         self._channel.send("stop" if last else "retire")
         counters = ServerStats.read_from(self._block)
         abort = ABORT_SECONDS * counters.unfinished if counters is not None else 0.0
+        self._starved_before = starved_seconds(self.pid)
+        self._set_retire_deadline(seconds + abort, seconds + abort, PAUSE_GRACE + abort)
+
+    def _set_retire_deadline(self, delay: float, seconds: float, grace: float) -> None:
+        """Call ``_on_retire_timeout`` with ``seconds`` and ``grace`` after ``delay``."""
         self._deadline = Deadline(
-            self._loop,
-            seconds + abort,
-            lambda: self._on_retire_timeout(seconds + abort),
-            grace=PAUSE_GRACE + abort,
+            self._loop, delay, lambda: self._on_retire_timeout(seconds, grace), grace=grace
         )
 
     def kill(self) -> None:
@@ -221,7 +244,13 @@ class WorkerProcess:
             self._killed = True
             self._process.kill()
 
-    def _on_retire_timeout(self, seconds: float) -> None:
+    def _on_retire_timeout(self, seconds: float, grace: float) -> None:
+        if self._starved_before is not None:
+            starved = starved_seconds(self.pid) - self._starved_before
+            self._starved_before = None
+            if starved > STARVED_SHARE * seconds:
+                self._set_retire_deadline(starved, seconds, grace)
+                return
         logger.warning(
             "worker %d did not exit within %.3g s: killed",
             self.pid,

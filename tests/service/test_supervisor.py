@@ -20,6 +20,7 @@ import pytest
 from greeter import Endpoint, GreeterError, greet
 from greeter.core.stats import ACCEPTED, GREETED
 from greeter.server.timeouts import PAUSE_SECONDS
+from greeter.service import worker_process
 from greeter.service.channel import PARENT_GONE
 from greeter.service.snapshot import AggregateStats, Counters
 from greeter.service.supervisor import Backoff, Supervisor
@@ -375,6 +376,48 @@ async def test_a_worker_that_does_not_exit_in_time_is_killed(
         assert await supervisor.stop(0.1) is False
     assert not any(map(exists, pids))
     assert errors(caplog) == [f"worker {pid} did not exit within 0.1 s: killed" for pid in pids]
+
+
+async def test_a_worker_that_waited_for_a_processor_has_so_much_longer_to_exit_once(
+    listener: Listener, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = iter((1.0, 1.3))  # when it is told to stop, and at its deadline
+    monkeypatch.setattr(worker_process, "starved_seconds", lambda _: next(readings))
+    async with supervising(listener, 1, task={"mode": "stubborn"}) as supervisor:
+        (pid,) = supervisor.pids
+        began = asyncio.get_running_loop().time()
+        assert await supervisor.stop(0.2) is False
+        assert asyncio.get_running_loop().time() - began >= 0.5
+    assert errors(caplog) == [f"worker {pid} did not exit within 0.2 s: killed"]
+    assert next(readings, None) is None
+
+
+async def test_the_time_for_which_a_process_waits_for_a_processor() -> None:
+    if not os.access("/proc/self/schedstat", os.R_OK):
+        pytest.skip("the kernel has no schedstat")
+    core = min(os.sched_getaffinity(0))
+    spin = f"import os; os.sched_setaffinity(0, {{{core}}}); print(flush=True)\nwhile True: pass"
+    spinning = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", spin, stdout=asyncio.subprocess.PIPE)
+        for _ in range(2)
+    ]
+    try:
+        for process in spinning:
+            assert process.stdout is not None
+            await process.stdout.readline()
+
+        def waited() -> list[float]:
+            return [worker_process.starved_seconds(process.pid) for process in spinning]
+
+        before = waited()
+        await until(
+            lambda: all(b - a > 0.02 for a, b in zip(before, waited(), strict=True)), "both have waited"
+        )
+    finally:
+        for process in spinning:
+            process.kill()
+            await process.communicate()
+    assert worker_process.starved_seconds(spinning[0].pid) == 0.0  # it is gone
 
 
 async def test_a_stop_finishes_the_open_connections(listener: Listener) -> None:
