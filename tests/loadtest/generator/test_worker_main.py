@@ -138,6 +138,12 @@ async def first_message(plan: LoadPlan) -> dict[str, Any]:
     return message
 
 
+async def test_a_worker_without_a_target_needs_ports_for_its_own_share() -> None:
+    """The others may run on other machines: more connections than one machine has ports are fine."""
+    plan = LoadPlan("127.0.0.1:1", connections=128_000, hold=1.0, workers=128)
+    assert "ready" in await first_message(plan)
+
+
 async def test_a_worker_without_a_target_resolves_it() -> None:
     ready = await first_message(LoadPlan("127.0.0.1:1", rate=10, duration=1.0))
     assert "ready" in ready
