@@ -190,7 +190,6 @@ class Server:
             return
         self._closing, self._serving = True, False
         self._tracker.stop_accepting()
-        self._tracker.lingering_sockets.restart()
         self._path.stop()
         if self._datagrams is not None:
             self._datagrams.stop()
@@ -232,7 +231,6 @@ class Server:
         """
         self._tracker.stats.block[DRAINS] += not (self._draining or self._closed.done())
         self._draining = True
-        self._tracker.lingering_sockets.restart()
         try:
             async with timeout_without_pauses(self.config.drain_timeout if timeout is None else timeout):
                 if self._serving:

@@ -337,8 +337,9 @@ class ConnectionTracker:
         self.accept_pause.pause(f"cannot accept ({os_error_text(error)})", retry=True)
 
     def stop_accepting(self) -> None:
-        """Accepting has stopped for good: it is neither paused nor resumed any more."""
+        """Accepting has stopped for good: it is neither paused nor resumed any more, and a stop may wait."""
         self.accept_pause.stop()
+        self.lingering_sockets.restart()
 
     # -- timers
 
