@@ -60,14 +60,14 @@ class Experience:
         data: The bytes received.
         story: Its events, each with the time in seconds since it began to connect.
         truncated: True if a TLS connection ended without close_notify.
-        connected_after: How long connecting took, in seconds.
+        syn_again: True if the kernel sent its SYN again: the one before was dropped.
     """
 
     ending: Ending
     data: bytes = b""
     story: tuple[tuple[float, str], ...] = ()
     truncated: bool = False
-    connected_after: float = 0.0
+    syn_again: bool = False
 
     def told(self) -> str:
         """Returns the story in one line, with the times in milliseconds."""

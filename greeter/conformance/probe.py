@@ -36,6 +36,8 @@ RESET_DELAY = 0.15
 MAX_BYTES = 16 * 1024 * 1024
 # Of enum tcp_states in the kernel's tcp_states.h: no connection any more.
 _TCP_CLOSE = 7
+# Where tcpi_total_retrans is in struct tcp_info of <linux/tcp.h>.
+_TOTAL_RETRANS = slice(100, 104)
 # Errors of this machine, not of the service.
 LOCAL_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
@@ -105,7 +107,7 @@ class Probe:
         self._loop = asyncio.get_running_loop()
         self._story: list[tuple[float, str]] = []
         self._start = perf_counter()  # uvloop's clock has milliseconds
-        self._connected = self._start
+        self._syn_again = False
         self._deadline = self._loop.time() + (dial.timeout if timeout is None else timeout)
         self._sock: socket.socket | None = None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -135,7 +137,7 @@ class Probe:
                 raise Ended(Ending.CONNECT_TIMEOUT) from None
             self._note(errno.errorcode.get(error.errno or 0, "error"))
             raise Ended(Ending.LOCAL if error.errno in LOCAL_ERRORS else Ending.REFUSED) from None
-        self._connected = perf_counter()
+        self._syn_again = any(self._tcp_info()[_TOTAL_RETRANS])  # no lateness of this process, as a time is
         if self.dial.proxy is not None:
             header = encode(self.dial.proxy, sock.getsockname(), sock.getpeername())
             await self.send_raw(header, f"sent a PROXY header of {len(header)} B")
@@ -277,11 +279,14 @@ class Probe:
 
     def is_reset(self) -> bool:
         """True if the peer has reset the connection, whether or not a read has shown it."""
+        info = self._tcp_info()
+        return bool(info) and info[0] == _TCP_CLOSE
+
+    def _tcp_info(self) -> bytes:
         assert self._sock is not None
         if self._sock.family == socket.AF_UNIX:
-            return False
-        info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-        return info[0] == _TCP_CLOSE
+            return b""
+        return self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TOTAL_RETRANS.stop)
 
     def abort(self) -> None:
         """Reset the connection."""
@@ -298,9 +303,7 @@ class Probe:
 
     def experience(self, ending: Ending) -> Experience:
         """Returns what this client experienced."""
-        return Experience(
-            ending, bytes(self.data), tuple(self._story), self.truncated, self._connected - self._start
-        )
+        return Experience(ending, bytes(self.data), tuple(self._story), self.truncated, self._syn_again)
 
     # -- the rest
 

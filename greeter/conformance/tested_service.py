@@ -73,10 +73,10 @@ class TestedService(TargetService):
             await asyncio.gather(*(one() for _ in range(count)))
         return tally
 
-    async def crowd(self, count: int, script: Script) -> list[Experience]:
+    async def crowd(self, count: int, script: Script, timeout: float) -> list[Experience]:
         """Let ``count`` clients follow ``script`` at the same moment."""
         async with self.watching_for_lateness():
-            return await asyncio.gather(*(self.client(script) for _ in range(count)))
+            return await asyncio.gather(*(self.client(script, timeout=timeout) for _ in range(count)))
 
     async def control(self, timeout: float | None = None) -> Experience:
         """Let one client listen, and say whether it was greeted. A reset that follows is not looked for."""

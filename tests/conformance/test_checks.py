@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import ssl
 import threading
@@ -13,9 +15,11 @@ import pytest
 import trustme
 
 import greeter
-from greeter.conformance import CheckReport, check
+from greeter.conformance import CheckPlan, CheckReport, check
 from greeter.conformance.checks import CHECKS
 from greeter.conformance.findings import Verdict
+from greeter.conformance.tested_service import TestedService, dials
+from greeter.core.endpoint import Endpoint
 from tests.conftest import greeter_process, one_loop
 from tests.support.loadtest_peers import abort_with_reset, refused_endpoint
 from tests.support.lossy_peers import blocking_loop, compiled, peer
@@ -259,6 +263,20 @@ async def test_a_short_accept_queue_is_named() -> None:
     async with blocking_loop(backlog=3) as service:
         report = await check(service.target, only=["burst"], timeout=0.5)
     assert figure(report, "burst").endswith("queue 3")
+
+
+async def test_a_dropped_syn_is_the_fault_of_a_short_queue_also_on_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("greeter.conformance.checks.bursts.LARGE_CROWD", 20)
+    monkeypatch.setattr("greeter.conformance.target_service.LATE", -1.0)  # every wait is late
+    async with blocking_loop(backlog=3) as service:
+        os.kill(service.pid, signal.SIGSTOP)  # so that the queue is full, however fast it is
+        asyncio.get_running_loop().call_later(0.5, os.kill, service.pid, signal.SIGCONT)
+        plan = CheckPlan(Endpoint.parse(service.target))
+        finding = await CHECKS["burst-1000"].run(TestedService(plan, await dials(plan)))
+    assert finding.verdict is FAIL
+    assert finding.figure.endswith("late; queue 3")
 
 
 @pytest.mark.parametrize(("backlog", "verdict"), [(15, INFO), (100, PASS)])

@@ -42,10 +42,9 @@ async def test_the_musts_of_a_real_service_are_those_of_the_table(name: str) -> 
     assert {id for id, verdict in found.items() if verdict is Verdict.FAIL} == BROKEN[name]
 
 
-# The same for datagrams. What is racy there (socat loses some) is not asked for.
+# The same for datagrams. What is racy there (socat and xinetd lose some) is not asked for.
 BROKEN_OF_DATAGRAMS = {
     "nginx stream `return`, udp": {"udp-ports"},
-    "xinetd `daytime`, udp, limits raised": {"udp-source", "udp-ports"},
     "asyncio, datagram endpoint": {"udp-source", "udp-ports"},
 }
 
