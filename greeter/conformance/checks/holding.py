@@ -32,11 +32,11 @@ async def greeted_and_stays(probe: Probe) -> Ending:
     return Ending.GREETED
 
 
-async def controls(service: TestedService, count: int = 3) -> Tally:
-    """Let control clients ask, one after the other, whether the service still greets promptly."""
+async def controls(service: TestedService, count: int = 3, timeout: float = PROMPT) -> Tally:
+    """Let control clients ask, one after the other, whether the service still greets within ``timeout``."""
     tally = Tally()
     for _ in range(count):
-        tally.add(await service.control(PROMPT))
+        tally.add(await service.control(timeout))
     return tally
 
 
