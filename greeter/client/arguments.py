@@ -13,7 +13,7 @@ import ssl as ssl_module
 from typing import NamedTuple, TypeAlias
 
 from greeter.core.datagram_sizes import DATAGRAM_MAX
-from greeter.core.endpoint import DEFAULT_HOST, Endpoint
+from greeter.core.endpoint import DEFAULT_HOST, Endpoint, host_name
 from greeter.core.proxy_protocol import PROXY_VERSIONS, ProxyVersion
 from greeter.core.replies import Until
 from greeter.errors import ConfigError
@@ -136,7 +136,7 @@ def name_to_verify(target: Endpoint, ssl: TLS, server_hostname: str | None) -> s
     It has neither the dot that ends an absolute name (RFC 6066 3) nor the scope of an IPv6 address.
 
     Raises:
-        ConfigError: ``server_hostname`` has the wrong type or is given without TLS, or TLS must verify a host
+        ConfigError: ``server_hostname`` is not a host name or is given without TLS, or TLS must verify a host
             name and the target has none.
     """
     if server_hostname is not None and not isinstance(server_hostname, str):
@@ -149,5 +149,10 @@ def name_to_verify(target: Endpoint, ssl: TLS, server_hostname: str | None) -> s
         if ssl is True or ssl.check_hostname:
             raise ConfigError(f"TLS to {target} needs server_hostname, the name to verify")
         return ""
+    if server_hostname:
+        try:
+            host_name(server_hostname)
+        except ConfigError as error:
+            raise ConfigError(f"server_hostname {error}") from None
     name = (target.host or "localhost") if server_hostname is None else server_hostname
     return name.partition("%")[0].removesuffix(".")

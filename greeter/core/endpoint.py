@@ -212,13 +212,14 @@ def host_name(text: str) -> str:
     """Return ``text`` if it is a valid host name for TLS.
 
     Raises:
-        ConfigError: It cannot be encoded as a host name.
+        ConfigError: It cannot be encoded as a host name, or has more than 255 bytes.
     """
     try:
-        valid = bool(text.encode("idna"))
+        encoded = text.encode("idna")
     except UnicodeError:
-        valid = False
-    if not valid:
+        encoded = b""
+    # OpenSSL takes neither a longer one (TLSEXT_MAXLEN_host_name) nor a NUL.
+    if not 0 < len(encoded) <= 255 or b"\0" in encoded:
         raise ConfigError(f"{text!r} is not a host name")
     return text
 

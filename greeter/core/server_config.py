@@ -78,10 +78,16 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for name in ("greet_timeout", "linger_timeout", "drain_timeout"):
             seconds = getattr(self, name)
-            if not isinstance(seconds, int | float) or not seconds >= 0:
+            if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
                 raise ConfigError(f"{name} must be a number of seconds from 0, not {seconds!r}")
-        if self.backlog < 1:
-            raise ConfigError(f"backlog is at least 1, not {self.backlog}")
+        _check_integer("backlog", self.backlog, 1, 0x7FFFFFFF)  # a C int, for listen(2)
+        if self.unix_mode is not None:
+            _check_integer("unix_mode", self.unix_mode, 0, 0o7777)
+        # By what is used of them: their modules are slow to import, and most servers need neither.
+        if self.tls is not None and not hasattr(self.tls, "wrap_bio"):
+            raise ConfigError(f"TLS needs an SSLContext, not {self.tls!r}")
+        if self.limits is not None and not hasattr(self.limits, "admits_all"):
+            raise ConfigError(f"limits must be Limits, not {self.limits!r}")
         if self.accept not in ("auto", "direct", "streams"):
             raise ConfigError(f"accept must be 'auto', 'direct' or 'streams', not {self.accept!r}")
 
@@ -110,3 +116,8 @@ class ServerConfig:
             raise ConfigError(
                 f"{endpoint} cannot send a greeting of {size} bytes: a datagram has at most {DATAGRAM_MAX}"
             )
+
+
+def _check_integer(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ConfigError(f"{name} must be an integer from {least} to {most}, not {value!r}")

@@ -326,6 +326,8 @@ def serve(
     """
     if sum((path is not None, sock is not None, bool(listen))) > 1:
         raise ConfigError("give one of path, sock and listen")
+    if isinstance(listen, str | Endpoint):  # a string would be an iterable of characters
+        raise ConfigError(f"listen must be several endpoints, not {listen!r}")
     proxies: Networks | None = None
     if proxy_from is not None:
         from greeter.core.admission import trusted_proxies  # only a server behind a proxy needs it

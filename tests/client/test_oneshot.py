@@ -624,6 +624,16 @@ async def test_a_greeting_over_tls(tls_port: int, client_tls: ssl.SSLContext) ->
     assert (await greet(port=tls_port, ssl=client_tls, server_hostname="localhost")).data == HELLO
 
 
+@pytest.mark.parametrize(
+    "name", [".", ".x", "a..b", "é" * 60, "a\0b", "a." * 128], ids=lambda name: ascii(name)[:9]
+)
+async def test_a_name_that_tls_cannot_send_is_found_before_a_socket_is_opened(name: str) -> None:
+    for call in greet, greeter.open_connection:
+        with pytest.raises(ConfigError) as caught:
+            await call(port=1, ssl=True, server_hostname=name)
+        assert str(caught.value) == f"server_hostname {name!r} is not a host name"
+
+
 async def test_tls_over_a_connected_socket(tls_port: int, client_tls: ssl.SSLContext) -> None:
     with pytest.raises(ConfigError, match=r"^server_hostname 'localhost' requires ssl$"):
         await greet(port=tls_port, server_hostname="localhost")

@@ -367,7 +367,7 @@ def test_valid_host_names(text: str) -> None:
     assert host_name(text) == text
 
 
-@pytest.mark.parametrize("text", ["", ".x", "a..b", "é" * 60, "\udcff"])
+@pytest.mark.parametrize("text", ["", ".x", "a..b", "é" * 60, "\udcff", "a\0b", "a." * 128])
 def test_invalid_host_names(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         host_name(text)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import greeter
-from greeter import ConfigError, Greeting, ListenFailed, Peer, serve
+from greeter import ConfigError, Endpoint, Greeting, ListenFailed, Peer, serve
 from greeter.core.admission import Limits
 from greeter.core.greeting import DEFAULT_GREETING
 from greeter.server.server import MAX_FINAL_ACCEPTS
@@ -75,7 +75,11 @@ def tls() -> ssl.SSLContext:
         ({"greet_timeout": float("nan")}, "greet_timeout must be a number of seconds from 0, not nan"),
         ({"linger_timeout": -0.5}, "linger_timeout must be a number of seconds from 0, not -0.5"),
         ({"drain_timeout": -2}, "drain_timeout must be a number of seconds from 0, not -2"),
-        ({"backlog": 0}, "backlog is at least 1, not 0"),
+        ({"backlog": 0}, "backlog must be an integer from 1 to 2147483647, not 0"),
+        ({"ssl": True}, "TLS needs an SSLContext, not True"),
+        ({"limits": {"max_per_ip": 1}}, "limits must be Limits, not {'max_per_ip': 1}"),
+        ({"listen": "127.0.0.1:0"}, "listen must be several endpoints, not '127.0.0.1:0'"),
+        ({"listen": Endpoint.tcp()}, r"listen must be several endpoints, not Endpoint\(kind='tcp'"),
         ({"greet_timeout": "1"}, "greet_timeout must be a number of seconds from 0, not '1'"),
         ({"accept": "stream"}, "accept must be 'auto', 'direct' or 'streams', not 'stream'"),
         ({"accept": "instant"}, "accept must be 'auto', 'direct' or 'streams', not 'instant'"),
