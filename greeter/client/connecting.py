@@ -20,7 +20,7 @@ import os
 import socket
 import ssl
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeGuard
 
 from greeter.core.proxy_protocol import encode
 from greeter.errors import ConnectFailed, GreetTimeout
@@ -92,6 +92,15 @@ class connect_errors:  # a context manager, used as a function
             raise ConnectFailed(target, error) from error
         if isinstance(error, UnicodeError):
             raise ConnectFailed(target, "not a host name") from error
+
+
+def is_alert(error: BaseException | None) -> TypeGuard[ssl.SSLError]:
+    """Return True for a TLS alert of the peer (RFC 8446 6.2).
+
+    With TLS 1.3, the handshake is complete for a client before its server has checked the client's
+    certificate. A server that refuses it sends an alert in place of the greeting.
+    """
+    return isinstance(error, ssl.SSLError) and "_ALERT_" in (error.reason or "")
 
 
 async def connect(

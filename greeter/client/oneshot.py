@@ -26,7 +26,7 @@ from greeter.client.arguments import (
     destination,
     name_to_verify,
 )
-from greeter.client.connecting import LAST_READ, connect, connect_errors
+from greeter.client.connecting import LAST_READ, connect, connect_errors, is_alert
 from greeter.core.endpoint import DEFAULT_HOST
 from greeter.core.replies import Reply, Until, is_tls_alert
 from greeter.errors import (
@@ -252,8 +252,8 @@ async def greet(
 
     Raises:
         ConfigError: An argument is invalid, or arguments contradict each other.
-        ConnectFailed: Connecting failed, or the peer speaks TLS on a connection without it. A datagram was
-            refused (ICMP port unreachable).
+        ConnectFailed: Connecting failed, or the peer speaks TLS on a connection without it, or refused the
+            client certificate. A datagram was refused (ICMP port unreachable).
         GreetTimeout: A deadline passed.
         GreetReset: The peer reset the connection before the first byte, or in the middle of a greeting.
         NoGreeting: The peer closed in the middle of a greeting, or without a byte (only with ``expect``
@@ -362,6 +362,8 @@ def _check(data: bytes, protocol: _ReplyProtocol, target: str, exchange: Exchang
         raise ReplyTooLarge(target, exchange.max_bytes, data[: exchange.max_bytes])
     if not exchange.ssl and is_tls_alert(data):
         raise ConnectFailed(target, "the server speaks TLS")
+    if is_alert(protocol.error) and not data:
+        raise ConnectFailed(target, protocol.error) from protocol.error
     if protocol.error is not None and (not data or protocol.incomplete):
         raise GreetReset(target, data) from protocol.error
     if protocol.incomplete or (exchange.expect is not None and not data):

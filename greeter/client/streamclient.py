@@ -23,10 +23,18 @@ from greeter.client.arguments import (
     destination,
     name_to_verify,
 )
-from greeter.client.connecting import connect, connect_errors
+from greeter.client.connecting import connect, connect_errors, is_alert
 from greeter.core.endpoint import DEFAULT_HOST
 from greeter.core.replies import Reply, Until
-from greeter.errors import ConfigError, GreetFailed, GreetReset, GreetTimeout, NoGreeting, ReplyTooLarge
+from greeter.errors import (
+    ConfigError,
+    ConnectFailed,
+    GreetFailed,
+    GreetReset,
+    GreetTimeout,
+    NoGreeting,
+    ReplyTooLarge,
+)
 
 if TYPE_CHECKING:
     import socket
@@ -82,7 +90,7 @@ async def open_connection(
 
     Raises:
         ConfigError: An argument is invalid, or arguments contradict each other.
-        ConnectFailed: Connecting failed.
+        ConnectFailed: Connecting failed, or the peer refused the client certificate.
         GreetTimeout: A deadline passed.
         GreetReset: The peer reset the connection before the greeting was complete.
         NoGreeting: The peer closed the connection without sending, or in the middle of a reply.
@@ -175,6 +183,8 @@ def _failure(error: Exception, target: str, received: bytes, max_bytes: int, tim
         return NoGreeting(target, received)
     if isinstance(error, TimeoutError) and error.errno is None:  # not the system's ETIMEDOUT
         return GreetTimeout(target, "end" if received else "first byte", timeout, received)
+    if is_alert(error) and not received:
+        return ConnectFailed(target, error)
     return GreetReset(target, received)
 
 

@@ -634,6 +634,20 @@ async def test_a_name_that_tls_cannot_send_is_found_before_a_socket_is_opened(na
         assert str(caught.value) == f"server_hostname {name!r} is not a host name"
 
 
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+async def test_a_missing_client_certificate_is_a_failed_connection(
+    version: str, authority: trustme.CA, client_tls: ssl.SSLContext
+) -> None:
+    # With TLS 1.3, the alert comes after the handshake, as far as a client can tell.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    context.verify_mode, context.maximum_version = ssl.CERT_REQUIRED, ssl.TLSVersion[version]
+    async with greeter.serve(port=0, ssl=context) as server:
+        for call in greet, greeter.open_connection:
+            with pytest.raises(ConnectFailed, match="alert (certificate required|handshake failure)$"):
+                await call("localhost", server.port, ssl=client_tls)
+
+
 async def test_tls_over_a_connected_socket(tls_port: int, client_tls: ssl.SSLContext) -> None:
     with pytest.raises(ConfigError, match=r"^server_hostname 'localhost' requires ssl$"):
         await greet(port=tls_port, server_hostname="localhost")
