@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 try:
     import resource
 except ImportError:  # pragma: no cover  # not a Unix
-    resource = None  # type: ignore[assignment]  # the function below checks for None
+    resource = None  # type: ignore[assignment]  # _seconds_of_exited_children() checks for None
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -42,6 +42,10 @@ _HELP = {
 }
 
 
+# How often to read at most until no child exits meanwhile.
+MAX_READS = 5
+
+
 def process_metrics(processes: Iterable[int | str]) -> Iterator[Metric]:
     """Read the metrics of processes from /proc. Where there is none, there are no metrics.
 
@@ -50,6 +54,29 @@ def process_metrics(processes: Iterable[int | str]) -> Iterator[Metric]:
     """
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+    pids = [*processes]
+    sums: dict[str, float] = {}
+    exited = _seconds_of_exited_children()
+    for _ in range(MAX_READS):
+        sums = _sums(pids)
+        before, exited = exited, _seconds_of_exited_children()
+        if exited == before:
+            break  # else the time of a child that has exited meanwhile may count twice
+    if "cpu_seconds" in sums:
+        sums["cpu_seconds"] += exited
+    for name, value in sums.items():
+        family = CounterMetricFamily if name == "cpu_seconds" else GaugeMetricFamily
+        yield family(f"process_{name}", _HELP[name], value=value)
+
+
+def _seconds_of_exited_children() -> float:
+    if resource is None:  # pragma: no cover  # not a Unix
+        return 0.0
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _sums(processes: Iterable[int | str]) -> dict[str, float]:
     sums: dict[str, float] = {}
     for process in processes:
         try:
@@ -59,12 +86,7 @@ def process_metrics(processes: Iterable[int | str]) -> Iterator[Metric]:
         for name, value in values.items():
             if name != "start_time_seconds" or name not in sums:
                 sums[name] = sums.get(name, 0.0) + value
-    if resource is not None and "cpu_seconds" in sums:
-        exited = resource.getrusage(resource.RUSAGE_CHILDREN)
-        sums["cpu_seconds"] += exited.ru_utime + exited.ru_stime
-    for name, value in sums.items():
-        family = CounterMetricFamily if name == "cpu_seconds" else GaugeMetricFamily
-        yield family(f"process_{name}", _HELP[name], value=value)
+    return sums
 
 
 def _read(process: Path) -> dict[str, float]:
