@@ -40,7 +40,8 @@ def cli() -> None:
 
     An option can also be given by an environment variable: --backlog of serve is GREETER_BACKLOG. The
     variables of load begin with GREETER_LOAD_, those of report with GREETER_REPORT_, those of check with
-    GREETER_CHECK_. Several values are separated by spaces. The command line overrides the environment.
+    GREETER_CHECK_, those of discover with GREETER_DISCOVER_. Several values are separated by spaces. The
+    command line overrides the environment.
 
     \b
     Shell completion (bash; for zsh and fish, write zsh_source or fish_source):

@@ -68,22 +68,27 @@ def run_greet(
     if options.tls:
         exchange["ssl"] = client_context(options.tls_ca, options.tls_cert, options.tls_key)
     if len(options.target) <= 1 and options.targets is None:
-        _check_datagrams(options.target, options, spell)
+        _check_targets(options.target, options, spell)
         target = options.target[0] if options.target else Endpoint.parse(DEFAULT_ENDPOINT)
         return _greet_one(target, options, exchange, echo, print_error)
     if options.raw:
         raise ConfigError(f"{spell('raw')} needs a single target")
     targets = [*options.target, *(_read_targets(options.targets) if options.targets is not None else [])]
-    _check_datagrams(targets, options, spell)
+    _check_targets(targets, options, spell)
     return loops.run(_greet_many(targets, options, exchange, echo, print_error))
 
 
-def _check_datagrams(targets: Sequence[Endpoint], options: GreetOptions, spell: Callable[[str], str]) -> None:
-    """Raise ConfigError if an option needs a stream, and a target has none."""
+def _check_targets(targets: Sequence[Endpoint], options: GreetOptions, spell: Callable[[str], str]) -> None:
+    """Raise ConfigError if an option needs a stream, a host or another connection, and a target has none."""
     for name in ("tls", "until", "proxy_protocol"):
         if getattr(options, name) not in (False, "eof", None):
             for target in targets:
                 target.require_stream(spell(name))
+    for target in targets:
+        if options.tls and not options.server_name and target.kind != "tcp":
+            raise ConfigError(f"{spell('tls')} to {target} needs --server-name, the name to verify")
+        if options.wait and target.kind == "fd":
+            raise ConfigError(f"{spell('wait')} cannot be combined with {target}")
 
 
 def _greet_one(

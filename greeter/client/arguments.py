@@ -130,6 +130,13 @@ def check_seconds(name: str, seconds: object, *, zero: bool = False) -> None:
         raise ConfigError(f"{name} must be a {kind}, not {seconds!r}")
 
 
+def check_wait(wait: object, target: Endpoint) -> None:
+    """Raise ConfigError if ``wait`` is not a number of seconds, or ``target`` cannot be connected again."""
+    check_seconds("wait", wait, zero=True)
+    if wait and target.kind == "fd":
+        raise ConfigError(f"wait cannot be combined with {target}: it cannot be connected again")
+
+
 def name_to_verify(target: Endpoint, ssl: TLS, server_hostname: str | None) -> str | None:
     """Return the name that the server's certificate must have; None without TLS.
 

@@ -19,6 +19,7 @@ from greeter.client.arguments import (
     check_datagrams,
     check_exchange,
     check_seconds,
+    check_wait,
     destination,
     name_to_verify,
 )
@@ -83,6 +84,7 @@ async def greet_many(
     calls = []
     for target in targets:
         where = destination(target)
+        check_wait(wait, where)
         check_datagrams(where, exchange)
         calls.append((target, where, name_to_verify(where, ssl, server_hostname)))
     loop = asyncio.get_running_loop()

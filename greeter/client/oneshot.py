@@ -22,7 +22,7 @@ from greeter.client.arguments import (
     TIMEOUT,
     check_datagrams,
     check_exchange,
-    check_seconds,
+    check_wait,
     destination,
     name_to_verify,
 )
@@ -273,11 +273,9 @@ async def greet(
     exchange = check_exchange(ssl, timeout, connect_timeout, max_bytes, until, send, expect, proxy_protocol)
     check_datagrams(where, exchange)
     name = name_to_verify(where, ssl, server_hostname)
-    check_seconds("wait", wait, zero=True)
+    check_wait(wait, where)
     if not wait:
         return await exchange_once(where, exchange, name, sock)
-    if where.kind == "fd":
-        raise ConfigError(f"wait cannot be combined with {where}: it cannot be connected again")
     return await exchange_within(wait, where, exchange, name)
 
 

@@ -327,3 +327,15 @@ def test_an_option_that_needs_a_stream(run: Any, option: tuple[str, ...]) -> Non
     line = f"{option[0]} needs a stream, and udp:h:1 is an endpoint for datagrams"
     for targets in (("udp:h:1",), ("h:1", "udp:h:1")):
         assert error_of(run("greet", *targets, *option)) == (2, line)
+
+
+@pytest.mark.parametrize(
+    ("target", "option", "line"),
+    [
+        ("unix:/x", "--tls", "--tls to unix:/x needs --server-name, the name to verify"),
+        ("fd:7", "--wait=1", "--wait cannot be combined with fd:7"),
+    ],
+)
+def test_an_option_that_a_target_does_not_allow(run: Any, target: str, option: str, line: str) -> None:
+    for targets in ((target,), ("h:1", target)):
+        assert error_of(run("greet", *targets, option)) == (2, line)

@@ -158,6 +158,7 @@ async def test_options_apply_to_each_target(raw_server: RawServer) -> None:
         (["h:1"], {"until": "x"}, "until must be eof, line, .*, not 'x'"),
         ("h:1", {}, "targets must be several targets, not the string 'h:1'"),
         (["h:1", b"h"], {}, "a target must be a string, an integer or an Endpoint, not bytes"),
+        (["h:1", "fd:7"], {"wait": 1}, "wait cannot be combined with fd:7: it cannot be connected again"),
         (["h:1", "unix:/x"], {"ssl": True}, "TLS to unix:/x needs server_hostname, the name to verify"),
     ],
 )
