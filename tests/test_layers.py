@@ -60,8 +60,9 @@ SERVER = [
     {"acceptor", "conversation"},
     {"datagram_answers", "direct_connection", "stream_connection"},
     {"batch", "datagrams", "streams", "handler"},
-    {"direct", "serving"},
+    {"direct"},
     {"server"},
+    {"serving"},
     {"__init__"},
 ]
 # The two ends of a connection: neither may know the other.

@@ -9,41 +9,28 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from greeter.core.endpoint import DEFAULT_HOST, DEFAULT_PORT, Endpoint
-from greeter.core.greeting import DEFAULT_GREETING, Greeting, GreetingSource
-from greeter.core.server_config import (
-    BACKLOG,
-    DRAIN_TIMEOUT,
-    GREET_TIMEOUT,
-    LINGER_TIMEOUT,
-    Accept,
-    AccessLog,
-    ServerConfig,
-)
+from greeter.core.greeting import Greeting, GreetingSource
 from greeter.core.stats import DRAINS
-from greeter.errors import ConfigError, GreeterError, ListenFailed, os_error_text
+from greeter.errors import ConfigError, os_error_text
 from greeter.server.accept_pause import logger
 from greeter.server.acceptor import choose_path, drain_accept_queues, watches_sockets
 from greeter.server.conversation import Conversation
-from greeter.server.datagram_limits import log_datagram_limits
 from greeter.server.direct import DirectPath
-from greeter.server.serving import Serving
 from greeter.server.streams import StreamsPath
 from greeter.server.timeouts import timeout_without_pauses
 from greeter.server.tracker import ConnectionTracker
 from greeter.system.fdlimit import connection_capacity
-from greeter.system.listeners import HANDSHAKE_GRACE, Listener, adopt, open_listeners
+from greeter.system.listeners import HANDSHAKE_GRACE, Listener
 
 if TYPE_CHECKING:
     import socket
     import ssl as ssl_module
-    from collections.abc import Iterable
 
-    from greeter.core.admission import Limits, Networks
+    from greeter.core.admission import Limits
+    from greeter.core.server_config import ServerConfig
     from greeter.core.stats import ServerStats
     from greeter.server.datagrams import DatagramPath
 
@@ -87,10 +74,15 @@ class Server:
         limits: Limits | None = None,
         tls: ssl_module.SSLContext | None = None,
     ) -> None:
-        """Go on with another greeting, other limits, another certificate: from the next client on.
+        """Serve with another greeting, other limits or another certificate, from the next client on.
 
-        None leaves a thing as it is; TLS can be renewed, not turned on. Raises ConfigError, and changes
-        nothing then.
+        Args:
+            greeting: As for ``serve()``; None to keep the current one, as for the others.
+            limits: As for ``serve()``.
+            tls: A context with another certificate. TLS cannot be turned on.
+
+        Raises:
+            ConfigError: A value is not valid. Nothing has changed then.
         """
         new = self.config
         if greeting is not None:
@@ -182,11 +174,11 @@ class Server:
             raise
 
     def close(self) -> None:
-        """Stop listening, at once. Those in the listen queues are still accepted, and greeted.
+        """Stop listening at once. The connections in the accept queues are still accepted and greeted.
 
-        Under load, ``drain()`` loses fewer: a handshake that is under way at this moment is reset.
+        A handshake that is under way at this moment is reset; ``drain()`` lets it complete.
         """
-        if self._closing:  # also by a callable of a client in the listen queue
+        if self._closing:  # also by a callable of a client in the accept queue
             return
         self._closing, self._serving = True, False
         self._tracker.stop_accepting()
@@ -268,135 +260,8 @@ class Server:
         return True
 
     async def wait_closed(self) -> None:
-        """Wait until the server is closed and every client has left."""
+        """Return when the server and its last connection are closed."""
         await asyncio.shield(self._closed)
         await self._tracker.wait_idle()
         if self._datagrams is not None:
             await asyncio.shield(self._datagrams.idle())
-
-
-def serve(
-    greeting: GreetingSource = DEFAULT_GREETING,
-    host: str | int | None = DEFAULT_HOST,
-    port: int | str = DEFAULT_PORT,
-    *,
-    # where: one of these takes the place of host and port
-    path: str | None = None,
-    sock: socket.socket | None = None,
-    listen: Iterable[Endpoint | str] = (),
-    # how clients are accepted
-    accept: Accept = "auto",
-    backlog: int = BACKLOG,
-    unix_mode: int | None = None,
-    # who may come, and how
-    limits: Limits | None = None,
-    ssl: ssl_module.SSLContext | None = None,
-    proxy_from: Iterable[str] | None = None,
-    # how long a client may take
-    greet_timeout: float = GREET_TIMEOUT,
-    linger_timeout: float = LINGER_TIMEOUT,
-    drain_timeout: float = DRAIN_TIMEOUT,
-    # what is written down
-    access_log: bool | AccessLog = True,
-) -> Serving:
-    """Greet every client that connects. Await it for a running Server, or use ``async with``.
-
-    ``greeting``: text with ``$names``, bytes, a callable that gets a Peer, or a Greeting.
-    ``host``, ``port``: where to listen; ``None`` or ``""`` is every interface, port 0 any free port, a
-    string a service name. ``path``: a Unix socket (``@name``: an abstract one). ``sock``: a bound socket,
-    which becomes the server's. ``listen``: any number of Endpoints, or texts like ``udp:[::1]:9999``.
-
-    ``accept``: the accept path: "direct" serves on the accepted sockets, "streams" by
-    ``asyncio.start_server``, "auto" is the first of them that the event loop and the system allow.
-    ``backlog``: connections that the kernel queues. ``unix_mode``: the mode of a Unix socket's file.
-    ``limits``: how many clients, and which. ``ssl``: a context to serve TLS with (see greeter.system.tls).
-    ``proxy_from``: networks of the proxies whose connections begin with a PROXY header, version 1 or 2;
-    all other clients are rejected then.
-    ``greet_timeout``: seconds from accept until the kernel has the last byte; ``linger_timeout``: seconds
-    after that until the client must have closed; ``drain_timeout``: seconds for all connections at the end.
-    ``access_log``: True writes a line for each client to the logger "greeter", at INFO; a callable gets
-    the client's address instead; False writes nothing.
-
-    Resource handling: leaving ``async with`` drains the server (``Server.drain``) and closes every
-    socket; if you await it, that is up to you. A failed start leaves nothing open.
-
-    Error handling: raises ConfigError for a value that cannot be right and ListenFailed for an endpoint
-    that cannot be listened on. A greeting callable that fails costs the client it was called for: it is
-    logged, counted in ``stats.failed`` and the connection closed.
-    """
-    if sum((path is not None, sock is not None, bool(listen))) > 1:
-        raise ConfigError("give one of path, sock and listen")
-    if isinstance(listen, str | Endpoint):  # a string would be an iterable of characters
-        raise ConfigError(f"listen must be several endpoints, not {listen!r}")
-    proxies: Networks | None = None
-    if proxy_from is not None:
-        from greeter.core.admission import trusted_proxies  # only a server behind a proxy needs it
-
-        proxies = trusted_proxies(proxy_from)
-    config = ServerConfig(
-        greeting=Greeting(greeting),
-        limits=limits,
-        tls=ssl,
-        proxy_from=proxies,
-        accept=accept,
-        backlog=backlog,
-        unix_mode=unix_mode,
-        greet_timeout=greet_timeout,
-        linger_timeout=linger_timeout,
-        drain_timeout=drain_timeout,
-        access_log=access_log,
-    )
-    if sock is not None:
-        endpoints = []
-    elif path is not None:
-        endpoints = [Endpoint.unix(path)]
-    elif listen:
-        endpoints = [e if isinstance(e, Endpoint) else Endpoint.parse(e) for e in listen]
-    else:
-        endpoints = [Endpoint.tcp(host, port)]
-
-    return Serving(functools.partial(start_server, config, endpoints, sock))
-
-
-async def start_server(
-    config: ServerConfig,
-    endpoints: Iterable[Endpoint],
-    sock: socket.socket | None = None,
-    *,
-    worker: bool = False,
-) -> Server:
-    """What ``serve()`` does when it is awaited.
-
-    Args:
-        config: The configuration of the server.
-        endpoints: Where to listen.
-        sock: A bound socket to listen on too, which becomes the server's.
-        worker: Another process has logged what there is to say about the sockets.
-
-    Returns:
-        The running server.
-
-    Raises:
-        ListenFailed: An endpoint cannot be listened on. Every socket was closed.
-        ConfigError: The event loop does not allow the accept path, or ``config`` does not allow an endpoint.
-    """
-    endpoints = tuple(endpoints)
-    for endpoint in endpoints:
-        config.check_endpoint(endpoint)
-    listeners = open_listeners(endpoints, backlog=config.backlog, unix_mode=config.unix_mode)
-    try:
-        if sock is not None:
-            listeners.append(adopt(sock, backlog=config.backlog))
-        for listener in listeners:  # an inherited socket may be one for datagrams
-            config.check_endpoint(listener.endpoint)
-        if not worker:
-            log_datagram_limits(config, listeners)
-        server = Server(config, listeners)
-        await server._start()
-    except BaseException as error:
-        for listener in listeners:
-            listener.close()
-        if isinstance(error, OSError) and not isinstance(error, GreeterError):
-            raise ListenFailed(", ".join(listener.address for listener in listeners), error) from error
-        raise
-    return server
