@@ -45,6 +45,7 @@ class LogLimit:
         if now >= end:
             if len(self._intervals) >= MAX_MATTERS:  # a matter may be the name of a type
                 self._intervals = {name: one for name, one in self._intervals.items() if now < one[0]}
+                self._left_out = {name: n for name, n in self._left_out.items() if name in self._intervals}
             end, logged = now + LOG_INTERVAL, 0
         elif logged >= lines:
             self._left_out[matter] = self._left_out.get(matter, 0) + 1

@@ -14,7 +14,7 @@ import pytest
 from greeter import Greeting, serve
 from greeter.core.admission import Limits
 from greeter.errors import GreetingError
-from greeter.server.accept_pause import LOG_INTERVAL
+from greeter.server.accept_pause import LOG_INTERVAL, MAX_MATTERS
 from greeter.server.connection_log import MAX_LINES
 from tests.server.test_tracker import CLIENT, GREET, Harness
 from tests.support.peers import connect, read_to_end, reset, until
@@ -80,6 +80,18 @@ def test_failures_are_bounded_and_those_left_out_are_counted(caplog: pytest.LogC
     last = events(caplog, "failed")[-1]
     assert last["left_out"] == 500 - MAX_LINES
     assert last["msg"] % last["args"] == f"{CLIENT}: again ({500 - MAX_LINES} more were not logged)"
+
+
+def test_what_is_remembered_of_types_of_exceptions_is_bounded() -> None:
+    harness = Harness()
+    limit = harness.tracker.log.limit
+    for number in range(10 * MAX_MATTERS):
+        for _ in range(2):  # the second one is left out
+            error = GreetingError("it failed")
+            error.__cause__ = type(f"Error{number}", (Exception,), {})()
+            harness.tracker.count_greeting_error(CLIENT, object(), error, 0.0)
+        harness.loop.advance(LOG_INTERVAL)
+    assert max(len(limit._intervals), len(limit._left_out)) <= MAX_MATTERS
 
 
 def test_a_greet_deadline_is_logged_with_its_fields(caplog: pytest.LogCaptureFixture) -> None:
