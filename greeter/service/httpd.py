@@ -27,6 +27,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from greeter.errors import ConfigError, MissingExtra
+from greeter.server.accept_pause import RETRY_SECONDS
 from greeter.server.timeouts import Deadline, timeout_without_pauses
 from greeter.system.listeners import TRANSIENT_ACCEPT_ERRORS, Listener, open_listeners
 
@@ -49,8 +50,6 @@ MAX_CONNECTIONS = 16  # for which greeter.system.fdlimit.RESERVE has descriptors
 # Longer than a request takes on its way through a network, from the first packet on.
 GRACE_SECONDS = 0.25
 BACKLOG = 128  # connections that the kernel queues beyond MAX_CONNECTIONS
-# The system had no descriptor or no memory for a connection: try again after so many seconds.
-RETRY_SECONDS = 0.5
 
 TEXT = "text/plain; charset=utf-8"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from greeter.service.channel import WorkerChannel
 
 # A connection is closed up to so many seconds after its deadline.
-TIMER_SLACK = 0.5
+CLOSE_MARGIN = 0.5
 
 
 async def serve_as_worker(channel: WorkerChannel, config: ServerConfig) -> int:
@@ -53,7 +53,7 @@ async def _drain_replaced(server: Server, channel: WorkerChannel) -> None:
 
     Only a stop has a deadline of its own; if one comes meanwhile, that applies.
     """
-    draining = asyncio.create_task(server.drain(server.config.connection_timeout + TIMER_SLACK))
+    draining = asyncio.create_task(server.drain(server.config.connection_timeout + CLOSE_MARGIN))
     stopped = asyncio.create_task(channel.stopped())
     await asyncio.wait((draining, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()

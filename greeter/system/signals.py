@@ -74,7 +74,7 @@ class Signals:
         process while it exits. A stop signal still ends a process that does not exit: see the invariants.
         """
         for number in self._handled:
-            # In between, a signal has its default action, so it waits.
+            # In between, a signal has its default action. So it waits, unless another thread takes it.
             signal.pthread_sigmask(signal.SIG_BLOCK, [number])
             self._loop.remove_signal_handler(number)
             signal.signal(number, self._on_late_signal)
