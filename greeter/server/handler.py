@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from greeter.core.address import endpoint_text, unix_name
 from greeter.core.greeting import DEFAULT_GREETING, Greeting, GreetingSource
 from greeter.core.server_config import GREET_TIMEOUT, LINGER_TIMEOUT, AccessLog, ServerConfig
 from greeter.server.conversation import Conversation
@@ -58,7 +59,7 @@ def handler(
         if conversation is None or conversation.tracker.loop is not asyncio.get_running_loop():
             conversation = Conversation(ConnectionTracker(config))
         name = writer.get_extra_info("sockname")
-        server = ":".join(map(str, name[:2])) if isinstance(name, tuple) else f"unix:{name}"
+        server = (endpoint_text(name) or "") if isinstance(name, tuple) else f"unix:{unix_name(name)}"
         serve_streams(conversation, server, reader, writer)
 
     return client_connected

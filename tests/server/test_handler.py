@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -311,3 +312,24 @@ async def test_a_tls_client_that_resets_a_large_greeting_is_no_line_of_asyncio(
         await asyncio.to_thread(read_and_reset, port)
         await until(lambda: asyncio.all_tasks() <= before, "the connection has ended")
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+async def test_a_callable_learns_the_address_of_the_server_as_an_endpoint_has_it() -> None:
+    peers: list[Peer] = []
+
+    def remember(peer: Peer) -> str:
+        peers.append(peer)
+        return "Hello"
+
+    handler = greeter.handler(greeter.Greeting(remember, quick=True))
+    name = f"greeter-handler-{os.getpid()}"
+    tcp = await asyncio.start_server(handler, "::1", 0)
+    unix = await asyncio.start_unix_server(handler, f"\0{name}")
+    try:
+        targets = [f"[::1]:{tcp.sockets[0].getsockname()[1]}", f"unix:@{name}"]
+        for target in targets:
+            await greeter.greet(target)
+    finally:
+        tcp.close()
+        unix.close()
+    assert [peer.server for peer in peers] == targets
