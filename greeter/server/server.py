@@ -242,14 +242,20 @@ class Server:
             return False
         finally:
             aborted = 0
-            if not self._closed.done():  # those in the queues are greeted in the place of those that had time
+            try:
+                if (
+                    not self._closed.done()
+                ):  # those in the queues are greeted in the place of those that had time
+                    try:
+                        aborted = await self._tracker.abort_remaining()
+                    finally:  # a greeting callable that drains its own server is aborted too
+                        self.close()
+            finally:  # also when this is cancelled for a second time
                 try:
-                    aborted = await self._tracker.abort_remaining()
-                finally:  # a greeting callable that drains its own server is aborted too
-                    self.close()
-            aborted += await self._tracker.abort_remaining()
-            if self._datagrams is not None:
-                aborted += self._datagrams.abort_all()
+                    aborted += await self._tracker.abort_remaining()
+                finally:
+                    if self._datagrams is not None:
+                        aborted += self._datagrams.abort_all()
             if aborted:
                 logger.warning(
                     "aborted %d connections at the drain deadline",

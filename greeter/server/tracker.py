@@ -285,9 +285,11 @@ class ConnectionTracker:
 
     async def abort_remaining(self) -> int:
         """Abort every connection, but serve those accepted this very moment. Returns how many it aborted."""
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
-        aborted = self.abort_all()
+        try:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+        finally:  # also when it is cancelled
+            aborted = self.abort_all()
         for _ in range(TURNS):  # ... in which the event loop closes them
             await asyncio.sleep(0)
         return aborted

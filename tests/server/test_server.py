@@ -433,6 +433,24 @@ async def test_a_stop_does_not_wait_for_a_client_that_has_left(
     await in_time(server.wait_closed())
 
 
+@pytest.mark.parametrize("turns", [1, 3, 5])  # of the event loop, in which the first one aborts what is open
+async def test_a_drain_that_is_cancelled_twice_leaves_no_connection_open(accept: Accept, turns: int) -> None:
+    server = await here(accept=accept, linger_timeout=PATIENCE)
+    with await connect(server.port):
+        await until(lambda: server.stats.greeted == 1, "greeted")
+        draining = asyncio.create_task(server.drain())
+        await asyncio.sleep(0)
+        draining.cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        draining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await in_time(draining)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (server.sockets, server.stats.open) == ((), 0)
+
+
 async def test_wait_closed_waits_for_the_last_client(accept: Accept) -> None:
     server = await here(accept=accept, linger_timeout=PATIENCE)
     client = await connect(server.port)
