@@ -11,7 +11,7 @@ Must not import: the client, the load tester, and all that runs a process (servi
 """
 
 from greeter.server.acceptor import choose_path
-from greeter.server.datagram_limits import log_datagram_limits
+from greeter.server.datagram_limits import log_datagram_limits, log_large_greeting
 from greeter.server.handler import handler
 from greeter.server.server import Server
 from greeter.server.serving import Serving, serve, start_server
@@ -22,6 +22,7 @@ __all__ = [
     "choose_path",
     "handler",
     "log_datagram_limits",
+    "log_large_greeting",
     "serve",
     "start_server",
 ]

@@ -1,4 +1,4 @@
-"""What is logged at the start of a service with datagrams: limits of RFC 865 and of the kernel."""
+"""What a service with datagrams logs at its start and on a reload: limits of RFC 865 and of the kernel."""
 
 from __future__ import annotations
 
@@ -23,14 +23,7 @@ def log_datagram_limits(config: ServerConfig, listeners: Iterable[Listener]) -> 
         listeners: Its listeners, of any kind.
     """
     ours = [listener for listener in listeners if listener.endpoint.kind == "udp"]
-    size = len(config.greeting.fixed or b"")
-    if ours and size > DATAGRAM_GREETING:
-        logger.warning(
-            "the greeting has %d bytes, and a datagram at most %d (RFC 865): networks fragment or drop more",
-            size,
-            DATAGRAM_GREETING,
-            extra={"event": "large_greeting"},
-        )
+    log_large_greeting(config, [listener.address for listener in ours])
     for listener in ours:
         if not listener.inherited and (buffer := receive_buffer(listener.sock)) < RECEIVE_BUFFER:
             logger.info(
@@ -41,3 +34,20 @@ def log_datagram_limits(config: ServerConfig, listeners: Iterable[Listener]) -> 
                 RECEIVE_BUFFER,
                 extra={"event": "receive_buffer", "address": listener.address},
             )
+
+
+def log_large_greeting(config: ServerConfig, addresses: Iterable[str]) -> None:
+    """Log a greeting that is larger than it should be in a datagram.
+
+    Args:
+        config: The configuration of the server.
+        addresses: The addresses that it listens on. Nothing is logged if none is for datagrams.
+    """
+    size = len(config.greeting.fixed or b"")
+    if size > DATAGRAM_GREETING and any(address.startswith("udp:") for address in addresses):
+        logger.warning(
+            "the greeting has %d bytes, and a datagram at most %d (RFC 865): networks fragment or drop more",
+            size,
+            DATAGRAM_GREETING,
+            extra={"event": "large_greeting"},
+        )

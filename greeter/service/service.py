@@ -25,6 +25,7 @@ from greeter.config.loading import load_greeting, load_server_config
 from greeter.config.options import ServeOptions
 from greeter.config.reloading import restart_required
 from greeter.errors import GreeterError
+from greeter.server import log_large_greeting
 from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.system import interrupt
 from greeter.system.accept_queue import longest_accept_queue
@@ -229,6 +230,7 @@ class ServiceProcess(ABC):
             logger.error("reload failed, the old configuration stays: %s", text, extra={"event": "reload"})
         else:
             self._warn_of_what_stays(new)
+            log_large_greeting(config, self.addresses)
             self.reloads["ok"] += 1
             logger.info("Reloaded", extra={"event": "reload"})
         finally:

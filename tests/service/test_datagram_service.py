@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import PATIENCE, Process, greeter_process, one_loop, run_greeter
+from tests.conftest import PATIENCE, Process, greeter_process, loop_factories, one_loop, run_greeter
 from tests.service.test_kinds import is_idle
 from tests.service.test_prometheus import fetch, samples
 from tests.support.datagram_peers import QUESTION, BlockingLoop, ask, client, queued, receive, small_buffer
 from tests.support.peers import until
-from tests.support.service_peers import children, lines_with, stopped
+from tests.support.service_peers import children, lines_with, started_by_init, stopped
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,6 +28,7 @@ pytestmark = one_loop
 HELLO = b"Thank you for connecting"
 LISTEN = ("--listen", "udp:127.0.0.1:0")
 both = pytest.mark.parametrize("workers", ["1", "2"])
+every_loop = pytest.mark.parametrize("loop", list(loop_factories()))
 
 
 @contextlib.asynccontextmanager
@@ -146,6 +148,20 @@ async def test_a_reload_changes_the_limits_of_datagrams(workers: str, tmp_path: 
     assert process.lines[-1].endswith(", 2 greeted of 4 datagrams")
 
 
+@both
+async def test_a_reload_warns_of_a_large_greeting(workers: str, tmp_path: Path) -> None:
+    file = tmp_path / "greeting"
+    file.write_bytes(b"x" * 512)
+    async with service("--workers", workers, "--greeting-file", str(file)) as (process, address):
+        file.write_bytes(b"x" * 513)
+        process.process.send_signal(signal.SIGHUP)
+        await process.line_with("Reloaded")
+        assert await ask(address) == b"x" * 513
+        assert await process.stop() == 0
+    warning = "warning: the greeting has 513 bytes, and a datagram at most 512 (RFC 865): "
+    assert [line.startswith(warning) for line in process.lines].count(True) == 1
+
+
 async def test_a_worker_that_dies_costs_the_datagrams_that_it_had_received_only(tmp_path: Path) -> None:
     (tmp_path / "dying_app.py").write_text(
         "import asyncio, os\n"
@@ -184,7 +200,7 @@ async def test_a_worker_that_dies_costs_the_datagrams_that_it_had_received_only(
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@every_loop
 async def test_a_service_that_has_answered_bursts_makes_no_wakeups(loop: str) -> None:
     async with service("--loop", loop) as (process, address):
         load = BlockingLoop(address, HELLO)
@@ -198,7 +214,7 @@ async def test_a_service_that_has_answered_bursts_makes_no_wakeups(loop: str) ->
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@every_loop
 @both
 async def test_100_000_datagrams_are_answered_across_reloads(loop: str, workers: str) -> None:
     async with service("--loop", loop, "--workers", workers) as (process, address):
@@ -219,7 +235,7 @@ async def test_100_000_datagrams_are_answered_across_reloads(loop: str, workers:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@every_loop
 @both
 async def test_what_was_sent_before_a_stop_signal_is_answered_under_load(loop: str, workers: str) -> None:
     for _ in range(5):
@@ -236,3 +252,24 @@ async def test_what_was_sent_before_a_stop_signal_is_answered_under_load(loop: s
         assert (load.lost, load.wrong) == (0, [])
         total = load.asked + 200
         assert process.lines[-1].endswith(f", {total} greeted of {total} datagrams")
+
+
+@pytest.mark.thorough
+@both
+async def test_restarts_on_a_socket_of_systemd_lose_no_datagram(workers: str) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        load, starts, greeted = BlockingLoop(sock.getsockname(), HELLO), 4, 0
+        loops = list(loop_factories())
+        running = asyncio.create_task(asyncio.to_thread(load.run, 1, lambda: starts > 0))
+        while starts:
+            args = ("--workers", workers, "--no-access-log", "--loop", loops[starts % len(loops)])
+            async with started_by_init("serve", *args, sockets=(sock,)) as process:
+                await until(lambda: load.answers > greeted + 1_000 or running.done(), "load")  # noqa: B023
+                starts -= 1
+                if not starts:
+                    await running
+                    await asyncio.to_thread(load.read_the_rest)
+                assert await process.stop() == 0
+            greeted += int(process.lines[-1].split()[-5])
+        assert (load.lost, load.wrong, greeted) == (0, [], load.asked)
