@@ -17,7 +17,7 @@ import pytest
 
 import greeter
 from greeter import ConfigError, Limits, ListenFailed, Peer
-from tests.conftest import PATIENCE, greeter_process, run_greeter
+from tests.conftest import PATIENCE, greeter_process, one_loop, run_greeter
 from tests.support import datagram_network
 from tests.support.datagram_peers import QUESTION, ClosedLoop, ask, client, queued, receive, small_buffer
 from tests.support.peers import until
@@ -664,6 +664,7 @@ async def test_a_flood_from_thousands_of_addresses_leaves_the_service_unharmed()
 
 @pytest.mark.one_interpreter
 @pytest.mark.thorough
+@one_loop
 async def test_a_flood_from_100_000_addresses_fills_bounded_tables() -> None:
     found = await scene("flood")
     assert found.pop("memory") < 64e6

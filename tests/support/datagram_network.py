@@ -58,13 +58,15 @@ def run(*commands: str) -> None:
         subprocess.run(command.split(), check=True)
 
 
+RAW: socket.socket  # of the scene
+
+
 def forge(source: tuple[str, int], target: tuple[str, int], data: bytes) -> None:
     """Send a datagram with any source address (ip(7), IP_HDRINCL)."""
     udp = struct.pack("!HHHH", source[1], target[1], 8 + len(data), 0) + data
     addresses = socket.inet_aton(source[0]) + socket.inet_aton(target[0])
     header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, socket.IPPROTO_UDP, 0) + addresses
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-        sock.sendto(header + udp, target)
+    RAW.sendto(header + udp, target)
 
 
 async def public() -> dict[str, Any]:
@@ -249,5 +251,6 @@ SCENES: dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = {
 
 if __name__ == "__main__":
     run("ip link set lo up")
-    with asyncio.Runner(loop_factory=loop_factories()[sys.argv[2]]) as runner:
+    RAW = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    with RAW, asyncio.Runner(loop_factory=loop_factories()[sys.argv[2]]) as runner:
         print(json.dumps(runner.run(SCENES[sys.argv[1]]())))
