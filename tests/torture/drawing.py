@@ -42,7 +42,7 @@ def draw(seed: int) -> Schedule:
         # Clients are still in the accept queue when the stop comes.
         events.append(Event(0, "client", "hold", service.max_connections, LONGEST))
     events += [draw_clients(chance, service) for _ in range(chance.randint(1, 4))]
-    if chance.random() < 0.3:
+    if chance.random() < 0.6:
         events += draw_events(chance, service)
     return Schedule(service, (*events, draw_stop(chance, service)))
 
@@ -140,7 +140,8 @@ def draw_clients(chance: random.Random, service: ServiceSpec) -> Event:
     good = [kind for kind in GOOD if kind != "datagram" or "udp" in service.endpoints]
     kind = chance.choice(good if chance.random() < 0.65 else BAD)
     ms = chance.choice([0, 5, 50, LONGEST])
-    return Event(chance.randint(0, 60), "client", kind, chance.randint(1, 6), ms, chance.randint(0, 99))
+    count = 30 if chance.random() < 0.1 and service.size <= 1000 else chance.randint(1, 6)
+    return Event(chance.randint(0, 60), "client", kind, count, ms, chance.randint(0, 99))
 
 
 def draw_stop(chance: random.Random, service: ServiceSpec) -> Event:
@@ -148,4 +149,8 @@ def draw_stop(chance: random.Random, service: ServiceSpec) -> Event:
     whom = ["parent", "parent", "all", *(["killed parent"] if service.workers > 1 else [])]
     count = chance.choice([1, 1, 2])
     crowd = chance.choice([0, 2, 6])
-    return Event(chance.randint(0, 100), "stop", chance.choice(whom), count, chance.choice([0, 5, 50]), crowd)
+    meanwhile = chance.choice(["", "", "", "reload", "pause", "kill", "descriptors"])
+    if meanwhile == "descriptors" and service.loop == "uvloop" and service.path == "streams":
+        meanwhile = ""
+    after, ms = chance.randint(0, 100), chance.choice([0, 5, 50])
+    return Event(after, "stop", chance.choice(whom), count, ms, crowd, meanwhile)

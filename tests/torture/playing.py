@@ -31,6 +31,8 @@ GROWTH = 32 * 1024 * 1024
 IDLE_SECONDS = 0.6
 # How long clients have been coming one after the other when the stop comes, in seconds, and how many at most.
 CROWD_SECONDS, MOST_VISITS = 0.03, 300
+# When something else happens during a stop, in seconds after the signal.
+MEANWHILE_SECONDS = 0.02
 # What a stop may take beyond its deadlines on a busy machine, in seconds.
 STOP_SLACK = 15.0
 
@@ -243,6 +245,10 @@ class Player:
                     await asyncio.sleep(event.ms / 1000)
                 for pid in service.running() if event.what == "all" else [service.pid]:
                     service.signal(pid, signal.SIGTERM)
+        if event.error:
+            await asyncio.sleep(MEANWHILE_SECONDS)
+            with suppress(FileNotFoundError, ProcessLookupError):
+                await getattr(self, "_" + event.error)(Event(0, event.error, "worker", ms=100))
         spec = service.spec
         longest = spec.stop_delay + spec.drain_timeout + STOP_SLACK
         evidence.code = await service.exited(longest)

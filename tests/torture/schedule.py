@@ -119,7 +119,7 @@ class Event:
             - ``quiet``: all clients leave, and the service has to be as it was.
             - ``stop``: SIGTERM to the ``parent`` or to ``all``, ``count`` times, ``ms`` apart; or SIGKILL to
               the ``killed parent``, of which workers must stop. Meanwhile, ``value`` clients come one after
-              the other.
+              the other, and the event ``error`` happens.
     """
 
     after: int
