@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tests.torture.__main__ import numbers
 from tests.torture.drawing import draw
+from tests.torture.evidence import Evidence
 from tests.torture.excuses import judge_lost
 from tests.torture.invariants import problems
-from tests.torture.playing import Evidence
 from tests.torture.schedule import Event, Schedule, ServiceSpec
 from tests.torture.shrinking import candidates, shrink, weight
 from tests.torture.visits import Visit

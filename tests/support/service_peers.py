@@ -134,7 +134,10 @@ async def metric(process: Process, name: str) -> int:
 
 
 async def scrape(address: str) -> dict[str, float]:
-    """All metrics of a service, by name with labels. ``address`` is what its log says."""
+    """All metrics of a service, by name with labels. ``address`` is what its log says.
+
+    Raises ConnectionError if the answer is no list of metrics.
+    """
     if address.startswith("unix:"):
         reader, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
     else:
@@ -146,6 +149,8 @@ async def scrape(address: str) -> dict[str, float]:
     finally:
         writer.close()
         await writer.wait_closed()
+    if not text.startswith("HTTP/1.1 200 "):
+        raise ConnectionError(f"the answer is {text[:500]!r}")
     rows = [row.rsplit(" ", 1) for row in text.splitlines() if row.startswith(("greeter_", "process_"))]
     return {name: float(value) for name, value in rows}
 

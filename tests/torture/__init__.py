@@ -6,7 +6,7 @@
 - ``drawing``: a schedule from a seed. ``shrinking``: simpler ones of a schedule that fails.
 - ``visits``: a client's connection, from its connect to its verdict.
 - ``service``: the process under test, what /proc tells about it, and its limits.
-- ``playing``: a schedule played to its end, with its evidence.
+- ``playing``: a schedule played to its end, with its ``evidence``.
 - ``excuses``: which fault may cost which client. ``invariants``: what is wrong with the evidence.
 - ``campaign``: many seeds side by side, and the report of a failure.
 """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from tests.torture.playing import Problem
+    from tests.torture.evidence import Problem
     from tests.torture.schedule import Schedule
     from tests.torture.service import Workshop
 

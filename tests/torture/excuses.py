@@ -17,7 +17,7 @@ from tests.torture.schedule import COSTLY, FULL_DISK
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.torture.playing import Evidence
+    from tests.torture.evidence import Evidence
     from tests.torture.schedule import Event
     from tests.torture.visits import Visit
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+from tests.torture.evidence import Evidence, Problem, lines_of
 from tests.torture.excuses import judge_lost, may_lose_the_last_line, may_miscount, totals
-from tests.torture.playing import Evidence, Problem, lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

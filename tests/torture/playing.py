@@ -7,19 +7,18 @@ it is as it was when all clients are gone.
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.support.peers import until
 from tests.support.proc import resident_bytes, state_and_session, wakeups
 from tests.support.service_peers import descriptors
+from tests.torture.evidence import Evidence, Problem
 from tests.torture.schedule import Event, Schedule
 from tests.torture.service import PATIENCE, Service, Workshop
-from tests.torture.visits import Client, Visit
+from tests.torture.visits import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -31,52 +30,12 @@ GROWTH = 32 * 1024 * 1024
 IDLE_SECONDS = 0.6
 # How long clients have been coming one after the other when the stop comes, in seconds, and how many at most.
 CROWD_SECONDS, MOST_VISITS = 0.03, 300
+# How long clients keep coming after a reload at most, in seconds, and what each takes, in milliseconds.
+RELOAD_SECONDS, CROWD_MS = 5.0, 200
 # When something else happens during a stop, in seconds after the signal.
 MEANWHILE_SECONDS = 0.02
 # What a stop may take beyond its deadlines on a busy machine, in seconds.
 STOP_SLACK = 15.0
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An invariant that does not hold, by its name, and how that shows."""
-
-    invariant: str
-    text: str
-
-
-@dataclass
-class Evidence:
-    """What was seen of a service. Times are on the monotonic clock.
-
-    Attributes:
-        schedule: What was played.
-        visits: All clients.
-        kills: When workers were killed, and how many connections each had open then.
-        faults: The faults that were delivered: when they were armed, how, and how many.
-        stopped: When the first stop signal was sent; ``parent_killed`` if it was SIGKILL.
-        code: The exit code of the process that was started, None if it did not exit.
-        left: Processes that ran for too long after it.
-        log: The log.
-        last: The counters when it was quiet last, None if it never was.
-        seconds: How long it served.
-        socket_file_left: Whether the file of its Unix socket was left.
-        problems: What is wrong already.
-    """
-
-    schedule: Schedule
-    visits: list[Visit] = field(default_factory=list)
-    kills: list[tuple[float, int]] = field(default_factory=list)
-    faults: list[tuple[float, Event, int]] = field(default_factory=list)
-    stopped: float = 0.0
-    parent_killed: bool = False
-    code: int | None = None
-    left: int = 0
-    log: bytes = b""
-    last: dict[str, float] | None = None
-    seconds: float = 0.0
-    socket_file_left: bool = False
-    problems: list[Problem] = field(default_factory=list)
 
 
 async def play(schedule: Schedule, workshop: Workshop, directory: Path) -> Evidence:
@@ -85,8 +44,8 @@ async def play(schedule: Schedule, workshop: Workshop, directory: Path) -> Evide
     player = Player(schedule, service)
     try:
         await player.run()
-    except AssertionError as error:
-        player.evidence.problems.append(Problem("start", str(error)))
+    except (AssertionError, OSError) as error:  # TimeoutError is one
+        player.evidence.problems.append(Problem("start", str(error) or repr(error)))
     finally:
         player.cancel()
         player.evidence.log = service.log()
@@ -102,6 +61,7 @@ class Player:
         self._service = service
         self._schedule = schedule
         self._clients: dict[asyncio.Task[None], Client] = {}
+        self._crowds: list[asyncio.Task[None]] = []
         self._armed: dict[str, tuple[float, Event]] = {}
         self._undoing: list[tuple[asyncio.TimerHandle, Callable[[], None]]] = []
         self._base: dict[str, tuple[int, int]] = {}  # descriptors and memory, of parent and worker
@@ -120,7 +80,7 @@ class Player:
 
     def cancel(self) -> None:
         """Cancel what is still under way, after an error."""
-        for task in self._clients:
+        for task in (*self._crowds, *self._clients):
             task.cancel()
         for handle, _ in self._undoing:
             handle.cancel()
@@ -164,7 +124,15 @@ class Player:
 
     async def _reload(self, event: Event) -> None:
         self._service.write_config(broken=event.what == "broken")
+        replaced, end = set(self._service.workers()), time.monotonic() + RELOAD_SECONDS
         self._service.signal(self._service.pid, signal.SIGHUP)
+        if replaced and event.what != "broken":
+            # Workers are replaced later, when the new ones are ready.
+            self._crowd(
+                "pieces",
+                2,
+                lambda: time.monotonic() >= end or replaced.isdisjoint(self._service.workers()),
+            )
 
     async def _pause(self, event: Event) -> None:
         service = self._service
@@ -215,7 +183,7 @@ class Player:
         service = self._service
         try:
             counters = await self._settled()
-        except (OSError, TimeoutError, ValueError) as error:
+        except OSError as error:
             self._problem("quiet", f"no counters: {error!r}")
             return
         self.evidence.last = counters
@@ -232,8 +200,8 @@ class Player:
 
     async def _stop(self, event: Event) -> None:
         service, evidence = self._service, self.evidence
-        crowd = [asyncio.ensure_future(self._keep_coming(number)) for number in range(event.value)]
-        if crowd:
+        if event.value:
+            self._crowd("speak", event.value)
             await asyncio.sleep(CROWD_SECONDS)
         evidence.stopped = time.monotonic()
         if event.what == "killed parent" and service.workers():
@@ -258,21 +226,24 @@ class Player:
         for task, client in self._clients.items():
             if not client.visit.connected:  # its SYN is sent again after a second, and refused then
                 task.cancel()
-        if crowd:
-            await asyncio.wait(crowd)
         await self._all_gone()
         self._undo_all()
         evidence.socket_file_left = service.socket_file_left()
 
-    async def _keep_coming(self, number: int) -> None:
-        """Clients that come one after the other, until one is refused."""
+    def _crowd(self, kind: str, count: int, over: Callable[[], bool] = lambda: False) -> None:
+        """Let ``count`` clients at a time keep coming, until one is refused or it is ``over``."""
+        for number in range(count):
+            event = Event(0, "client", kind, ms=CROWD_MS, value=number)
+            self._crowds.append(asyncio.ensure_future(self._keep_coming(event, over)))
+
+    async def _keep_coming(self, event: Event, over: Callable[[], bool]) -> None:
         for turn in range(MOST_VISITS):
-            client = Client(self._service, Event(0, "client", "speak", value=number), turn)
+            client = Client(self._service, event, turn)
             self.evidence.visits.append(client.visit)
             coming = asyncio.ensure_future(client.come())
             self._clients[coming] = client
             await asyncio.wait([coming])
-            if client.visit.outcome != "greeted":
+            if client.visit.outcome != "greeted" or over():
                 return
 
     # -- when all clients are gone
@@ -281,6 +252,9 @@ class Player:
         self.evidence.problems.append(Problem(invariant, text))
 
     async def _all_gone(self) -> None:
+        if self._crowds:
+            await asyncio.wait(self._crowds)
+        self._crowds.clear()
         if self._clients:
             await asyncio.wait(self._clients)
         for task in self._clients:
@@ -369,15 +343,3 @@ class Player:
                 if (now := resident_bytes(pid)) > memory + GROWTH:
                     found.append(Problem("memory", f"the {role} has {now} bytes, {memory} before"))
         return found
-
-
-def lines_of(log: bytes) -> list[dict[str, object] | str]:
-    """The lines of a log, as objects; a line that is none, as text."""
-    found: list[dict[str, object] | str] = []
-    for line in log.decode(errors="replace").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = line
-        found.append(value if isinstance(value, dict) else line)
-    return found
