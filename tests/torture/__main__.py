@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -45,6 +46,11 @@ def torture_parser() -> argparse.ArgumentParser:
 
 async def run(options: argparse.Namespace) -> int:
     """Play what the options ask for. Returns the exit code."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGTERM, task.cancel
+    )  # as SIGINT: no process is left
     with tempfile.TemporaryDirectory(prefix="torture-") as directory:
         campaign = Campaign(Workshop.open(Path(directory)), options.shrink, options.jobs, Path.cwd())
         begun = time.monotonic()
@@ -82,7 +88,7 @@ def main() -> int:
     except NoCompilerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
 
 
