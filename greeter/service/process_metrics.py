@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,7 +101,9 @@ def _read(process: Path) -> dict[str, float]:
     boot = next(line for line in (_PROC / "stat").read_bytes().splitlines() if line.startswith(b"btime "))
     ticks = os.sysconf("SC_CLK_TCK")
     limits = (process / "limits").read_bytes().splitlines()
-    most = next(line for line in limits if line.startswith(b"Max open files")).split()[3]
+    most = next((line.split()[3] for line in limits if line.startswith(b"Max open files")), None)
+    if most is None:  # the kernel lists none for a process that ends at this moment (fs/proc/base.c)
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), str(process))
     descriptors = 0
     with contextlib.suppress(OSError):  # a process that is not waited for yet has none, but has used CPU time
         # The size of the directory is the number of descriptors, since Linux 6.2.

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import greeter
 from greeter import Endpoint, Limits, MissingExtra, ServerStats, greet, serve
 from greeter.core.stats import BOUNDS, DATAGRAM_COUNTERS, DATAGRAM_FAILURES, DATAGRAM_REJECTIONS
+from greeter.service import process_metrics
 from greeter.service.prometheus import render, serve_metrics
 from greeter.service.snapshot import Counters
 from tests.conftest import PATIENCE, ROOT, greeter_process, one_loop, run_greeter
@@ -286,6 +287,22 @@ def process_registry() -> CollectorRegistry:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     return registry
+
+
+def test_a_process_that_exits_while_it_is_read_counts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a process has an empty list of limits. A real one cannot be stopped at that moment."""
+    shutil.copy("/proc/stat", tmp_path)
+    for name in ("1", "2"):
+        (tmp_path / name / "fd").mkdir(parents=True)
+        shutil.copy("/proc/self/stat", tmp_path / name)
+        shutil.copy("/proc/self/limits", tmp_path / name)
+    monkeypatch.setattr(process_metrics, "_PROC", tmp_path)
+    alone = samples(render(Counters(), ["1"]))["process_max_fds"]
+    assert samples(render(Counters(), ["1", "2"]))["process_max_fds"] == 2 * alone
+    (tmp_path / "2" / "limits").write_bytes(b"")
+    assert samples(render(Counters(), ["1", "2"]))["process_max_fds"] == alone
 
 
 def test_the_cpu_time_of_a_process_that_has_exited_is_kept() -> None:
