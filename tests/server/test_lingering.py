@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greeter.server import lingering
-from greeter.server.lingering import FIRST_CHECK_DELAY, TIMER_SLACK, LingeringSockets, discard_input
+from greeter.server.lingering import (
+    FIRST_CHECK_DELAY,
+    LEARN_FROM,
+    MAX_FIRST_CHECK_DELAY,
+    TIMER_SLACK,
+    LingeringSockets,
+    discard_input,
+)
 from greeter.server.timeouts import PAUSE_SECONDS
 from tests.support.peers import reset
 
@@ -261,6 +268,33 @@ def test_a_new_socket_does_not_wait_for_those_that_are_checked_rarely(harness: H
     harness.loop.advance(FIRST_CHECK)
     assert len(harness.lingering) == 1
     assert harness.loop.timers[0] > harness.loop.now + 0.4  # back to the pace of the first socket
+
+
+def test_the_first_check_of_many_comes_later_while_clients_take_longer_to_close(harness: Harness) -> None:
+    def first_check_of(count: int) -> float:
+        """How long new sockets wait for their first check. Their clients have closed."""
+        harness.lingering.close_all()
+        for client in harness.add(count):
+            client.close()
+        (due,) = harness.loop.timers
+        return due - harness.loop.now - TIMER_SLACK
+
+    harness.add(LEARN_FROM - 1)  # too few to tell
+    harness.loop.advance(FIRST_CHECK)
+    assert first_check_of(1) == pytest.approx(FIRST_CHECK_DELAY)
+    harness.add(LEARN_FROM)
+    harness.loop.advance(FIRST_CHECK)
+    assert first_check_of(1) == pytest.approx(2 * FIRST_CHECK_DELAY)
+    harness.add(LEARN_FROM)
+    harness.loop.advance(LINGER)
+    assert first_check_of(1) == pytest.approx(MAX_FIRST_CHECK_DELAY)
+    waits: list[float] = []
+    while not waits or waits[-1] > FIRST_CHECK_DELAY + TIMER_SLACK / 10:
+        waits.append(first_check_of(LEARN_FROM))
+        assert len(waits) < 100
+        harness.loop.advance(waits[-1] + TIMER_SLACK)
+        assert len(harness.lingering) == 0
+    assert waits == sorted(waits, reverse=True)
 
 
 def test_under_load_no_timer_fires(harness: Harness) -> None:
