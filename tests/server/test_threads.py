@@ -130,3 +130,22 @@ async def test_without_a_thread_nothing_stays_in_a_queue(
                 threads.begin(Greeting(greeting), PEER)
     assert await threads.begin(Greeting(greeting), PEER) == b"hello"
     assert called == [PEER], "those that failed are not called later"
+
+
+async def test_a_thread_that_runs_serves_those_that_get_none_of_their_own(
+    bell: threading.Event, threads: CallableThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def greeting(_: Peer) -> str:
+        bell.wait(PATIENCE)
+        return threading.current_thread().name
+
+    first = threads.begin(Greeting(greeting), PEER)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        others = [threads.begin(Greeting(greeting), PEER) for _ in range(3)]
+    bell.set()
+    assert set(await asyncio.gather(*others)) == {await first}
+    await until(lambda: threads._running == 0, "all have returned")
