@@ -26,6 +26,7 @@ from tests.benchmarks.certificate import Certificate, make_certificate
 from tests.benchmarks.figures import Claim, Row, Table, compared, figure, ratio
 from tests.benchmarks.groups import (
     async_greeting,
+    large_greeting,
     load_cost,
     load_memory,
     memory,
@@ -33,7 +34,9 @@ from tests.benchmarks.groups import (
     scale,
     speak_first,
     tls,
+    workers,
 )
+from tests.benchmarks.haproxy import find_haproxy
 from tests.benchmarks.load import GREETING, PROGRAMS, Load, Outcome, TLSLoad, compile_c
 from tests.benchmarks.nginx import Nginx, find_nginx
 from tests.benchmarks.process import Process, WouldNotStart, environment, processors, run_to_end
@@ -149,6 +152,16 @@ def test_the_verdict_names_what_was_missed() -> None:
     ]
 
 
+def test_the_claims_are_one_table() -> None:
+    assert report.claims([TABLE, PLAIN, RATE]).splitlines() == [
+        "claim     row        found  limit",
+        "greeting  ours        1.10  ≤ 1.25 × nginx  holds",
+        "greeting  theirs    100.00  ≤ 2.00 × nginx  MISSED",
+        "idle      ours        0.00  ≤ 0 count       holds",
+        "rate      ours    9,000.00  ≥ 10,000 /s     MISSED",
+    ]
+
+
 def test_json_says_the_same() -> None:
     said = json.loads(json.dumps(report.as_json({"date": "today"}, [TABLE, PLAIN], {"nginx": "not here"})))
     assert (said["schema"], said["machine"]) == (report.SCHEMA, {"date": "today"})
@@ -170,7 +183,7 @@ def test_the_header_aligns_its_facts() -> None:
 def test_the_facts_of_this_machine(tmp_path: Path) -> None:
     facts = Bench(tmp_path).facts()
     assert all(facts.values())
-    wanted = "date machine kernel load python openssl uvloop greeter nginx compiler pinning"
+    wanted = "date machine kernel load python openssl uvloop greeter nginx haproxy compiler pinning"
     assert list(facts) == wanted.split()
     assert "%" in machine.Disturbance().share()
 
@@ -290,26 +303,69 @@ def claims_of(table: Table) -> dict[str, float]:
     return {row.name: row.claim.limit for row in table.rows if row.claim is not None}
 
 
+def none_is_lost(table: Table) -> bool:
+    return all(
+        row.extras["lost"] == 0 and 0 < row.extras["p50 µs"] <= row.extras["p99 µs"] for row in table.rows
+    )
+
+
+def without_haproxy(bench: Bench) -> dict[str, str]:
+    return {servers.HAPROXY: bench.haproxy} if isinstance(bench.haproxy, str) else {}
+
+
 def test_greetings_of_callables(small: Bench) -> None:
-    tables = async_greeting.run(small)
+    *tables, threads = async_greeting.run(small)
     assert [table.name for table in tables] == ["async_at_once", "async_5_ms", "thread_5_ms"]
     there = [] if isinstance(small.nginx, str) else [servers.NGINX]
-    for table, limit in zip(tables, (1.6, 2.4, None), strict=True):
-        assert [row.name for row in table.rows] == [*there, *OURS, DOCUMENTED]
-        assert [row.extras["lost"] for row in table.rows] == [0] * len(table.rows)
-        assert claims_of(table) == ({OURS[0]: limit} if there and limit else {})
+    for table, kind in zip(tables, async_greeting.KINDS, strict=True):
+        last = [servers.THREADS] if kind.threads_limit else []
+        assert [row.name for row in table.rows] == [*there, *OURS, DOCUMENTED, *last]
+        assert none_is_lost(table)
+        assert claims_of(table) == ({OURS[0]: kind.limit} if there and kind.limit else {})
+    assert (threads.name, threads.base) == ("thread_5_ms_threads", servers.THREADS)
+    assert [row.name for row in threads.rows] == [servers.THREADS, OURS[0]]
+    assert claims_of(threads) == {OURS[0]: async_greeting.KINDS[-1].threads_limit}
     assert small.left_out == {}
+
+
+@needs_compiler
+def test_the_direct_path_is_held_against_a_floor_that_loses_no_client(small: Bench) -> None:
+    tables = {table.name: table for table in groups.run("greeting", small)}
+    assert list(tables) == ["greeting", "greeting_floor", "wait"]
+    floor = tables["greeting_floor"]
+    assert [row.name for row in floor.rows] == [servers.FLOOR, OURS[0]]
+    assert claims_of(floor) == {OURS[0]: 1.3}
+    assert none_is_lost(floor)
+
+
+def test_greetings_of_a_megabyte(small: Bench) -> None:
+    whole, beside = large_greeting.run(small)
+    there = [] if isinstance(small.nginx, str) else [servers.NGINX]
+    assert [row.name for row in whole.rows] == [*there, *OURS, DOCUMENTED]
+    assert none_is_lost(whole)
+    assert [row.name for row in beside.rows] == [DOCUMENTED, OURS[0]]
+    assert claims_of(beside) == {OURS[0]: large_greeting.LIMIT}
+    assert small.left_out == {}
+
+
+def test_greetings_of_several_workers(small: Bench) -> None:
+    (table,) = workers.run(small)
+    names = [f"{OURS[0]}, 1 worker", f"{OURS[0]}, 2 workers", f"{OURS[0]}, 4 workers"]
+    assert [row.name for row in table.rows] == names
+    assert claims_of(table) == dict(zip(names[1:], workers.LIMITS.values(), strict=True))
+    assert none_is_lost(table)
 
 
 def test_greetings_behind_a_proxy_header(small: Bench) -> None:
     tables = proxy.run(small)
     assert [table.name for table in tables] == ["proxy_v1", "proxy_v2"]
     there = [] if isinstance(small.nginx, str) else [servers.NGINX]
+    proxies = [*there, *([] if without_haproxy(small) else [servers.HAPROXY])]
     for table in tables:
-        assert [row.name for row in table.rows] == [*there, *OURS]
-        assert [row.extras["lost"] for row in table.rows] == [0] * len(table.rows)
-        assert claims_of(table) == ({OURS[0]: 2.0} if there else {})
-    assert small.left_out == {}
+        assert [row.name for row in table.rows] == [*proxies, *OURS]
+        assert none_is_lost(table)
+        assert claims_of(table) == ({OURS[0]: proxy.LIMIT} if there else {})
+    assert small.left_out == without_haproxy(small)
 
 
 def test_proxy_headers() -> None:
@@ -324,10 +380,11 @@ def test_greetings_over_tls(small: Bench) -> None:
         pytest.skip(small.tls_load)
     (table,) = tls.run(small)
     there = [] if isinstance(small.nginx, str) else [servers.NGINX]
-    assert [row.name for row in table.rows] == [*there, *OURS, DOCUMENTED]
-    assert [row.extras["lost"] for row in table.rows] == [0] * len(table.rows)
-    assert claims_of(table) == ({OURS[0]: 1.4} if there else {})
-    assert small.left_out == {}
+    proxies = [*there, *([] if without_haproxy(small) else [servers.HAPROXY])]
+    assert [row.name for row in table.rows] == [*proxies, *OURS, DOCUMENTED]
+    assert none_is_lost(table)
+    assert claims_of(table) == ({OURS[0]: tls.LIMIT} if there else {})
+    assert small.left_out == without_haproxy(small)
 
 
 def test_clients_that_send_first_are_not_lost_by_greeter(small: Bench) -> None:
@@ -335,6 +392,7 @@ def test_clients_that_send_first_are_not_lost_by_greeter(small: Bench) -> None:
         promised = [*OURS, *(f"{name}, async greeting" for name in OURS)]
         assert claims_of(table) == dict.fromkeys(promised, 0)
         assert all(row.holds for row in table.rows if row.name in promised)
+        assert [row.value.high for row in table.rows if row.name == servers.FLOOR] in ([], [0])
         # It can tell: the primer closes while what the client sent is unread.
         assert next(row.extras["reset"] for row in table.rows if row.name == "primer's loop") > 0
 
@@ -451,9 +509,14 @@ def test_costs_are_compared_round_by_round(first: str, tmp_path: Path) -> None:
     assert row.value.samples == pytest.approx((30, 40))
     assert row.ratio is not None
     assert row.ratio.samples == pytest.approx((3, 2))
-    assert row.extras == {"greetings/s": 37.5, "lost": 50}
+    assert row.extras == {"greetings/s": 37.5, "p50 µs": 1.0, "p99 µs": 1.0, "lost": 50}
     # The claim is about nginx, and is judged beside nothing else.
     assert row.holds is (True if first == servers.NGINX else None)
+    # A claim about another row is judged beside that row, if it is up.
+    (other,) = found.beside(OURS[0], "name", "title", {first: 0.3})
+    assert (other.base, claims_of(other)) == (OURS[0], {first: 0.3})
+    assert other.rows[1].judged == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert found.beside("absent", "name", "title", {first: 0.3}) == []
 
 
 def test_the_base_is_nginx_or_what_comes_next_to_it() -> None:
@@ -904,6 +967,45 @@ def test_nginx_greets_over_tls(certificate: Certificate, tmp_path: Path) -> None
         assert greets(server.port, context=context)
         assert not greets(server.port, b"not a ClientHello\r\n")
         assert not greets(server.port, context=ssl.create_default_context())  # it trusts others
+
+
+def test_nginx_greets_with_a_large_greeting(tmp_path: Path) -> None:
+    found = find_nginx()
+    if isinstance(found, str):
+        pytest.skip(f"nginx: {found}")
+    contender = Contender("nginx", lambda port: found.command(port, tmp_path, times=4_000), ours=True)
+    with Bench(tmp_path).serving([contender], probe=listens) as (server,):
+        assert greets(server.port, times=4_000)
+
+
+# -- HAProxy
+
+
+def test_haproxy_greets_behind_a_proxy_header_and_over_tls(certificate: Certificate, tmp_path: Path) -> None:
+    found = find_haproxy()
+    if isinstance(found, str):
+        pytest.skip(f"HAProxy: {found}")
+    plain = Contender("plain", lambda port: found.command(port, tmp_path, proxy=True), ours=True)
+    over_tls = Contender(
+        "TLS", lambda port: found.command(port, tmp_path, certificate=certificate), ours=True
+    )
+    context = ssl.create_default_context(cafile=certificate.cert)
+    with Bench(tmp_path).serving([plain, over_tls], probe=listens) as (first, second):
+        assert greets(first.port, proxy.version_1("192.0.2.1", 4711))
+        assert greets(first.port, proxy.version_2("192.0.2.1", 4711))
+        assert not greets(first.port, b"GET / HTTP/1.0\r\n\r\n")
+        assert greets(second.port, context=context)
+        assert not greets(second.port, context=ssl.create_default_context())  # it trusts others
+
+
+def test_haproxy_without_lua_cannot_greet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "haproxy"
+    program.write_text("#!/bin/sh\necho 'HAProxy version 1.2.3 2026/01/01'\necho 'Feature list : -LUA'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_haproxy() == "1.2.3 was built without Lua"
+    monkeypatch.setattr("shutil.which", lambda *_args, **_options: None)
+    assert str(find_haproxy()).startswith("not installed")
 
 
 def test_the_machines_own_nginx_is_found_where_packages_put_it() -> None:

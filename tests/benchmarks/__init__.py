@@ -12,12 +12,13 @@ Invariants:
     groups/              one module for each group of rows, and their registry
     costs                server CPU time per greeting, which several groups measure
     bench                what a group is given: rounds, servers that are up, the load
-    servers, nginx       the servers that are compared
+    servers              the servers that are compared
+    nginx, haproxy       those of them that need a configuration
     certificate          the certificate of those that serve TLS
     load                 the closed-loop clients
     process              a process that was started: where it runs, what it used, its end
     machine              date, hardware, versions, and how busy other programs kept the machine
     report               tables for people, JSON for programs
     figures              the arithmetic, and what is claimed
-    programs/            what runs in processes of its own, three of them in C
+    programs/            what runs in processes of its own, some of it in C
 """

@@ -1,7 +1,7 @@
 """Measure, and print what was found: ``python -m tests.benchmarks``.
 
 Invariants:
-- It ends by itself on any machine: after ten minutes or so, with ``--quick`` in less than two.
+- It ends by itself on any machine: after a quarter of an hour or so, with ``--quick`` in less than two.
 - Tables go to stdout, progress to stderr.
 - A missed claim is a result and no failure. The exit code says only whether there was something to report.
 """
@@ -93,6 +93,7 @@ def _measure(options: argparse.Namespace) -> int:
     facts["meanwhile"] = disturbance.share()
     for name, why in bench.left_out.items():
         print(f"\nnot measured: {name}: {why}")
+    print(f"\n{report.claims(tables)}")
     print(f"\nMeanwhile {facts['meanwhile']}. {report.verdict(tables)}")
     if options.json is not None:
         options.json.write_text(json.dumps(report.as_json(facts, tables, bench.left_out), indent=1) + "\n")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tests.benchmarks import machine
 from tests.benchmarks.certificate import Certificate, make_certificate
+from tests.benchmarks.haproxy import HAProxy, find_haproxy
 from tests.benchmarks.load import GREETING, Load, TLSLoad, compile_c
 from tests.benchmarks.nginx import Nginx, find_nginx
 from tests.benchmarks.process import (
@@ -96,6 +97,11 @@ class Bench:
         return find_nginx()
 
     @cached_property
+    def haproxy(self) -> HAProxy | str:
+        """HAProxy, or why there is none."""
+        return find_haproxy()
+
+    @cached_property
     def programs(self) -> dict[str, str] | str:
         """The paths of our programs in C, by name, or why there are none."""
         compiler = machine.compiler()
@@ -128,10 +134,13 @@ class Bench:
         """Clients that send nothing."""
         return self.load_that_sends()
 
-    def load_that_sends(self, *payloads: bytes) -> Load:
-        """Clients that send one of ``payloads`` right after they connect, taken in turn."""
+    def load_that_sends(self, *payloads: bytes, times: int = 1) -> Load:
+        """Clients that send one of ``payloads`` right after they connect, taken in turn.
+
+        They expect the greeting so many ``times``.
+        """
         program = None if isinstance(self.programs, str) else self.programs["load"]
-        return Load(program, self.other, payloads)
+        return Load(program, self.other, payloads, times=times)
 
     @cached_property
     def tls_load(self) -> TLSLoad | str:
@@ -163,6 +172,7 @@ class Bench:
         """Everything that the figures depend on."""
         facts = machine.facts()
         facts["nginx"] = self.nginx if isinstance(self.nginx, str) else self.nginx.version
+        facts["haproxy"] = self.haproxy if isinstance(self.haproxy, str) else self.haproxy.version
         compiler = machine.compiler()
         if isinstance(self.programs, str) or compiler is None:
             facts["compiler"] = f"{self.programs}; so the load is in Python, and there is no C floor"
@@ -209,6 +219,7 @@ class Bench:
         probe: Probe | None = None,
         measured: bool = True,
         patience: float = PATIENCE,
+        anywhere: bool = False,
     ) -> Iterator[list[Server]]:
         """Those of ``contenders`` that start, up; stopped at the end.
 
@@ -217,8 +228,9 @@ class Bench:
             probe: Whether a server is up; by default, whether it greets a client that sends nothing.
             measured: They run where servers are measured; otherwise, where the load does.
             patience: Seconds until one that is not up will not start.
+            anywhere: They run on every processor instead.
         """
-        processor = self.measured if measured else self.other
+        processor = None if anywhere else self.measured if measured else self.other
         with contextlib.ExitStack() as stack:
             servers = []
             for contender in contenders:
@@ -302,13 +314,14 @@ def listens(port: int) -> bool:
     return True
 
 
-def greets(port: int, payload: bytes = b"", context: ssl.SSLContext | None = None) -> bool:
+def greets(port: int, payload: bytes = b"", context: ssl.SSLContext | None = None, *, times: int = 1) -> bool:
     """True if the server on the port greets a client.
 
     Args:
         port: Its port on 127.0.0.1.
         payload: What the client sends first.
         context: The client speaks TLS with it.
+        times: The greeting is GREETING so many times.
     """
     data = b""
     try:
@@ -317,11 +330,11 @@ def greets(port: int, payload: bytes = b"", context: ssl.SSLContext | None = Non
             if context is not None:
                 sock = stack.enter_context(context.wrap_socket(sock, server_hostname="127.0.0.1"))
             sock.sendall(payload)
-            while chunk := sock.recv(1024):
+            while chunk := sock.recv(65536):
                 data += chunk
     except OSError:
         return False
-    return data == GREETING
+    return data == GREETING * times
 
 
 def answers(port: int) -> bool:

@@ -62,16 +62,20 @@ class Load:
         program: The path of the compiled load.c, or None.
         processor: The CPU to run on, or None for any.
         payloads: What clients send first, taken in turn; nothing if empty.
+        times: The greeting is GREETING so many times.
     """
 
-    def __init__(self, program: str | None, processor: int | None, payloads: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self, program: str | None, processor: int | None, payloads: Sequence[bytes] = (), *, times: int = 1
+    ) -> None:
         self._processor = processor
         self._command = [sys.executable, str(PROGRAMS / "load.py")] if program is None else [program]
         self._fourth = ",".join(payload.hex() for payload in payloads)
+        self._expect = GREETING.hex() + (f"*{times}" if times > 1 else "")
 
     def command(self, port: int, *, at_once: int, total: int) -> list[str]:
         """The command line of what ``run`` runs."""
-        return [*self._command, *map(str, (port, at_once, total)), self._fourth, GREETING.hex()]
+        return [*self._command, *map(str, (port, at_once, total)), self._fourth, self._expect]
 
     def run(self, port: int, *, at_once: int, total: int) -> Outcome:
         """Make ``total`` clients of the port, ``at_once`` of them at a time.

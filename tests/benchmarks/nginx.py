@@ -25,6 +25,7 @@ _SBIN = ("/usr/sbin", "/usr/local/sbin", "/usr/local/nginx/sbin")
 _MODULE = "ngx_stream_module.so"
 _MODULE_FOLDERS = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")
 
+_GREETING = "Thank you for connecting"
 _CONFIG = """\
 {load_module}daemon off;
 worker_processes 1;
@@ -36,10 +37,13 @@ stream {{
     access_log {access_log};
     server {{
         listen 127.0.0.1:{port}{parameters};
-        {directives}return "Thank you for connecting";
+        {directives}return "{greeting}";
     }}
 }}
 """
+# nginx takes at most about 4,000 bytes as a parameter, so a large greeting is made of variables.
+_LARGE = 'set $hundred "{hundred}"; set $many "{many}"; '
+
 # It believes the header, as a greeter with --proxy-from does.
 _PROXY = "set_real_ip_from 127.0.0.0/8; "
 # The same protocols as greeter; all else is nginx's default.
@@ -63,6 +67,7 @@ class Nginx:
         proxy: bool = False,
         datagrams: bool = False,
         certificate: Certificate | None = None,
+        times: int = 1,
     ) -> list[str]:
         """Write a configuration into ``folder``; returns the command that serves by it.
 
@@ -73,11 +78,16 @@ class Nginx:
             proxy: Connections begin with a PROXY header.
             datagrams: Answer datagrams, and serve no streams.
             certificate: Serve TLS with it.
+            times: The greeting is the usual one so many times: once, or a multiple of 2,000.
         """
         name = f"nginx-{port}"
         config = folder / f"{name}.conf"
         # Batched like ours; unbuffered would be a write for each client.
         log = f"{folder}/{name}.access.log greeted buffer=64k flush=100ms" if access_log else "off"
+        greeting, large = _GREETING, ""
+        if times > 1:
+            large = _LARGE.format(hundred=_GREETING * 100, many="$hundred" * 20)
+            greeting = "$many" * (times // 2_000)
         # Only root may, and then must, name the user of the worker process.
         user = f"user {pwd.getpwuid(0).pw_name};\n" if os.geteuid() == 0 else ""
         config.write_text(
@@ -91,7 +101,9 @@ class Nginx:
                 parameters=(" udp" if datagrams else " backlog=4096")
                 + " proxy_protocol" * proxy
                 + " ssl" * (certificate is not None),
-                directives=_PROXY * proxy
+                greeting=greeting,
+                directives=large
+                + _PROXY * proxy
                 + (_TLS.format(cert=certificate.cert, key=certificate.key) if certificate else ""),
             )
         )

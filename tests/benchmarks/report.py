@@ -54,16 +54,44 @@ def _cells(table: Table, row: Row, extras: Sequence[str]) -> list[str]:
 def _claim(row: Row) -> str:
     if row.claim is None:
         return ""
+    return _limit(row) + (" ×" if row.ratio is not None else "")
+
+
+def _limit(row: Row) -> str:
+    if row.claim is None:
+        return ""
     sign = "≥" if row.claim.at_least else "≤"
     limit = row.claim.limit
     if row.ratio is not None:
-        return f"{sign} {limit:.2f} ×"
+        return f"{sign} {limit:.2f}"
     return f"{sign} {limit:,.0f}" if limit == int(limit) else f"{sign} {limit:g}"
 
 
 def _spread(figure: Figure, digits: int) -> str:
     middle, low, high = (f"{value:,.{digits}f}" for value in (figure.median, figure.low, figure.high))
     return middle if low == high else f"{middle} [{low}-{high}]"
+
+
+def claims(tables: Iterable[Table]) -> str:
+    """Every claim, with its limit and what was found, one a line."""
+    lines = [["claim", "row", "found", "limit", ""]]
+    for table in tables:
+        for row in table.rows:
+            if row.claim is not None:
+                against = f" × {table.base}" if row.ratio is not None else f" {table.unit}"
+                holds = "holds" if row.holds else "MISSED"
+                lines.append([table.name, row.name, f"{row.judged:,.2f}", _limit(row) + against, holds])
+    widths = [max(len(line[index]) for line in lines) for index in range(4)]
+    shown = []
+    for name, of, found, limit, holds in lines:
+        cells = (
+            f"{name:<{widths[0]}}",
+            f"{of:<{widths[1]}}",
+            f"{found:>{widths[2]}}",
+            f"{limit:<{widths[3]}}",
+        )
+        shown.append("  ".join((*cells, holds)).rstrip())
+    return "\n".join(shown)
 
 
 def verdict(tables: Iterable[Table]) -> str:

@@ -1,7 +1,7 @@
-"""The servers that are compared: greeter in every form, nginx, and what asyncio documents.
+"""The servers that are compared: greeter in every form, nginx, HAProxy, and what asyncio documents.
 
 Invariants:
-- Each of them sends the same 24 bytes to one client after the other on a port of the loopback, with its
+- Each of them sends the same greeting to one client after the other on a port of the loopback, with its
   default options but for what its name and its table say.
 - The names of greeter's accept paths are here and nowhere else.
 """
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from tests.benchmarks.certificate import Certificate
 
 NGINX = "nginx"
+HAPROXY = "HAProxy, Lua"
 FLOOR = "C floor"
 PATTERN = "documented pattern"
+THREADS = "blocking threads"
 
 # The values of --accept. Both paths serve every kind of greeting.
 DIRECT, STREAMS = "direct", "streams"
@@ -90,18 +92,44 @@ def nginx(
     proxy: bool = False,
     datagrams: bool = False,
     certificate: Certificate | None = None,
+    times: int = 1,
 ) -> list[Contender]:
-    """nginx, if it is here; ``proxy``: it reads PROXY headers; ``certificate``: it serves TLS."""
+    """nginx, if it is here, with the options of ``Nginx.command``."""
     found = bench.nginx
     if isinstance(found, str):
         return []
 
     def command(port: int) -> list[str]:
         return found.command(
-            port, bench.folder, access_log=log, proxy=proxy, datagrams=datagrams, certificate=certificate
+            port,
+            bench.folder,
+            access_log=log,
+            proxy=proxy,
+            datagrams=datagrams,
+            certificate=certificate,
+            times=times,
         )
 
     return [Contender(NGINX + (", access log" if log else ""), command)]
+
+
+def haproxy(bench: Bench, *, proxy: bool = False, certificate: Certificate | None = None) -> list[Contender]:
+    """HAProxy, if it is here, with the options of ``HAProxy.command``."""
+    found = bench.haproxy
+    if isinstance(found, str):
+        bench.left_out[HAPROXY] = found
+        return []
+
+    def command(port: int) -> list[str]:
+        return found.command(port, bench.folder, proxy=proxy, certificate=certificate)
+
+    return [Contender(HAPROXY, command)]
+
+
+def blocking_threads() -> list[Contender]:
+    """As many threads as greeter has for callables, each of which serves one client after the other."""
+    program = str(PROGRAMS / "blocking_threads.py")
+    return [Contender(THREADS, lambda port: [sys.executable, program, str(port)])]
 
 
 def patterns(bench: Bench, *options: str) -> list[Contender]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 GROUPS = (
     "greeting",
     "async_greeting",
+    "large_greeting",
+    "workers",
     "proxy",
     "tls",
     "datagrams",

@@ -3,8 +3,10 @@
 Invariants:
 - Beside greeter runs the documented pattern, a coroutine of ``asyncio.start_server`` that awaits the same
   callable. nginx runs no code: its ``return`` is what all are compared with.
-- 200 clients at a time keep each server busy while callables wait. Only the row of threads is bounded by
-  something else: by how many threads a server has, see its greetings/s.
+- 200 clients at a time keep each server busy while callables wait. Only the rows of threads are bounded by
+  something else: by how many threads a server has, see their greetings/s.
+- A callable in a thread is compared with threads that do nothing but serve, too: that a thread sleeps, and
+  takes the interpreter again, is most of what it costs.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Kind:
     app: str
     limit: float | None
     effort: Effort
+    threads_limit: float | None = None  # × threads that do nothing but serve
 
 
 KINDS = (
@@ -51,22 +54,29 @@ KINDS = (
         "a callable that blocks a thread for 5 ms",
         "slow_call",
         None,
-        Effort(greetings=(1_000, 200), rounds=(5, 1), seconds=45),
+        Effort(greetings=(1_000, 200), rounds=(11, 1), seconds=45),
+        threads_limit=2.0,
     ),
 )
 
 
 def run(bench: Bench) -> list[Table]:
-    return [_table(bench, kind) for kind in KINDS]
+    return [table for kind in KINDS for table in _tables(bench, kind)]
 
 
-def _table(bench: Bench, kind: Kind) -> Table:
+def _tables(bench: Bench, kind: Kind) -> list[Table]:
     contenders = [
         *servers.nginx(bench),
         *servers.greeters(bench, options=servers.app_options(kind.app)),
         *servers.patterns(bench, "--app", kind.app),
+        *(servers.blocking_threads() if kind.threads_limit is not None else ()),
     ]
     with bench.serving(contenders) as up:
         found = compare(bench, up, bench.load, kind.effort)
     limits = {} if kind.limit is None else servers.direct_limits(bench, kind.limit)
-    return found.table(kind.table, f"server CPU per greeting: {kind.title}", limits)
+    title = f"server CPU per greeting: {kind.title}"
+    tables = [found.table(kind.table, title, limits)]
+    if kind.threads_limit is not None:
+        beside = servers.direct_limits(bench, kind.threads_limit)
+        tables += found.beside(servers.THREADS, f"{kind.table}_threads", title, beside)
+    return tables

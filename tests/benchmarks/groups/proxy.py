@@ -1,10 +1,10 @@
-"""What a greeting costs behind a PROXY header, versions 1 and 2, beside nginx that reads the same header.
+"""What a greeting costs behind a PROXY header, versions 1 and 2, beside nginx and HAProxy.
 
 Invariants:
 - Clients send the header right after they connect, and headers differ from client to client, as a proxy's
   do, so that a server gains nothing from remembering the last one.
 - nginx believes the header (``set_real_ip_from``), as greeter does (``--proxy-from``).
-- HAProxy is not here: in TCP mode it forwards and does not answer, so it would need a server of its own.
+- HAProxy greets from Lua, because in TCP mode it has no other way.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ VERSIONS: dict[str, Callable[[str, int], bytes]] = {"v1": version_1, "v2": versi
 def run(bench: Bench) -> list[Table]:
     contenders = [
         *servers.nginx(bench, proxy=True),
+        *servers.haproxy(bench, proxy=True),
         *servers.greeters(bench, options=servers.PROXY_OPTIONS),
     ]
     limits = servers.direct_limits(bench, LIMIT)

@@ -3,6 +3,7 @@
 Invariants:
 - All servers have the same ECDSA P-256 certificate and their default options, session tickets among them.
   No client ever resumes a session.
+- HAProxy greets from Lua, because in TCP mode it has no other way.
 - A client is greeted once it has every byte and close_notify.
 """
 
@@ -32,6 +33,7 @@ def run(bench: Bench) -> list[Table]:
         return []
     contenders = [
         *servers.nginx(bench, certificate=certificate),
+        *servers.haproxy(bench, certificate=certificate),
         *servers.greeters(bench, options=servers.tls_options(certificate)),
         *servers.patterns(bench, "--tls", str(certificate.cert), str(certificate.key)),
     ]

@@ -5,7 +5,7 @@
  * usage: load PORT AT_ONCE TOTAL SEND EXPECT
  *   SEND    what a client sends right after it connects, in hexadecimal; several, separated by commas, are
  *           taken in turn; "" for nothing
- *   EXPECT  the greeting, in hexadecimal
+ *   EXPECT  the greeting, in hexadecimal; HEX*COUNT is that so many times
  * Prints one JSON object; times are in microseconds.
  */
 #define WATCHED EPOLLIN
@@ -34,7 +34,7 @@ static int start_client(struct client *c)
 
 static void on_event(struct client *c)
 {
-    char buffer[4096];
+    static char buffer[65536];
     for (;;) {
         ssize_t size = recv(c->sock, buffer, sizeof buffer, MSG_DONTWAIT);
         if (size > 0) {
@@ -54,6 +54,25 @@ static void release_client(struct client *c)
     (void)c;
 }
 
+/* The bytes that HEX or HEX*COUNT stands for. */
+static struct bytes repeated(char *text)
+{
+    char *star = strchr(text, '*');
+    size_t count = star == NULL ? 1 : strtoul(star + 1, NULL, 10);
+    struct bytes piece, found;
+
+    if (star != NULL)
+        *star = '\0';
+    piece = from_hex(text);
+    found = (struct bytes){piece.size * count, malloc(piece.size * count + 1)};
+    if (found.data == NULL)
+        die("malloc");
+    for (size_t i = 0; i < count; i++)
+        memcpy(found.data + i * piece.size, piece.data, piece.size);
+    free(piece.data);
+    return found;
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 6) {
@@ -67,7 +86,7 @@ int main(int argc, char **argv)
         text += *text == ',';
         payloads[payload_count++] = from_hex(text);
     }
-    expected = from_hex(argv[5]);
+    expected = repeated(argv[5]);
     make_clients(atoi(argv[1]), atol(argv[2]), atol(argv[3]));
     return 0;
 }

@@ -102,7 +102,7 @@ class Load:
 
     def _read(self, client: Client) -> None:
         try:
-            while data := client.sock.recv(4096):
+            while data := client.sock.recv(65536):
                 if not client.received:
                     client.first_byte = monotonic()
                 if data != self.expect[client.received : client.received + len(data)]:
@@ -135,4 +135,6 @@ def percentile(times: list[float], share: float) -> float:
 if __name__ == "__main__":
     port, at_once, total = map(int, sys.argv[1:4])
     payloads = [bytes.fromhex(text) for text in sys.argv[4].split(",")]
-    print(json.dumps(Load(port, at_once, total, payloads, bytes.fromhex(sys.argv[5])).run()))
+    piece, _, count = sys.argv[5].partition("*")
+    expect = bytes.fromhex(piece) * int(count or 1)
+    print(json.dumps(Load(port, at_once, total, payloads, expect).run()))

@@ -6,8 +6,9 @@ Invariants:
 - Its listen backlog is as long as greeter's.
 - An async greeting is awaited; a blocking one is called in a thread (``asyncio.to_thread``).
 
-usage: pattern.py [--app NAME] [--tls CERTIFICATE KEY] PORT LOOP
+usage: pattern.py [--app NAME] [--times N] [--tls CERTIFICATE KEY] PORT LOOP
   NAME  a callable of greetings.py; without one the greeting is fixed
+  N     the fixed greeting is the usual one so many times
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ if TYPE_CHECKING:
     Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-async def fixed(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(greetings.GREETING)
-    await writer.drain()
-    writer.close()
+def handler(name: str | None, times: int) -> Handler:
+    """The handler that greets with the callable of that name; without one, with a fixed greeting."""
+    data = greetings.GREETING * times
 
+    async def fixed(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+        await writer.drain()
+        writer.close()
 
-def handler(name: str | None) -> Handler:
-    """The handler that greets with the callable of that name."""
     if name is None:
         return fixed
     greeting = getattr(greetings, name)
@@ -58,7 +60,7 @@ async def main(options: argparse.Namespace) -> None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(*options.tls)
     server = await asyncio.start_server(
-        handler(options.app), "127.0.0.1", options.port, backlog=2048, ssl=context
+        handler(options.app, options.times), "127.0.0.1", options.port, backlog=2048, ssl=context
     )
     async with server:
         await server.serve_forever()
@@ -67,6 +69,7 @@ async def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--app")
+    parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--tls", nargs=2)
     parser.add_argument("port", type=int)
     parser.add_argument("loop")
