@@ -59,6 +59,20 @@ class Connected(NamedTuple):
     error: OSError | None = None
 
 
+class Attempt(NamedTuple):
+    """A socket that was told to connect.
+
+    Attributes:
+        sock: The socket, which does not block.
+        where: What connect() takes.
+        code: 0 if it is connected, EINPROGRESS if that takes time, or the error of connect(2).
+    """
+
+    sock: socket.socket
+    where: Any
+    code: int
+
+
 class connect_errors:  # a context manager, used as a function
     """Convert what connecting within ``limit`` seconds raises to ConnectFailed or GreetTimeout.
 
@@ -103,8 +117,22 @@ def is_alert(error: BaseException | None) -> TypeGuard[ssl.SSLError]:
     return isinstance(error, ssl.SSLError) and "_ALERT_" in (error.reason or "")
 
 
+def begin_to_connect(target: Endpoint) -> Attempt | None:
+    """Begin to connect to ``target``, if that needs no resolver; otherwise return None.
+
+    On loopback, the connection is established at once and needs no deadline.
+    """
+    address = _numeric_address(target) if target.kind == "tcp" else None
+    return None if address is None else _begin(address)
+
+
 async def connect(
-    target: Endpoint, sock: socket.socket | None, proxy_protocol: ProxyVersion | None, *, tls: bool
+    target: Endpoint,
+    sock: socket.socket | None,
+    proxy_protocol: ProxyVersion | None,
+    *,
+    tls: bool,
+    attempt: Attempt | None = None,
 ) -> Connected:
     """Return a socket that is connected to ``target``, or ``sock``, which is.
 
@@ -113,13 +141,16 @@ async def connect(
         sock: A connected socket, for an endpoint of kind ``fd``; None for a duplicate of its descriptor.
         proxy_protocol: The version of the PROXY header to send, or None.
         tls: True if a TLS handshake follows, which a connection that was reset cannot complete.
+        attempt: What ``begin_to_connect`` returned for this target.
 
     Raises:
         OSError: Connecting failed, or ``sock`` is no stream socket. ``sock`` is closed.
         UnicodeError: The host is not a valid name.
     """
     loop = asyncio.get_running_loop()
-    if target.kind == "tcp":
+    if attempt is not None:
+        connected = await _complete(loop, attempt)
+    elif target.kind == "tcp":
         addresses = await resolve(target)
         connected = await (_connect(loop, addresses[0]) if len(addresses) == 1 else _race(loop, addresses))
     elif target.kind == "unix":
@@ -230,18 +261,37 @@ async def _connect(loop: asyncio.AbstractEventLoop, address: Address) -> Connect
     Raises:
         OSError: Connecting failed.
     """
+    return await _complete(loop, _begin(address))
+
+
+def _begin(address: Address) -> Attempt:
+    """Begin to connect a new socket to one address. Raises OSError if there is no socket for it."""
     family, where = address
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         code = sock.connect_ex(where)
-        while code == errno.EAGAIN and family == socket.AF_UNIX:
+    except BaseException:
+        sock.close()
+        raise
+    if code == errno.EINPROGRESS and _is_established(sock):  # on loopback it is
+        code = 0
+    return Attempt(sock, where, code)
+
+
+async def _complete(loop: asyncio.AbstractEventLoop, attempt: Attempt) -> Connected:
+    """Wait until the socket of ``attempt`` is connected.
+
+    Raises:
+        OSError: Connecting failed.
+    """
+    sock, where, code = attempt
+    try:
+        while code == errno.EAGAIN and sock.family == socket.AF_UNIX:
             await asyncio.sleep(_RETRY_SECONDS)
             code = sock.connect_ex(where)
         if code == errno.EINPROGRESS:
-            code = 0
-            if not _is_established(sock):  # on loopback it is
-                await _writable(loop, sock)
-                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            await _writable(loop, sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code and code not in _RESET_ERRORS:
             raise OSError(code, os.strerror(code))
     except BaseException:

@@ -26,7 +26,14 @@ from greeter.client.arguments import (
     destination,
     name_to_verify,
 )
-from greeter.client.connecting import LAST_READ, connect, connect_errors, is_alert
+from greeter.client.connecting import (
+    LAST_READ,
+    Connected,
+    begin_to_connect,
+    connect,
+    connect_errors,
+    is_alert,
+)
 from greeter.core.endpoint import DEFAULT_HOST
 from greeter.core.replies import Reply, Until, is_tls_alert
 from greeter.errors import (
@@ -318,15 +325,22 @@ async def exchange_once(
     limit = min(exchange.connect_timeout, exchange.timeout)
     start = perf_counter()
     with connect_errors(target, limit) as progress:
-        async with asyncio.timeout(limit):
-            connected = await connect(target, sock, exchange.proxy_protocol, tls=bool(exchange.ssl))
-            if exchange.ssl:
-                progress.phase = "handshake"
-            else:
-                protocol.use(*connected)
-            await loop.create_connection(
-                lambda: protocol, sock=connected.sock, ssl=exchange.ssl, server_hostname=name
-            )
+        attempt = begin_to_connect(target)
+        if attempt is None or attempt.code or exchange.ssl or exchange.proxy_protocol is not None:
+            async with asyncio.timeout(limit):
+                connected = await connect(
+                    target, sock, exchange.proxy_protocol, tls=bool(exchange.ssl), attempt=attempt
+                )
+                if exchange.ssl:
+                    progress.phase = "handshake"
+                    await loop.create_connection(
+                        lambda: protocol, sock=connected.sock, ssl=exchange.ssl, server_hostname=name
+                    )
+        else:
+            connected = Connected(attempt.sock)
+        if not exchange.ssl:
+            protocol.use(*connected)
+            await loop.create_connection(lambda: protocol, sock=connected.sock)
     # Not in connection_made(): uvloop closes a socket that it has not taken over yet if this fails.
     if exchange.send and not protocol.transport.is_closing():  # if it is, uvloop raises RuntimeError
         protocol.transport.write(exchange.send)

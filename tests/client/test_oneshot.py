@@ -301,6 +301,7 @@ async def test_etimedout_is_connect_failed(monkeypatch: pytest.MonkeyPatch) -> N
     async def unreachable(*_: object, **__: object) -> Connected:
         raise TimeoutError(errno.ETIMEDOUT, "Connect call failed")
 
+    monkeypatch.setattr(oneshot, "begin_to_connect", lambda _: None)
     monkeypatch.setattr(oneshot, "connect", unreachable)
     with pytest.raises(ConnectFailed, match="cannot connect to 192.0.2.1:1: connection timed out") as caught:
         await greet("192.0.2.1", 1)
