@@ -26,8 +26,8 @@ from tests.benchmarks.figures import Claim, Row, Table, figure, ratio
 if TYPE_CHECKING:
     from tests.benchmarks.bench import Bench, Server
 
-LIMIT = 1.2
-LIMIT_BYTES = 3_000
+LIMIT = 0.6
+LIMIT_BYTES = 2_500
 FIRST = 500
 # Descriptors that this program and the server need for themselves, and the server holds in reserve.
 SPARE = 100
