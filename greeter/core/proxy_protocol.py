@@ -25,10 +25,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from socket import AddressFamily
+from socket import AddressFamily, inet_ntoa
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -49,8 +48,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 Address: TypeAlias = tuple[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """A parsed header.
 
     ``family``, ``source`` and ``destination`` are None where the address of the connection itself must be
@@ -107,12 +105,16 @@ def parse(buffer: Buffer) -> Parsed | NeedMore:
                 Header(
                     1,
                     "PROXY",
-                    AddressFamily.AF_INET,
+                    _IPV4,
                     (source.decode(), int(source_port)),
                     (destination.decode(), int(destination_port)),
                 ),
                 common.end(),
             )
+    if len(data) >= _COMMON_V2.size and data.startswith(_COMMON_START):
+        _, source, destination, from_port, to_port = _COMMON_V2.unpack_from(data)
+        addresses = (inet_ntoa(source), from_port), (inet_ntoa(destination), to_port)
+        return Parsed(Header(2, "PROXY", _IPV4, *addresses), _COMMON_V2.size)
     for prefix, (_, parse_rest) in _PREFIXES.items():
         if data.startswith(prefix):
             return parse_rest(data)
@@ -165,11 +167,14 @@ def _error(what: str, offset: int) -> ProxyProtocolError:
     return ProxyProtocolError(f"bad PROXY header: {what} (byte {offset})", offset)
 
 
-# A fast path: this expression matches nearly every valid line of version 1, in a tenth of the time that the
-# grammar takes. What it does not match is left to the grammar.
+# Fast paths: nearly every valid line of version 1 matches an expression, and nearly every header of version 2
+# without TLVs has one start. They take a tenth and a third of the time of the grammar, which gets the rest.
+_IPV4 = AddressFamily.AF_INET  # in Python 3.11, an attribute of an enum takes five times as long as a name
 _OCTET = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _QUAD = rb"(" + _OCTET + rb"(?:\." + _OCTET + rb"){3})"
 _PORT = rb"(0|[1-9][0-9]{0,4})"
+_COMMON_START = SIGNATURE + bytes((0x21, 0x11, 0, 12))
+_COMMON_V2 = Struct("!16s4s4sHH")
 _COMMON_LINE = re.compile(rb"PROXY TCP4 " + rb" ".join((_QUAD, _QUAD, _PORT, _PORT)) + rb"\r\n")
 
 # -- version 1 -----------------------------------------------------------------------------------------

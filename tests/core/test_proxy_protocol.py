@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 from contextlib import ExitStack
-from dataclasses import replace
 from importlib import metadata
 from socket import AddressFamily
 from struct import unpack
@@ -92,7 +91,7 @@ SUMMED = bytes.fromhex("0d0a0d0a000d0a515549540a2111002001020304050607080009000a
 
 
 VALID: dict[str, tuple[bytes, Header]] = {
-    "v1 TCP4": (tcp4(), replace(V4, version=1)),
+    "v1 TCP4": (tcp4(), V4._replace(version=1)),
     "v1 TCP4, longest": (
         tcp4("255.255.255.255", "255.255.255.255", "65535", "65535"),
         Header(1, "PROXY", INET, ("255.255.255.255", 65535), ("255.255.255.255", 65535)),
@@ -101,7 +100,7 @@ VALID: dict[str, tuple[bytes, Header]] = {
         tcp4("0.0.0.0", "0.0.0.0", "0", "0"),
         Header(1, "PROXY", INET, ("0.0.0.0", 0), ("0.0.0.0", 0)),
     ),
-    "v1 TCP6": (tcp6(), replace(V6, version=1)),
+    "v1 TCP6": (tcp6(), V6._replace(version=1)),
     "v1 TCP6, longest": (
         tcp6(ALL_ONES, ALL_ONES.upper(), "65535", "65535"),
         Header(1, "PROXY", INET6, (ALL_ONES, 65535), (ALL_ONES, 65535)),
@@ -124,30 +123,30 @@ VALID: dict[str, tuple[bytes, Header]] = {
     "v2 UDP6": (v2(PROXY, 0x22, B6), V6),
     "v2 TCP6, mapped": (
         v2(PROXY, 0x21, bytes(10) + b"\xff\xff\1\2\3\4" + B6[16:]),
-        replace(V6, source=("::ffff:1.2.3.4", 9)),
+        V6._replace(source=("::ffff:1.2.3.4", 9)),
     ),
     "v2 UNIX stream": (v2(PROXY, 0x31, BU), PATHS),
     "v2 UNIX dgram": (v2(PROXY, 0x32, BU), PATHS),
     "v2 UNIX, abstract and unnamed": (
         v2(PROXY, 0x31, b"\0abc".ljust(216, b"\0")),
-        replace(PATHS, source=("@abc", 0), destination=("", 0)),
+        PATHS._replace(source=("@abc", 0), destination=("", 0)),
     ),
     "v2 UNIX, full width": (
         v2(PROXY, 0x31, b"a" * 108 + b"\0" * 108),
-        replace(PATHS, source=("a" * 108, 0), destination=("", 0)),
+        PATHS._replace(source=("a" * 108, 0), destination=("", 0)),
     ),
     "v2 TLVs": (
         v2(PROXY, 0x11, B4 + tlv(4, b"") + tlv(0xE0, b"hi") + tlv(4, b"\0" * 300)),
-        replace(V4, tlvs=((4, b""), (0xE0, b"hi"), (4, b"\0" * 300))),
+        V4._replace(tlvs=((4, b""), (0xE0, b"hi"), (4, b"\0" * 300))),
     ),
-    "v2 checksum": (SUMMED, replace(V4, tlvs=((3, b"\x91\xea\x2b\x5f"), (5, b"1953337386")))),
+    "v2 checksum": (SUMMED, V4._replace(tlvs=((3, b"\x91\xea\x2b\x5f"), (5, b"1953337386")))),
     "v2 unique id of 129": (
         v2(PROXY, 0x11, B4 + tlv(5, b"u" * 129)),
-        replace(V4, tlvs=((5, b"u" * 129),)),
+        V4._replace(tlvs=((5, b"u" * 129),)),
     ),
     "v2 longest": (
         v2(PROXY, 0x11, B4 + tlv(4, b"\0" * (MAX_V2 - 31))),
-        replace(V4, tlvs=((4, b"\0" * (MAX_V2 - 31)),)),
+        V4._replace(tlvs=((4, b"\0" * (MAX_V2 - 31)),)),
     ),
     "v2 LOCAL": (v2(LOCAL, 0x00), LOCALLY),
     "v2 LOCAL, addresses": (v2(LOCAL, 0x11, B4), LOCALLY),
