@@ -46,7 +46,7 @@ KINDS = (
         "async_5_ms",
         "an async greeting that sleeps for 5 ms",
         "after_5_ms",
-        2.4,
+        2.0,
         Effort(greetings=(5_000, 500), rounds=(11, 1), seconds=45),
     ),
     Kind(
@@ -55,7 +55,7 @@ KINDS = (
         "slow_call",
         None,
         Effort(greetings=(1_000, 200), rounds=(11, 1), seconds=45),
-        threads_limit=2.0,
+        threads_limit=1.7,
     ),
 )
 

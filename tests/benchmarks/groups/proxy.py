@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.benchmarks.bench import Bench
     from tests.benchmarks.figures import Table
 
-LIMIT = 2.0
+LIMIT = 1.5
 CLIENTS = 251  # different ones; a prime, so that rounds do not repeat them in step with anything
 EFFORT = Effort(greetings=(5_000, 500), rounds=(11, 1), seconds=40)
 
