@@ -33,6 +33,7 @@ from greeter.service.log_format import FIELDS
 from greeter.service.prometheus import render
 from tests.benchmarks.__main__ import parser as benchmark_parser
 from tests.conftest import ROOT, run_greeter
+from tests.faults.__main__ import parser as faults_parser
 from tests.service.test_prometheus import everything
 from tests.services.__main__ import parser as services_parser
 from tests.soak import soak_parser
@@ -186,7 +187,7 @@ def test_every_readme_is_linked_from_one_above(name: str) -> None:
 @pytest.mark.parametrize("name", READMES)
 def test_every_flag_exists(name: str) -> None:
     known = {"--version", "--help"} | {flag for command in commands() for flag in flags_of(command)}
-    for parser in (benchmark_parser(), soak_parser(), services_parser(), torture_parser()):
+    for parser in (benchmark_parser(), soak_parser(), services_parser(), torture_parser(), faults_parser()):
         known |= {flag for action in parser._actions for flag in action.option_strings}
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", READMES[name]):
         assert flag in known, flag

@@ -17,14 +17,19 @@ from tests.faults.matrix import Matrix
 from tests.support.shims import compile_shim
 
 
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    options = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
+    options.add_argument("rows", nargs="*", help="run rows whose name has one of these texts in it")
+    options.add_argument("--jobs", type=int, default=6 * (os.cpu_count() or 1), help="services at a time")
+    options.add_argument("--every", type=int, default=1, metavar="N", help="run every N-th row only")
+    options.add_argument("--first", type=int, default=0, metavar="N", help="the first of them, from 0 on")
+    options.add_argument("--kind", action="append", default=[], help="a kind of service; may be repeated")
+    return options
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="*", help="run rows whose name has one of these texts in it")
-    parser.add_argument("--jobs", type=int, default=6 * (os.cpu_count() or 1), help="services at a time")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="run every N-th row only")
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="the first of them, from 0 on")
-    parser.add_argument("--kind", action="append", default=[], help="a kind of service; may be repeated")
-    args = parser.parse_args()
+    args = parser().parse_args()
     outcomes: collections.Counter[tuple[str, str]] = collections.Counter()
     begun = time.monotonic()
     with (

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.conftest import ROOT
-from tests.faults.services import PATIENCE, Client, Files, Kind
+from tests.conftest import PATIENCE, ROOT
+from tests.faults.services import Client, Files, Kind
 from tests.support.fault_plan import Plan
 
 if TYPE_CHECKING:

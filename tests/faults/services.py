@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Literal
 import trustme
 
 from greeter.system.tls import client_context
+from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 GREETING = b"Thank you for connecting"
-# How long to wait for anything before a run has failed, in seconds.
-PATIENCE = 30.0
 # A datagram that is not answered is asked for again after so long, in seconds.
 ASK_AGAIN = 0.5
 APP = """
