@@ -281,7 +281,7 @@ def error_of(result: tuple[int, str, str]) -> tuple[int, str]:
         (["greet", "127.0.0.1:nosuchservice"], "this machine knows no service 'nosuchservice'"),
         (["serve", "--listen", ":nosuchservice"], "endpoint ':nosuchservice': this machine knows no service"),
         (["greet", ":1", "--tls", "--tls-ca", "/no/such"], "authority '/no/such': no such file or directory"),
-        (["greet", "unix:/x", "--tls"], "TLS to unix:/x needs server_hostname, the name to verify"),
+        (["greet", "unix:/x", "--tls"], "--tls to unix:/x needs --server-name, the name to verify"),
         (["greet", ":1", "--tls", "--server-name", ".x"], "'.x' is not a host name"),
         (["greet", ":1", ":2", "--raw"], "--raw needs a single target"),
         (["greet", "--targets", "/no/such"], "cannot read the targets '/no/such': no such file or directory"),
