@@ -27,7 +27,7 @@ import os
 import re
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from socket import AddressFamily, inet_ntoa
+from socket import AddressFamily
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -113,7 +113,7 @@ def parse(buffer: Buffer) -> Parsed | NeedMore:
             )
     if len(data) >= _COMMON_V2.size and data.startswith(_COMMON_START):
         _, source, destination, from_port, to_port = _COMMON_V2.unpack_from(data)
-        addresses = (inet_ntoa(source), from_port), (inet_ntoa(destination), to_port)
+        addresses = (_host(source), from_port), (_host(destination), to_port)
         return Parsed(Header(2, "PROXY", _IPV4, *addresses), _COMMON_V2.size)
     for prefix, (_, parse_rest) in _PREFIXES.items():
         if data.startswith(prefix):
