@@ -18,6 +18,7 @@ from greeter.conformance.findings import Ending, Experience, Tally
 from greeter.conformance.probe import Dial, Ended, Probe
 from greeter.conformance.target_service import TargetService
 from greeter.errors import ConfigError, ConnectFailed
+from greeter.system.loops import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -151,8 +152,8 @@ async def dials(plan: CheckPlan) -> list[Dial]:
         found = [(socket.AF_UNIX, target.path)]
     else:
         try:
-            for family, _, _, _, address in await asyncio.get_running_loop().getaddrinfo(
-                target.host or "localhost", target.port, type=kind
+            for family, _, _, _, address in await run_in_thread(
+                lambda: socket.getaddrinfo(target.host or "localhost", target.port, type=kind)
             ):
                 if (family, address) not in found:
                     found.append((family, address))
