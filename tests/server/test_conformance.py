@@ -421,11 +421,11 @@ async def test_a_pause_during_a_drain_costs_no_client_that_spoke_meanwhile(serve
     s = await server(proxy_from=["127.0.0.0/8"], greet_timeout=PATIENCE)
     socks = [await connect(s.port) for _ in range(5)]
     await until(lambda: s.stats.accepted == 5, "they are accepted")
-    draining = asyncio.create_task(s.drain(0.2))
+    draining = asyncio.create_task(s.drain(1.0))
     await until(lambda: not s.is_serving(), "it accepts no more")
     for sock in socks:
         sock.send(b"PROXY UNKNOWN\r\n")
-    stand_still(0.2 + 1.5 * PAUSE_SECONDS)
+    stand_still(1.0 + 1.5 * PAUSE_SECONDS)
     for sock in socks:
         assert await read_to_end(sock) == GREETED
     assert await draining is True
