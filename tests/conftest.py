@@ -24,15 +24,19 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 # A hung test fails. Alone, no test takes a tenth of this; beside other work, it may be several times that.
 PATIENCE = 90.0
-# Files that start many processes, each of which takes a moment.
+# Files that wait for long, or start many processes, each of which takes a moment.
 LONG = (
     "test_checks",
+    "test_engine",
+    "test_fault_matrix",
     "test_multi_process",
     "test_supervisor",
     "test_stop",
     "test_service",
     "test_loadcommand",
     "test_examples",
+    "test_conformance",
+    "test_check_run",
 )
 
 raise_fd_limit()

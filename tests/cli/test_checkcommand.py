@@ -300,6 +300,7 @@ async def test_a_run_that_is_ended_after_a_stop_starts_the_service_again(tmp_pat
 
 
 @needs_chromium
+@pytest.mark.thorough
 @pytest.mark.one_interpreter
 async def test_the_page_opens_without_an_error(tmp_path: Path, browser: Browser) -> None:
     page = tmp_path / "page.html"

@@ -18,6 +18,7 @@ from greeter.conformance.tested_service import TestedService, dials
 from greeter.core.endpoint import Endpoint
 from greeter.core.replies import Until
 from greeter.errors import ConfigError
+from tests.conftest import one_loop
 from tests.support.loadtest_peers import refused_endpoint, serving
 from tests.support.lossy_peers import blocking_loop
 
@@ -111,6 +112,7 @@ async def test_only_what_cannot_run_is_an_error_that_says_why() -> None:
     assert report.results[-1].finding.figure == "without --pid"
 
 
+@one_loop
 async def test_connections_that_wait_are_judged_before_a_reload() -> None:
     order: list[str] = []
 
@@ -126,6 +128,7 @@ async def test_connections_that_wait_are_judged_before_a_reload() -> None:
     assert order == ["greets", "end", "let-go", "reload"]
 
 
+@one_loop
 async def test_wake_ups_are_counted_before_anything_waits() -> None:
     order: list[str] = []
     async with blocking_loop() as service:
@@ -136,6 +139,7 @@ async def test_wake_ups_are_counted_before_anything_waits() -> None:
     assert order[:2] == ["greets", "wakes"]
 
 
+@one_loop
 async def test_another_machine_has_at_most_4_connections_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TestedService, "local", False)
     opened, most = 0, 0
@@ -173,6 +177,7 @@ async def test_a_run_has_a_time_limit_that_no_check_exceeds(monkeypatch: pytest.
     assert report.exit_code == 98
 
 
+@one_loop
 async def test_what_waits_when_the_service_ends_is_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_run_module, "RETRIES", (0.0,))
     clients = 0

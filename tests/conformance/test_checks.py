@@ -185,6 +185,7 @@ async def test_a_limit_that_refuses_some_clients_in_words_does_not_hold_up_other
     assert figure(report, "silent") == "5 of 10 other"
 
 
+@one_loop
 async def test_a_service_of_one_slot_is_asked_what_waits_after_the_others() -> None:
     one = asyncio.Lock()
 
@@ -242,6 +243,7 @@ async def test_a_service_that_keeps_its_clients_does_not_let_go() -> None:
     assert figure(report, "let-go") == "kept for 1 s"
 
 
+@one_loop
 async def test_a_deadline_that_moves_with_each_byte_does_not_cut_off() -> None:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example ESMTP\r\n")
@@ -265,6 +267,7 @@ async def test_a_short_accept_queue_is_named() -> None:
     assert figure(report, "burst").endswith("queue 3")
 
 
+@one_loop
 async def test_a_dropped_syn_is_the_fault_of_a_short_queue_also_on_a_busy_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

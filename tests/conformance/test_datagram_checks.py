@@ -77,6 +77,7 @@ async def test_greeter_keeps_every_check_of_datagrams(no_fd_leak: None) -> None:
     assert (report.exit_code, report.greeting) == (0, HELLO)
 
 
+@one_loop
 @pytest.mark.parametrize(
     ("name", "answers", "told"),
     [

@@ -535,6 +535,7 @@ async def test_200_queued_datagrams_are_answered_after_a_stop_signal(workers: st
         assert process.lines[-1] == last
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_no_datagram_is_lost_across_reloads(workers: str, tmp_path: Path) -> None:
     file = tmp_path / "greeting"

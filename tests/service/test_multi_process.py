@@ -195,6 +195,7 @@ async def test_a_reload_replaces_the_workers_and_a_failed_one_does_not(tmp_path:
         assert await process.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.thorough
 async def test_reloads_and_a_stop_under_load_lose_no_client(tmp_path: Path, accept: str) -> None:
     file = tmp_path / "greeting"
     greetings = [b"greeting number %d" % number for number in range(4)]

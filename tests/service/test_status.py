@@ -122,6 +122,7 @@ def drawn(browser: Browser) -> None:
 
 @one_loop
 @needs_chromium
+@pytest.mark.thorough
 @pytest.mark.one_interpreter
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_the_page_shows_a_service(browser: Browser, workers: str, tmp_path: Path) -> None:
@@ -170,6 +171,7 @@ async def test_the_page_shows_a_service(browser: Browser, workers: str, tmp_path
 
 @one_loop
 @needs_chromium
+@pytest.mark.thorough
 @pytest.mark.one_interpreter
 async def test_the_page_shows_datagrams_where_there_are_some(browser: Browser) -> None:
     hidden = "document.getElementById(`datagrams-${part}`).hidden"
@@ -200,6 +202,7 @@ async def test_the_page_shows_datagrams_where_there_are_some(browser: Browser) -
 
 @one_loop
 @needs_chromium
+@pytest.mark.thorough
 @pytest.mark.one_interpreter
 async def test_the_page_fits_a_phone_and_the_colour_scheme(browser: Browser) -> None:
     ink = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"

@@ -181,6 +181,7 @@ def queue_length(door: socket.socket) -> int:
     return int(struct.unpack_from("I", door.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)[0])
 
 
+@pytest.mark.thorough
 async def test_restarts_on_a_socket_of_systemd_lose_and_refuse_nobody(
     door: socket.socket, accept: str
 ) -> None:

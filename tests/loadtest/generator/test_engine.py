@@ -25,7 +25,7 @@ from greeter.loadtest.generator.event_poller import EpollPoller, ReaderPoller
 from greeter.loadtest.generator.load_connection import earliest_start
 from greeter.loadtest.generator.target import Target, resolve
 from greeter.loadtest.plan.outcome import GREETED
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, one_loop
 from tests.support.loadtest_peers import (
     GREETING,
     abort_with_reset,
@@ -815,6 +815,7 @@ async def test_cancelling_closes_all_connections_and_keeps_the_figures() -> None
     assert outcomes(worker.metrics) == {GREETED: 20}
 
 
+@one_loop
 @pytest.mark.parametrize(
     ("handler", "outcome", "load"),
     [
