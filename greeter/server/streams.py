@@ -169,6 +169,8 @@ class StreamsPath:
                 raise
             self._servers.append(server)
             await server.start_serving()
+            if any(sock is None for sock in server.sockets):  # uvloop hides what listen(2) failed with
+                raise OSError("uvloop could not listen")
 
     def _unserve(self) -> None:
         loop = self._tracker.loop

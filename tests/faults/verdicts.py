@@ -70,7 +70,8 @@ def problems(kind: Kind, loop: str, fault: Fault, record: Record, base: Record) 
     if not all(re.match(OTHERS if kind.processes == 1 else f"{OTHERS}|greeter: ", line) for line in others):
         found.append("a log line without a level")
     listening = [sum(line.startswith("Listening on") for line in each.lines) for each in (record, base)]
-    if listening[0] != listening[1] and fault.error != "EAFNOSUPPORT":  # no IPv6, as it seems
+    no_ipv6 = fault.error in ("EAFNOSUPPORT", "EADDRNOTAVAIL")  # as it seems
+    if listening[0] != listening[1] and not no_ipv6:
         found.append(f"{listening[0]} addresses, {listening[1]} without the fault")
     reloads = [line for line in record.lines if re.match("Reloaded|error: reload failed", line)]
     if len(reloads) != 1:

@@ -33,6 +33,7 @@ REGRESSIONS = (
     "direct uvloop socketpair 2 ENFILE",  # ... or that cannot be closed
     "streams asyncio dup .* EMFILE",
     "streams asyncio epoll_add 3 ENOMEM",  # a connection that asyncio cannot watch
+    "streams uvloop listen 2 EADDRINUSE",  # an error that uvloop keeps to itself
     "streams uvloop getsockname 6 ENOBUFS",  # an accepted socket that cannot be asked for its address
     "datagrams-any asyncio socket 1 EMFILE",  # one address was left out
     "watched asyncio socket 1 ENFILE",  # systemd cannot be notified
