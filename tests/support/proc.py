@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,16 @@ def resident_bytes(pid: int) -> int:
     found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
+
+
+def connections(pid: int) -> int:
+    """How many TCP connections over IPv4 a process has."""
+    links = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            links.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(fields[3] != "0A" and f"socket:[{fields[9]}]" in links for fields in sockets)  # 0A: it listens
 
 
 def state_and_session(pid: int) -> tuple[str, int]:
