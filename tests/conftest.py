@@ -146,6 +146,11 @@ async def no_fd_leak() -> AsyncIterator[None]:
         await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn
 
 
+def without_coverage() -> dict[str, str]:
+    """The environment of a process in which no coverage is measured, as it would be of every Python."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+
+
 class Process:
     """A greeter command that runs in a process of its own."""
 

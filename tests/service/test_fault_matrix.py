@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Services that run at the same time: each of them waits most of its time.
 JOBS = 6
 # Of so many rows of the whole matrix, one is run. The numbers are prime, so that every call has its turn.
-SHORT, LONG, LONG_OF_WORKERS = 227, 17, 43
+SHORT, LONG, LONG_OF_WORKERS = 227, 29, 59
 # Rows that have failed once, as regular expressions: their first row each runs in any case.
 REGRESSIONS = (
     "direct asyncio epoll_add .* ENOSPC",  # a listening socket that cannot be watched

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from greeter.system import interrupt
-from tests.conftest import PATIENCE, ROOT
+from tests.conftest import PATIENCE, ROOT, without_coverage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +42,7 @@ def interrupted(
     """The exit code and the stderr of a command."""
     command = [*wrapper, sys.executable, "-c", before + INTERRUPTED, when, str(int(number)), *args]
     # Where coverage is measured in subprocesses, it has a handler of SIGTERM before the command begins.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    env = without_coverage()
     done = subprocess.run(
         command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=PATIENCE
     )
