@@ -19,6 +19,9 @@ def log_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
 
     asyncio watches the sockets of its transports in callbacks of its own. Without memory (ENOMEM, ENOSPC:
     epoll_ctl(2)) these fail, and nothing but the deadline of the connection is left to close it.
+
+    What a client did to its connection is counted where it is served. A future of a stream can still have it
+    when it is collected, also after the event loop was closed and the log with it.
     """
     limit = LogLimit(loop)
 
@@ -26,7 +29,7 @@ def log_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
         error = context.get("exception")
         if not isinstance(error, OSError):
             loop.default_exception_handler(context)
-        elif limit.allows("loop"):
+        elif not isinstance(error, ConnectionError) and not loop.is_closed() and limit.allows("loop"):
             text = os_error_text(error)
             logger.error("the event loop failed: %s", text, extra={"event": "loop_error", "error": text})
 

@@ -52,7 +52,9 @@ async def run(options: argparse.Namespace) -> int:
         signal.SIGTERM, task.cancel
     )  # as SIGINT: no process is left
     with tempfile.TemporaryDirectory(prefix="torture-") as directory:
-        campaign = Campaign(Workshop.open(Path(directory)), options.shrink, options.jobs, Path.cwd())
+        campaign = Campaign(
+            Workshop.open(Path(directory)), options.shrink, options.jobs, Path(tempfile.gettempdir())
+        )
         begun = time.monotonic()
         if options.replay or options.without:
             if options.replay:
