@@ -14,6 +14,9 @@ from greeter import ConfigError, Endpoint
 from greeter.cli.click_options import parse_options, with_options
 from greeter.config.options import GreetOptions, ServeOptions
 from greeter.config.values import MAX_COUNT
+from tests.support.configuration import _bare_environment, config
+
+__all__ = ["_bare_environment", "config"]  # fixtures
 
 
 def read(cls: type[Any], *args: str) -> Any:
@@ -26,25 +29,6 @@ def read(cls: type[Any], *args: str) -> Any:
         return parse_options(cls, ctx)
 
     return command.main(list(args), "test", standalone_mode=False)
-
-
-@pytest.fixture(autouse=True)
-def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("GREETER_")]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Write a configuration file, and name it in the environment."""
-
-    def write(text: str | bytes) -> str:
-        path = tmp_path / "greeter.toml"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        monkeypatch.setenv("GREETER_CONFIG", str(path))
-        return str(path)
-
-    return write
 
 
 def error_of(*args: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,11 @@ from greeter.config.options import DemoOptions, GreetOptions, LoadOptions, Serve
 from greeter.config.values import ParsedType
 from greeter.loadtest import parse_stage
 from tests.cli.test_click_options import read
+from tests.support.configuration import _bare_environment, config
+
+__all__ = ["_bare_environment", "config"]  # fixtures
 
 ALL = (ServeOptions, GreetOptions, LoadOptions, DemoOptions)
-
-
-@pytest.fixture(autouse=True)
-def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("GREETER_")]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Write a configuration file, and name it in the environment."""
-
-    def write(text: str | bytes) -> str:
-        path = tmp_path / "greeter.toml"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        monkeypatch.setenv("GREETER_CONFIG", str(path))
-        return str(path)
-
-    return write
 
 
 def sample(field: dataclasses.Field[Any]) -> tuple[str, Any]:
