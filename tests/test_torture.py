@@ -112,6 +112,20 @@ def test_events_are_left_out_by_number_but_not_the_stop() -> None:
     assert schedule.without(frozenset([1, 3])).events == (events[1], STOP)
 
 
+# -- visits ------------------------------------------------------------------------------------------------
+
+
+def test_a_visit_is_connecting_between_its_begin_and_its_connection() -> None:
+    visit = Visit("read", "tcp")
+    assert not visit.connecting  # its task has not run
+    visit.began = 100.0
+    assert visit.connecting
+    visit.ended = 101.0
+    assert not visit.connecting  # refused
+    visit.connected = 100.5
+    assert not visit.connecting
+
+
 # -- excuses -----------------------------------------------------------------------------------------------
 
 

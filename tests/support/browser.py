@@ -43,6 +43,7 @@ class Browser:
         self, page: Path | str, size: tuple[int, int] = DESK, *, scheme: str = "light", touch: bool = False
     ) -> None:
         """Open ``page``, a file or a URL, with a viewport of ``size`` pixels, and clear both logs."""
+        self.driver.get("about:blank")  # the page before may still send requests
         self.driver.get_log("browser")
         self.driver.get_log("performance")
         metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": touch}

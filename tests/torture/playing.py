@@ -224,7 +224,7 @@ class Player:
         if not await service.all_exited(longest if evidence.parent_killed else 5.0):
             evidence.left = len(service.running())
         for task, client in self._clients.items():
-            if not client.visit.connected:  # its SYN is sent again after a second, and refused then
+            if client.visit.connecting:  # its SYN is sent again after a second, and refused then
                 task.cancel()
         await self._all_gone()
         self._undo_all()

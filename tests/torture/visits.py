@@ -63,6 +63,11 @@ class Visit:
         """Whether it must be greeted or refused."""
         return self.kind in GOOD
 
+    @property
+    def connecting(self) -> bool:
+        """Whether it waits for its connection. Cancelled before it begins, a task would not judge it."""
+        return bool(self.began) and not (self.connected or self.ended)
+
     def __str__(self) -> str:
         seconds = self.ended - (self.connected or self.began)
         return f"{self.kind} ({self.endpoint}): {self.outcome} {self.how}, after {seconds:.3f} s"
