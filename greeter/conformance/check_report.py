@@ -37,10 +37,21 @@ class Result:
     @property
     def broken(self) -> bool:
         """True if it failed and was not expected to, or did not fail and was."""
-        failed = self.finding.verdict is Verdict.FAIL
         if self.expected:
             return self.finding.verdict in (Verdict.PASS, Verdict.INFO)
-        return failed
+        return self.failed
+
+    @property
+    def failed(self) -> bool:
+        """True if the service does not do what the check asks for, so that it has a cause and a cure."""
+        return self.finding.verdict is Verdict.FAIL
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, in a line, if it is broken."""
+        if self.expected:
+            return f"{self.check.id} was expected to fail, and did not"
+        return f"{self.check.id} ({self.check.severity.value}) is broken"
 
 
 @dataclass(frozen=True, slots=True)

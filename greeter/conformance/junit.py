@@ -51,10 +51,11 @@ def junit(report: CheckReport) -> bytes:
             )
         elif result in failed:
             failure = ElementTree.SubElement(case, "failure", message=_xml(finding.figure))
-            failure.text = _xml(
-                f"The service should be one that {check.title}.\n{check.why}\n"
-                f"Cause: {finding.cause or check.cause}\nCure: {check.cure}\n{finding.story}"
-            )
+            lines = [result.problem]
+            if result.failed:
+                lines += [f"Expected: the service {check.title}", f"Why: {check.why}"]
+                lines += [f"Cause: {finding.cause or check.cause}", f"Cure: {check.cure}", finding.story]
+            failure.text = _xml("\n".join(lines))
     ElementTree.indent(suites)
     document: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
     return document + b"\n"

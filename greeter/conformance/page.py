@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jinja2
 
 from greeter.conformance.findings import Verdict
-from greeter.conformance.text import MARKS
+from greeter.conformance.text import LEGEND, MARKS
 from greeter.core.escapes import escape
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def page(report: CheckReport) -> str:
         result=RESULTS[report.exit_code],
         rows=report.results,
         mark=_mark,
+        legend=LEGEND,
         events=events,
         greeting=escape(report.greeting),
         height=lambda story: TOP + ROW_HEIGHT * (len(events(story)) + 1),

@@ -32,6 +32,7 @@ MARKS = {
     Verdict.SKIPPED: ("-", "bright_black"),
     Verdict.UNSURE: ("?", "yellow"),
 }
+LEGEND = "✓ kept, ✗ broken, ? no verdict, i a figure only, - does not apply or was not asked for"
 # Printed before a run against another machine.
 WARNING = (
     "{target} is another machine's: only gentle checks run (--yes runs all). Even those\n"
@@ -79,8 +80,9 @@ def closing(report: CheckReport, paint: Paint = plain, *, verbose: bool = False)
         if not result.broken:
             continue
         yield ""
-        yield _wrapped(f"{paint('✗', 'red')} {check.id}, not kept: {check.title}", "")
-        if finding.verdict is Verdict.FAIL:
+        yield f"{paint('✗', 'red')} {result.problem}"
+        if result.failed:
+            yield _wrapped(f"Expected: the service {check.title}", "  ")
             if _is_cut(result):
                 yield _wrapped(f"Found: {finding.figure}", "  ")
             yield _wrapped(f"Why: {check.why}", "  ")
@@ -89,9 +91,9 @@ def closing(report: CheckReport, paint: Paint = plain, *, verbose: bool = False)
             yield _wrapped(f"Source: {', '.join(check.sources)}", "  ")
             if verbose and finding.story:
                 yield story(result)
-        else:
-            yield "  It was expected to fail, and did not."
     yield ""
+    if report.results:
+        yield _wrapped(f"{LEGEND}. What a check does: greeter check --explain ID", "")
     yield paint(report.headline, "red" if report.exit_code else "green")
 
 

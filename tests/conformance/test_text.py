@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,10 +65,21 @@ def test_a_line_has_mark_figure_severity_and_source() -> None:
 def test_each_failure_has_its_cause_and_cure() -> None:
     text = "\n".join(closing(REPORT, verbose=True))
     assert text.count("Cause: ") == text.count("Cure: ") == 1
-    assert "✗ speaks-first, not kept: greets a client that speaks first" in text
+    assert "✗ speaks-first (must) is broken\n  Expected: the service greets a client that" in text
+    assert "i a figure only" in text
     assert text.endswith("\nLoses clients: 1 of 3 musts are broken.")
     assert list(left_out(REPORT)) == ["- left out by --fast: let-go", "- without --pid: wakes, stop"]
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_check_that_was_expected_to_fail_and_did_not_has_no_cause() -> None:
+    pytest.importorskip("jinja2")
+    from greeter.conformance.page import page
+
+    report = replace(REPORT, results=(result("speaks-first", Verdict.PASS, expected=True),))
+    for text in ("\n".join(closing(report)), page(report), junit(report).decode()):
+        assert "speaks-first was expected to fail, and did not" in text
+        assert "Cause" not in text
 
 
 @pytest.mark.parametrize(("verdict", "begins"), [(Verdict.UNSURE, "? reload: "), (Verdict.FAIL, "  Found: ")])
