@@ -49,6 +49,8 @@ logger = logging.getLogger("greeter")
 
 READY_TIMEOUT = 10.0
 RETIRE_TIMEOUT = 15.0  # above the drain timeout of a worker, so that the worker logs what it aborts
+# What is left of it at a stop for which a worker had to be started.
+LEAST_RETIRE_TIMEOUT = 1.0
 STATS_TIMEOUT = 1.0
 # The exit of a worker that served this long resets the backoff.
 HEALTHY_SECONDS = 10.0
@@ -126,6 +128,7 @@ class Supervisor:
         self._slots: list[WorkerSlot] = []
         self._workers: list[WorkerProcess] = []  # all that run: starting, serving, retiring
         self._stopping = False
+        self._became_ready = asyncio.Event()  # a worker
         self.health = WorkerHealth(self._workers)
 
     @property
@@ -162,6 +165,9 @@ class Supervisor:
             for each in starting:
                 each.cancel()
             await asyncio.gather(*starting, return_exceptions=True)
+            for worker in self._workers:
+                if not worker.serving:
+                    worker.kill()
             await self.stop(self._task.retire_timeout)
             raise
         for worker in workers:
@@ -258,8 +264,9 @@ class Supervisor:
         """Retire all workers at once, close the listening sockets and wait until the workers have exited.
 
         Listening sockets that this process opened take no new handshakes. Pending handshakes complete, and
-        every connection in the accept queues is greeted. A worker that drains has closed the sockets as soon
-        as their queues are empty, so this process must not keep them open until the last client has left.
+        every connection in the accept queues is greeted: if no worker serves just now, the next one does it.
+        A worker that drains has closed the sockets as soon as their queues are empty, so this process must
+        not keep them open until the last client has left.
 
         Args:
             timeout: How long the workers may take to exit before they are killed, in seconds.
@@ -267,20 +274,41 @@ class Supervisor:
         Returns:
             True if no worker had to be killed.
         """
-        self._stopping = True
-        for slot in self._slots:
-            await _cancel(slot.monitor)
         refused = [listener.reject_new_handshakes() for listener in self._listeners]
         if self._workers and any(refused):
             await asyncio.sleep(HANDSHAKE_GRACE)
+        begun = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._queues_served()
+        except TimeoutError:
+            text = "no worker became ready within %.3g s: the clients in the accept queue are reset"
+            logger.error(text, timeout, extra={"event": "worker"})
+        left = max(min(LEAST_RETIRE_TIMEOUT, timeout), timeout - (asyncio.get_running_loop().time() - begun))
+        self._stopping = True
+        for slot in self._slots:
+            await _cancel(slot.monitor)
         for listener in self._listeners:  # before the workers close theirs: the last one closes in order
             listener.close()
         workers = list(self._workers)
         for worker in workers:
-            worker.retire(timeout, last=True)
+            worker.retire(left, last=True)
         if workers:
             await asyncio.wait([worker.exited for worker in workers])
         return not any(worker.retire_timed_out for worker in workers)
+
+    async def _queues_served(self) -> None:
+        """Wait until a worker serves, or the accept queues are empty.
+
+        All workers may have been killed just before the stop. Their slots start others (``_monitor``).
+        """
+        while (
+            self._slots
+            and not any(worker.ready_to_serve for worker in self._workers)
+            and any(listener.has_clients() for listener in self._listeners)
+        ):
+            self._became_ready.clear()
+            await self._became_ready.wait()
 
     def kill(self) -> None:
         """Kill every worker at once, including those that are starting or retiring."""
@@ -312,12 +340,19 @@ class Supervisor:
             _log_replaced(worker, slot.worker)
 
     async def _launch(self, task: WorkerTask, backoff: Backoff) -> WorkerProcess:
-        """Start a worker and wait until it serves. Raises WorkerFailed, after killing it."""
+        """Start a worker and wait until it serves. Raises WorkerFailed, after killing it.
+
+        When this is cancelled, the worker is retired.
+        """
         worker: WorkerProcess | None = None
         try:
             async with timeout_without_pauses(self._ready_timeout, grace=self._ready_timeout):
                 worker = await self._spawn(task, backoff)
                 await worker.ready
+        except asyncio.CancelledError:
+            if worker is not None:
+                worker.replace()  # it may have accepted clients already
+            raise
         except BaseException as error:
             if worker is not None:
                 worker.kill()
@@ -327,6 +362,7 @@ class Supervisor:
                 f"worker {worker.pid} was not ready" if worker is not None else "no worker could be started"
             )
             raise WorkerFailed(f"{text} within {self._ready_timeout:g} s") from None
+        self._became_ready.set()
         return worker
 
     async def _spawn(self, task: WorkerTask, backoff: Backoff) -> WorkerProcess:

@@ -14,6 +14,7 @@ import errno
 import itertools
 import logging
 import os
+import select
 import socket
 import struct
 from array import array
@@ -105,6 +106,14 @@ class Listener:
             with contextlib.suppress(OSError):
                 self._dropped = dropped_datagrams(self.sock)
         return self._dropped
+
+    def has_clients(self) -> bool:
+        """Return whether a client is in the accept queue, or a datagram in the receive buffer."""
+        if self.sock.fileno() < 0:  # it is closed
+            return False
+        poll = select.poll()  # not select(2), which takes no descriptor above 1023
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _accept_documented(self) -> tuple[int, Any]:
         sock, address = self.sock.accept()

@@ -20,8 +20,17 @@ from greeter import greet
 from greeter.system.listeners import HANDSHAKE_GRACE
 from greeter.system.signals import SAME_REQUEST_SECONDS
 from tests.conftest import PATIENCE, Process, greeter_process, loop_factories, one_loop
+from tests.support.datagram_peers import client
 from tests.support.peers import Outcome, connect, read_to_end, until
-from tests.support.service_peers import HELLO, crowd, lines_with, on_every_stage, running, started_by_init
+from tests.support.service_peers import (
+    HELLO,
+    children,
+    crowd,
+    lines_with,
+    on_every_stage,
+    running,
+    started_by_init,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,6 +88,90 @@ async def test_a_stop_without_descriptors_greets_the_whole_queue(workers: str) -
         assert last_line(service) == "Stopped: 120 greeted of 120 accepted, 0 failed"
 
     await on_every_stage(play)
+
+
+async def kill_workers(service: Process, count: int) -> None:
+    """Kill all workers, and wait until that is noticed."""
+    await until(lambda: len(children(service.pid)) == count, "all workers run")
+    for pid in children(service.pid):
+        os.kill(pid, signal.SIGKILL)
+    for _ in range(count):
+        await service.line_with("was killed by SIGKILL")
+
+
+# It starts slowly from the second time on.
+SLOW_APP = """
+import os, time
+
+started = os.path.join(os.path.dirname(__file__), "started")
+if os.path.exists(started):
+    time.sleep(0.3)
+
+def hello(peer):
+    return "Hello"
+"""
+
+
+async def test_a_stop_while_no_worker_serves_greets_the_clients_that_are_in_the_queue(tmp_path: Path) -> None:
+    """Whether the next worker is starting already, or waits to be started."""
+    (tmp_path / "slow_app.py").write_text(SLOW_APP)
+    listen = ("--listen", "127.0.0.1:0", "--listen", f"unix:{tmp_path}/socket", "--listen", "udp:127.0.0.1:0")
+    args = ("--workers", "2", "--app", "slow_app:hello", "--no-access-log", "--loop", LOOPS[-1])
+    for starting in (False, True):
+        async with greeter_process("serve", *listen, *args, env={"PYTHONPATH": str(tmp_path)}) as service:
+            udp = int((await service.line_with("Listening on udp:")).split()[2].rpartition(":")[2])
+            (tmp_path / "started").touch()
+            await kill_workers(service, 2)
+            if starting:
+                await until(lambda: bool(children(service.pid)), "another one starts")
+            with (
+                await connect(service.port) as tcp,
+                socket.socket(socket.AF_UNIX) as unix,
+                client(("127.0.0.1", udp)) as asking,
+            ):
+                unix.setblocking(False)
+                unix.connect(f"{tmp_path}/socket")
+                asking.send(bytes(100))
+                service.process.send_signal(signal.SIGTERM)
+                for sock in (tcp, unix):
+                    assert await read_to_end(sock) == Outcome(b"Hello", reset=False)
+                assert await asyncio.get_running_loop().sock_recv(asking, 100) == b"Hello"
+            assert await service.ended() == 0
+        (tmp_path / "started").unlink()
+        assert last_line(service).startswith("Stopped: 2 greeted of 2 accepted, 0 failed")
+
+
+BROKEN_APP = """
+import os
+
+if os.path.exists(os.path.join(os.path.dirname(__file__), "started")):
+    raise ValueError("no greeting any more")
+
+def hello(peer):
+    return "Hello"
+"""
+
+
+async def test_a_stop_does_not_wait_for_workers_that_cannot_start(tmp_path: Path) -> None:
+    """No longer than the drain deadline, and not at all without clients."""
+    (tmp_path / "broken_app.py").write_text(BROKEN_APP)
+    env = {"PYTHONPATH": str(tmp_path)}
+    for waiting, timeout in ((True, "0.1"), (False, "1000")):
+        async with serving(
+            "--workers", "2", "--app", "broken_app:hello", "--drain-timeout", timeout, env=env
+        ) as service:
+            (tmp_path / "started").touch()
+            await kill_workers(service, 2)
+            await service.line_with("no greeting any more")
+            with contextlib.ExitStack() as held:
+                if waiting:
+                    sock = held.enter_context(await connect(service.port))
+                assert await service.stop() == 0
+                if waiting:
+                    assert (await read_to_end(sock)).reset
+        (tmp_path / "started").unlink()
+        told = "error: no worker became ready within 2.1 s: the clients in the accept queue are reset"
+        assert (told in service.lines) is waiting
 
 
 # Takes every descriptor that is left, and goes on when the file "go" is there.

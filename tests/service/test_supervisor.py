@@ -569,6 +569,18 @@ async def test_a_stop_while_a_worker_starts(listener: Listener, caplog: pytest.L
         assert supervisor._workers == []
 
 
+@pytest.mark.parametrize("then", ["replace_all", "stop"])
+async def test_a_worker_that_is_starting_in_place_of_a_dead_one_drains(listener: Listener, then: str) -> None:
+    """Before its message that it serves arrives, it can have accepted clients."""
+    async with supervising(listener, 1) as supervisor:
+        os.kill(supervisor.pids[0], signal.SIGKILL)
+        await until(lambda: supervisor._workers == [] and supervisor.restarts == 1, "it has exited")
+        await until(lambda: supervisor._workers != [], "another one is starting")
+        (starting,) = supervisor._workers
+        await getattr(supervisor, then)()
+        assert await starting.exited == 0
+
+
 async def test_kill_ends_serving_and_retiring_workers(listener: Listener) -> None:
     async with supervising(listener, 1, task={"mode": "stubborn"}, retire_timeout=PATIENCE) as supervisor:
         await supervisor.replace_all({})
