@@ -151,6 +151,13 @@ def test_nothing_excuses_a_client_that_is_lost_without_a_fault() -> None:
     assert lost_without_excuse(evidence(visit, failed=1)) == [visit]
 
 
+def test_when_all_processes_are_killed_the_accept_queue_is_lost() -> None:
+    before, after = lost(148, 149), lost(149, 151)
+    found = evidence(before, after)
+    found.all_killed = 150.0
+    assert lost_without_excuse(found) == [before]
+
+
 def test_a_killed_worker_excuses_as_many_clients_as_it_had() -> None:
     found = evidence(lost(100, 101), lost(100, 101), lost(100, 100.4), lost(100.6, 101), failed=4)
     found.kills = [(100.5, 1)]

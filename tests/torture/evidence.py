@@ -27,6 +27,7 @@ class Evidence:
         schedule: What was played.
         visits: All clients.
         kills: When workers were killed, and how many connections each had open then.
+        all_killed: When the last process was killed that was left, 0 if one was left at the end.
         faults: The faults that were delivered: when they were armed, how, and how many.
         stopped: When the first stop signal was sent; ``parent_killed`` if it was SIGKILL.
         code: The exit code of the process that was started, None if it did not exit.
@@ -41,6 +42,7 @@ class Evidence:
     schedule: Schedule
     visits: list[Visit] = field(default_factory=list)
     kills: list[tuple[float, int]] = field(default_factory=list)
+    all_killed: float = 0.0
     faults: list[tuple[float, Event, int]] = field(default_factory=list)
     stopped: float = 0.0
     parent_killed: bool = False

@@ -66,6 +66,9 @@ def excuses(evidence: Evidence) -> list[Excuse]:
     for at, opened in evidence.kills:
         # A killed worker: at most the connections that it had open.
         found.append(Excuse("kill", opened, partial(_open_at, at)))
+    if evidence.all_killed:
+        # The kernel resets the accept queue that no process has open any more.
+        found.append(Excuse("all killed", math.inf, partial(_ends_after, evidence.all_killed)))
     for at, event, delivered in evidence.faults:
         if _costs(event):
             # A call that fails for good: the connection that it is for.

@@ -157,6 +157,8 @@ class Player:
         service.signal(pid, signal.SIGSTOP)
         await until(lambda: state_and_session(pid)[0] in "TZX", "it stands still")
         self.evidence.kills.append((time.monotonic(), service.open_connections(pid)))
+        if service.running() == [pid]:
+            self.evidence.all_killed = time.monotonic()
         service.signal(pid, signal.SIGKILL)
 
     async def _descriptors(self, event: Event) -> None:
