@@ -353,6 +353,9 @@ def run(args: Sequence[str] | None = None) -> int:
     except (GreeterError, OSError) as error:
         _report_exception(error, argv)
         return 2 if isinstance(error, ConfigError) else 1
+    except MemoryError:
+        _print_error("out of memory", argv)
+        return 1
     except (KeyboardInterrupt, click.Abort):
         return interrupt.INTERRUPTED
 

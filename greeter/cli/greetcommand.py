@@ -170,7 +170,7 @@ def _read_targets(name: str) -> list[Endpoint]:
             except ConfigError as error:
                 raise ConfigError(f"{name}, line {number}: {error}") from None
     if not targets:
-        raise ConfigError(f"no targets in {name!r}")
+        raise ConfigError(f"no targets in {name!r}, the file of --targets")
     return targets
 
 

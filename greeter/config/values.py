@@ -8,10 +8,11 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -26,6 +27,8 @@ from greeter.errors import ConfigError, os_error_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+MAX_SECONDS = 1e8  # three years
+MAX_WORKERS = 1024
 MAX_COUNT = 2**31 - 1  # the largest C int, which system calls take
 
 
@@ -104,7 +107,9 @@ def seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = parse_duration(text)
-    if not 0 <= value <= 1e8:
+    if MAX_SECONDS < value < math.inf:
+        raise ConfigError(f"{text[:40]!r} is longer than {MAX_SECONDS:.0f} s")
+    if not 0 <= value < math.inf:
         raise ConfigError(f"{text!r} is not a duration, as in 500ms, 10s or 2m")
     return value
 
@@ -119,6 +124,15 @@ def positive_seconds(text: str) -> float:
 def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10) or not 1 <= int(text) <= MAX_COUNT:
         raise ConfigError(f"{text[:40]!r} is not a whole number from 1 to {MAX_COUNT}")
+    return int(text)
+
+
+def worker_count(text: str) -> int | Literal["auto"]:
+    """Parse a number of workers, or ``auto``."""
+    if text == "auto":
+        return "auto"
+    if not (text.isascii() and text.isdigit() and len(text) <= 10) or not 1 <= int(text) <= MAX_WORKERS:
+        raise ConfigError(f"{text[:40]!r} is neither a whole number from 1 to {MAX_WORKERS} nor auto")
     return int(text)
 
 
@@ -226,7 +240,7 @@ NETWORK = ParsedType("cidr", network)
 MODE = ParsedType(
     "mode", mode, hint='put its octal digits in quotes, as in "660"', text=lambda value: f"{value:03o}"
 )
-WORKERS = ParsedType("n", lambda text: text if text == "auto" else count(text), number=True)
+WORKERS = ParsedType("n", worker_count, number=True)
 DURATION = SECONDS
 QUANTITY = ParsedType("n", quantity, number=True)
 PER_SECOND = ParsedType("rate", per_second, number=True)

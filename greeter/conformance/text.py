@@ -91,8 +91,8 @@ def closing(report: CheckReport, paint: Paint = plain, *, verbose: bool = False)
             yield _wrapped(f"Source: {', '.join(check.sources)}", "  ")
             if verbose and finding.story:
                 yield story(result)
-    yield ""
     if report.results:
+        yield ""
         yield _wrapped(f"{LEGEND}. What a check does: greeter check --explain ID", "")
     yield paint(report.headline, "red" if report.exit_code else "green")
 

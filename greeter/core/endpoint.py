@@ -270,6 +270,10 @@ def _parse(text: str) -> Endpoint:
     host, colon, port = text.removeprefix(scheme).rpartition(":")
     if not colon:
         raise ConfigError(f"has no port, as in {scheme}localhost:9999")
+    if text.endswith("]"):
+        raise ConfigError(f"has no port, as in {scheme}[::1]:9999")
+    if host == "[]":
+        raise ConfigError("has no address between its brackets; for every interface, omit them")
     if host.startswith("[") and host.endswith("]"):
         return _internet(kind, host[1:-1], port)
     if ":" in host:

@@ -159,6 +159,19 @@ class Server:
     def is_serving(self) -> bool:
         return self._serving
 
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop that it serves on."""
+        return self._tracker.loop
+
+    async def start_serving(self) -> None:
+        """Do nothing: ``serve()`` has begun to accept."""
+
+    async def __aenter__(self) -> Server:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.drain()
+
     async def _start(self) -> None:
         await self._path.start()
         if self._datagrams is not None:
@@ -223,6 +236,7 @@ class Server:
         """
         self._tracker.stats.block[DRAINS] += not (self._draining or self._closed.done())
         self._draining = True
+        late = False
         try:
             async with timeout_without_pauses(self.config.drain_timeout if timeout is None else timeout):
                 if self._serving:
@@ -239,6 +253,7 @@ class Server:
                 self.close()
                 await self.wait_closed()
         except TimeoutError:
+            late = True
             return False
         finally:
             aborted = 0
@@ -258,8 +273,10 @@ class Server:
                         aborted += self._datagrams.abort_all()
             if aborted:
                 logger.warning(
-                    "aborted %d connections at the drain deadline",
+                    "aborted %d connection%s %s",
                     aborted,
+                    "" if aborted == 1 else "s",
+                    "at the drain deadline" if late else "as the drain was cancelled",
                     extra={"event": "aborted", "count": aborted},
                 )
                 await self._tracker.wait_idle()

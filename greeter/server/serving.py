@@ -40,13 +40,17 @@ class Serving:
 
     def __init__(self, start: Callable[[], Coroutine[None, None, Server]]) -> None:
         self._start = start
+        self._started = False
         self._server: Server | None = None
 
     def __await__(self) -> Generator[Any, None, Server]:
+        if self._started:
+            raise RuntimeError("what serve() returned can be awaited or entered only once")
+        self._started = True
         return self._start().__await__()
 
     async def __aenter__(self) -> Server:
-        self._server = await self._start()
+        self._server = await self
         return self._server
 
     async def __aexit__(self, *_: object) -> None:

@@ -188,6 +188,9 @@ def _exit_despite_stuck_threads(log: LogStream, code: int) -> None:
 
 def _exit_despite(count: int, log: LogStream, code: int) -> None:
     """End the process although ``count`` greeting callables do not return."""
-    logger.warning("leaving %d greeting callables that do not return", count, extra={"event": "stuck"})
+    text = "leaving a greeting callable that does not return"
+    if count > 1:
+        text = f"leaving {count} greeting callables that do not return"
+    logger.warning(text, extra={"event": "stuck"})
     log.flush()
     os._exit(code)

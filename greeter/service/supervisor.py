@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from greeter.errors import os_error_text
 from greeter.server.timeouts import timeout_without_pauses
+from greeter.service.backoff import Backoff
 from greeter.service.health import WorkerHealth
 from greeter.service.worker_process import WorkerFailed, WorkerProcess, WorkerTask
 from greeter.system.listeners import HANDSHAKE_GRACE
@@ -56,25 +57,6 @@ STATS_TIMEOUT = 1.0
 HEALTHY_SECONDS = 10.0
 # Errors of fork(2), socketpair(2), open(2) and epoll_ctl(2) that may pass.
 TRANSIENT_SPAWN_ERRORS = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC))
-
-
-class Backoff:
-    """Exponential backoff: 0.1 s, then twice as long each time, up to 5 s."""
-
-    INITIAL = 0.1
-    MAXIMUM = 5.0
-
-    def __init__(self) -> None:
-        self._next = self.INITIAL
-
-    def next(self) -> float:
-        """Return the next delay, in seconds."""
-        delay, self._next = self._next, min(self._next * 2, self.MAXIMUM)
-        return delay
-
-    def reset(self) -> None:
-        """Start over with the initial delay."""
-        self._next = self.INITIAL
 
 
 class WorkerSlot:

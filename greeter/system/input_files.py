@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     Path = str | os.PathLike[str]
+
+# What a file may have, in bytes: a device such as /dev/zero never ends.
+MAX_INPUT = 256 * 1024 * 1024
 
 # The contents of the files that can be read only once, by path, with the device and inode that the path had.
 _kept: dict[str, tuple[tuple[int, int], bytes]] = {}
@@ -37,8 +41,10 @@ def read_input(path: Path) -> bytes:
     if (kept := _contents_kept(path)) is not None:
         return kept
     with open(path, "rb") as file:
-        data = file.read()
+        data = file.read(MAX_INPUT + 1)
         found = os.fstat(file.fileno())
+    if len(data) > MAX_INPUT:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     if not stat.S_ISREG(found.st_mode):
         _kept[os.fspath(path)] = (found.st_dev, found.st_ino), data
     return data

@@ -102,7 +102,8 @@ def _load_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> 
             context.load_cert_chain(cert_path, key_path, password=lambda: _no_password(key or cert))
     except OSError as error:
         what = f"certificate {str(cert)!r}" + (f" with key {str(key)!r}" if key else "")
-        raise ConfigError(f"cannot use the {what}: {_error_text(error)}") from error
+        reason = _error_text(error, "not valid PEM, or the key does not match")
+        raise ConfigError(f"cannot use the {what}: {reason}") from error
     return pem
 
 
@@ -120,9 +121,9 @@ def _no_password(path: Path) -> str:
     raise ConfigError(f"the key in {str(path)!r} is encrypted, which is not supported")
 
 
-def _error_text(error: Exception) -> str:
+def _error_text(error: Exception, invalid: str = "not valid PEM") -> str:
     if isinstance(error, ssl.SSLError):
-        return f"not valid PEM, or the key does not match ({error.reason or error})"
+        return f"{invalid} ({error.reason or error})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]
     return str(error)

@@ -472,7 +472,7 @@ async def test_a_drain_waits_for_greetings_and_aborts_the_rest(caplog: pytest.Lo
         assert not await server.drain(0.3)
         assert await receive(sock) == b"Hello"
     assert counted(server) == {"received": 2, "greeted": 1, "sent_bytes": 5, "failed_aborted": 1}
-    assert "1 connections at the drain deadline" in caplog.text
+    assert "1 connection at the drain deadline" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["quick", "async"])

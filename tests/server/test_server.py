@@ -411,7 +411,7 @@ async def test_a_drain_that_is_cancelled_cuts_off_at_once(
     with pytest.raises(asyncio.CancelledError):
         await in_time(draining)
     assert (server.sockets, server.stats.open) == ((), 0)
-    assert "aborted 1 connections" in caplog.text
+    assert "aborted 1 connection as the drain was cancelled" in caplog.text
     client.close()
 
 
@@ -585,3 +585,23 @@ async def test_a_socket_that_others_serve_too_outlives_us(inherited: socket.sock
     async with here(listen=[where], accept=accept) as second:
         assert second.port == first.port
         assert await read_to_end(client) == GREETED
+
+
+async def test_a_server_that_was_awaited_is_a_context_manager_as_asyncios() -> None:
+    async with await here() as server:
+        assert server.get_loop() is asyncio.get_running_loop()
+        await server.start_serving()
+        assert server.is_serving()
+        with await connect(server.port) as client:
+            assert await read_to_end(client) == GREETED
+    assert (server.sockets, server.is_serving()) == ((), False)
+
+
+async def test_what_serve_returned_starts_one_server_only() -> None:
+    serving = here()
+    async with serving:
+        with pytest.raises(RuntimeError, match="only once"):
+            await serving
+        with pytest.raises(RuntimeError, match="only once"):
+            async with serving:
+                pass

@@ -122,7 +122,7 @@ async def test_a_stop_gives_replaced_workers_the_time_of_a_stop(tmp_path: Path) 
             service.process.send_signal(signal.SIGHUP)
             await service.line_with("Reloaded")
             assert await service.stop() == 0
-    assert "warning: aborted 1 connections at the drain deadline" in service.lines
+    assert "warning: aborted 1 connection at the drain deadline" in service.lines
     assert not [line for line in service.lines if "killed" in line]
 
 

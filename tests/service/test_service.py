@@ -133,7 +133,7 @@ async def test_the_drain_deadline_aborts_open_connections(app: Any) -> None:
             assert await server.stop() == 0
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(1) == b""
-    assert "warning: aborted 1 connections at the drain deadline" in log_of(server)
+    assert "warning: aborted 1 connection at the drain deadline" in log_of(server)
     assert log_of(server)[-1] == "Stopped: 0 greeted of 1 accepted, 1 failed"
 
 
@@ -161,7 +161,7 @@ async def test_a_callable_that_never_returns_does_not_delay_the_exit(
             assert await server.stop() == 0
     assert log_of(server)[-2:] == [
         "Stopped: 0 greeted of 1 accepted, 1 failed",
-        "warning: leaving 1 greeting callables that do not return",
+        "warning: leaving a greeting callable that does not return",
     ]
 
 

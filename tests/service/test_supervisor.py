@@ -21,9 +21,10 @@ from greeter import Endpoint, GreeterError, greet
 from greeter.core.stats import ACCEPTED, GREETED
 from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.service import worker_process
+from greeter.service.backoff import Backoff
 from greeter.service.channel import PARENT_GONE
 from greeter.service.snapshot import AggregateStats, Counters
-from greeter.service.supervisor import Backoff, Supervisor
+from greeter.service.supervisor import Supervisor
 from greeter.service.worker_process import WorkerFailed
 from greeter.system.listeners import Listener, open_listeners
 from tests.conftest import PATIENCE, ROOT, loop_factories, one_loop

@@ -282,7 +282,7 @@ class LoadPlan:
             if value is not None:
                 _check_number(f"{{{name}}}", value, isfinite(value) and value > 0, "greater than 0")
         if self.workers > self.slots:
-            raise ConfigError(f"{self.workers} workers cannot share {self.slots} connections")
+            raise ConfigError(f"{self.workers} workers need at least as many connections, not {self.slots}")
 
     def _check_names(self) -> None:
         endpoint = self.endpoint

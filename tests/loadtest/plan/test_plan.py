@@ -60,7 +60,7 @@ def test_stages_set_the_duration() -> None:
         ({"rate": 1e200, "duration": 1e200}, "rate must be at most 1,000,000,000,000, not 1e+200"),
         ({"stages": [Stage(1, 1e13)]}, "rate of a stage must be at most 1,000,000,000,000"),
         ({"stages": [Stage(1, 0)]}, "the plan makes no connections"),
-        ({"workers": 4, "connections": 3}, "4 workers cannot share 3 connections"),
+        ({"workers": 4, "connections": 3}, "4 workers need at least as many connections, not 3"),
         ({"target": "fd:3"}, "target fd:3 is a listening socket"),
         ({"target": "udp:h:1", "until": "line"}, "until needs a stream, and udp:h:1 is an endpoint for"),
         ({"target": "udp:h:1", "tls": True}, "tls needs a stream, and udp:h:1 is an endpoint for datagrams"),
