@@ -31,7 +31,7 @@ from greeter.conformance.process import served_by, start_service
 from greeter.conformance.tested_service import TestedService, dials
 from greeter.core.endpoint import DEFAULT_HOST, Endpoint
 from greeter.core.replies import Until
-from greeter.errors import ConfigError, ConnectFailed
+from greeter.errors import ConfigError, ConnectFailed, os_error_text
 
 if TYPE_CHECKING:
     import ssl as ssl_module
@@ -324,6 +324,8 @@ class _Run:
                 finding = await check.run(service)
         except TimeoutError:
             finding = unsure(f"not done within {end - begin:.0f} s")
+        except OSError as error:  # a process has ended that it looked at, or this one has no descriptor
+            finding = unsure(os_error_text(error))
         finally:
             if service.stopped and self._plan.start is not None:
                 start_service(self._plan.start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -457,6 +458,29 @@ async def test_a_service_that_dies_with_clients_in_its_queue_is_found() -> None:
         )
     assert verdicts(report)["stop"] is FAIL
     assert figure(report, "stop") == "6 of 6 lost"
+
+
+async def test_a_process_that_has_ended_meanwhile_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of OpenSSH end, which have its listening socket open for a moment."""
+    async with blocking_loop() as service:
+        ended = await asyncio.create_subprocess_exec("true")
+        await ended.wait()
+        monkeypatch.setattr(
+            "greeter.conformance.checks.resources.serving_pids", lambda *_: [service.pid, ended.pid]
+        )
+        report = await check(service.target, pid=service.pid, only=["descriptors"])
+    assert verdicts(report).get("descriptors") is not UNSURE
+
+
+async def test_an_error_of_the_system_is_unsure_and_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with blocking_loop() as service:
+        monkeypatch.setattr("greeter.conformance.checks.resources.serving_pids", fails)
+        report = await check(service.target, pid=service.pid, only=["greets", "descriptors"])
+    assert verdicts(report)["descriptors"] is UNSURE
+    assert figure(report, "descriptors") == "too many open files"
 
 
 async def test_a_process_that_does_not_listen_is_refused() -> None:

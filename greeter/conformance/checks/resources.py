@@ -47,15 +47,19 @@ async def descriptors(service: TestedService) -> Finding:
     """They hold their connection for a second, in which the service has nothing to do, before they listen."""
     assert service.plan.pid is not None
     pids = serving_pids(service.dial, service.plan.pid)
+    await _settled(pids[1:] or pids)
+    pids = serving_pids(service.dial, service.plan.pid)  # without those that served only one client
     accepting = pids[1:] or pids
-    await _settled(accepting)
     probes = [Probe(service.dial, timeout=service.plan.timeout + 10.0) for _ in range(CLIENTS)]
     full = False
     tally = Tally()
     loop = asyncio.get_running_loop()
     try:
         with contextlib.ExitStack() as stack:
-            limits = {pid: stack.enter_context(room_for(pid, ROOM)) for pid in accepting}
+            limits: dict[int, int] = {}
+            for pid in accepting:
+                with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has ended meanwhile
+                    limits[pid] = stack.enter_context(room_for(pid, ROOM))
             log = _total(log_size, pids)
             await asyncio.gather(*(_opens(probe, tally) for probe in probes))
             full = await _runs_out(limits, SETTLE_SECONDS)
