@@ -28,8 +28,18 @@ GREETED = Outcome(b"Thank you for connecting", reset=False)
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
+class Counting(dict[Any, Any]):
+    """A dictionary that counts how often an item was set."""
+
+    times = 0
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.times += 1
+        super().__setitem__(key, value)
+
+
 class Watched:
-    """A server of the direct path that notes the size of each batch."""
+    """A server of the direct path that notes the size of each batch, and how often it coalesced."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -45,11 +55,17 @@ class Watched:
 
         path.accept_batch = noted
         self.acceptor._accept_batch = noted
+        self.acceptor._coalescing = Counting()
 
     @property
     def coalescing(self) -> int:
         """How many listeners are not watched for a moment."""
         return len(self.acceptor._coalescing)
+
+    @property
+    def coalesced(self) -> int:
+        """How often a listener was not watched for a moment."""
+        return int(self.acceptor._coalescing.times)
 
     def queue(self, clients: int) -> list[socket.socket]:
         """Returns so many clients, which are in the accept queue until the caller awaits something."""
@@ -72,7 +88,7 @@ async def test_after_a_small_batch_the_listener_stays_watched() -> None:
         watched = Watched(server)
         clients = watched.queue(COALESCE_THRESHOLD - 1)
         await until(lambda: watched.batches == [COALESCE_THRESHOLD - 1], "all in one wake-up")
-        assert watched.coalescing == 0
+        assert watched.coalesced == 0
         assert await outcomes(clients) == [GREETED] * (COALESCE_THRESHOLD - 1)
 
 
@@ -81,11 +97,11 @@ async def test_under_load_connections_are_coalesced_into_batches() -> None:
         watched = Watched(server)
         first = watched.queue(COALESCE_THRESHOLD)
         await until(lambda: watched.batches == [COALESCE_THRESHOLD], "all in one wake-up")
-        assert watched.coalescing == 1
+        assert watched.coalesced == 1
         second = watched.queue(3)
         await until(lambda: len(watched.batches) == 2, "the second batch")
         assert watched.batches == [COALESCE_THRESHOLD, 3]
-        assert watched.coalescing == 0
+        assert (watched.coalesced, watched.coalescing) == (1, 0)
         assert await outcomes(first + second) == [GREETED] * (COALESCE_THRESHOLD + 3)
 
 
@@ -96,7 +112,7 @@ async def test_a_long_queue_is_accepted_in_full_batches_without_a_pause() -> Non
         clients = watched.queue(count)
         turns = 0
         while sum(watched.batches) < count:
-            assert watched.coalescing == 0
+            assert watched.coalesced == 0
             await asyncio.sleep(0)  # other tasks get their turn in between
             turns += 1
         assert watched.batches == [ACCEPT_BATCH, ACCEPT_BATCH, COALESCE_THRESHOLD]
@@ -104,16 +120,18 @@ async def test_a_long_queue_is_accepted_in_full_batches_without_a_pause() -> Non
         assert await outcomes(clients) == [GREETED] * count
 
 
-async def test_accepting_can_be_paused_while_it_coalesces() -> None:
+async def test_accepting_can_be_paused_while_it_coalesces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greeter.server.acceptor.COALESCE_SECONDS", 600.0)  # until the pause
     async with serve_direct(listen=["127.0.0.1:0", "127.0.0.1:0"]) as server:
         watched = Watched(server)
         first = watched.queue(COALESCE_THRESHOLD)
         await until(lambda: watched.coalescing == 1, "one of the two listeners is not watched")
+        (timer,) = watched.acceptor._coalescing.values()
         watched.acceptor.pause()
         watched.acceptor.pause()
-        assert watched.coalescing == 0
+        assert (watched.coalescing, timer.cancelled()) == (0, True)
         second = watched.queue(5)
-        await asyncio.sleep(0.01)  # many times COALESCE_SECONDS
+        await asyncio.sleep(0.01)  # of two listeners, the other one is not watched either
         assert server.stats.accepted == COALESCE_THRESHOLD
         watched.acceptor.resume()
         watched.acceptor.resume()
