@@ -81,6 +81,7 @@ def test_what_it_prints_is_a_configuration_file_that_means_the_same(tmp_path: Pa
 
 @settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8")))
+@pytest.mark.thorough
 def test_any_text_is_a_toml_string(text: str) -> None:
     assert tomllib.loads(f"key = {_toml(text)}") == {"key": text}
 

@@ -360,6 +360,7 @@ async def test_a_rate_above_what_one_worker_can_make_exits_with_98() -> None:
     assert " The generator was saturated: " in out.splitlines()[-1]
 
 
+@pytest.mark.thorough
 async def test_a_report_that_cannot_be_written_is_one_error_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

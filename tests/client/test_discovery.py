@@ -55,6 +55,7 @@ with asyncio.Runner(loop_factory=factory) as runner:
 
 @once
 @pytest.mark.one_interpreter
+@pytest.mark.thorough
 async def test_services_on_a_network_are_found_once_each() -> None:
     serve = ("-m", "greeter", "serve", "--listen", "udp::9999", "--greeting")
     with hosts(3) as (one, two, three):

@@ -187,6 +187,7 @@ async def test_a_limit_that_refuses_some_clients_in_words_does_not_hold_up_other
 
 
 @one_loop
+@pytest.mark.thorough
 async def test_a_service_of_one_slot_is_asked_what_waits_after_the_others() -> None:
     one = asyncio.Lock()
 

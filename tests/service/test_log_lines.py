@@ -57,6 +57,7 @@ async def test_other_commands_ignore_the_log_format() -> None:
     assert err.startswith("greeter: ")
 
 
+@pytest.mark.thorough
 async def test_a_worker_that_takes_the_place_of_another_is_logged() -> None:
     args = ("--listen", "127.0.0.1:0", "--workers", "2", "--log-format", "json")
     async with greeter_process("serve", *args, ready='"listening", "address": "') as service:

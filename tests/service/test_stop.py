@@ -152,6 +152,7 @@ def hello(peer):
 """
 
 
+@pytest.mark.thorough
 async def test_a_stop_does_not_wait_for_workers_that_cannot_start(tmp_path: Path) -> None:
     """No longer than the drain deadline, and not at all without clients."""
     (tmp_path / "broken_app.py").write_text(BROKEN_APP)

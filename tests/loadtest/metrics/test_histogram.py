@@ -42,6 +42,7 @@ def recorded(values: list[int]) -> tuple[Histogram, Any]:
 @given(st.lists(microseconds, min_size=1, max_size=50))
 @example([HIGHEST_US])
 @example([1, 2047, 2048, 2049])
+@pytest.mark.thorough
 def test_every_figure_equals_that_of_the_package(values: list[int]) -> None:
     ours, theirs = recorded(values)
     summary = ours.summary()

@@ -321,6 +321,7 @@ def test_a_chart_without_data_has_no_figure() -> None:
     assert flawless["failures"].summary == "No connection failed."
 
 
+@pytest.mark.thorough
 def test_the_size_of_charts_is_bounded() -> None:
     def size(run: LoadReport) -> int:
         return sum(len(repr(chart)) for chart in charts(run))
