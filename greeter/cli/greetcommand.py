@@ -21,6 +21,7 @@ from greeter.core.endpoint import DEFAULT_ENDPOINT, Endpoint
 from greeter.core.escapes import escape, hex_dump, is_binary, is_utf8, printable
 from greeter.errors import ConfigError, GreetFailed, GreetTimeout, NoGreeting, os_error_text
 from greeter.system import loops
+from greeter.system.input_files import read_input
 from greeter.system.tls import client_context
 
 if TYPE_CHECKING:
@@ -153,11 +154,7 @@ def _read_targets(name: str) -> list[Endpoint]:
         ConfigError: The file cannot be read, or has no target or a wrong one.
     """
     try:
-        if name == "-":
-            lines = sys.stdin.read().splitlines()
-        else:
-            with open(name, encoding="utf-8") as file:
-                lines = file.read().splitlines()
+        lines = (sys.stdin.read() if name == "-" else read_input(name).decode()).splitlines()
     except OSError as error:
         raise ConfigError(f"cannot read the targets {name!r}: {os_error_text(error)}") from error
     except UnicodeDecodeError as error:

@@ -30,6 +30,7 @@ from greeter.config.values import (
     PER_SECOND,
     PERCENT,
     POSITIVE_SECONDS,
+    PROCESS_COUNT,
     QUANTITY,
     RATE,
     SECONDS,
@@ -321,7 +322,9 @@ class LoadOptions:
         (), "Change the rate to RATE, linearly, within DUR; may be repeated.", STAGE, group=LOAD, many=True
     )
     warmup: float = option(0.0, "How long to run the load before measuring.", DURATION, group=LOAD)
-    workers: int = option(1, "Number of processes that generate the load.", COUNT, group=LOAD, short="-w")
+    workers: int = option(
+        1, "Number of processes that generate the load.", PROCESS_COUNT, group=LOAD, short="-w"
+    )
     source_ip: tuple[str, ...] = option(
         (),
         "Local address, for another range of ports; may be repeated.",

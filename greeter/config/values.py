@@ -23,6 +23,7 @@ from greeter.core.escapes import unescape
 from greeter.core.greeting import Greeting
 from greeter.core.replies import Until
 from greeter.errors import ConfigError, os_error_text
+from greeter.system.input_files import read_input
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,19 +122,25 @@ def positive_seconds(text: str) -> float:
     return value
 
 
-def count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 10) or not 1 <= int(text) <= MAX_COUNT:
-        raise ConfigError(f"{text[:40]!r} is not a whole number from 1 to {MAX_COUNT}")
+def count(text: str, most: int = MAX_COUNT) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10) or not 1 <= int(text) <= most:
+        raise ConfigError(f"{text[:40]!r} is not a whole number from 1 to {most}")
     return int(text)
+
+
+def processes(text: str) -> int:
+    """Parse a number of processes, which all start at once and need memory."""
+    return count(text, MAX_WORKERS)
 
 
 def worker_count(text: str) -> int | Literal["auto"]:
     """Parse a number of workers, or ``auto``."""
     if text == "auto":
         return "auto"
-    if not (text.isascii() and text.isdigit() and len(text) <= 10) or not 1 <= int(text) <= MAX_WORKERS:
-        raise ConfigError(f"{text[:40]!r} is neither a whole number from 1 to {MAX_WORKERS} nor auto")
-    return int(text)
+    try:
+        return processes(text)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, nor auto") from None
 
 
 def template(text: str) -> str:
@@ -202,7 +209,7 @@ def escaped_or_file(text: str) -> bytes:
     if not text.startswith("@"):
         return unescape(text)
     try:
-        return Path(text[1:]).read_bytes()
+        return read_input(text[1:])
     except OSError as error:
         raise ConfigError(f"cannot read {text[1:]}: {os_error_text(error)}") from error
 
@@ -241,6 +248,7 @@ MODE = ParsedType(
     "mode", mode, hint='put its octal digits in quotes, as in "660"', text=lambda value: f"{value:03o}"
 )
 WORKERS = ParsedType("n", worker_count, number=True)
+PROCESS_COUNT = ParsedType("n", processes, number=True)
 DURATION = SECONDS
 QUANTITY = ParsedType("n", quantity, number=True)
 PER_SECOND = ParsedType("rate", per_second, number=True)

@@ -12,16 +12,17 @@ import json
 import sys
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greeter.errors import ConfigError, MissingExtra, os_error_text
 from greeter.loadtest.report.baseline import DEFAULT_TOLERANCE, check_baseline
 from greeter.loadtest.report.merge import merge
 from greeter.loadtest.report.report import LoadReport
+from greeter.system.input_files import read_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 # Bounds of the absolute value of a number that is not 0: beyond any figure of a run, safe for arithmetic.
 _MAX_NUMBER, _MIN_NUMBER = 2.0**63, 1e-30
@@ -62,7 +63,7 @@ def read_reports(
 def read_report(path: str | Path) -> LoadReport:
     """Return the report in the file at ``path``. Raises as ``read_reports`` does."""
     try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+        data = sys.stdin.buffer.read() if str(path) == "-" else read_input(path)
         text = data.decode()
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {os_error_text(error)}") from None
