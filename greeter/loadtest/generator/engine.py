@@ -377,12 +377,9 @@ class Engine:
                 metrics.scheduled = pacer.length or 0.0
 
     def _record_cpu(self) -> None:
-        """Compute the share of a core, to the end of the schedule or (closed loop) the last connection.
-
-        It is at most 100: what the two clocks differ by shows in a run of milliseconds.
-        """
+        """Compute the share of a core, to the end of the schedule or (closed loop) the last connection."""
         used, elapsed = thread_time() - self._cpu, monotonic() - self._start_time
-        self.metrics.cpu_percent = [min(100.0, 100 * used / elapsed) if elapsed > 0 else 0.0]
+        self.metrics.cpu_percent = [min(100.0, 100 * used / elapsed) if elapsed > 0 else 0.0]  # two clocks
 
     def _finish(self) -> None:
         """Complete the figures and close all connections."""
