@@ -29,7 +29,7 @@ import re
 from typing import Any
 
 # What surrounds the text of an OpenSSL error: "[SSL: CODE] text (_ssl.c:1006)".
-_SSL_FRAME = re.compile(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$")
+_SSL_FRAME = r"^\[[^]]*\] | \(_ssl\.c:\d+\)$"
 
 
 class GreeterError(Exception):
@@ -83,7 +83,7 @@ def os_error_text(error: OSError) -> str:
     if code is not None and code > 0 and type(error).__module__ not in ("socket", "ssl"):
         text = os.strerror(code)
     else:
-        text = _SSL_FRAME.sub("", error.strerror or str(error))
+        text = re.sub(_SSL_FRAME, "", error.strerror or str(error))
     if not text:
         return type(error).__name__
     return text if text[1:2].isupper() else text[:1].lower() + text[1:]

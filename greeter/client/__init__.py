@@ -9,10 +9,25 @@ broadcast. All of them validate their arguments in arguments.py and connect in c
 Must not import: the server, and all that is above it.
 """
 
-from greeter.client.discovery import DiscoveredService, discover
-from greeter.client.many import greet_many
-from greeter.client.oneshot import greet
-from greeter.client.streamclient import open_connection
-from greeter.core.replies import Reply
+import greeter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from greeter.client.discovery import DiscoveredService, discover
+    from greeter.client.many import greet_many
+    from greeter.client.oneshot import greet
+    from greeter.client.streamclient import open_connection
+    from greeter.core.replies import Reply
 
 __all__ = ["DiscoveredService", "Reply", "discover", "greet", "greet_many", "open_connection"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a name on first use, so that ``greet()`` alone loads no more than it needs."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(greeter, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

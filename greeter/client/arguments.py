@@ -10,13 +10,15 @@ from __future__ import annotations
 import functools
 import socket
 import ssl as ssl_module
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from greeter.core.datagram_sizes import DATAGRAM_MAX
 from greeter.core.endpoint import DEFAULT_HOST, Endpoint, host_name
-from greeter.core.proxy_protocol import PROXY_VERSIONS, ProxyVersion
 from greeter.core.replies import Until
 from greeter.errors import ConfigError
+
+if TYPE_CHECKING:
+    from greeter.core.proxy_protocol import ProxyVersion
 
 TIMEOUT = 10.0  # seconds
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -94,8 +96,11 @@ def check_exchange(
         raise ConfigError(f"send must be bytes, not {type(send).__name__}")
     if expect is not None and (not isinstance(expect, str | bytes) or not expect):
         raise ConfigError(f"expect must be a non-empty string or bytes, not {expect!r}")
-    if proxy_protocol is not None and proxy_protocol not in PROXY_VERSIONS:
-        raise ConfigError(f"proxy_protocol must be 'v1' or 'v2', not {proxy_protocol!r}")
+    if proxy_protocol is not None:
+        from greeter.core.proxy_protocol import PROXY_VERSIONS  # few callers need it
+
+        if proxy_protocol not in PROXY_VERSIONS:
+            raise ConfigError(f"proxy_protocol must be 'v1' or 'v2', not {proxy_protocol!r}")
     return Exchange(
         ssl,
         timeout,

@@ -22,7 +22,6 @@ import ssl
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeGuard
 
-from greeter.core.proxy_protocol import encode
 from greeter.errors import ConnectFailed, GreetTimeout
 from greeter.system.loops import run_in_thread
 
@@ -341,6 +340,8 @@ def _stream_socket(target: Endpoint, sock: socket.socket | None) -> socket.socke
 
 def _send_header(sock: socket.socket, version: ProxyVersion) -> Connected:
     """Send a PROXY header, which always fits into the buffer of a new connection."""
+    from greeter.core.proxy_protocol import encode  # few callers need it
+
     try:
         sock.sendall(encode(version, sock.getsockname(), sock.getpeername()))
     except OSError as error:

@@ -14,8 +14,8 @@ from greeter.errors import ConfigError
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
-_DURATION = re.compile(rf"(?:{_NUMBER}(?:us|µs|ms|s|m|h))+", re.ASCII)
-_PART = re.compile(rf"({_NUMBER})(us|µs|ms|s|m|h)", re.ASCII)
+_DURATION = rf"(?:{_NUMBER}(?:us|µs|ms|s|m|h))+"
+_PART = rf"({_NUMBER})(us|µs|ms|s|m|h)"
 
 
 def parse_duration(text: str) -> float:
@@ -33,6 +33,6 @@ def parse_duration(text: str) -> float:
     text = text.strip()
     if re.fullmatch(_NUMBER, text):
         return float(text)
-    if not _DURATION.fullmatch(text):
+    if not re.fullmatch(_DURATION, text):
         raise ConfigError(f"{text!r} is not a duration, as in 500ms, 10s or 2m")
-    return sum(float(number) * SECONDS[unit] for number, unit in _PART.findall(text))
+    return sum(float(number) * SECONDS[unit] for number, unit in re.findall(_PART, text))

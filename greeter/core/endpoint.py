@@ -39,13 +39,11 @@ DEFAULT_ENDPOINT = f"{DEFAULT_HOST}:{DEFAULT_PORT}"
 # sun_path has 108 bytes, one of which is the NUL that ends a path or starts an abstract name (unix(7)).
 UNIX_PATH_MAX = 107
 # The scheme, the user and the authority of a URL (RFC 3986 3.2).
-_URL = re.compile(
-    r"(?!unix:)[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^]/]*\]|[^:/?#]*)(:[0-9]+)?", re.IGNORECASE
-)
+_URL = r"(?i)(?!unix:)[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^]/]*\]|[^:/?#]*)(:[0-9]+)?"
 # RFC 6335 5.1: letters, digits and inner single hyphens, at most 15, at least one letter.
-_SERVICE = re.compile(r"(?=[0-9-]*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*", re.ASCII)
+_SERVICE = r"(?=[0-9-]*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*"
 # A name of sd_listen_fds_with_names(3), of those that cannot be taken for a number.
-_FD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]{0,254}", re.ASCII)
+_FD_NAME = r"[A-Za-z_][A-Za-z0-9_.@-]{0,254}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +256,7 @@ def _named(text: str, read: Callable[..., Endpoint], *parts: object) -> Endpoint
 
 
 def _parse(text: str) -> Endpoint:
-    if url := _URL.match(text):
+    if url := re.match(_URL, text):
         host, port = url.groups()
         raise ConfigError(f"is a URL; write {host}{port or ':PORT'}")
     if text.startswith("unix:"):
@@ -312,7 +310,7 @@ def _unix(path: str) -> Endpoint:
 
 def _inherited(fd: int | str) -> Endpoint:
     text = str(fd)
-    if _FD_NAME.fullmatch(text):
+    if re.fullmatch(_FD_NAME, text):
         return Endpoint("fd", name=text)
     if not (text.isascii() and text.isdigit() and len(text) <= 10) or int(text) > 0x7FFFFFFF:
         raise ConfigError("has no descriptor number or name, as in fd:3 or fd:web")
@@ -326,6 +324,6 @@ def _port(port: int | str) -> int | str:
         if len(digits) > 5 or int(digits) > 65535:
             raise ConfigError(f"has port {text[:20]}, which is not in 0-65535")
         return int(digits)
-    if len(text) > 15 or not _SERVICE.fullmatch(text):
+    if len(text) > 15 or not re.fullmatch(_SERVICE, text):
         raise ConfigError(f"has neither a port number nor a service name in {text!r}")
     return text

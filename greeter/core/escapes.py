@@ -15,9 +15,9 @@ import re
 from greeter.errors import ConfigError
 
 _BYTES = {b"r": b"\r", b"n": b"\n", b"t": b"\t", b"\\": b"\\"}
-_ESCAPE = re.compile(rb"\\(?:([rnt\\])|x([0-9A-Fa-f]{2})|(x?.?))", re.DOTALL)
+_ESCAPE = rb"(?s)\\(?:([rnt\\])|x([0-9A-Fa-f]{2})|(x?.?))"
 # Control characters that text does not have, as file(1) has it: not BEL, BS, TAB, LF, VT, FF, CR and ESC.
-_CONTROL = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]")
+_CONTROL = rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]"
 
 
 def unescape(text: str) -> bytes:
@@ -39,7 +39,7 @@ def unescape(text: str) -> bytes:
         return _BYTES[name] if name else bytes.fromhex(number.decode())
 
     try:
-        return _ESCAPE.sub(value, text.encode(errors="surrogateescape"))
+        return re.sub(_ESCAPE, value, text.encode(errors="surrogateescape"))
     except UnicodeEncodeError:
         raise ConfigError(f"{text!r} cannot be encoded as UTF-8") from None
 
@@ -81,7 +81,7 @@ def is_binary(data: bytes) -> bool:
 
     It has a NUL, or is not UTF-8 and has a control character that text does not have.
     """
-    return b"\0" in data or (_CONTROL.search(data) is not None and not is_utf8(data))
+    return b"\0" in data or (re.search(_CONTROL, data) is not None and not is_utf8(data))
 
 
 def hex_dump(data: bytes) -> str:

@@ -18,9 +18,9 @@ from __future__ import annotations
 import contextvars
 import functools
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from string import Template
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias
 
@@ -140,7 +140,7 @@ class Greeting:
                 "host": peer.host,
                 "port": peer.port,
                 "hostname": peer.hostname,
-                "time": datetime.fromtimestamp(peer.time, UTC).isoformat(timespec="seconds")[:-6] + "Z",
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(peer.time)),
                 "count": peer.count,
             }
             return _encode(self._template.substitute(values))

@@ -26,7 +26,6 @@ from __future__ import annotations
 import os
 import re
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from socket import AddressFamily
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
@@ -35,6 +34,7 @@ from greeter.errors import ProxyProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from ipaddress import IPv4Address, IPv6Address
 
 MAX_V1 = 107  # section 2.1: the longest line, including CRLF
 # The specification sets no limit for version 2 and is designed for 536 bytes, the smallest TCP segment.
@@ -98,7 +98,7 @@ def parse(buffer: Buffer) -> Parsed | NeedMore:
             wrong byte.
     """
     data = bytes(buffer[:MAX_V2])
-    if (common := _COMMON_LINE.match(data)) is not None:
+    if (common := re.match(_COMMON_LINE, data)) is not None:
         source, destination, source_port, destination_port = common.groups()
         if int(source_port) <= 65535 and int(destination_port) <= 65535:
             return Parsed(
@@ -149,11 +149,11 @@ def encode(version: ProxyVersion, source: Any, destination: Any) -> bytes:
             return b"PROXY UNKNOWN\r\n"
         names = (os.fsencode(source or ""), os.fsencode(destination or ""))
         return _v2_header(0x31, _FAMILIES[3][1].pack(*names))
-    hosts = [ip_address(address[0].partition("%")[0]) for address in (source, destination)]
+    hosts = [_ip_address(address[0].partition("%")[0]) for address in (source, destination)]
     ports = source[1], destination[1]
     six = hosts[0].version == 6
     if version == "v1":
-        first, second = (_ipv6_text(host) if isinstance(host, IPv6Address) else str(host) for host in hosts)
+        first, second = map(_text, hosts)
         return f"PROXY TCP{6 if six else 4} {first} {second} {ports[0]} {ports[1]}\r\n".encode()
     packed = (host.packed for host in hosts)
     return _v2_header(0x21 if six else 0x11, _FAMILIES[2 if six else 1][1].pack(*packed, *ports))
@@ -175,13 +175,13 @@ _QUAD = rb"(" + _OCTET + rb"(?:\." + _OCTET + rb"){3})"
 _PORT = rb"(0|[1-9][0-9]{0,4})"
 _COMMON_START = SIGNATURE + bytes((0x21, 0x11, 0, 12))
 _COMMON_V2 = Struct("!16s4s4sHH")
-_COMMON_LINE = re.compile(rb"PROXY TCP4 " + rb" ".join((_QUAD, _QUAD, _PORT, _PORT)) + rb"\r\n")
+_COMMON_LINE = rb"PROXY TCP4 " + rb" ".join((_QUAD, _QUAD, _PORT, _PORT)) + rb"\r\n"
 
 # -- version 1 -----------------------------------------------------------------------------------------
 
 
 def _ipv4(text: str) -> str:
-    return str(IPv4Address(text))  # rejects leading zeros
+    return _text(_ip_address(text, version=4))  # rejects leading zeros
 
 
 def _ipv6(text: str) -> str:
@@ -189,12 +189,21 @@ def _ipv6(text: str) -> str:
     # 2.2.3, but HAProxy sends ::ffff:192.0.2.1 for an IPv4 client of an IPv6 socket.
     if len(text) > 39 or "%" in text:
         raise ValueError(text)
-    return _ipv6_text(IPv6Address(text))
+    return _text(_ip_address(text, version=6))
 
 
-def _ipv6_text(address: IPv6Address) -> str:
-    mapped = address.ipv4_mapped  # as the kernel formats it; str() does so from Python 3.13 on
-    return f"::ffff:{mapped}" if mapped else str(address)
+def _ip_address(value: str | bytes, version: int | None = None) -> IPv4Address | IPv6Address:
+    from ipaddress import ip_address  # slow to import, and most connections do without it
+
+    address = ip_address(value)
+    if version not in (None, address.version):
+        raise ValueError(value)
+    return address
+
+
+def _text(address: IPv4Address | IPv6Address) -> str:
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    return f"::ffff:{mapped}" if mapped else str(address)  # as the kernel has it; str() does from 3.13 on
 
 
 def _port(text: str) -> str:
@@ -358,7 +367,7 @@ def _host(raw: bytes) -> str:
     if len(raw) == 4:
         return ".".join(map(str, raw))
     if len(raw) == 16:
-        return _ipv6_text(IPv6Address(raw))
+        return _text(_ip_address(raw))
     name = raw.partition(b"\0")[0] or raw.rstrip(b"\0").replace(b"\0", b"@", 1)
     return name.decode(errors="backslashreplace")  # surrogates could be neither sent nor logged
 

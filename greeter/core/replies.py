@@ -16,18 +16,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from greeter.core.durations import parse_duration
 from greeter.core.escapes import escape, unescape
 from greeter.errors import ConfigError
 
-_MULTILINE = re.compile(rb"[0-9]{3}-")
+_MULTILINE = rb"[0-9]{3}-"
 MAX_SIZE = 2**31 - 1  # of ``bytes:N``
 
 
-@dataclass(frozen=True, slots=True)
-class Until:
+class Until(NamedTuple):
     r"""What ends a greeting, parsed from text and formatted back to it.
 
     ============== ================================================================================
@@ -204,7 +203,7 @@ def reply_end(data: bytes | bytearray, start: int = 0) -> int | None:
         The index after the reply's last LF; ``None`` while the reply is incomplete.
     """
     first = line_end(data)
-    if first is None or not _MULTILINE.match(data):
+    if first is None or not re.match(_MULTILINE, data):
         return first
     # The code is three digits and needs no escaping.
     last = re.compile(rb"^%b(?: [^\n]*|\r?)\n" % bytes(data[:3]), re.MULTILINE).search(
