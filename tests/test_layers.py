@@ -184,10 +184,11 @@ def test_what_is_imported_later_is_there_and_nothing_else() -> None:
     from greeter import loadtest
 
     assert greeter.load is loadtest.load
-    for module in ("client", "errors", "loadtest", "server"):
-        assert loaded_by(f"import greeter; greeter.{module}") >= {f"greeter.{module}"}
-    with pytest.raises(AttributeError, match="module 'greeter' has no attribute 'unload'"):
-        greeter.unload  # noqa: B018  # that it is missing is the test
+    for name in ("client", "errors", "loadtest", "server"):
+        assert loaded_by(f"import greeter; greeter.{name}") >= {f"greeter.{name}"}
+    for module in (greeter, greeter.client):
+        with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'unload'"):
+            module.unload  # noqa: B018  # that it is missing is the test
 
 
 @pytest.mark.parametrize("name", greeter.__all__)
@@ -243,8 +244,14 @@ def test_importing_greeter_loads_the_standard_library_only() -> None:
 
 def test_a_name_loads_its_module_when_it_is_first_used() -> None:
     assert loaded_by("import greeter") == {"greeter"}
-    assert not {"greeter.server", "greeter.core.admission"} & loaded_by("from greeter import greet")
-    assert set(greeter.__all__) <= set(dir(greeter))
+    unneeded = {"greeter.client.discovery", "greeter.core.proxy_protocol", "datetime", "ipaddress"}
+    assert not {"greeter.server", *unneeded} & loaded_by("from greeter import greet")
+    assert not {"greeter.core.admission", *unneeded} & loaded_by("from greeter import serve")
+    assert "greeter.client.discovery" in loaded_by("from greeter.client import discover")
+    for module in (greeter, greeter.client):
+        assert set(module.__all__) <= set(dir(module))
+        for name in module.__all__:
+            assert getattr(module, name) is getattr(greeter, name)
 
 
 def test_the_command_line_loads_what_it_needs_only() -> None:

@@ -9,8 +9,6 @@ broadcast. All of them validate their arguments in arguments.py and connect in c
 Must not import: the server, and all that is above it.
 """
 
-import greeter
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from greeter.client.discovery import DiscoveredService, discover
@@ -21,12 +19,24 @@ if TYPE_CHECKING:
 
 __all__ = ["DiscoveredService", "Reply", "discover", "greet", "greet_many", "open_connection"]
 
+_MODULES = {
+    "DiscoveredService": "greeter.client.discovery",
+    "Reply": "greeter.core.replies",
+    "discover": "greeter.client.discovery",
+    "greet": "greeter.client.oneshot",
+    "greet_many": "greeter.client.many",
+    "open_connection": "greeter.client.streamclient",
+}
+
 
 def __getattr__(name: str) -> object:
-    """Import a name on first use, so that ``greet()`` alone loads no more than it needs."""
-    if name not in __all__:
+    """Import a name on first use, so that ``greet()`` alone loads no more than it needs (PEP 562)."""
+    import importlib
+
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(greeter, name)
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextvars
 import functools
 import inspect
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from string import Template
@@ -136,11 +135,13 @@ class Greeting:
         if self.fixed is not None:
             return self.fixed
         if self._template is not None:
+            from datetime import UTC, datetime  # slow to import, and few greetings need it
+
             values = {
                 "host": peer.host,
                 "port": peer.port,
                 "hostname": peer.hostname,
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(peer.time)),
+                "time": datetime.fromtimestamp(peer.time, UTC).isoformat(timespec="seconds")[:-6] + "Z",
                 "count": peer.count,
             }
             return _encode(self._template.substitute(values))

@@ -13,10 +13,10 @@ Invariants:
 
 from __future__ import annotations
 
+from binascii import crc32
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
-from zlib import crc32
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
