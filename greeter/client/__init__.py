@@ -1,10 +1,11 @@
 """The client: connect, receive the greeting, close.
 
 The story, from the top: ``greet_many()`` (many.py) greets many targets as ``greet()`` (oneshot.py) greets
-one: with a protocol of its own, which receives the greeting and closes; a service for datagrams is asked in
-datagram_exchange.py. ``open_connection()`` (streamclient.py) receives the greeting and returns it with
-asyncio's streams for the rest of the conversation. ``discover()`` (discovery.py) finds services by a
-broadcast. All of them validate their arguments in arguments.py and connect in connecting.py.
+one: a receiver (receiver.py) takes the greeting from the socket (socket_receiver.py) or, with TLS, from a
+transport (tls_receiver.py); a service for datagrams is asked in datagram_exchange.py. ``open_connection()``
+(streamclient.py) receives the greeting and returns it with asyncio's streams for the rest of the
+conversation. ``discover()`` (discovery.py) finds services by a broadcast. All of them validate their
+arguments in arguments.py and connect in connecting.py.
 
 Must not import: the server, and all that is above it.
 """

@@ -29,8 +29,8 @@ from greeter import (
     greet,
 )
 from greeter.client import oneshot
+from greeter.client.socket_receiver import SocketReceiver
 from greeter.core import proxy_protocol
-from greeter.core.replies import Until
 from tests.conftest import PATIENCE, greeter_process, one_loop, open_fds
 from tests.support.peers import reset, until
 
@@ -353,13 +353,6 @@ async def test_a_greeting_that_does_not_end(raw_server: RawServer) -> None:
     assert (caught.value.phase, caught.value.received) == ("end", b"220 wait")
 
 
-async def test_a_deadline_after_the_end_is_ignored() -> None:
-    protocol = oneshot._ReplyProtocol(asyncio.get_running_loop(), 10, Until("eof"))
-    protocol.done.set_result(None)
-    protocol.expire()
-    assert not protocol.timed_out
-
-
 async def test_the_longest_reply(raw_server: RawServer) -> None:
     task, server = await raw_server.greet(max_bytes=len(HELLO))
     server.sendall(HELLO)
@@ -563,12 +556,12 @@ async def test_cancelling_while_waiting_leaks_nothing(
 ) -> None:
     arrived = asyncio.Event()
 
-    class Watched(oneshot._ReplyProtocol):
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
+    class Watched(SocketReceiver):
+        def receive(self, data: bytes) -> None:
+            super().receive(data)
             arrived.set()
 
-    monkeypatch.setattr(oneshot, "_ReplyProtocol", Watched)
+    monkeypatch.setattr(oneshot, "SocketReceiver", Watched)
     task, server = await raw_server.greet()
     server.sendall(b"half a greet")
     async with asyncio.timeout(PATIENCE):
