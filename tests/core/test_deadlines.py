@@ -110,6 +110,7 @@ def test_an_item_that_was_removed_or_added_again_can_be_postponed_again() -> Non
     assert table.first() == 31
 
 
+@settings(deadline=None)
 @given(
     deadlines=st.lists(TIMES, max_size=8).map(sorted),
     pauses=st.lists(st.tuples(TIMES, TIMES), max_size=4).map(sorted),

@@ -30,6 +30,7 @@ from greeter.core.proxy_protocol import (
     parse,
 )
 from greeter.errors import GreeterError, ProxyProtocolError
+from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
     import random
@@ -657,9 +658,9 @@ global
     maxconn 100
 defaults
     mode http
-    timeout connect 5s
-    timeout client 5s
-    timeout server 5s
+    timeout connect {patience}s
+    timeout client {patience}s
+    timeout server {patience}s
 frontend receiver
     bind fd@{receiver} accept-proxy
     http-request return status 200 content-type text/plain lf-string "%[src],%[src_port],%[dst],%[dst_port]"
@@ -686,7 +687,7 @@ class HAProxy:
         assert HAPROXY
         self.version = subprocess.check_output([HAPROXY, "-v"], text=True)
         self.us = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        self.us.settimeout(5)
+        self.us.settimeout(PATIENCE)
         self.ports: dict[str, int] = {"us": self.us.getsockname()[1]}
         # It inherits listening sockets, so no port can be in use and no test waits for the start.
         with ExitStack() as inherited:
@@ -701,15 +702,15 @@ class HAProxy:
             )
             fds["dual"], self.ports["dual"] = dual.fileno(), dual.getsockname()[1]
             config = directory / "haproxy.cfg"
-            config.write_text(HAPROXY_CONFIG.format(**fds, us=self.ports["us"]))
+            config.write_text(HAPROXY_CONFIG.format(**fds, us=self.ports["us"], patience=round(PATIENCE)))
             process = subprocess.Popen(
                 [HAPROXY, "-db", "-f", str(config)], pass_fds=fds.values(), stderr=subprocess.DEVNULL
             )
-        stack.callback(process.wait, timeout=5)
+        stack.callback(process.wait, timeout=PATIENCE)
         stack.callback(process.terminate)
 
     def connect(self, name: str) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.ports[name]), timeout=5)
+        return socket.create_connection(("127.0.0.1", self.ports[name]), timeout=PATIENCE)
 
     def verdict(self, data: bytes) -> str:
         """How HAProxy parses ``data``. It closes without a response if the header is invalid."""
@@ -740,7 +741,7 @@ class HAProxy:
             client.shutdown(socket.SHUT_WR)
             server, _ = self.us.accept()
             with server:
-                server.settimeout(5)
+                server.settimeout(PATIENCE)
                 return b"".join(iter(lambda: server.recv(4096), b""))
 
 
@@ -798,6 +799,7 @@ V4_HOSTS, V6_HOSTS = st.ip_addresses(v=4), st.ip_addresses(v=6)
     PORTS,
     PORTS,
 )
+@settings(deadline=None)
 def test_an_encoded_header_is_parsed_to_its_addresses(
     version: ProxyVersion, hosts: tuple[Any, Any], source_port: int, destination_port: int
 ) -> None:

@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from greeter.core.admission import Admission
 from greeter.server.connection import TRANSITIONS, Connection, State
+from greeter.server.timeouts import TimeoutQueue
+from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from greeter.server import Server
 
 # The states that a connection went through, by name, in order.
 Walk = list[str]
@@ -37,3 +42,60 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Walk]]:
     monkeypatch.setattr(Connection, "state", property(slot.__get__, change))
     yield walks
     assert wrong == []
+
+
+@pytest.fixture
+def give_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[Server], None]:
+    """Returns what gives a client that comes from then on PATIENCE more than the greet timeout.
+
+    The deadlines of those that are there stay. So they are cut off, and a client that must not be is not
+    judged by how long this process takes for it.
+    """
+    start = TimeoutQueue.start
+
+    def give(server: Server) -> None:
+        queues = _greet_deadlines(server)
+
+        def start_later(queue: TimeoutQueue[Any], item: Any, now: float | None = None) -> None:
+            if any(queue is each for each in queues):
+                now = server.get_loop().time() + PATIENCE
+            start(queue, item, now)
+
+        monkeypatch.setattr(TimeoutQueue, "start", start_later)
+
+    return give
+
+
+def let_deadlines_come(server: Server) -> None:
+    """The greet deadline of each client that waits is now, whatever its greet timeout."""
+    now = server.get_loop().time()
+    for queue in _greet_deadlines(server):
+        for item in list(queue):
+            queue.discard(item)
+            queue.start(item, now - queue.seconds)
+        queue.set_timer()
+
+
+def _greet_deadlines(server: Server) -> list[TimeoutQueue[Any]]:
+    """Those of connections, and those of datagrams."""
+    datagrams = [] if server._datagrams is None else [server._datagrams._answers.waiting]
+    return [server._tracker.ungreeted, *datagrams]
+
+
+class Clock:
+    """A clock that shows ``now``, which a test sets; ``real`` is the time that it has replaced last."""
+
+    now = real = 0.0
+
+
+@pytest.fixture
+def rate_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of ``rate_per_ip``, so that time passes when a test says so."""
+    clock, admit = Clock(), Admission.admit
+
+    def admit_now(admission: Admission, host: str, now: float) -> Any:
+        clock.real = now
+        return admit(admission, host, clock.now)
+
+    monkeypatch.setattr(Admission, "admit", admit_now)
+    return clock

@@ -18,7 +18,7 @@ import pytest
 import greeter
 from greeter import Peer, serve
 from greeter.core.greeting import DEFAULT_GREETING
-from greeter.server import Serving
+from greeter.server import Server, Serving
 from greeter.server.timeouts import PAUSE_SECONDS
 from greeter.system.fdlimit import OVERSHOOT
 from tests.conftest import PATIENCE
@@ -48,13 +48,14 @@ connections_only = pytest.mark.parametrize("accept", ["direct", "streams"], indi
 
 @pytest.fixture
 def server(accept: str) -> Serve:
-    """serve() on a free port of the column under test and without an access log, as a factory."""
+    """serve() on a free port of the column under test, without an access log or a near deadline."""
+    defaults = {"greet_timeout": PATIENCE, "linger_timeout": PATIENCE, "access_log": False}
 
     def start(greeting: Any = DEFAULT_GREETING, **options: Any) -> Serving:
         if not {"path", "sock", "listen"} & options.keys():
             options["listen"] = [COLUMNS[accept].endpoint]
         path = "auto" if accept == "datagrams" else accept
-        return serve(greeting, **{"access_log": False, "accept": path, **options})
+        return serve(greeting, **{**defaults, "accept": path, **options})
 
     return start
 
@@ -141,10 +142,11 @@ async def test_a_silent_client_is_cut_off_at_the_linger_deadline(server: Serve) 
         assert await read_to_end(sock) == GREETED
 
 
-async def test_many_at_once(server: Serve, way: Streams) -> None:
+async def test_many_at_once(server: Serve, way: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greeter.client.datagram_exchange.FIRST_PAUSE", PATIENCE)  # none is to ask twice
     async with server() as s:
         target = s.addresses[0]
-        replies = await asyncio.gather(*(greeter.greet(target, timeout=30) for _ in range(500)))
+        replies = await asyncio.gather(*(greeter.greet(target, timeout=PATIENCE) for _ in range(500)))
         assert {(reply.data, reply.reset, reply.attempts) for reply in replies} == {(GREETED.data, False, 1)}
     assert way.counts(s) == Counts(500, 500, 500 * len(GREETED.data))
     assert s.stats.open == s.stats.lingering == way.waiting(s) == 0
@@ -222,7 +224,7 @@ async def test_a_callable_that_fails_costs_its_client_only(
 
 
 async def test_a_callable_that_never_returns_is_cut_off_and_disturbs_no_other(
-    server: Serve, way: Streams
+    server: Serve, way: Streams, give_time: Callable[[Server], None]
 ) -> None:
     async def greeting(peer: Peer) -> bytes:
         if peer.count <= 20:
@@ -232,6 +234,7 @@ async def test_a_callable_that_never_returns_is_cut_off_and_disturbs_no_other(
     async with server(greeting, greet_timeout=0.3) as s:
         stuck = [await way.begin(s) for _ in range(20)]
         await until(lambda: way.counts(s).accepted == 20, "stuck")
+        give_time(s)
         assert await asyncio.gather(*(way.visit(s) for _ in range(5))) == [GREETED] * 5
         await until(lambda: way.counts(s).failed == {"greet_timeout": 20}, "cut off")
         assert [await way.got_nothing(sock) for sock in stuck] == [True] * 20
@@ -312,13 +315,16 @@ async def test_a_client_that_is_gone_at_once_disturbs_no_other(server: Serve, wa
 
 
 @connections_only
-async def test_clients_that_never_read_are_cut_off_and_disturb_no_other(server: Serve) -> None:
+async def test_clients_that_never_read_are_cut_off_and_disturb_no_other(
+    server: Serve, give_time: Callable[[Server], None]
+) -> None:
     def greeting(peer: Peer) -> bytes:
         return b"g" * 4_000_000 if peer.count <= 20 else GREETED.data
 
     async with server(greeter.Greeting(greeting, quick=True), greet_timeout=0.5) as s:
         stuck = [await connect(s.port, receive_buffer=4096) for _ in range(20)]
         await until(lambda: s.stats.accepted == 20, "stuck")
+        give_time(s)
         outcomes = await asyncio.gather(*(send_then_read(s.port, 0) for _ in range(5)))
         assert outcomes == [GREETED] * 5
         await until(lambda: s.stats.failed["greet_timeout"] == 20, "cut off")
@@ -417,7 +423,10 @@ async def test_drain_cuts_off_at_its_deadline(server: Serve, caplog: pytest.LogC
 
 
 @connections_only
-async def test_a_pause_during_a_drain_costs_no_client_that_spoke_meanwhile(server: Serve) -> None:
+async def test_a_pause_during_a_drain_costs_no_client_that_spoke_meanwhile(
+    server: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greeter.server.server.HANDSHAKE_GRACE", 0.0)  # no handshake is under way
     s = await server(proxy_from=["127.0.0.0/8"], greet_timeout=PATIENCE)
     socks = [await connect(s.port) for _ in range(5)]
     await until(lambda: s.stats.accepted == 5, "they are accepted")

@@ -9,6 +9,7 @@ import pytest
 
 from greeter import Greeting, Limits, Peer, serve
 from greeter.server.connection import TRANSITIONS, State
+from tests.conftest import PATIENCE
 from tests.support.peers import connect, read_to_end, reset, until
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ WALKS: dict[str, tuple[Any, dict[str, Any], Callable[[Server], Awaitable[None]],
 @pytest.mark.parametrize("kind", WALKS)
 async def test_a_connection_walks_as_drawn(kind: str, accept: str, walks: list[Walk]) -> None:
     greeting, options, client, expected = WALKS[kind]
-    async with serve(greeting, port=0, access_log=False, **{"accept": accept, **options}) as server:
+    defaults: dict[str, Any] = {"greet_timeout": PATIENCE, "linger_timeout": PATIENCE, "access_log": False}
+    async with serve(greeting, port=0, **{**defaults, "accept": accept, **options}) as server:
         await client(server)
         await until(lambda: server.stats.open == 0, "no connection is open")
         if accept == "direct":

@@ -16,6 +16,7 @@ from greeter.core.admission import Limits
 from greeter.errors import GreetingError
 from greeter.server.accept_pause import LOG_INTERVAL, MAX_MATTERS
 from greeter.server.connection_log import MAX_LINES
+from tests.conftest import PATIENCE
 from tests.server.test_tracker import CLIENT, GREET, Harness
 from tests.support.peers import connect, read_to_end, reset, until
 
@@ -170,9 +171,11 @@ async def test_at_debug_each_connection_has_a_line_when_it_is_closed(
 
     sources: dict[str, Any] = {"fixed": b"Hello", "template": "Hell$count", "thread": lambda _: "Hello"}
     caplog.set_level(logging.DEBUG, "greeter")
-    async with serve(sources.get(kind, later), port=0, accept=accept, linger_timeout=0.2) as server:
+    async with serve(sources.get(kind, later), port=0, accept=accept, linger_timeout=PATIENCE) as server:
         for _ in range(3):
             await read_to_end(await connect(server.port))
+        await until(lambda: server.stats.open == 0, "they are closed")
+        server._tracker.lingering.seconds = server._tracker.lingering_sockets.seconds = 0.1
         with await connect(server.port):
             await until(lambda: server.stats.linger_timeouts == 1, "the linger deadline")
         await until(lambda: server.stats.open == 0, "all closed")

@@ -34,10 +34,11 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 @pytest.fixture
 def here(accept: str) -> Serve:
-    """serve() on a free port and on the path under test, without an access log."""
+    """serve() on a free port and on the path under test, without an access log or a near deadline."""
+    defaults = {"greet_timeout": PATIENCE, "linger_timeout": PATIENCE, "access_log": False, "port": 0}
 
     def start(greeting: Any, **options: Any) -> Serving:
-        return serve(greeting, **{"port": 0, "access_log": False, "accept": accept, **options})
+        return serve(greeting, **{**defaults, "accept": accept, **options})
 
     return start
 
@@ -294,7 +295,9 @@ async def test_an_async_callable_runs_in_a_task_that_is_its_own(here: Serve) -> 
         assert sorted(outcome.data for outcome in outcomes) == [b"at once"] * 10 + [b"waited"] * 20
 
 
-async def test_a_callable_that_ignores_its_cancellation_outlives_its_client_alone(here: Serve) -> None:
+async def test_a_callable_that_ignores_its_cancellation_outlives_its_client_alone(
+    here: Serve, give_time: Callable[[Server], None]
+) -> None:
     over = asyncio.Event()
     cancelled = 0
 
@@ -312,6 +315,7 @@ async def test_a_callable_that_ignores_its_cancellation_outlives_its_client_alon
         assert (await read_to_end(client)).data == b""
         await until(lambda: cancelled == 1, "it was told")
         assert server.stats.open == 0
+        give_time(server)
         server.update(greeting=b"fine")
         assert await send_then_read(server.port, 18) == FINE
         over.set()
@@ -363,7 +367,7 @@ async def test_early_leavers_cancel_their_callables_and_no_others(here: Serve) -
 
 
 async def test_one_that_takes_too_long_is_given_up_alone(
-    caplog: pytest.LogCaptureFixture, here: Serve
+    caplog: pytest.LogCaptureFixture, here: Serve, give_time: Callable[[Server], None]
 ) -> None:
     bell = Bell()
 
@@ -374,6 +378,7 @@ async def test_one_that_takes_too_long_is_given_up_alone(
         late = await connect(server.port)
         name = late.getsockname()
         await until(lambda: bell.waiting == 1, "it waits")
+        give_time(server)
         assert await send_then_read(server.port, 18) == Outcome(b"fine", reset=False)
         assert (await read_to_end(late)).data == b""
         await until(lambda: server.stats.open == 0, "both have left")
@@ -470,7 +475,9 @@ async def test_a_sync_greeting_runs_in_a_thread_and_holds_up_no_other_client(
     assert all(name.startswith("greeter-callable") for name in threads)
 
 
-async def test_a_thread_that_is_stuck_costs_its_client_only(bell: threading.Event, here: Serve) -> None:
+async def test_a_thread_that_is_stuck_costs_its_client_only(
+    bell: threading.Event, here: Serve, give_time: Callable[[Server], None]
+) -> None:
     def greeting(peer: Peer) -> str:
         if peer.count == 1:
             bell.wait()
@@ -479,6 +486,7 @@ async def test_a_thread_that_is_stuck_costs_its_client_only(bell: threading.Even
     async with here(greeting, greet_timeout=0.2) as server:
         stuck = await connect(server.port)
         await until(lambda: server.stats.accepted == 1, "accepted")
+        give_time(server)
         assert await send_then_read(server.port, 18) == Outcome(b"fine", reset=False)
         assert (await read_to_end(stuck)).data == b""
         assert await send_then_read(server.port, 18) == Outcome(b"fine", reset=False)

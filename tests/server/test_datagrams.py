@@ -18,6 +18,7 @@ import pytest
 import greeter
 from greeter import ConfigError, Limits, ListenFailed, Peer
 from tests.conftest import PATIENCE, greeter_process, one_loop, run_greeter
+from tests.server.conftest import let_deadlines_come
 from tests.support import datagram_network
 from tests.support.datagram_peers import QUESTION, ClosedLoop, ask, client, queued, receive, small_buffer
 from tests.support.peers import until
@@ -177,6 +178,7 @@ async def test_a_datagram_that_is_the_greeting_is_not_answered(kind: str) -> Non
         sock.send(ANSWER)
         sock.send(ANSWER + b"!")
         assert await receive(sock) == ANSWER
+        await until(lambda: server.stats.datagrams["rejected_loop"] == 1, "the other one is seen to")
         assert queued(sock) == 0
         assert counted(server) == {"received": 2, "greeted": 1, "sent_bytes": 13, "rejected_loop": 1}
 
@@ -200,6 +202,7 @@ async def test_a_source_port_below_1024_is_not_answered() -> None:
         assert queued(sock) == 0
 
 
+@pytest.mark.usefixtures("rate_clock")
 async def test_limits_apply_to_datagrams() -> None:
     limits = Limits(rate_per_ip=3, deny=["127.0.0.3"])
     async with here("Hello", limits=limits) as server, contextlib.AsyncExitStack() as stack:
@@ -265,26 +268,30 @@ async def test_a_callable_that_fails_costs_its_datagram_only(
             with client(address_of(server)) as sock:
                 sock.send(QUESTION)
         assert await ask(address_of(server)) == b"Hello"
+        await until(lambda: server.stats.datagrams["failed_greeting_error"] == 2, "the others have failed")
         assert counted(server) == {"received": 3, "greeted": 1, "sent_bytes": 5, "failed_greeting_error": 2}
     assert "the greeting callable raised ValueError: never" in caplog.text
 
 
 async def test_a_greeting_has_a_deadline() -> None:
-    cancelled = asyncio.Event()
+    begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def slow(peer: Peer) -> str:
         if peer.count > 1:
             return "Hello"
+        begun.set()
         try:
-            await asyncio.sleep(PATIENCE)
+            await asyncio.Event().wait()
         finally:
             cancelled.set()
         return "never"
 
-    async with here(slow, greet_timeout=0.01) as server:
+    async with here(slow, greet_timeout=PATIENCE) as server:
         with client(address_of(server)) as sock:
             sock.send(QUESTION)
             async with asyncio.timeout(PATIENCE):
+                await begun.wait()
+                let_deadlines_come(server)
                 await cancelled.wait()
         assert await ask(address_of(server)) == b"Hello"
         assert counted(server)["failed_greet_timeout"] == 1

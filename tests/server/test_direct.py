@@ -13,6 +13,7 @@ import greeter
 from greeter import Greeting, Peer, serve
 from greeter.core.admission import Limits
 from greeter.core.greeting import DEFAULT_GREETING
+from tests.conftest import PATIENCE
 from tests.support.peers import Outcome, connect, read_to_end, send_then_read, until
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 
 def here(greeting: Any = DEFAULT_GREETING, **options: Any) -> Serving:
-    """serve() on a free port and on the direct path, without an access log."""
-    return serve(greeting, **{"port": 0, "access_log": False, "accept": "direct", **options})
+    """serve() on a free port and on the direct path, without an access log or a near deadline."""
+    defaults = {"greet_timeout": PATIENCE, "linger_timeout": PATIENCE, "access_log": False, "port": 0}
+    return serve(greeting, **{**defaults, "accept": "direct", **options})
 
 
 def narrow() -> socket.socket:
@@ -150,9 +152,11 @@ async def test_the_quick_callable_fails_for_a_client_that_is_gone(monkeypatch: p
     def greeting(peer: Peer) -> str:
         raise ZeroDivisionError
 
-    async with here(Greeting(greeting, quick=True), limits=Limits(max_per_ip=1)) as server:
-        await send_then_read(server.port, 18)
+    limits = Limits(max_per_ip=1)
+    async with here(Greeting(greeting, quick=True), limits=limits, linger_timeout=0.1) as server:
+        await send_then_read(server.port, 18)  # to the linger deadline, as there is no end of stream
         await until(lambda: server.stats.open == 0, "it has left")
+        server._tracker.lingering_sockets.seconds = PATIENCE
         assert await send_then_read(server.port, 18) == Outcome(b"", reset=False)
         assert failures(server) == {"greeting_error": 2}
 

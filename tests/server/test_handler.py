@@ -26,6 +26,8 @@ pytestmark = pytest.mark.usefixtures("no_fd_leak")
 
 HELLO = Outcome(b"Hello", reset=False)
 SIZES = [0, 18, 5_000, 200_000]
+# Every byte and the end of the stream come at once: before the deadlines, which are minutes away.
+PATIENT: dict[str, Any] = {"access_log": False, "greet_timeout": 600, "linger_timeout": 600}
 
 
 @contextlib.asynccontextmanager
@@ -49,7 +51,7 @@ GREETINGS: dict[str, Any] = {"fixed": "Hello", "async": later, "thread": lambda 
 @pytest.mark.parametrize("greeting", GREETINGS.values(), ids=GREETINGS)
 @pytest.mark.parametrize("size", SIZES)
 async def test_clients_that_speak_first_are_greeted(size: int, greeting: Any) -> None:
-    async with own_server(greeter.handler(greeting, access_log=False)) as port:
+    async with own_server(greeter.handler(greeting, **PATIENT)) as port:
         outcomes = await asyncio.gather(*(send_then_read(port, size) for _ in range(50)))
         assert outcomes == [HELLO] * 50
 
@@ -244,9 +246,7 @@ async def tls_client(port: int, context: ssl.SSLContext, size: int, *, talks: bo
 async def test_tls_clients_that_speak_first_are_greeted(
     size: int, greeting: Any, context: ssl.SSLContext, client_context: ssl.SSLContext
 ) -> None:
-    """Every byte and close_notify, at once: before the linger deadline, which is minutes away."""
-    handler = greeter.handler(greeting, access_log=False, linger_timeout=600)
-    async with own_server(handler, ssl=context) as port:
+    async with own_server(greeter.handler(greeting, **PATIENT), ssl=context) as port:
         outcomes = await asyncio.gather(*(tls_client(port, client_context, size) for _ in range(10)))
         assert outcomes == [HELLO] * 10
 
@@ -256,7 +256,7 @@ async def test_a_tls_client_leaves_no_task_behind(
 ) -> None:
     """What reads from it while its greeting is made ends with the connection; asyncio would log it."""
     before = asyncio.all_tasks()
-    async with own_server(greeter.handler(later, access_log=False), ssl=context) as port:
+    async with own_server(greeter.handler(later, **PATIENT), ssl=context) as port:
         assert await tls_client(port, client_context, 18) == HELLO
         await until(lambda: asyncio.all_tasks() <= before, "only this test's own task is left")
 
@@ -264,7 +264,7 @@ async def test_a_tls_client_leaves_no_task_behind(
 async def test_a_tls_client_that_sends_data_after_close_notify_is_not_reset(
     context: ssl.SSLContext, client_context: ssl.SSLContext
 ) -> None:
-    async with own_server(greeter.handler("Hello", access_log=False), ssl=context) as port:
+    async with own_server(greeter.handler("Hello", **PATIENT), ssl=context) as port:
         outcomes = await asyncio.gather(
             *(tls_client(port, client_context, 18, talks=True) for _ in range(20))
         )
@@ -275,7 +275,7 @@ async def test_a_large_greeting_over_tls_arrives_whole(
     context: ssl.SSLContext, client_context: ssl.SSLContext
 ) -> None:
     greeting = bytes(range(256)) * 16_000
-    async with own_server(greeter.handler(greeting, access_log=False), ssl=context) as port:
+    async with own_server(greeter.handler(greeting, **PATIENT), ssl=context) as port:
         for size in SIZES:
             assert await tls_client(port, client_context, size) == Outcome(greeting, reset=False)
 

@@ -13,7 +13,7 @@ import pytest
 
 from greeter import ConfigError, Greeting, Peer, serve
 from greeter.core.admission import Limits
-from tests.conftest import greeter_process, one_loop
+from tests.conftest import PATIENCE, greeter_process, one_loop
 from tests.core.test_proxy_protocol import BU, INVALID, LOCAL, PROXY, VALID, tcp4, tcp6, v1, v2
 from tests.support.peers import Outcome, connect, read_to_end, reset, until
 from tests.support.service_peers import descriptors, on_every_stage
@@ -45,7 +45,8 @@ def behind_a_proxy(accept: str) -> Serve:
 
     def start(greeting: Any = "$host $port", **options: Any) -> Serving:
         where = {} if {"path", "host"} & options.keys() else {"host": "127.0.0.1"}
-        defaults = {"port": 0, "proxy_from": ["127.0.0.1"], "greet_timeout": 600, "access_log": False}
+        patience = {"greet_timeout": 600, "linger_timeout": 600}
+        defaults = {"port": 0, "proxy_from": ["127.0.0.1"], "access_log": False, **patience}
         return serve(greeting, **{**defaults, **where, "accept": accept, **options})
 
     return start
@@ -248,8 +249,10 @@ async def test_an_untrusted_source_is_turned_away(
     async with behind_a_proxy(
         Greeting(words, quick=True), proxy_from=["127.0.0.2", "192.0.2.0/24"]
     ) as server:
+        since = server.get_loop().time()
         for data in (REAL, v2(LOCAL, 0x00), b"", b"hello"):
             assert (await heard(server.port, data)).data == NOTHING
+        seconds = server.get_loop().time() - since
         await none_is_open(server)
         assert rejected(server) == {"untrusted": 4}
         assert failed(server) == {}
@@ -263,7 +266,7 @@ async def test_an_untrusted_source_is_turned_away(
         assert [peer.host for peer in words.said_to] == ["192.0.2.1"]
     lines = [record.getMessage() for record in caplog.records if "rejected clients" in record.getMessage()]
     assert lines[0].startswith("rejected clients: untrusted 1 so far, last ('127.0.0.1', ")
-    assert len(lines) <= 2
+    assert len(lines) <= 1 + seconds
 
 
 @needs_ipv6
@@ -397,8 +400,12 @@ async def test_half_a_header_causes_no_wake_ups() -> None:
             while before != wakeups(service.pid):  # until it has read what there is
                 before = wakeups(service.pid)
                 await asyncio.sleep(0.05)
-            await asyncio.sleep(WATCHED_SECONDS)
-            assert wakeups(service.pid) - before <= 2
+            async with asyncio.timeout(PATIENCE):
+                while True:  # it may have stood still before it had read all
+                    await asyncio.sleep(WATCHED_SECONDS)
+                    before, last = wakeups(service.pid), before
+                    if before - last <= 2:
+                        break
             for sock, data, half in zip(socks, headers, halves, strict=True):
                 sock.send(data[half:])
                 expected = b"192.0.2.1 56324" if data is REAL else b"0.0.0.0 7"

@@ -287,7 +287,7 @@ async def test_limits_can_be_set_changed_and_lifted(accept: Accept) -> None:
 
 
 async def test_one_address_has_its_share(accept: Accept) -> None:
-    async with here(accept=accept, limits=Limits(max_per_ip=2)) as server:
+    async with here(accept=accept, limits=Limits(max_per_ip=2), linger_timeout=PATIENCE) as server:
         first = await connect(server.port)
         second = await connect(server.port)
         await until(lambda: server.stats.greeted == 2, "both are in")
@@ -309,7 +309,8 @@ async def test_at_capacity_those_in_the_queue_wait_for_room(
     loop = asyncio.get_running_loop()
     with caplog.at_level(logging.WARNING):
         started = loop.time()
-        async with here(accept=accept, limits=Limits(max_connections=capacity)) as server:
+        limits = Limits(max_connections=capacity)
+        async with here(accept=accept, limits=limits, linger_timeout=PATIENCE) as server:
             queue = [await connect(server.port) for _ in range(clients)]
             await until(lambda: server.stats.open >= capacity, "it is full")
             for client in queue:
@@ -329,6 +330,7 @@ async def test_a_system_without_descriptors_loses_no_client(
 ) -> None:
     """On the direct path, where accept() can be replaced; tests/test_faults.py covers the others."""
     monkeypatch.setattr("greeter.server.accept_pause.RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("greeter.server.accept_pause.LOG_INTERVAL", PATIENCE)
     async with here(accept="direct") as server:
         (listener,) = server._listeners
         really = listener.accept_fd
@@ -491,8 +493,10 @@ async def test_a_close_that_cannot_accept_says_so(caplog: pytest.LogCaptureFixtu
 
 
 async def test_an_access_log_that_fails_costs_no_client(
-    accept: Accept, caplog: pytest.LogCaptureFixture
+    accept: Accept, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("greeter.server.accept_pause.LOG_INTERVAL", PATIENCE)
+
     def full(_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

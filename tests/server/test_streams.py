@@ -177,6 +177,7 @@ async def test_a_resume_that_fails_is_tried_again(
 ) -> None:
     """It takes a descriptor, and there may be none."""
     monkeypatch.setattr("greeter.server.accept_pause.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("greeter.server.accept_pause.LOG_INTERVAL", PATIENCE)
     async with here() as server:
         path = path_of(server)
         failing = iter([errno.EMFILE, errno.ENFILE])

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import logging
 import os
+import select
 import shutil
 import signal
 import socket
@@ -28,6 +29,7 @@ from greeter.core.tls_session import TLSSession, describe_peer
 from greeter.system.tls import certificate_expiry, client_context, load_server_context, server_context
 from tests.conftest import PATIENCE, Process, greeter_process, one_loop, run_greeter
 from tests.core.test_proxy_protocol import tcp4
+from tests.server.conftest import let_deadlines_come
 from tests.support.peers import connect, read_to_end, reset, until
 from tests.support.service_peers import HELLO, lines_with
 
@@ -327,6 +329,12 @@ async def visit(
     return await asyncio.to_thread(go)
 
 
+def is_readable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def assert_greeted(seen: Visit, greeting: bytes = HELLO) -> None:
     assert seen.error is None
     assert len(seen.data) == len(greeting)
@@ -376,7 +384,8 @@ class TestServing:
     ) -> None:
         """Also those who go on speaking after our close_notify, and listen only then."""
         says = [b"x" * size for size in parts]
-        async with serve(accept=accept, port=0, ssl=server_context(files.both), access_log=False) as server:
+        tls = server_context(files.both)
+        async with serve(accept=accept, port=0, ssl=tls, linger_timeout=PATIENCE, access_log=False) as server:
             visits = (visit(server.port, client, says, rest=lambda: time.sleep(0.005)) for _ in range(4))
             for seen in await asyncio.gather(*visits):
                 assert_greeted(seen)
@@ -426,7 +435,7 @@ class TestServing:
             b"g" * 4_000_000,
             sock=listening,
             ssl=server_context(files.both),
-            greet_timeout=0.3,
+            greet_timeout=PATIENCE,
             access_log=False,
             accept=accept,
         ) as server:
@@ -434,7 +443,11 @@ class TestServing:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 raw.settimeout(PATIENCE)
                 await asyncio.to_thread(raw.connect, ("127.0.0.1", server.port))
-                with await asyncio.to_thread(client.wrap_socket, raw, server_hostname="localhost"):
+                with await asyncio.to_thread(client.wrap_socket, raw, server_hostname="localhost") as sock:
+                    await until(lambda: is_readable(sock), "the greeting has begun")
+                    for _ in range(1000):  # turns of the loop: if it went on encrypting, it would do so now
+                        await asyncio.sleep(0)
+                    let_deadlines_come(server)
                     await until(lambda: server.stats.failed["greet_timeout"] == 1, "cut off")
         assert max(pieces) < 20_000
         assert sum(pieces) < 100_000
@@ -446,7 +459,7 @@ class TestServing:
             b"g" * 4_000_000,
             port=0,
             ssl=server_context(files.both),
-            greet_timeout=0.2,
+            greet_timeout=PATIENCE,
             access_log=False,
             accept=accept,
         ) as server:
@@ -456,6 +469,8 @@ class TestServing:
                 await asyncio.to_thread(raw.connect, ("127.0.0.1", server.port))
                 sock = await asyncio.to_thread(client.wrap_socket, raw, server_hostname="localhost")
                 with sock:
+                    await until(lambda: is_readable(sock), "the greeting has begun")
+                    let_deadlines_come(server)
                     await until(lambda: server.stats.failed["greet_timeout"] == 1, "cut off")
                     await until(lambda: server.stats.open == 0, "gone")
             assert_nothing_left(server)

@@ -79,7 +79,7 @@ def accept(listener: Listener) -> tuple[socket.socket, Any] | None:
 def greets(listener: Listener) -> bool:
     """Return True if a client can connect and receives what the accepted socket sends."""
     with connect(listener) as client:
-        select.select([listener.sock], [], [], 10)
+        select.select([listener.sock], [], [], PATIENCE)
         accepted = accept(listener)
         assert accepted is not None
         sock, address = accepted
@@ -313,7 +313,7 @@ def test_reject_new_handshakes_keeps_connections_in_the_queue(listen: Any) -> No
         assert accept(listener) is None
         listener.close()
         # The client's kernel retries after a second and finds the port closed: it never connected.
-        assert select.select([], [late], [], 10)[1]
+        assert select.select([], [late], [], PATIENCE)[1]
         assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
         accepted[0].send(b"hi")
         accepted[0].close()
@@ -405,8 +405,10 @@ def test_a_starting_service_keeps_its_unix_socket(
 STARTERS = """
 import os, sys, time
 os.chmod = lambda *_: time.sleep(0.2)
+from greeter.system import socket_files
 from greeter.system.listeners import open_listeners
 from greeter import Endpoint, ListenFailed
+socket_files.TURN_TIMEOUT = float(sys.argv[2])
 sys.stdin.readline()
 try:
     open_listeners([Endpoint.parse(sys.argv[1])], unix_mode=0o600)
@@ -424,7 +426,7 @@ def test_of_services_that_start_at_once_one_has_the_unix_socket(tmp_path: Path, 
     if stale_file:
         with socket.socket(socket.AF_UNIX) as stale:
             stale.bind(path)
-    command = [sys.executable, "-c", STARTERS, f"unix:{path}"]
+    command = [sys.executable, "-c", STARTERS, f"unix:{path}", str(PATIENCE)]
     starters = [
         subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(3)

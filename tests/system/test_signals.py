@@ -14,7 +14,7 @@ import pytest
 from greeter import greet
 from greeter.system.signals import SAME_REQUEST_SECONDS, Signals
 from tests.conftest import PATIENCE, greeter_process, one_loop
-from tests.support.peers import Outcome, read_to_end, until
+from tests.support.peers import Outcome, connect, read_to_end, until
 from tests.support.service_peers import HELLO, children, running
 
 if TYPE_CHECKING:
@@ -181,10 +181,13 @@ async def test_an_early_reload_takes_effect_when_ready(calls: list[str]) -> None
 
 
 async def test_a_reload_after_a_stop_is_ignored() -> None:
-    async with greeter_process("serve", "--listen", "127.0.0.1:0", "--stop-delay", "0.3") as service:
-        service.process.send_signal(signal.SIGTERM)
-        await service.line_with("serving for another 0.3 s")
-        service.process.send_signal(signal.SIGHUP)
+    options = ("--stop-delay", "0.3", "--linger-timeout", "600", "--drain-timeout", "600")
+    async with greeter_process("serve", "--listen", "127.0.0.1:0", *options) as service:
+        with await connect(service.port) as client:  # it does not end before this one has left
+            assert await asyncio.get_running_loop().sock_recv(client, 99) == HELLO
+            service.process.send_signal(signal.SIGTERM)
+            await service.line_with("serving for another 0.3 s")
+            service.process.send_signal(signal.SIGHUP)
         assert await service.ended() == 0
     assert not [line for line in service.lines if "eload" in line]
 
