@@ -3,8 +3,7 @@
     python examples/distributed/run.py -H 127.0.0.1:9999 --greeter-rate 500 -t 5s --greeter-json run.json
 
 On several machines, run the same commands there, the workers with --master-host. The exit status is that of
-greeter load: 0 passed, 99 a limit was missed, 98 the generators were the limit, 1 a worker was lost, 130
-interrupted by Ctrl-C, with a report.
+greeter load: 0 passed, 99 limit missed, 98 generators were the limit, 1 worker lost, 130 Ctrl-C, with report.
 """
 
 import signal
@@ -24,9 +23,10 @@ def main(options: list[str]) -> int:
         print("this example needs locust: pip install '.[locust]' in greeter's source tree", file=sys.stderr)
         return 2
     signal.signal(signal.SIGINT, lambda *_: None)  # the master handles Ctrl-C: it reports and exits
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    probe = socket.socket()  # open to the end: until the master listens there, nobody else gets the port
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    port = str(probe.getsockname()[1])
     workers = [subprocess.Popen((*LOCUST, "--worker", "--master-port", port)) for _ in range(2)]
     try:
         return subprocess.call((*LOCUST, *MASTER, "--master-bind-port", port, *WORKERS, *options))

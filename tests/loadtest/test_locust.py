@@ -9,9 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import sys
 import textwrap
 from importlib.util import find_spec
@@ -35,6 +33,7 @@ from tests.support.loadtest_peers import (
     serving_and_counting,
     wait_for_clients,
 )
+from tests.support.real_services import free_port
 
 pytestmark = [pytest.mark.one_interpreter, pytest.mark.thorough]
 if find_spec("locust") is None:
@@ -42,6 +41,8 @@ if find_spec("locust") is None:
 
 # Scenarios that run at the same time. Most of them wait, but each starts processes.
 CONCURRENT_SCENARIOS = 4
+# The script waits for 20 s for its workers to start.
+PATIENT = ("--expect-workers-max-wait", f"{PATIENCE:.0f}")
 
 
 class Locust:
@@ -68,16 +69,6 @@ class Locust:
         return [line.partition("/ERROR/")[2] for line in self.log.splitlines() if "/ERROR/" in line]
 
 
-def free_port() -> int:
-    """Return a free port outside the ephemeral range. Locust's master does not report the port for port 0."""
-    # Not the shared generator, which hypothesis seeds in every process alike.
-    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no free port")
-
-
 def coverage_environment() -> dict[str, str]:
     """Return the environment, with coverage, if active, set up for the greenlets of Locust."""
     environment = dict(os.environ)
@@ -97,7 +88,7 @@ class LocustProcesses:
         self.directory = directory
         self.json = directory / "run.json"
         self._started: list[Locust] = []
-        self.port = str(free_port())
+        self.port = str(free_port())  # its master does not report the port for port 0
 
     async def __aenter__(self) -> LocustProcesses:
         self.directory.mkdir()
@@ -226,7 +217,7 @@ async def a_script(locusts: LocustProcesses) -> None:
     if find_spec("vl_convert") is None or find_spec("jinja2") is None:
         del outputs[2:4]
     async with serving(greet) as target:
-        script = await locusts.start("examples/distributed/run.py", "-H", target, *outputs)
+        script = await locusts.start("examples/distributed/run.py", "-H", target, *outputs, *PATIENT)
         code = await script.ended()
     report = locusts.report()
     assert code == report.exit_code
@@ -267,10 +258,12 @@ async def a_worker_dies(locusts: LocustProcesses) -> None:
 
 def generators(pid: int) -> list[int]:
     """Return the generators among the children of a process, without Locust's other children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [
-        int(c) for c in children if b"loadtest.generator.worker" in Path(f"/proc/{c}/cmdline").read_bytes()
-    ]
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # another child, which has ended
+            if b"loadtest.generator.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
 
 
 async def a_generator_dies(locusts: LocustProcesses) -> None:
@@ -306,7 +299,7 @@ async def a_script_interrupted(locusts: LocustProcesses) -> None:
     """Ctrl-C signals all of its processes; the master still reports."""
     async with serving_and_counting(greet) as (target, accepted_clients):
         options = ("-H", target, "-t", "60s", "--greeter-rate", "100", "--greeter-json", str(locusts.json))
-        script = await locusts.start("examples/distributed/run.py", *options)
+        script = await locusts.start("examples/distributed/run.py", *options, *PATIENT)
         await wait_for_clients(accepted_clients, 50)
         os.killpg(script.process.pid, signal.SIGINT)
         assert await script.ended() == 130
@@ -314,7 +307,7 @@ async def a_script_interrupted(locusts: LocustProcesses) -> None:
     assert locusts.report().interrupted
 
 
-# A locustfile with short timeouts of the master.
+# A locustfile with short timeouts of the master, for workers that never do what it waits for.
 SHORT_TIMEOUTS = """
     from greeter.loadtest.distributed import locust_master
     from greeter.loadtest.locust import GreeterUser
@@ -323,12 +316,36 @@ SHORT_TIMEOUTS = """
         pass
 """
 
+# A locustfile whose master waits for 3 s instead of 30 s after the last moment of the plan for results. It
+# still has 30 s for a worker to start its generator.
+SHORT_WAIT_FOR_RESULTS = """
+    from greeter.loadtest.distributed.locust_master import LocustMaster
+    from greeter.loadtest.locust import GreeterUser
+    class Canary(GreeterUser):
+        pass
+    wait = LocustMaster._wait_for_results
+    LocustMaster._wait_for_results = lambda self, deadline: wait(self, deadline - 27.0)
+"""
+
+# A locustfile whose worker waits for a second instead of 10 s for its generator to stop, not to start.
+SHORT_STOP = """
+    from greeter.loadtest.distributed import locust_worker
+    from greeter.loadtest.locust import GreeterUser
+    class Canary(GreeterUser):
+        pass
+    stop = locust_worker.LocustWorker._stop
+    def stop_soon(self, message):
+        if self._generator is not None:
+            locust_worker._GENERATOR_TIMEOUT = 1.0
+        return stop(self, message)
+    locust_worker.LocustWorker._stop = stop_soon
+"""
+
 # A locustfile whose worker runs a statement before it handles a command.
 INTERCEPTS_COMMAND = """
     import gevent
     from greeter.loadtest.distributed import locust_worker
     from greeter.loadtest.locust import GreeterUser
-    locust_worker._GENERATOR_TIMEOUT = 5.0
     class Canary(GreeterUser):
         pass
     dispatch = locust_worker.LocustWorker._dispatch
@@ -343,12 +360,10 @@ INTERCEPTS_COMMAND = """
 async def a_generator_freezes(locusts: LocustProcesses) -> None:
     """The generator stops responding; the worker still sends heartbeats."""
     async with serving_and_counting(greet) as (target, accepted_clients):
-        short_timeouts = locusts.locustfile(SHORT_TIMEOUTS.format(5.0), "short_timeouts")
-        options = ("-H", target, "-t", "2s", "--greeter-rate", "100", "--greeter-timeout", "1s")
-        master = await locusts.master(*options, file=short_timeouts, workers=1)
-        worker = await locusts.worker(
-            file=locusts.locustfile(INTERCEPTS_COMMAND.format("none", "pass"), "worker")
-        )
+        options = ("-H", target, "-t", "4s", "--greeter-rate", "100", "--greeter-timeout", "1s")
+        short_wait = locusts.locustfile(SHORT_WAIT_FOR_RESULTS, "short_wait")
+        master = await locusts.master(*options, file=short_wait, workers=1)
+        worker = await locusts.worker(file=locusts.locustfile(SHORT_STOP, "short_stop"))
         await wait_for_clients(accepted_clients, 20)
         [generator] = generators(worker.process.pid)
         os.kill(generator, signal.SIGSTOP)
@@ -440,7 +455,8 @@ async def from_the_web_page(locusts: LocustProcesses) -> None:
             form |= {"greeter_count": count, **more}
             await fetch(f"http://127.0.0.1:{port}/swarm", urlencode(form).encode())
             async with asyncio.timeout(PATIENCE):
-                while await state_at(port) != "stopped" or not locusts.json.exists():  # noqa: ASYNC110
+                # In this order: until there is a report, the state may be that of the run before.
+                while not locusts.json.exists() or await state_at(port) != "stopped":  # noqa: ASYNC110
                     await asyncio.sleep(0.05)  # the other process has no event to wait for
             report = locusts.report()
             assert report.plan["count"] == count

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import PATIENCE
-from tests.support.loadtest_peers import greet, serving
+from tests.support.loadtest_peers import GREETING, greet, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,11 +80,18 @@ def load(target: str, *options: str) -> str:
 @pytest.mark.parametrize("width", [50, 80, 120])
 def test_a_run_fits_the_terminal(tmp_path: Path, width: int) -> None:
     async def check() -> None:
-        pane = Pane(tmp_path / "tmux")
-        async with serving(greet) as target:
-            await pane.run(load(target, "--duration", "1s", "--threshold", "response:p99<1us"), width)
+        pane, seen = Pane(tmp_path / "tmux"), asyncio.Event()
+
+        async def greet_later(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await seen.wait()  # the run goes on until its panel was seen
+            writer.write(GREETING)
+
+        options = ("--duration", "1s", "--timeout", f"{PATIENCE:.0f}s", "--threshold", "response:p99<1us")
+        async with serving(greet_later) as target:
+            await pane.run(load(target, *options), width)
             try:
                 panel = await pane.until(shows("greeted of"))
+                seen.set()
                 assert [line.endswith(" of 1 s") for line in panel] == [True, *[False] * (len(panel) - 1)]
                 assert panel[-2].startswith("p99 ")
                 end = await pane.until(shows("ended"))
@@ -118,11 +125,13 @@ def test_the_panel_follows_a_pane_that_changes(tmp_path: Path) -> None:
     async def check() -> None:
         pane = Pane(tmp_path / "tmux")
         async with serving(greet) as target:
-            await pane.run(f"seq 101 120; {load(target, '--duration', '20s')}", 100)
+            await pane.run(f"seq 101 120; {load(target, '--duration', '10m')}", 100)
             try:
                 for width in (100, 60, 40, 120):
                     await pane.tmux("resize-window", "-x", str(width))
-                    panel = await pane.until(lambda lines: len(bar(lines)) == width - 1)  # noqa: B023  # awaited
+                    panel = await pane.until(
+                        lambda lines: len(bar(lines)) == width - 1 and shows("greeted of")(lines)  # noqa: B023
+                    )
                     assert sum("greeted of" in line for line in panel) == 1
                     assert panel[panel.index(bar(panel)) - 1] == "120"
             finally:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from greeter import serve
 from greeter.errors import ConfigError
 from greeter.loadtest import LoadPlan, LoadReport, Threshold, load
 from greeter.loadtest.generator import engine, timer
+from greeter.loadtest.generator import target as target_module
 from greeter.loadtest.generator.datagram_connection import DatagramConnection
 from greeter.loadtest.generator.engine import Engine
 from greeter.loadtest.generator.event_poller import ReaderPoller
@@ -23,16 +25,20 @@ from greeter.loadtest.generator.target import Target, resolve
 from greeter.loadtest.plan.outcome import GREETED
 from greeter.loadtest.report.merge import merge
 from greeter.loadtest.report.render import summary
-from tests.conftest import run_greeter
+from tests.conftest import PATIENCE, run_greeter
+from tests.support.engine_clock import Clock, clock
 from tests.support.loadtest_peers import GREETING, checked
+from tests.support.peers import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from greeter.loadtest.metrics.run_metrics import RunMetrics
 
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
+
+__all__ = ["clock"]  # a fixture
 
 
 @pytest.fixture(params=["epoll", "readers"])
@@ -60,6 +66,10 @@ class Service:
         for answer in self._answer(data):
             self.answer_from.sendto(answer, source)
 
+    async def has_received(self, count: int) -> None:
+        """Wait for what a run has sent: without a reply, it does not wait for the service."""
+        await until(lambda: len(self.received) >= count, f"the service receives {count} datagrams")
+
 
 @contextlib.asynccontextmanager
 async def service(answer: Callable[[bytes], list[bytes]], host: str = "127.0.0.1") -> AsyncIterator[Service]:
@@ -84,13 +94,16 @@ def outcomes(metrics: RunMetrics) -> dict[str, int]:
     return {outcome: count for outcome, count in metrics.outcomes.items() if count}
 
 
-def free_target() -> str:
+@contextlib.contextmanager
+def unreachable() -> Iterator[str]:
+    """A port that refuses datagrams, and that nobody else gets: its socket is connected to another one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        return f"udp:127.0.0.1:{sock.getsockname()[1]}"
+        sock.connect(("127.0.0.9", 9))
+        yield f"udp:127.0.0.1:{sock.getsockname()[1]}"
 
 
-@pytest.mark.usefixtures("poller_kind")
+@pytest.mark.usefixtures("poller_kind", "clock")  # in an open loop, no datagram is late
 @pytest.mark.parametrize("options", [{}, {"rate": 1000}])
 async def test_every_datagram_that_is_answered_is_greeted(options: dict[str, Any]) -> None:
     async with service(lambda _: [GREETING, b"a second reply"]) as found:
@@ -120,16 +133,19 @@ async def test_a_datagram_ends_in_one_class(
 ) -> None:
     async with service(answer) as found:
         metrics = await run(found.target, connections=10, **options)
+        await found.has_received(10)
     assert outcomes(metrics) == {outcome: 10}
     assert len(found.received) == 10, "each is sent once"
 
 
 @pytest.mark.usefixtures("poller_kind")
 async def test_a_port_that_is_unreachable_refuses_and_slots_rest() -> None:
-    metrics = await run(free_target(), count=None, duration=0.3, timeout=5)
-    assert set(outcomes(metrics)) == {"refused"}
-    assert 5 < metrics.attempted < 500  # 5 slots, at most one datagram per 100 ms each in the end
-    assert metrics.reasons == {"refused": {"Connection refused": metrics.attempted}}
+    began = time.monotonic()
+    with unreachable() as target:
+        metrics = await run(target, count=40)
+    assert outcomes(metrics) == {"refused": 40}
+    assert time.monotonic() - began >= 0.127, "8 of each of 5 slots: 1 + 2 + 4 + … + 64 ms"
+    assert metrics.reasons == {"refused": {"Connection refused": 40}}
 
 
 async def test_a_reply_from_another_address_is_lost() -> None:
@@ -138,6 +154,7 @@ async def test_a_reply_from_another_address_is_lost() -> None:
         async with service(lambda _: [GREETING]) as found:
             found.answer_from = other
             metrics = await run(found.target, timeout=0.1)
+            await found.has_received(10)
         assert len(found.received) == 10
     assert outcomes(metrics) == {"no_reply": 10}
 
@@ -165,10 +182,13 @@ async def test_an_error_of_the_system_has_its_class(monkeypatch: pytest.MonkeyPa
     assert fail(errno.EAGAIN) == "local_exhausted"  # no port is free
 
 
-async def test_a_name_with_several_addresses_loads_the_one_that_replies() -> None:
+async def test_a_name_with_several_addresses_loads_the_one_that_replies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(target_module, "_REPLY_SECONDS", PATIENCE)
     async with service(lambda _: [GREETING]) as found:
         port = found.target.rpartition(":")[2]
-        target = await resolve(LoadPlan(f"udp:localhost:{port}"))
+        target = await resolve(LoadPlan(f"udp:localhost:{port}", timeout=PATIENCE))
     assert target.text == f"udp:127.0.0.1:{port}"
 
 
@@ -179,7 +199,8 @@ async def test_ipv6_and_a_source_address() -> None:
         assert outcomes(await run(found.target, source_ips=["127.0.0.7"])) == {GREETED: 10}
 
 
-async def test_a_report_has_the_rate_of_what_was_lost_and_the_counters_of_udp() -> None:
+async def test_a_report_has_the_rate_of_what_was_lost_and_the_counters_of_udp(clock: Clock) -> None:
+    clock.settled = lambda engine: len(engine._waiting) in (0, 5)  # five are answered, then time passes
     count = 0
 
     def every_other(_: bytes) -> list[bytes]:

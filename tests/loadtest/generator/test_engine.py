@@ -11,7 +11,6 @@ import select
 import socket
 import threading
 import time
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +24,9 @@ from greeter.loadtest.generator.event_poller import EpollPoller, ReaderPoller
 from greeter.loadtest.generator.load_connection import earliest_start
 from greeter.loadtest.generator.target import Target, resolve
 from greeter.loadtest.plan.outcome import GREETED
+from greeter.loadtest.plan.pacer import LATE_TOLERANCE
 from tests.conftest import PATIENCE, one_loop
+from tests.support.engine_clock import Clock, clock, connected
 from tests.support.loadtest_peers import (
     GREETING,
     abort_with_reset,
@@ -41,13 +42,14 @@ from tests.support.peers import until
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import MethodType
 
     from greeter.loadtest.metrics.run_metrics import RunMetrics
     from greeter.loadtest.metrics.timeline import Interval
     from tests.support.loadtest_peers import Handler
 
 pytestmark = pytest.mark.usefixtures("no_fd_leak")
+
+__all__ = ["clock"]  # a fixture
 
 
 @pytest.fixture(params=["epoll", "readers"])
@@ -56,60 +58,6 @@ def poller_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if request.param == "readers":
         monkeypatch.setattr(engine, "new_poller", ReaderPoller)
         monkeypatch.setattr(timer, "_timerfd", lambda: None)
-
-
-class Clock:
-    """The engine's clock. It advances at once to the next time at which something is due.
-
-    It stops while a connection is open whose handler does not ``sleep`` on this clock.
-    """
-
-    def __init__(self) -> None:
-        self.now = time.monotonic()
-        self.asleep: list[tuple[float, asyncio.Future[None]]] = []
-
-    async def sleep(self, seconds: float) -> None:
-        awake = asyncio.get_running_loop().create_future()
-        self.asleep.append((self.now + seconds, awake))
-        await awake
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-
-    class FakeTimer:
-        def __init__(self, loop: asyncio.AbstractEventLoop, callback: MethodType) -> None:
-            self._loop, self._callback, self._when, self._closed = loop, callback, inf, False
-            assert isinstance(callback.__self__, Engine)
-            self._engine = callback.__self__
-            loop.call_soon(self._look)
-
-        def set(self, when: float) -> None:
-            self._when = min(self._when, when)
-
-        def close(self) -> None:
-            self._closed = True
-
-        def _look(self) -> None:
-            """In every iteration of the loop: advance the clock if no connection is active."""
-            if self._closed:
-                return
-            self._loop.call_soon(self._look)
-            if len(clock.asleep) != len(self._engine._waiting):
-                return
-            clock.asleep.sort(key=lambda sleeper: sleeper[0])
-            if clock.asleep and clock.asleep[0][0] <= self._when:
-                clock.now, awake = clock.asleep.pop(0)
-                awake.set_result(None)
-            elif self._when < inf:
-                # Add a nanosecond: rounded, the time could be before the one that is due.
-                clock.now, self._when = max(clock.now, self._when) + 1e-9, inf
-                self._callback()
-
-    monkeypatch.setattr(engine, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(engine, "PreciseTimer", FakeTimer)
-    return clock
 
 
 async def run(target: str, **options: Any) -> RunMetrics:
@@ -189,9 +137,6 @@ async def send_megabyte(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         (greet, {"expect": "Hello"}, "unexpected_greeting"),
         (greet_and_stay, {"until": "line", "expect": "Hello"}, "unexpected_greeting"),
         (send_megabyte, {"max_bytes": 999_999}, "too_large"),
-        (wait_for_close, {"timeout": 0.05}, "connected_no_greeting"),
-        (never_end, {"timeout": 0.4}, "greeting_timeout"),
-        (never_end, {"until": "line", "timeout": 0.4}, "greeting_timeout"),
         (reset_at_once, {}, "reset"),
         (reset_after_greeting, {}, "reset"),
         (send_reply, {"until": "reply", "expect": "ready"}, GREETED),
@@ -203,11 +148,9 @@ async def send_megabyte(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         (send_teaser_only, {"until": "reply"}, "unexpected_greeting"),
         (send_teaser_only, {"until": "line"}, GREETED),
         (greet_and_stay, {"until": "idle:20ms", "expect": "220 "}, GREETED),
-        (wait_for_close, {"until": "idle:20ms", "timeout": 0.4}, "connected_no_greeting"),
         (greet, {"until": "idle:60s"}, GREETED),
         (echo, {"send": "HELLO\\n", "expect": "HELLO"}, GREETED),
         (echo, {"send": b"HELLO\n", "until": "line", "expect": "HELLO"}, GREETED),
-        (echo, {"send": b"HELLO", "timeout": 0.4}, "connected_no_greeting"),
         (echo, {"proxy_protocol": "v1", "expect": "PROXY TCP4 127.0.0.1 127.0.0.1 "}, GREETED),
         (reset_after_greeting, {"until": "reply", "expect": "connecting"}, "reset"),
         (reset_after_greeting, {"expect": "connecting"}, GREETED),
@@ -227,6 +170,36 @@ async def test_every_connection_ends_in_its_class(
     answered = outcome in (GREETED, "empty", "unexpected_greeting")
     assert metrics.service.total == metrics.response.total == 20 * answered
     assert metrics.first_byte.total == 20 * (answered and outcome != "empty")
+
+
+def received(engine: Engine) -> int:
+    """Return how many bytes of incomplete greetings the engine has received."""
+    return sum(connection.received for connection in engine._waiting.values())
+
+
+@pytest.mark.usefixtures("poller_kind")
+@pytest.mark.parametrize(
+    ("handler", "options", "outcome"),
+    [
+        (wait_for_close, {"timeout": 0.05}, "connected_no_greeting"),
+        (never_end, {"timeout": 0.4}, "greeting_timeout"),
+        (never_end, {"until": "line", "timeout": 0.4}, "greeting_timeout"),
+        (wait_for_close, {"until": "idle:20ms", "timeout": 0.4}, "connected_no_greeting"),
+        (echo, {"send": b"HELLO", "timeout": 0.4}, "connected_no_greeting"),
+    ],
+)
+async def test_a_timeout_ends_a_connection_in_its_class(
+    handler: Handler, options: dict[str, Any], outcome: str, clock: Clock
+) -> None:
+    """With a clock that stands still until the engine has seen what the server does within the timeout."""
+    sent = len(GREETING) if handler is never_end else 0
+    clock.settled = lambda engine: connected(engine) and received(engine) == sent * len(engine._waiting)
+    async with serving(handler) as target:
+        metrics = await run(target, count=20, connections=20, **options)
+    assert outcomes(metrics) == {outcome: 20}
+    assert metrics.connect.total == 20
+    assert metrics.service.total == metrics.response.total == metrics.first_byte.total == 0
+    assert metrics.failed.percentiles(0, 100) == pytest.approx([options["timeout"] * 1e6] * 2, rel=0.001)
 
 
 @pytest.mark.usefixtures("poller_kind")
@@ -272,7 +245,12 @@ async def test_a_full_unix_queue_is_retried(tmp_path: Path) -> None:
             client.close()
         metrics = await running
     assert outcomes(metrics) == {GREETED: 5}
-    with never_accepting(path=str(tmp_path / "t")) as (_, target):
+
+
+@pytest.mark.usefixtures("poller_kind")
+async def test_a_unix_queue_that_stays_full_is_a_connect_timeout(clock: Clock, tmp_path: Path) -> None:
+    clock.settled = lambda engine: len(engine._connecting) in (0, 4)  # the queue has room for one
+    with never_accepting(path=str(tmp_path / "s")) as (_, target):
         metrics = await run(target, count=5, connections=5, timeout=0.1, connect_timeout=0.05)
     assert outcomes(metrics) == {"connected_no_greeting": 1, "connect_timeout": 4}
 
@@ -312,21 +290,25 @@ async def test_running_out_of_descriptors_or_addresses_is_local_exhausted(
     assert outcomes(metrics) == {GREETED: 10, "local_exhausted": 10}
 
 
-async def test_a_pause_that_ends_a_greeting_is_in_no_figure() -> None:
-    async def two_parts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"one ")
-        await asyncio.sleep(0.05)
-        writer.write(b"two")
-        await reader.read()
+async def test_a_pause_that_ends_a_greeting_is_in_no_figure(clock: Clock) -> None:
+    sent = 0
 
-    began = time.monotonic()
+    async def two_parts(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        for part, seconds in ((b"one ", 0.05), (b"two", 60.0)):
+            writer.write(part)
+            sent += len(part)
+            await clock.sleep(seconds)
+
+    clock.settled = lambda engine: clock.all_asleep(engine) and received(engine) == sent
+    began = clock.now
     async with serving(two_parts) as target:
         metrics = await run(target, count=5, connections=5, until="idle:600ms", expect="one two")
     assert outcomes(metrics) == {GREETED: 5}
-    assert time.monotonic() - began >= 0.65
+    assert clock.now - began == pytest.approx(0.65, abs=1e-6)
     for histogram in (metrics.service, metrics.response):
-        assert 50_000 <= (histogram.percentiles(100)[0] or 0) < 600_000
-    assert metrics.elapsed < 0.6
+        assert histogram.percentiles(0, 100) == pytest.approx([50_000] * 2, rel=0.001)
+    assert metrics.elapsed == pytest.approx(0.05, abs=1e-6)
 
 
 async def test_a_client_that_speaks_first_sends_all_of_it() -> None:
@@ -402,10 +384,11 @@ async def test_a_refused_client_of_a_closed_loop_waits_longer_each_time() -> Non
     assert metrics.peak_open <= 2
 
 
+@pytest.mark.usefixtures("clock")
 async def test_a_refused_client_of_an_open_loop_does_not_wait() -> None:
     metrics = await run(refused_endpoint(), rate=1000, duration=0.2, connections=1)
-    assert metrics.attempted + metrics.unstarted == 200
-    assert metrics.attempted > 20, "with a rest, 2 in the first 3 ms, 7 in 0.2 s"
+    assert metrics.unstarted == 0
+    assert metrics.attempted == 200, "with a rest, 2 in the first 3 ms, 7 in 0.2 s"
 
 
 @pytest.mark.usefixtures("clock")
@@ -442,11 +425,15 @@ async def test_what_is_overdue_at_the_end_of_a_short_schedule_is_started_if_ther
     assert metrics.scheduled >= 0.06 or metrics.lag.total == 5
 
 
-async def test_unstarted_connections_are_those_of_the_generator_only_if_there_were_slots() -> None:
+@pytest.mark.usefixtures("clock")
+async def test_unstarted_connections_are_not_those_of_the_generator_if_there_was_no_slot() -> None:
     async with serving(greet_and_stay) as target:
         metrics = await run(target, rate=100, duration=0.2, connections=5, until="line", hold=60.0)
     assert metrics.unstarted == 15
     assert metrics.unstarted_with_free_slots == 0
+
+
+async def test_unstarted_connections_are_those_of_the_generator_if_there_were_slots() -> None:
     metrics = await run(refused_endpoint(), rate=300_000, duration=0.2)
     assert metrics.unstarted_with_free_slots == metrics.unstarted > 1000
 
@@ -462,29 +449,39 @@ async def test_a_generator_that_does_not_run_is_noticed_by_its_own_clock() -> No
     assert 0.4 <= metrics.stopped < 5
 
 
-async def test_running_out_of_ports_is_local_exhausted(monkeypatch: pytest.MonkeyPatch) -> None:
-    class NoPorts(socket.socket):
-        def connect_ex(self, _: Any) -> int:
-            return errno.EADDRNOTAVAIL
+class NoPorts(socket.socket):
+    def connect_ex(self, _: Any) -> int:
+        return errno.EADDRNOTAVAIL
 
+
+async def test_running_out_of_ports_is_local_exhausted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Target, "open", lambda _: NoPorts())
     began = time.monotonic()
     metrics = await run("127.0.0.1:9", count=10, connections=2)
     assert outcomes(metrics) == {"local_exhausted": 10}
     assert time.monotonic() - began >= 0.015, "a closed loop waits 1, 2, 4 and 8 ms between attempts"
+
+
+@pytest.mark.usefixtures("clock")
+async def test_an_open_loop_that_runs_out_of_ports_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "open", lambda _: NoPorts())
     metrics = await run("127.0.0.1:9", count=10, rate=10_000)
-    assert outcomes(metrics) == {"local_exhausted": metrics.attempted}
-    assert metrics.attempted + metrics.unstarted == 10
+    assert outcomes(metrics) == {"local_exhausted": 10}
+    assert metrics.unstarted == 0
 
 
 @pytest.mark.usefixtures("poller_kind")
 async def test_hold_keeps_connections_open() -> None:
     async with serving(greet_and_stay) as target:
+        began = time.monotonic()
         metrics = await run(target, count=50, connections=50, until="line", hold=0.3)
+        rest = time.monotonic() - began - 0.3
     assert outcomes(metrics) == {GREETED: 50}
     assert metrics.peak_open == 50
     assert metrics.closed_while_held == 0
-    assert (metrics.response.percentiles(0)[0] or 0) < 300_000, "the time of the hold is not latency"
+    fastest = metrics.response.percentiles(0)[0] or 0
+    assert rest > 0
+    assert fastest <= 1.001 * 1e6 * rest, "the time of the hold is not latency"
 
 
 @pytest.mark.usefixtures("poller_kind")
@@ -553,18 +550,18 @@ async def test_a_reset_after_the_end_ends_the_hold() -> None:
     assert time.monotonic() - began < 60.0
 
 
-async def test_the_end_of_the_duration_ends_the_hold() -> None:
+async def test_the_end_of_the_duration_ends_the_hold(clock: Clock) -> None:
     async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.15)
+        await clock.sleep(0.15)
         writer.write(GREETING)
 
-    for handler in (greet, slow):  # one greets within the duration, one after it
+    for handler, end in ((greet, 0.1), (slow, 0.15)):  # one greets within the duration, one after it
         async with serving(handler) as target:
-            began = time.monotonic()
+            began = clock.now
             metrics = await run(target, connections=5, duration=0.1, hold=60.0)
         assert outcomes(metrics) == {GREETED: 5}
         assert metrics.closed_while_held == 0
-        assert time.monotonic() - began < 60.0
+        assert clock.now - began == pytest.approx(end, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -576,34 +573,35 @@ async def test_the_end_of_the_duration_ends_the_hold() -> None:
         {"rate": 100, "duration": 0.2, "connections": 5},  # the others wait for a slot in vain
     ],
 )
-async def test_the_end_of_the_duration_ends_the_hold_in_both_loops(load: dict[str, Any]) -> None:
+async def test_the_end_of_the_duration_ends_the_hold_in_both_loops(
+    load: dict[str, Any], clock: Clock
+) -> None:
     async with serving(greet_and_stay) as target:
-        began = time.monotonic()
+        began = clock.now
         metrics = await run(target, until="line", hold=60.0, **load)
-        assert time.monotonic() - began < 60.0
-    assert outcomes(metrics) == {GREETED: metrics.attempted}
-    assert metrics.closed_while_held == 0
+    assert clock.now - began <= 0.2 + LATE_TOLERANCE + 1e-6
     due = 5 if "count" in load else 20
+    attempted = 5 if "connections" in load else 20  # the end of the duration does not start a burst
+    assert outcomes(metrics) == {GREETED: attempted}
+    assert metrics.closed_while_held == 0
     assert metrics.attempted + metrics.unstarted == due
-    if "connections" in load:
-        assert metrics.attempted == 5, "the end of the duration does not start a burst"
 
 
-async def test_a_connection_that_waits_at_the_end_of_the_duration_has_its_timeout() -> None:
+async def test_a_connection_that_waits_at_the_end_of_the_duration_has_its_timeout(clock: Clock) -> None:
+    clock.settled = connected
     with never_accepting(backlog=100) as (_, target):
         metrics = await run(target, rate=100, duration=0.1, hold=60.0, timeout=0.3)
-    assert outcomes(metrics) == {"connected_no_greeting": metrics.attempted}
+    assert outcomes(metrics) == {"connected_no_greeting": 10}
     assert (metrics.failed.percentiles(0)[0] or 0) >= 300_000
 
 
-async def test_without_a_duration_hold_is_not_shortened() -> None:
+async def test_without_a_duration_hold_is_not_shortened(clock: Clock) -> None:
     async with serving(greet_and_stay) as target:
-        began = time.monotonic()
+        began = clock.now
         metrics = await run(target, rate=1000, count=30, connections=100, until="line", hold=0.5)
-    assert outcomes(metrics) == {GREETED: metrics.attempted}
-    assert metrics.attempted + metrics.unstarted == 30
-    assert metrics.peak_open == metrics.attempted
-    assert time.monotonic() - began >= 0.5
+    assert outcomes(metrics) == {GREETED: 30}
+    assert metrics.peak_open == 30
+    assert clock.now - began == pytest.approx(0.529, abs=1e-6)
 
 
 async def test_the_slot_of_a_held_connection_is_reused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -623,7 +621,10 @@ async def test_the_slot_of_a_held_connection_is_reused_at_once(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("outcome", ["connect_timeout", "connected_no_greeting"])
-async def test_each_connection_has_its_own_deadline(outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_connection_has_its_own_deadline(
+    outcome: str, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    clock.settled = connected if outcome == "connected_no_greeting" else lambda _: True
     real = Engine._run_once
 
     def run_once(self: Engine) -> None:
@@ -642,20 +643,20 @@ async def test_each_connection_has_its_own_deadline(outcome: str, monkeypatch: p
         socket.create_connection(listener.getsockname()),  # now a queue with a backlog of 0 is full
     ):
         metrics = await run(target, rate=50, duration=0.3, **timeouts)
-    assert outcomes(metrics) == {outcome: metrics.attempted}
-    assert (metrics.failed.percentiles(0)[0] or 0) >= 100_000
+    assert outcomes(metrics) == {outcome: 15}
+    assert metrics.failed.percentiles(0, 100) == pytest.approx([100_000] * 2, rel=0.001)
 
 
-async def test_connections_open_at_the_end_of_the_duration_are_completed() -> None:
+async def test_connections_open_at_the_end_of_the_duration_are_completed(clock: Clock) -> None:
     async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.1)
+        await clock.sleep(0.1)
         writer.write(GREETING)
 
     async with serving(slow) as target:
         metrics = await run(target, connections=4, duration=0.15)
-    assert outcomes(metrics) == {GREETED: metrics.attempted}
-    assert 4 <= metrics.attempted <= 8
-    assert 0.15 <= metrics.scheduled <= metrics.elapsed
+    assert outcomes(metrics) == {GREETED: 8}
+    assert metrics.scheduled == pytest.approx(0.15, abs=1e-6)
+    assert metrics.elapsed == pytest.approx(0.2, abs=1e-6)
     assert metrics.cut_off == 0
 
 
@@ -669,7 +670,7 @@ async def test_waiting_for_the_last_connection_counts_as_idle_in_a_closed_loop()
 
 async def test_the_share_of_a_core_is_at_most_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of the CPU and that of the run are two, and a run of milliseconds shows their difference."""
-    monkeypatch.setattr(engine, "thread_time", lambda: 2 * time.monotonic())
+    monkeypatch.setattr(engine, "thread_time", itertools.count(0.0, 3600.0).__next__)
     metrics = await run(refused_endpoint(), count=200, connections=200)  # one or two iterations of the loop
     assert metrics.cpu_percent == [100.0]
 
@@ -691,26 +692,27 @@ async def test_the_warm_up_is_not_counted() -> None:
     assert sum(row["attempted"] for row in metrics.timeline.rows()) == 40
 
 
-async def test_the_warm_up_of_a_closed_loop_is_not_counted() -> None:
+async def test_the_warm_up_of_a_closed_loop_is_not_counted(clock: Clock) -> None:
     served = 0
 
     async def count(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal served
         served += 1
+        await clock.sleep(0.015)
         writer.write(GREETING)
 
     async with serving(count) as target:
         metrics = await run(target, connections=3, duration=0.1, warmup=0.1)
-    assert 0 < metrics.attempted < served
+    assert outcomes(metrics) == {GREETED: 3 * 7}
+    assert served == 3 * 7 + 3 * 7, "7 start within 0.1 s"
 
 
 @pytest.mark.usefixtures("poller_kind")
 async def test_an_open_loop_follows_the_real_clock() -> None:
     async with serving(greet) as target:
         metrics = await run(target, rate=200, duration=0.3)
-    assert outcomes(metrics) == {GREETED: metrics.attempted}
+    assert metrics.outcomes[GREETED] == metrics.attempted
     assert metrics.attempted + metrics.unstarted == 60, "fewer only if the machine is busy at the end"
-    assert metrics.scheduled == 0.3 or (metrics.lag.percentiles(100)[0] or 0) > 10_000, "started in overtime"
     assert metrics.elapsed >= metrics.scheduled >= 0.3
     assert metrics.lag.total == metrics.attempted
 
@@ -727,6 +729,7 @@ async def test_an_open_loop_keeps_its_schedule(clock: Clock) -> None:
         metrics = await run(target, rate=200, duration=0.3)
     assert outcomes(metrics) == {GREETED: 60}
     assert [moment - began for moment in begun] == pytest.approx([k / 200 for k in range(60)], abs=1e-6)
+    assert metrics.scheduled == 0.3
     assert (metrics.lag.percentiles(100)[0] or 0) <= 1
 
 

@@ -16,6 +16,7 @@ from greeter.loadtest.generator.event_poller import (
     ReaderPoller,
     new_poller,
 )
+from tests.support.loadtest_peers import refused_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,13 +77,12 @@ async def test_the_events_of_a_connection_are_reported(kind: Kind, listener: soc
 
 
 @both
-async def test_a_refused_connection_is_reported_as_failed(kind: Kind, listener: socket.socket) -> None:
+async def test_a_refused_connection_is_reported_as_failed(kind: Kind) -> None:
     recorder = Recorder(kind)
     sock = socket.socket()
-    address = listener.getsockname()
-    listener.close()
+    host, _, port = refused_endpoint().rpartition(":")
     sock.setblocking(False)
-    sock.connect_ex(address)
+    sock.connect_ex((host, int(port)))
     recorder.poller.register(sock.fileno())
     await recorder.wait_for(sock.fileno(), FAILED)
     recorder.poller.close()

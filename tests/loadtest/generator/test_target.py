@@ -11,7 +11,7 @@ from greeter.loadtest import LoadPlan
 from greeter.loadtest.generator import target as target_module
 from greeter.loadtest.generator.preflight import preflight
 from greeter.loadtest.generator.target import Target, resolve, with_tls
-from tests.support.loadtest_peers import never_accepting
+from tests.support.loadtest_peers import never_accepting, refused_endpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,8 +78,7 @@ def test_an_address_as_text() -> None:
 
 
 async def test_the_target_is_the_first_address_if_none_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
-    with never_accepting() as (_, endpoint):
-        port = int(endpoint.rpartition(":")[2])
+    port = int(refused_endpoint().rpartition(":")[2])
     set_addresses(monkeypatch, ("127.0.0.9", port), ("127.0.0.8", port))
     assert (await resolve(LoadPlan(f"name:{port}"))).address == ("127.0.0.9", port)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,13 +40,15 @@ async def test_workers_share_the_load_and_their_figures_are_added() -> None:
     async with serving(greet) as target:
         plan = LoadPlan(target, rate=200, count=101, connections=9, workers=3)
         async with WorkerPool(plan, await resolve(plan), on_interval) as workers:
+            began = time.monotonic()
             metrics = await workers.run()
+            took = time.monotonic() - began
     assert metrics.attempted + metrics.unstarted == 101
     assert metrics.outcomes[GREETED] == metrics.attempted
     assert sum(attempted.values()) == metrics.attempted
-    assert all(attempted.values())
+    assert sorted(attempted.values()) == [33, 34, 34] or metrics.unstarted, "fewer only if a worker was late"
     assert len(metrics.cpu_percent) == 3
-    assert 0.5049 < metrics.scheduled < 0.62, "0.1 s more if a worker was late"
+    assert 0.5049 < metrics.scheduled < took, "not the sum of their schedules, which is 1.5 s"
 
 
 async def test_a_worker_that_is_killed_fails_the_run_and_ends_the_others() -> None:
