@@ -95,8 +95,7 @@ async def kill_workers(service: Process, count: int) -> None:
     await until(lambda: len(children(service.pid)) == count, "all workers run")
     for pid in children(service.pid):
         os.kill(pid, signal.SIGKILL)
-    for _ in range(count):
-        await service.line_with("was killed by SIGKILL")
+    await lines_with(service, "was killed by SIGKILL", count)
 
 
 # It starts slowly from the second time on.
@@ -214,7 +213,7 @@ async def test_an_app_that_leaves_no_descriptor_costs_no_client_at_a_stop(tmp_pa
 async def test_stuck_clients_do_not_outlast_the_drain_deadline(tmp_path: Path) -> None:
     """Some never read a greeting that is too large for the kernel, others never close."""
     (tmp_path / "large").write_bytes(b"g" * 4_000_000)
-    args = ["--greeting-file", f"{tmp_path}/large", "--linger-timeout", "60", "--greet-timeout", "60"]
+    args = ["--greeting-file", f"{tmp_path}/large", "--linger-timeout", "600", "--greet-timeout", "600"]
     args += ["--drain-timeout", "2"]
 
     async def play(loop: str, path: str) -> None:
@@ -225,9 +224,8 @@ async def test_stuck_clients_do_not_outlast_the_drain_deadline(tmp_path: Path) -
                         sock = held.enter_context(await connect(service.port, receive_buffer=size))
                         assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"g"
                 begun = time.monotonic()
-                assert await service.stop() == 0
-                # The deadline, and what it may take to cut them off and to end; any other is a minute.
-                assert 2 <= time.monotonic() - begun < 3.5
+                assert await service.stop() == 0  # within PATIENCE; any other time-out is ten minutes
+                assert time.monotonic() - begun >= 2
         assert "warning: aborted 10 connections at the drain deadline" in service.lines
         assert last_line(service).startswith("Stopped: ")
 
@@ -236,17 +234,30 @@ async def test_stuck_clients_do_not_outlast_the_drain_deadline(tmp_path: Path) -
 
 async def test_a_delayed_stop_goes_on_serving() -> None:
     async def play(loop: str, path: str) -> None:
-        args = ("--loop", loop, "--accept", path, "--stop-delay", "0.3")
-        async with serving(*args) as service, crowd(service.port, clients=5) as clients:
+        args = ("--loop", loop, "--accept", path, "--stop-delay")
+        # However long the clients take, this delay is not over.
+        async with serving(*args, "600") as service, crowd(service.port, clients=5) as clients:
             await clients.more(5)
             service.process.send_signal(signal.SIGTERM)
-            await service.line_with("SIGTERM: serving for another 0.3 s")
+            await service.line_with("SIGTERM: serving for another 600 s")
             await clients.more(10)
-            assert clients.refused == 0
+            clients.leave()
+            await until(lambda: clients.present == 0, "everybody has left")
+        assert (clients.lost, clients.refused) == ([], 0)
+        async with serving(*args, "0.3") as service, crowd(service.port, clients=5) as clients:
+            await clients.more(5)
+            begun = time.monotonic()
+            service.process.send_signal(signal.SIGTERM)
             assert await service.ended() == 0
+            assert time.monotonic() - begun >= 0.3
             clients.give_up()
         assert clients.lost == []
-        assert "SIGTERM: stopping: no new clients, finishing open connections" in service.lines
+        heard = clients.greeted
+        assert service.lines[-3:] == [
+            "SIGTERM: serving for another 0.3 s",
+            "SIGTERM: stopping: no new clients, finishing open connections",
+            f"Stopped: {heard} greeted of {heard} accepted, 0 failed",
+        ]
 
     await on_every_stage(play)
 
