@@ -58,6 +58,8 @@ sys.exit(run(sys.argv[1:]))
 """
 
 SHORT = ("-c", "5", "-n", "200", "--quiet")
+# A limit that no run keeps. It is none on a latency, for whose miss a pause of the machine may be the reason.
+MISSED = ("--threshold", "rate:achieved>=1g")
 
 
 async def test_a_run_and_its_files(tmp_path: Path) -> None:
@@ -72,9 +74,9 @@ async def test_a_run_and_its_files(tmp_path: Path) -> None:
         assert json.loads(run.read_text())["connections"]["greeted"] == 200
         assert timeline.read_text()
         assert histograms.read_text().startswith("#")
-        code, out, _ = await run_greeter("load", server.address, *SHORT, "--threshold", "response:max<1us")
+        code, out, _ = await run_greeter("load", server.address, *SHORT, *MISSED)
         assert code == 99
-        assert "response:max<1us" in out
+        assert "rate:achieved>=1g" in out
         old = ("--baseline", str(run), "--tolerance", "100000")
         code, out, _ = await run_greeter("load", server.address, *SHORT, *old)
         assert code == 0
@@ -125,7 +127,8 @@ async def test_a_service_that_refuses_in_words_is_named() -> None:
 
 async def test_a_service_that_stays_connected_is_named() -> None:
     async with serving(greet_and_stay) as target:
-        code, out, _ = await run_greeter("load", target, "-n", "3", "--timeout", "200ms", "--quiet")
+        options = ("-c", "3", "-n", "3", "--timeout", "1s", "--quiet")
+        code, out, _ = await run_greeter("load", target, *options)
     assert code == 1
     assert "; 3 failed: greeting_timeout." in out.splitlines()[-1]
     assert out.endswith(" The service stays connected after its greeting: --until line ends it there.\n")
@@ -420,14 +423,14 @@ async def test_a_full_disk_fails_the_report_after_the_summary() -> None:
 
 async def test_after_a_failed_file_the_others_are_written(tmp_path: Path) -> None:
     timeline = tmp_path / "run.csv"
-    options = ("--threshold", "response:p50<1us", "--json", "/dev/full", "--csv", str(timeline))
+    options = (*MISSED, "--json", "/dev/full", "--csv", str(timeline))
     async with serving(greet) as target:
         code, _, err = await run_greeter("load", target, *SHORT, *options)
     assert (code, err) == (99, "greeter: cannot write /dev/full: no space left on device\n")
     assert timeline.read_text().startswith("t_s,")
 
 
-@pytest.mark.parametrize(("options", "code"), [((), 1), (("--threshold", "response:p50<1us"), 99)])
+@pytest.mark.parametrize(("options", "code"), [((), 1), (MISSED, 99)])
 async def test_a_full_disk_behind_stdout_keeps_the_files(
     tmp_path: Path, options: tuple[str, ...], code: int
 ) -> None:
