@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
@@ -158,8 +158,8 @@ async def test_a_greeting_and_a_key_from_pipes_are_kept(workers: str, tmp_path: 
         async with serving(*args, fds=tuple(fd for _, fd in pipes)) as service:
 
             async def heard() -> bytes:
-                options = {"ssl": context, "server_hostname": "localhost", "timeout": PATIENCE}
-                return (await greet("127.0.0.1", service.port, **options)).data  # type: ignore[arg-type]
+                options: dict[str, Any] = {"timeout": PATIENCE, "connect_timeout": PATIENCE, "ssl": context}
+                return (await greet("127.0.0.1", service.port, server_hostname="localhost", **options)).data
 
             assert await heard() == b"from a pipe"
             await reload(service)

@@ -60,16 +60,15 @@ def port_of(listener: Listener) -> int:
 
 @contextlib.asynccontextmanager
 async def supervising(listener: Listener, count: int = 2, **options: Any) -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(
-        options.pop("command", COMMAND), [listener], count, task=options.pop("task", {}), **options
-    )
+    defaults: dict[str, Any] = {"command": COMMAND, "task": {}, "ready_timeout": PATIENCE}
+    supervisor = Supervisor(listeners=[listener], count=count, **(defaults | options))
     async with asyncio.timeout(PATIENCE):
         await supervisor.start()
     try:
         yield supervisor
     finally:
         async with asyncio.timeout(PATIENCE):
-            await supervisor.stop(5.0)
+            await supervisor.stop(PATIENCE / 2)
 
 
 def exists(pid: int) -> bool:
@@ -234,7 +233,7 @@ async def test_a_replacement_that_does_not_become_ready_is_retried(
         os.kill(pid, signal.SIGKILL)
         await until(lambda: supervisor.restarts == 2, "the first replacement fails")
         needed.touch()
-        assert (await greet(port=port_of(listener))).data == b"hello"
+        assert (await greet(port=port_of(listener), timeout=PATIENCE)).data == b"hello"
     first, second, *_ = errors(caplog)
     assert first == f"worker {pid} was killed by SIGKILL: starting another in 0.1 s"
     assert second.endswith(
@@ -848,7 +847,7 @@ async def test_a_worker_that_dies_during_its_replacement_is_logged(
         (new,) = supervisor.pids
         assert new != old
         os.kill(new, signal.SIGKILL)  # a later replacement has the new task
-        assert (await greet(port=port_of(listener))).data == b"new"
+        assert (await greet(port=port_of(listener), timeout=PATIENCE)).data == b"new"
 
 
 # -- reports ---------------------------------------------------------------------------------------------
