@@ -320,6 +320,7 @@ async def test_workers_killed_under_load_lose_what_they_had_and_count_it_as_abor
 
 async def test_after_a_pause_no_worker_is_taken_for_hung(tmp_path: Path) -> None:
     """The parent runs on before its workers do: it has asked for a report that it cannot have yet."""
+    pytest.importorskip("prometheus_client")
     address = f"{tmp_path}/notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
@@ -330,9 +331,10 @@ async def test_after_a_pause_no_worker_is_taken_for_hung(tmp_path: Path) -> None
                 pass
 
         env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3000000"}
-        async with greeter_process(*workers(), env=env) as process:
+        async with greeter_process(*workers("--metrics", "127.0.0.1:0"), env=env) as process:
             before = children(process.pid)
             await fed()
+            await metric(process, "greeter_workers")  # they have answered the request of the start too
             for pid in before:
                 os.kill(pid, signal.SIGSTOP)
             await fed()  # and reports are requested
