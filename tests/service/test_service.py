@@ -25,7 +25,15 @@ from greeter.service.logs import FLUSH_SECONDS
 from greeter.system.signals import SAME_REQUEST_SECONDS
 from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, one_loop, run_greeter
-from tests.support.service_peers import children, crowd, lines_with, metric, running, started_by_init
+from tests.support.service_peers import (
+    LONG_STOP_DELAY,
+    children,
+    crowd,
+    lines_with,
+    metric,
+    running,
+    started_by_init,
+)
 from tests.system.test_listeners import needs_ipv6
 
 if TYPE_CHECKING:
@@ -482,28 +490,12 @@ async def test_a_failed_reload_changes_nothing(tmp_path: Path, text: str, why: s
 # -- stop delay, TLS and systemd -------------------------------------------------------------------------
 
 
-# The delay of 0.2 s is not over before there is a file.
-SLOW_DELAY = """
-import asyncio, os
-
-sleep = asyncio.sleep
-
-async def sleep_longer(seconds, *args):
-    await sleep(seconds, *args)
-    while seconds == 0.2 and not os.path.exists(os.environ["OVER"]):
-        await sleep(0.01)
-
-asyncio.sleep = sleep_longer
-hello = "Thank you for connecting"
-"""
-
-
 async def test_the_stop_delay_serves_on_before_the_drain(app: Any, tmp_path: Path) -> None:
-    args, env = app(SLOW_DELAY, "hello")
+    args, env = app(LONG_STOP_DELAY, "hello")
     over = tmp_path / "over"
-    async with serving("--stop-delay", "0.2", *args, env={**env, "OVER": str(over)}) as server:
+    async with serving("--stop-delay", "0.123", *args, env={**env, "OVER": str(over)}) as server:
         server.process.send_signal(signal.SIGTERM)
-        await server.line_with("SIGTERM: serving for another 0.2 s")
+        await server.line_with("SIGTERM: serving for another 0.123 s")
         assert (await greet(port=server.port)).data == HELLO
         over.touch()
         assert await server.ended() == 0
