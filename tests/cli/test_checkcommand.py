@@ -264,22 +264,22 @@ async def test_a_terminal_shows_colour_and_which_check_runs() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_ends_a_run_with_130_and_lets_the_service_go_on(number: int, tmp_path: Path) -> None:
-    started = tmp_path / "started"
+    told, started = tmp_path / "told", tmp_path / "started"
+    # The signal comes while the service stands still, which lasts until the command has begun to stop it.
+    stop = f": > {told}; kill -{int(number)} $PPID; sleep 100"
     async with blocking_loop() as peer:
         async with greeter_process(
             "check",
             peer.target,
             *("--pid", str(peer.pid), "--only", "stop"),
-            *("--stop", "sleep 100", "--start", f": > {started}"),
+            *("--stop", stop, "--start", f": > {started}"),
             ready="",
         ) as process:
-            # The signal comes while the service stands still.
-            await until(lambda: stopped(peer.pid), "the service stands still")
-            process.process.send_signal(number)
             async with asyncio.timeout(PATIENCE):
                 out, err = await process.process.communicate()
             assert process.process.returncode == 130
             assert b"Traceback" not in out + err
+            assert told.exists()
         await until(lambda: not stopped(peer.pid), "the service goes on")
 
 

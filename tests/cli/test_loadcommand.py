@@ -29,7 +29,9 @@ from tests.support.loadtest_peers import (
     refused_endpoint,
     serving,
 )
-from tests.support.service_peers import children
+from tests.support.peers import until
+from tests.support.proc import state_and_session
+from tests.support.service_peers import children, metric
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,6 +60,8 @@ sys.exit(run(sys.argv[1:]))
 """
 
 SHORT = ("-c", "5", "-n", "200", "--quiet")
+# A limit that no run keeps. It is none on a latency, for whose miss a pause of the machine may be the reason.
+MISSED = ("--threshold", "rate:achieved>=1g")
 
 
 async def test_a_run_and_its_files(tmp_path: Path) -> None:
@@ -72,9 +76,9 @@ async def test_a_run_and_its_files(tmp_path: Path) -> None:
         assert json.loads(run.read_text())["connections"]["greeted"] == 200
         assert timeline.read_text()
         assert histograms.read_text().startswith("#")
-        code, out, _ = await run_greeter("load", server.address, *SHORT, "--threshold", "response:max<1us")
+        code, out, _ = await run_greeter("load", server.address, *SHORT, *MISSED)
         assert code == 99
-        assert "response:max<1us" in out
+        assert "rate:achieved>=1g" in out
         old = ("--baseline", str(run), "--tolerance", "100000")
         code, out, _ = await run_greeter("load", server.address, *SHORT, *old)
         assert code == 0
@@ -125,7 +129,8 @@ async def test_a_service_that_refuses_in_words_is_named() -> None:
 
 async def test_a_service_that_stays_connected_is_named() -> None:
     async with serving(greet_and_stay) as target:
-        code, out, _ = await run_greeter("load", target, "-n", "3", "--timeout", "200ms", "--quiet")
+        options = ("-c", "3", "-n", "3", "--timeout", "1s", "--quiet")
+        code, out, _ = await run_greeter("load", target, *options)
     assert code == 1
     assert "; 3 failed: greeting_timeout." in out.splitlines()[-1]
     assert out.endswith(" The service stays connected after its greeting: --until line ends it there.\n")
@@ -195,18 +200,27 @@ async def output_of(*command: str) -> tuple[int | None, str]:
 
 @pytest.mark.thorough
 async def test_many_connections_are_held_open_and_a_raised_limit_is_noted() -> None:
-    """Ten thousand, if the descriptor limit allows it."""
+    """Ten thousand, if the descriptor limit allows it: they are held until all of them are greeted."""
+    pytest.importorskip("prometheus_client")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     many = 10_000 if hard == resource.RLIM_INFINITY else min(10_000, hard - 100)
     if many < 1_000:
         pytest.skip(f"a limit of {hard} open files")
-    async with greeter_process("serve", "--listen", "127.0.0.1:0", "--no-access-log") as server:
-        options = f"-c {many} -n {many} --hold 12s --timeout 60s --connect-timeout 60s --quiet"
+    args = ("--listen", "127.0.0.1:0", "--no-access-log", "--metrics", "127.0.0.1:0")
+    async with greeter_process("serve", *args) as server:
+        options = f"-c {many} -n {many} --hold 1h --timeout 10m --connect-timeout 10m --quiet"
         low = f"ulimit -Sn 200; exec {sys.executable} -m greeter load {server.address} {options}"
         process = await asyncio.create_subprocess_shell(low, stdout=subprocess.PIPE, cwd=ROOT)
+        async with asyncio.timeout(PATIENCE):
+            while await metric(server, "greeter_greeted_total") < many:
+                pass
+        both = (process.pid, *children(process.pid))
+        await until(lambda: all(state_and_session(pid)[0] == "S" for pid in both), "they have read all of it")
+        process.send_signal(signal.SIGINT)
         out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
     text = out.decode()
-    assert process.returncode == 0
+    assert process.returncode == 130
+    assert f"All {many:,} clients were greeted" in text
     assert f"{many:,} attempted, {many:,} greeted, 0 failed, 0 unstarted; {many:,} open at most\n" in text
     assert "  - raised the limit of open files from 200 to " in text
 
@@ -420,14 +434,14 @@ async def test_a_full_disk_fails_the_report_after_the_summary() -> None:
 
 async def test_after_a_failed_file_the_others_are_written(tmp_path: Path) -> None:
     timeline = tmp_path / "run.csv"
-    options = ("--threshold", "response:p50<1us", "--json", "/dev/full", "--csv", str(timeline))
+    options = (*MISSED, "--json", "/dev/full", "--csv", str(timeline))
     async with serving(greet) as target:
         code, _, err = await run_greeter("load", target, *SHORT, *options)
     assert (code, err) == (99, "greeter: cannot write /dev/full: no space left on device\n")
     assert timeline.read_text().startswith("t_s,")
 
 
-@pytest.mark.parametrize(("options", "code"), [((), 1), (("--threshold", "response:p50<1us"), 99)])
+@pytest.mark.parametrize(("options", "code"), [((), 1), (MISSED, 99)])
 async def test_a_full_disk_behind_stdout_keeps_the_files(
     tmp_path: Path, options: tuple[str, ...], code: int
 ) -> None:

@@ -164,4 +164,5 @@ class Client:
                 with contextlib.suppress(OSError):
                     if again:
                         self._sock.send(QUESTION)
+                        self._sock.settimeout(PATIENCE)
         return False

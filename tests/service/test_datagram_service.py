@@ -50,6 +50,14 @@ async def counted(process: Process, name: str, count: int) -> None:
             pass
 
 
+async def reload(process: Process) -> None:
+    """Reload, and wait until no worker receives that has the old configuration."""
+    before = set(children(process.pid))
+    process.process.send_signal(signal.SIGHUP)
+    await process.line_with("Reloaded")
+    await until(lambda: not before & set(children(process.pid)), "all are replaced")
+
+
 def serving(process: Process) -> list[int]:
     """The processes that serve: the workers, or the service itself."""
     return children(process.pid) or [process.pid]
@@ -118,7 +126,9 @@ async def test_datagrams_are_answered_during_the_stop_delay_though_it_is_not_rea
     args = ("--workers", workers, "--stop-delay", "600", "--metrics", "127.0.0.1:0")
     async with service(*args) as (process, address):
         health = (await process.line_with("Metrics on ")).rpartition(" ")[2]
-        assert (await fetch(health, "/healthz")).endswith(b"\r\n\r\nok\n")
+        async with asyncio.timeout(PATIENCE):
+            while not (found := await fetch(health, "/healthz")).endswith(b"\r\n\r\nok\n"):
+                assert found.endswith(b"\r\n\r\nno worker responds\n"), "they had no processor in time"
         process.process.send_signal(signal.SIGTERM)
         await process.line_with("serving for another 600 s")
         head, _, body = (await fetch(health, "/healthz")).partition(b"\r\n\r\n")
@@ -137,8 +147,7 @@ async def test_a_reload_changes_the_limits_of_datagrams(workers: str, tmp_path: 
         for number, (denied, allowed) in enumerate((("127.0.0.2", "127.0.0.3"), ("127.0.0.3", "127.0.0.2"))):
             if number:
                 config.write_text(f"deny = ['{denied}']")
-                process.process.send_signal(signal.SIGHUP)
-                await process.line_with("Reloaded")
+                await reload(process)
             with client(address, denied) as sock:
                 sock.send(QUESTION)
                 assert await ask(address, source=allowed) == HELLO
@@ -154,8 +163,7 @@ async def test_a_reload_warns_of_a_large_greeting(workers: str, tmp_path: Path) 
     file.write_bytes(b"x" * 512)
     async with service("--workers", workers, "--greeting-file", str(file)) as (process, address):
         file.write_bytes(b"x" * 513)
-        process.process.send_signal(signal.SIGHUP)
-        await process.line_with("Reloaded")
+        await reload(process)
         assert await ask(address) == b"x" * 513
         assert await process.stop() == 0
     warning = "warning: the greeting has 513 bytes, and a datagram at most 512 (RFC 865): "
@@ -170,9 +178,11 @@ async def test_a_worker_that_dies_costs_the_datagrams_that_it_had_received_only(
         "        await asyncio.sleep(3600)\n"
         "    return b'Hello'\n"
     )
-    args = ("--workers", "2", "--app", "dying_app:greeting", "--metrics", "127.0.0.1:0", "--no-access-log")
+    args = ("--workers", "2", "--app", "dying_app:greeting", "--greet-timeout", "600", "--no-access-log")
     async with (
-        greeter_process("serve", *LISTEN, *args, env={"PYTHONPATH": str(tmp_path)}) as process,
+        greeter_process(
+            "serve", *LISTEN, *args, "--metrics", "127.0.0.1:0", env={"PYTHONPATH": str(tmp_path)}
+        ) as process,
         contextlib.AsyncExitStack() as stack,
     ):
         address = ("127.0.0.1", process.port)

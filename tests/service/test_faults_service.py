@@ -22,9 +22,9 @@ import pytest
 import trustme
 
 from greeter.system.tls import client_context
+from tests.conftest import PATIENCE
 from tests.service.test_faults import (
     GREETING,
-    PATIENCE,
     STAGES,
     Fault,
     Service,

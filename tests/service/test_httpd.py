@@ -300,8 +300,12 @@ async def test_the_oldest_connection_is_aborted_when_another_client_waits() -> N
         assert site.calls == 2
 
 
-async def test_simultaneous_clients_above_the_limit_do_not_cut_each_other_off() -> None:
+async def test_simultaneous_clients_above_the_limit_do_not_cut_each_other_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each sends its request when all have connected, as clients do that are far away."""
+    monkeypatch.setattr(httpd, "EXCHANGE_SECONDS", PATIENCE)
+    monkeypatch.setattr(httpd, "GRACE_SECONDS", PATIENCE)
     async with serving() as (server, site):
         socks = [await send(server) for _ in range(3 * MAX_CONNECTIONS)]
         responses = [asyncio.ensure_future(read_to_end(sock)) for sock in socks]
@@ -346,10 +350,19 @@ async def test_accepting_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch)
 async def test_a_connection_is_aborted_at_its_deadline(
     monkeypatch: pytest.MonkeyPatch, beginning: bytes
 ) -> None:
-    monkeypatch.setattr(httpd, "EXCHANGE_SECONDS", 0.05)
+    complete = beginning.endswith(b"\r\n\r\n")  # then, its handler is called before the deadline
+    monkeypatch.setattr(httpd, "EXCHANGE_SECONDS", 0.5 if complete else 0.05)
     async with serving() as (server, site):
+        opened: list[object] = []
+        add = server.on_opened
+
+        def on_opened(connection: httpd._HTTPConnection) -> None:
+            opened.append(connection)
+            add(connection)
+
+        monkeypatch.setattr(server, "on_opened", on_opened)
         sock = await send(server, beginning)
-        await until(lambda: len(server._connections) == 1, "it is accepted")
+        await until(lambda: len(opened) == 1, "it is accepted")
         await until(lambda: not server._connections, "it is aborted")
         assert (await read_to_end(sock)).data.endswith(b"\r\n\r\nhello\n" if beginning == GOOD else b"")
         await until(lambda: site.cancelled == (b"slow" in beginning), "its handler is cancelled")
@@ -375,7 +388,7 @@ async def test_a_half_closed_connection_is_closed_before_its_deadline(
 
 
 async def test_a_client_that_does_not_read_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(httpd, "EXCHANGE_SECONDS", 0.05)
+    monkeypatch.setattr(httpd, "EXCHANGE_SECONDS", 0.5)
     async with serving() as (server, site):
         site.gate.set()
         sock = await connect(port_of(server), receive_buffer=4096)

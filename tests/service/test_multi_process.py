@@ -29,6 +29,10 @@ from tests.support.service_peers import children, crowd, lines_with, metric, run
 pytestmark = one_loop
 
 
+# Where a worker has to be started before the client is greeted.
+PATIENT: dict[str, Any] = {"timeout": PATIENCE, "connect_timeout": PATIENCE}
+
+
 def workers(*args: str) -> tuple[str, ...]:
     return ("serve", "--workers", "2", "--listen", "127.0.0.1:0", "--no-access-log", *args)
 
@@ -135,7 +139,7 @@ async def test_a_reload_does_not_pass_restart_options_to_new_workers(tmp_path: P
         assert {(await greeter.greet(port=process.port)).data for _ in range(10)} == {b"two"}
         for pid in children(process.pid):  # nor to their replacements
             os.kill(pid, signal.SIGKILL)
-        assert (await greeter.greet(port=process.port)).data == b"two"
+        assert (await greeter.greet(port=process.port, **PATIENT)).data == b"two"
         assert await process.stop() == 0
     logged = [
         line for line in process.lines if line.endswith(" has changed, which takes effect with a restart")
@@ -184,14 +188,13 @@ async def test_a_reload_replaces_the_workers_and_a_failed_one_does_not(tmp_path:
     async with greeter_process(*workers("--greeting-file", str(file))) as process:
         before = children(process.pid)
         file.write_text("two")
-        process.process.send_signal(signal.SIGHUP)
-        await process.line_with("Reloaded")
+        await reload(process)
+        assert not set(before) & set(children(process.pid))
         assert {(await greeter.greet(port=process.port)).data for _ in range(20)} == {b"two"}
         file.unlink()
         process.process.send_signal(signal.SIGHUP)
         assert "cannot read the greeting file" in await process.line_with("reload failed")
         assert (await greeter.greet(port=process.port)).data == b"two"
-        await until(lambda: not set(before) & set(children(process.pid)), "they are replaced")
         assert await process.stop(signal.SIGINT) == 0
 
 
@@ -221,7 +224,7 @@ async def test_reloads_and_a_stop_under_load_lose_no_client(tmp_path: Path, acce
         for other in pair:  # each worker has the last greeting
             os.kill(other, signal.SIGSTOP)
             try:
-                assert (await greeter.greet(port=process.port)).data == greetings[3]
+                assert (await greeter.greet(port=process.port, **PATIENT)).data == greetings[3]
             finally:
                 os.kill(other, signal.SIGCONT)
         async with crowd(process.port, whole=lambda data, _: data == greetings[3]) as last:
@@ -317,6 +320,7 @@ async def test_workers_killed_under_load_lose_what_they_had_and_count_it_as_abor
 
 async def test_after_a_pause_no_worker_is_taken_for_hung(tmp_path: Path) -> None:
     """The parent runs on before its workers do: it has asked for a report that it cannot have yet."""
+    pytest.importorskip("prometheus_client")
     address = f"{tmp_path}/notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
@@ -327,9 +331,10 @@ async def test_after_a_pause_no_worker_is_taken_for_hung(tmp_path: Path) -> None
                 pass
 
         env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3000000"}
-        async with greeter_process(*workers(), env=env) as process:
+        async with greeter_process(*workers("--metrics", "127.0.0.1:0"), env=env) as process:
             before = children(process.pid)
             await fed()
+            await metric(process, "greeter_workers")  # they have answered the request of the start too
             for pid in before:
                 os.kill(pid, signal.SIGSTOP)
             await fed()  # and reports are requested
@@ -367,7 +372,7 @@ async def test_after_a_failed_reload_a_dead_worker_is_replaced_with_the_old_conf
         for pid in before:
             os.kill(pid, signal.SIGKILL)
         for _ in range(2):  # the clients wait in the accept queue for a worker
-            assert (await greeter.greet(port=process.port, ssl=context)).data == b"the old one"
+            assert (await greeter.greet(port=process.port, ssl=context, **PATIENT)).data == b"the old one"
         await until(lambda: len(set(children(process.pid)) - before) == 2, "both are replaced")
         assert await process.stop() == 0
     assert len([line for line in process.lines if "was killed by SIGKILL" in line]) == 2

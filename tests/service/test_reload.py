@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
@@ -158,8 +158,8 @@ async def test_a_greeting_and_a_key_from_pipes_are_kept(workers: str, tmp_path: 
         async with serving(*args, fds=tuple(fd for _, fd in pipes)) as service:
 
             async def heard() -> bytes:
-                options = {"ssl": context, "server_hostname": "localhost", "timeout": PATIENCE}
-                return (await greet("127.0.0.1", service.port, **options)).data  # type: ignore[arg-type]
+                options: dict[str, Any] = {"timeout": PATIENCE, "connect_timeout": PATIENCE, "ssl": context}
+                return (await greet("127.0.0.1", service.port, server_hostname="localhost", **options)).data
 
             assert await heard() == b"from a pipe"
             await reload(service)
@@ -194,11 +194,13 @@ async def test_clients_are_greeted_while_a_reload_reads(workers: str, tmp_path: 
     async with serving("--config", str(file), "--workers", workers) as service:
         file.unlink()
         os.mkfifo(file)
+        before = set(children(service.pid))
         service.process.send_signal(signal.SIGHUP)
         for _ in range(20):
             assert (await greet(port=service.port, timeout=PATIENCE, connect_timeout=PATIENCE)).data == b"one"
         await asyncio.to_thread(file.write_text, "greeting = 'two'\n")  # waits for the reader
         await service.line_with("Reloaded")
+        await until(lambda: not before & set(children(service.pid)), "all are replaced")
         assert (await greet(port=service.port, timeout=PATIENCE, connect_timeout=PATIENCE)).data == b"two"
         assert await service.stop() == 0
 
@@ -222,7 +224,8 @@ async def test_workers_share_one_copy_of_a_large_greeting(tmp_path: Path) -> Non
     size = 64 << 20
     (tmp_path / "large").touch()
     os.truncate(tmp_path / "large", size)
-    async with serving("--workers", "2", "--greeting-file", f"{tmp_path}/large") as service:
+    args = ("--workers", "2", "--greeting-file", f"{tmp_path}/large", "--greet-timeout", "600")
+    async with serving(*args) as service:
         loop = asyncio.get_running_loop()
         with await connect(service.port) as client:
             left, buffer = size, bytearray(1 << 20)

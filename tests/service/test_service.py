@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -24,7 +25,15 @@ from greeter.service.logs import FLUSH_SECONDS
 from greeter.system.signals import SAME_REQUEST_SECONDS
 from greeter.system.tls import client_context
 from tests.conftest import PATIENCE, ROOT, Process, greeter_process, loop_factories, one_loop, run_greeter
-from tests.support.service_peers import children, crowd, lines_with, metric, running, started_by_init
+from tests.support.service_peers import (
+    LONG_STOP_DELAY,
+    children,
+    crowd,
+    lines_with,
+    metric,
+    running,
+    started_by_init,
+)
 from tests.system.test_listeners import needs_ipv6
 
 if TYPE_CHECKING:
@@ -311,6 +320,9 @@ async def test_a_log_without_a_reader_does_not_block_the_service(listener: socke
             replies = await asyncio.gather(*(greet(port=port) for _ in range(20)))
             assert all(reply.data == HELLO for reply in replies)
             greeted += len(replies)
+        # The service waits for a reader for a second before it exits. With a long pipe, it needs none.
+        assert service.stderr is not None
+        fcntl.fcntl(service.stderr, fcntl.F_SETPIPE_SZ, 1 << 20)
         service.send_signal(signal.SIGTERM)
         _, log = await asyncio.to_thread(service.communicate, None, PATIENCE)
     assert service.returncode == 0
@@ -478,11 +490,14 @@ async def test_a_failed_reload_changes_nothing(tmp_path: Path, text: str, why: s
 # -- stop delay, TLS and systemd -------------------------------------------------------------------------
 
 
-async def test_the_stop_delay_serves_on_before_the_drain() -> None:
-    async with serving("--stop-delay", "0.2") as server:
+async def test_the_stop_delay_serves_on_before_the_drain(app: Any, tmp_path: Path) -> None:
+    args, env = app(LONG_STOP_DELAY, "hello")
+    over = tmp_path / "over"
+    async with serving("--stop-delay", "0.123", *args, env={**env, "OVER": str(over)}) as server:
         server.process.send_signal(signal.SIGTERM)
-        await server.line_with("SIGTERM: serving for another 0.2 s")
+        await server.line_with("SIGTERM: serving for another 0.123 s")
         assert (await greet(port=server.port)).data == HELLO
+        over.touch()
         assert await server.ended() == 0
     assert log_of(server)[-2:] == [
         "SIGTERM: stopping: no new clients, finishing open connections",
@@ -504,6 +519,12 @@ async def test_healthz_is_503_while_no_client_is_served(workers: str, tmp_path: 
         head, _, body = response.partition(b"\r\n\r\n")
         return head.partition(b" ")[2][:4] + body
 
+    async def healthy() -> None:
+        """Wait until a worker responds in time, for which it needs a processor."""
+        async with asyncio.timeout(PATIENCE):
+            while (found := await health()) != b"200 ok\n":
+                assert found == b"503 no worker responds\n"
+
     async def workers_that_hang(server: Process) -> None:
         for pid in children(server.pid):
             os.kill(pid, signal.SIGSTOP)
@@ -511,12 +532,13 @@ async def test_healthz_is_503_while_no_client_is_served(workers: str, tmp_path: 
         assert await health("livez") == b"200 ok\n", "not yet"
         for pid in children(server.pid):
             os.kill(pid, signal.SIGCONT)
-        assert await health() == b"200 ok\n"
+        await healthy()
 
     args = ("--stop-delay", "600", "--workers", workers, "--metrics", f"unix:{path}", "--unix-mode", "604")
     async with serving(*args) as server:
         assert path.stat().st_mode & 0o777 == 0o604
-        assert await health() == await health("livez") == b"200 ok\n"
+        await healthy()
+        assert await health("livez") == b"200 ok\n"
         if workers == "2":
             await workers_that_hang(server)
         server.process.send_signal(signal.SIGTERM)

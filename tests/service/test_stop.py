@@ -24,6 +24,7 @@ from tests.support.datagram_peers import client
 from tests.support.peers import Outcome, connect, read_to_end, until
 from tests.support.service_peers import (
     HELLO,
+    LONG_STOP_DELAY,
     children,
     crowd,
     lines_with,
@@ -95,8 +96,7 @@ async def kill_workers(service: Process, count: int) -> None:
     await until(lambda: len(children(service.pid)) == count, "all workers run")
     for pid in children(service.pid):
         os.kill(pid, signal.SIGKILL)
-    for _ in range(count):
-        await service.line_with("was killed by SIGKILL")
+    await lines_with(service, "was killed by SIGKILL", count)
 
 
 # It starts slowly from the second time on.
@@ -214,7 +214,7 @@ async def test_an_app_that_leaves_no_descriptor_costs_no_client_at_a_stop(tmp_pa
 async def test_stuck_clients_do_not_outlast_the_drain_deadline(tmp_path: Path) -> None:
     """Some never read a greeting that is too large for the kernel, others never close."""
     (tmp_path / "large").write_bytes(b"g" * 4_000_000)
-    args = ["--greeting-file", f"{tmp_path}/large", "--linger-timeout", "60", "--greet-timeout", "60"]
+    args = ["--greeting-file", f"{tmp_path}/large", "--linger-timeout", "600", "--greet-timeout", "600"]
     args += ["--drain-timeout", "2"]
 
     async def play(loop: str, path: str) -> None:
@@ -225,24 +225,28 @@ async def test_stuck_clients_do_not_outlast_the_drain_deadline(tmp_path: Path) -
                         sock = held.enter_context(await connect(service.port, receive_buffer=size))
                         assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"g"
                 begun = time.monotonic()
-                assert await service.stop() == 0
-                # The deadline, and what it may take to cut them off and to end; any other is a minute.
-                assert 2 <= time.monotonic() - begun < 3.5
+                assert await service.stop() == 0  # within PATIENCE; any other time-out is ten minutes
+                assert time.monotonic() - begun >= 2
         assert "warning: aborted 10 connections at the drain deadline" in service.lines
         assert last_line(service).startswith("Stopped: ")
 
     await on_every_stage(play)
 
 
-async def test_a_delayed_stop_goes_on_serving() -> None:
+async def test_a_delayed_stop_goes_on_serving(tmp_path: Path) -> None:
+    (tmp_path / "delay_app.py").write_text(LONG_STOP_DELAY)
+
     async def play(loop: str, path: str) -> None:
-        args = ("--loop", loop, "--accept", path, "--stop-delay", "0.3")
-        async with serving(*args) as service, crowd(service.port, clients=5) as clients:
+        over = tmp_path / f"{loop}-{path}"
+        env = {"PYTHONPATH": str(tmp_path), "OVER": str(over)}
+        args = ("--loop", loop, "--accept", path, "--app", "delay_app:hello", "--stop-delay", "0.123")
+        async with serving(*args, env=env) as service, crowd(service.port, clients=5) as clients:
             await clients.more(5)
             service.process.send_signal(signal.SIGTERM)
-            await service.line_with("SIGTERM: serving for another 0.3 s")
+            await service.line_with("SIGTERM: serving for another 0.123 s")
             await clients.more(10)
             assert clients.refused == 0
+            over.touch()
             assert await service.ended() == 0
             clients.give_up()
         assert clients.lost == []

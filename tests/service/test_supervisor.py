@@ -60,16 +60,15 @@ def port_of(listener: Listener) -> int:
 
 @contextlib.asynccontextmanager
 async def supervising(listener: Listener, count: int = 2, **options: Any) -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(
-        options.pop("command", COMMAND), [listener], count, task=options.pop("task", {}), **options
-    )
+    defaults: dict[str, Any] = {"command": COMMAND, "task": {}, "ready_timeout": PATIENCE}
+    supervisor = Supervisor(listeners=[listener], count=count, **(defaults | options))
     async with asyncio.timeout(PATIENCE):
         await supervisor.start()
     try:
         yield supervisor
     finally:
         async with asyncio.timeout(PATIENCE):
-            await supervisor.stop(5.0)
+            await supervisor.stop(PATIENCE / 2)
 
 
 def exists(pid: int) -> bool:
@@ -161,9 +160,10 @@ async def test_a_worker_has_longer_to_exit_the_more_connections_it_holds(listene
         (worker,) = supervisor._workers
         assert (await greet(port=port_of(listener))).data == b"hello"
         worker._block[ACCEPTED] += 30_000
+        before = asyncio.get_running_loop().time()
         worker.retire(0.1)
         assert worker._deadline is not None
-        assert worker._deadline._due - asyncio.get_running_loop().time() == pytest.approx(30, abs=1)
+        assert before + 29 < worker._deadline._due < asyncio.get_running_loop().time() + 31
         worker._block[ACCEPTED] -= 30_000
 
 
@@ -217,7 +217,8 @@ async def test_a_crash_loop_is_delayed_by_the_backoff(
     async with supervising(listener, 1, task={"mode": "crash"}) as supervisor:
         await until(lambda: supervisor.restarts == 3, "it crashes again and again")
         await supervisor.stop()
-    lines = [line.partition(" ")[2].partition(" ")[2] for line in errors(caplog)]
+    # If the stop comes late, there may be another worker that exits.
+    lines = [line.partition(" ")[2].partition(" ")[2] for line in errors(caplog)[:3]]
     assert lines == [f"exited with code 3: starting another in {delay} s" for delay in (0.1, 0.2, 0.4)]
 
 
@@ -232,7 +233,7 @@ async def test_a_replacement_that_does_not_become_ready_is_retried(
         os.kill(pid, signal.SIGKILL)
         await until(lambda: supervisor.restarts == 2, "the first replacement fails")
         needed.touch()
-        assert (await greet(port=port_of(listener))).data == b"hello"
+        assert (await greet(port=port_of(listener), timeout=PATIENCE)).data == b"hello"
     first, second, *_ = errors(caplog)
     assert first == f"worker {pid} was killed by SIGKILL: starting another in 0.1 s"
     assert second.endswith(
@@ -376,7 +377,8 @@ async def test_a_worker_that_does_not_exit_in_time_is_killed(
         pids = supervisor.pids
         assert await supervisor.stop(0.1) is False
     assert not any(map(exists, pids))
-    assert errors(caplog) == [f"worker {pid} did not exit within 0.1 s: killed" for pid in pids]
+    # One that waited for a processor for most of that time has somewhat longer, so it may be the second.
+    assert sorted(errors(caplog)) == sorted(f"worker {pid} did not exit within 0.1 s: killed" for pid in pids)
 
 
 async def test_a_worker_that_waited_for_a_processor_has_so_much_longer_to_exit_once(
@@ -494,6 +496,7 @@ async def test_a_killed_worker_keeps_its_counts_and_what_it_had_is_aborted() -> 
         with contextlib.ExitStack() as held:
             for _ in range(3):
                 held.enter_context(await connect(port_of(listener)))
+            await counted(supervisor, 3, ACCEPTED)
             (before,) = await supervisor.stats()
             assert before["accepted"] == 3
             os.kill(supervisor.pids[0], signal.SIGKILL)
@@ -517,10 +520,10 @@ async def test_a_worker_that_exited_leaves_no_descriptor_behind(listener: Listen
             gc.enable()
 
 
-async def counted(supervisor: Supervisor, clients: int) -> None:
-    """Wait until the first worker has counted so many as greeted, which is after they were."""
+async def counted(supervisor: Supervisor, clients: int, word: int = GREETED) -> None:
+    """Wait until the first worker has counted so many as greeted, say, which is after they were."""
     block = supervisor._workers[0]._block
-    await until(lambda: block[GREETED] == clients, "they are counted")
+    await until(lambda: block[word] == clients, "they are counted")
 
 
 async def test_counts_that_were_never_reported_survive_a_kill(listener: Listener) -> None:
@@ -693,25 +696,29 @@ async def test_replacing_all_under_load_loses_and_miscounts_no_client() -> None:
     def on_stats(pid: int, stats: dict[str, Any]) -> None:
         totals.update(pid, Counters.from_json(stats))
 
-    async def client() -> list[bytes]:
-        greetings = []
+    async def client() -> None:
         while not done.is_set():
-            greetings.append((await greet(port=port_of(listener))).data)
-        return greetings
+            received.append((await greet(port=port_of(listener))).data)
 
+    async def heard(greeting: bytes) -> None:
+        await until(lambda: greeting in received, f"a client hears {greeting!r}")
+
+    received: list[bytes] = []
     done = asyncio.Event()
     async with supervising(
         listener, task={"greeting": "old"}, on_stats=on_stats, on_exit=totals.retire
     ) as supervisor:
         clients = [asyncio.create_task(client()) for _ in range(8)]
+        await heard(b"old")
         for turn in range(2):
             before = supervisor.pids
             await supervisor.replace_all({"greeting": f"new {turn}"})
+            await heard(b"new %d" % turn)
             assert not set(before) & set(supervisor.pids)
             await supervisor.stats()
             seen.append(totals.total().greeted)
         done.set()
-        received = [data for greetings in await asyncio.gather(*clients) for data in greetings]
+        await asyncio.gather(*clients)
         assert (await greet(port=port_of(listener))).data == b"new 1"
         await until(lambda: len(supervisor._workers) == 2, "the old workers have exited")
         await supervisor.stats()
@@ -740,13 +747,11 @@ async def test_a_failed_replacement_keeps_the_old_workers(listener: Listener) ->
 
 
 async def fail_half_way(supervisor: Supervisor, file: Path, task: dict[str, Any]) -> None:
-    """Replace two workers, the second of which does not find the ``file``."""
+    """Replace two workers, the second of which does not find the ``file`` that the first has taken."""
     before = supervisor.pids
-    replacing = asyncio.create_task(supervisor.replace_all(task | {"needs": str(file)}))
-    await until(lambda: supervisor.pids[0] != before[0], "the first worker is replaced")
-    os.unlink(file)
     with pytest.raises(WorkerFailed, match="no greeting today"):
-        await replacing
+        await supervisor.replace_all(task | {"takes": str(file)})
+    assert supervisor.pids[0] != before[0]
     assert supervisor.pids[1] == before[1]
 
 
@@ -776,7 +781,7 @@ async def test_a_failed_rollback_is_logged(
         needs.rename(tmp_path / "new")
         await fail_half_way(supervisor, tmp_path / "new", {})
         first, second = supervisor.pids
-        assert len(supervisor._workers) == 2
+        await until(lambda: len(supervisor._workers) == 2, "the replaced worker has exited")
         needs.touch()
         os.kill(first, signal.SIGKILL)  # its replacement has the old task
         await until(lambda: first not in supervisor.pids, "it is replaced")
@@ -825,20 +830,24 @@ async def test_the_timeout_of_a_stop_also_applies_to_replaced_workers(
 
 
 async def test_a_worker_that_dies_during_its_replacement_is_logged(
-    listener: Listener, caplog: pytest.LogCaptureFixture
+    listener: Listener, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with supervising(listener, 1, task={"greeting": "old"}) as supervisor:
         (old,) = supervisor.pids
-        replacing = asyncio.create_task(supervisor.replace_all({"greeting": "new"}))
+        dying = supervisor._workers[0].exited
+        task = {"greeting": "new", "awaits": str(tmp_path / "go")}
+        replacing = asyncio.create_task(supervisor.replace_all(task))
         await until(lambda: len(supervisor._workers) == 2, "another one is starting")
         os.kill(old, signal.SIGKILL)
+        await until(dying.done, "the exit is noticed")
+        (tmp_path / "go").touch()
         await replacing
         assert supervisor.restarts == 1
         assert errors(caplog) == [f"worker {old} was killed by SIGKILL: already replaced"]
         (new,) = supervisor.pids
         assert new != old
         os.kill(new, signal.SIGKILL)  # a later replacement has the new task
-        assert (await greet(port=port_of(listener))).data == b"new"
+        assert (await greet(port=port_of(listener), timeout=PATIENCE)).data == b"new"
 
 
 # -- reports ---------------------------------------------------------------------------------------------
@@ -867,7 +876,7 @@ async def test_an_invalid_report_is_one_log_line(
 
     async with supervising(listener, 1, on_stats=on_stats) as supervisor:
         (pid,) = supervisor.pids
-        await supervisor.stats()
+        await supervisor.stats(PATIENCE)
     expected = f"worker {pid} sent invalid stats: ValueError('too new')"
     assert errors(caplog) == [expected] * 3  # the requested report, the last one, and the counters
 
@@ -928,6 +937,7 @@ async def test_workers_that_do_not_respond_are_not_ready_and_some_time_later_not
 async def test_without_a_worker_it_is_not_ready_and_some_time_later_not_alive(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("greeter.service.health.RESPONSE_TIMEOUT", PATIENCE)
     async with supervising(listener, 2) as supervisor:
         monkeypatch.setattr(Backoff, "next", lambda _: PATIENCE)
         first, second = supervisor.pids

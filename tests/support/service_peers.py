@@ -53,6 +53,22 @@ os.execv(sys.executable, [sys.executable, "-m", "greeter", *sys.argv[2:]])
 """
 
 
+# An app with a stop delay of 0.123 s that goes on until the file is there which the variable OVER names.
+LONG_STOP_DELAY = """
+import asyncio, os
+
+sleep = asyncio.sleep
+
+async def sleep_longer(seconds, *args):
+    await sleep(seconds, *args)
+    while seconds == 0.123 and not os.path.exists(os.environ["OVER"]):
+        await sleep(0.01)
+
+asyncio.sleep = sleep_longer
+hello = "Thank you for connecting"
+"""
+
+
 @contextlib.asynccontextmanager
 async def running(
     *command: str,

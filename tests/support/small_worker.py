@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from typing import Any
 
 from greeter import Peer, serve
@@ -15,7 +16,7 @@ from greeter.service.snapshot import Counters
 async def work(channel: WorkerChannel) -> int:
     task: dict[str, Any] = channel.task
     mode = task.get("mode", "serve")
-    if mode == "fail" or not os.access(task.get("needs", "/"), os.F_OK):
+    if mode == "fail" or not os.access(task.get("needs", "/"), os.F_OK) or not takes(task):
         channel.failed("no greeting today")
         return 3
     if mode == "never ready":
@@ -49,9 +50,20 @@ async def work(channel: WorkerChannel) -> int:
     return 0
 
 
+def takes(task: dict[str, Any]) -> bool:
+    """Remove the file that the task names, which only one worker can."""
+    try:
+        os.unlink(task.get("takes", ""))
+    except FileNotFoundError:
+        return "takes" not in task
+    return True
+
+
 def main() -> None:
     channel = WorkerChannel.from_environment()
     assert channel is not None
+    while not os.access(channel.task.get("awaits", "/"), os.F_OK):
+        time.sleep(0.005)
     sys.exit(asyncio.run(work(channel)))
 
 
