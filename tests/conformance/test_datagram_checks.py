@@ -18,6 +18,7 @@ from greeter.conformance.findings import Verdict
 from greeter.conformance.listening import inodes, owners
 from tests.conftest import greeter_process, one_loop
 from tests.support.datagram_network import play, require_namespaces
+from tests.support.free_ports import free_port
 from tests.support.lossy_peers import peer
 
 if TYPE_CHECKING:
@@ -140,9 +141,7 @@ async def test_a_service_that_answers_from_elsewhere_never_greets() -> None:
 
 
 async def test_a_port_that_no_socket_has_is_refused() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     report = await check(f"udp:127.0.0.1:{port}")
     assert (report.exit_code, report.reason) == (1, "connection refused")
 
@@ -169,8 +168,8 @@ async def test_what_needs_a_stream_is_an_error(options: dict[str, object], told:
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_the_owner_of_a_datagram_socket_is_found(family: int, host: str) -> None:
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.bind((host, 0))
-        address = (host, sock.getsockname()[1])
+        address = (host, free_port(host))  # no other test listens there
+        sock.bind(address)
         assert os.getpid() in owners(*inodes(family, address, socket.SOCK_DGRAM))
         assert inodes(family, address) == []
     assert inodes(family, address, socket.SOCK_DGRAM) == []

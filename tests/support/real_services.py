@@ -21,6 +21,7 @@ import pytest
 
 from tests.benchmarks.nginx import find_nginx
 from tests.conftest import PATIENCE
+from tests.support.free_ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +90,7 @@ def sshd() -> Iterator[str]:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True)
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # its folder for the separation of privileges
-        port = _free_port()
+        port = free_port()
         (folder / "config").write_text(_SSHD.format(port=port, folder=folder))
         with _running([program, "-D", "-e", "-f", str(folder / "config")], folder, port) as endpoint:
             yield endpoint
@@ -107,7 +108,7 @@ def postfix(listener: str = "smtpd", rate_limit: int = 0) -> Iterator[str]:
     if os.geteuid() != 0:
         pytest.skip("Postfix is started by root")
     with _folder() as folder:
-        port = _free_port()
+        port = free_port()
         owners = {
             "data": "postfix",
             "queue/private": "postfix",
@@ -135,7 +136,7 @@ def vsftpd() -> Iterator[str]:
         pytest.skip("vsftpd is started by root")
     with _folder() as folder:
         (folder / "empty").mkdir()
-        port = _free_port()
+        port = free_port()
         (folder / "config").write_text(_VSFTPD.format(port=port, folder=folder))
         with _running([program, str(folder / "config")], folder, port) as endpoint:
             yield endpoint
@@ -148,7 +149,7 @@ def nginx() -> Iterator[str]:
     if isinstance(found, str):
         pytest.skip(f"nginx: {found}")
     with _folder() as folder:
-        port = _free_port()
+        port = free_port()
         with _running(found.command(port, folder), folder, port) as endpoint:
             yield endpoint
 
@@ -166,11 +167,6 @@ def _folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="greeter-") as name:
         os.chmod(name, 0o755)
         yield Path(name)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 @contextlib.contextmanager
