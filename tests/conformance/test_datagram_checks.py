@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import sys
@@ -16,10 +17,10 @@ from greeter.conformance import CheckReport, check
 from greeter.conformance.checks import DATAGRAM_CHECKS
 from greeter.conformance.findings import Verdict
 from greeter.conformance.listening import inodes, owners
-from tests.conftest import greeter_process, one_loop
+from tests.conftest import PATIENCE, greeter_process, one_loop
 from tests.support.datagram_network import play, require_namespaces
 from tests.support.free_ports import free_port
-from tests.support.lossy_peers import peer
+from tests.support.lossy_peers import go_on_when_terminated, peer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -95,6 +96,7 @@ async def test_a_service_with_one_fault_is_found(
     name: str, answers: Answers, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("greeter.conformance.check_run.RETRIES", (0.0,))
+    monkeypatch.setattr("greeter.conformance.target_service.LATE", math.inf)  # a pause is no excuse here
     async with answering(answers) as target:
         report = await check(target, only=["udp-greets", name], timeout=1.0)
     assert verdicts(report) == {"udp-greets": PASS, name: FAIL}
@@ -129,7 +131,7 @@ async def test_a_service_that_never_greets_is_told_why(
     answers: Answers, options: dict[str, bytes], reason: str
 ) -> None:
     async with answering(answers) as target:
-        report = await check(target, timeout=0.3, **options)  # type: ignore[arg-type]
+        report = await check(target, timeout=PATIENCE, **options)  # type: ignore[arg-type]
     assert (report.exit_code, report.reason) == (1, reason)
 
 
@@ -206,7 +208,10 @@ async def test_greeter_answers_every_datagram_while_it_is_reloaded_and_stopped(w
 
 
 @one_loop
-async def test_a_service_that_dies_with_datagrams_in_its_queue_is_found() -> None:
+async def test_a_service_that_dies_with_datagrams_in_its_queue_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on_when_terminated(monkeypatch, "greeter.conformance.checks.datagram_load")
     async with peer(sys.executable, "-c", DATAGRAMS) as service:
         report = await check(
             f"udp:{service.target}",
