@@ -1,6 +1,7 @@
 """Wait until a service is up: the client retries until the service has started."""
 
 import asyncio
+import os
 
 import greeter
 
@@ -11,9 +12,9 @@ async def start_late(path: str) -> greeter.Server:
 
 
 async def main() -> None:
-    path = "@greeter-readiness-example"
+    path = f"@greeter-readiness-{os.getpid()}"
     starting = asyncio.create_task(start_late(path))
-    reply = await greeter.greet(path=path, wait=5.0)
+    reply = await greeter.greet(path=path, wait=30.0)
     print(f"the service says {str(reply)!r}")
     await (await starting).drain()
 

@@ -190,6 +190,8 @@ class Soak:
 async def soak(loop: str, accept: str, seconds: float, seed: int, app: Path) -> list[str]:
     """Run a service on one event loop and accept path. Returns what is wrong."""
     args = ["serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--no-access-log"]
+    # So long that no client, which this process may keep from speaking, meets a deadline.
+    args += [word for name in ("greet", "linger", "drain") for word in (f"--{name}-timeout", f"{PATIENCE:g}")]
     args += ["--loop", loop, "--accept", accept, "--workers", "2", "--app", "soak_app:hello"]
     async with greeter_process(*args, env={"PYTHONPATH": str(app)}) as process:
         problems = await Soak(process, seconds, f"{seed} {loop} {accept}").run()

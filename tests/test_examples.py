@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import PATIENCE, ROOT, greeter_process, one_loop, run_greeter
+from tests.support.loadtest_peers import refused_endpoint
 from tests.support.peers import Outcome, connect, read_to_end
 
 if TYPE_CHECKING:
@@ -76,9 +77,10 @@ async def test_client() -> None:
         code, out, err = await run_example("client.py", server.address)
     assert (code, err) == (0, "")
     assert out.startswith("Thank you for connecting (24 bytes in ")
-    code, out, err = await run_example("client.py", server.address)
+    refused = refused_endpoint()
+    code, out, err = await run_example("client.py", refused)
     assert (code, err) == (1, "")
-    assert out == f"cannot connect to {server.address}: connection refused\n"
+    assert out == f"cannot connect to {refused}: connection refused\n"
     code, out, err = await run_example("client.py", "bogus")
     assert (code, err) == (1, "")
     assert out == "endpoint 'bogus' has no port, as in localhost:9999\n"
@@ -115,8 +117,9 @@ async def test_smtp_conversation() -> None:
     assert said[1:3] == ["C: EHLO client.example", "S: 250-mail.example"]
     assert said[-3].startswith("S: 250 ")
     assert said[-2:] == ["C: QUIT", "S: 221 Bye"]
-    code, out, err = await run_example("smtp_conversation.py", address)
-    assert (code, out, err) == (1, f"cannot connect to {address}: connection refused\n", "")
+    refused = refused_endpoint()
+    code, out, err = await run_example("smtp_conversation.py", refused)
+    assert (code, out, err) == (1, f"cannot connect to {refused}: connection refused\n", "")
 
 
 async def test_without_the_package_of_an_example(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ async def test_ncat_as_the_server(tmp_path: Path, greeting: Path) -> None:
     path = f"{tmp_path}/x"
     command = [tool("ncat"), "--listen", "--keep-open", "--unixsock", path, "--sh-exec", f"cat {greeting}"]
     async with program(*command):
-        assert await run_greeter("greet", f"unix:{path}", "--wait", "10") == (0, HELLO + "\n", "")
+        assert await run_greeter("greet", f"unix:{path}", "--wait", str(PATIENCE)) == (0, HELLO + "\n", "")
         assert str(await greet(path=path)) == HELLO
 
 

@@ -31,6 +31,7 @@ from tests.benchmarks.process import (
     on_processor,
     processors,
 )
+from tests.support.free_ports import free_port
 
 if TYPE_CHECKING:
     import ssl
@@ -296,13 +297,6 @@ def rotated(items: Sequence[T], number: int) -> list[T]:
     """``items``, beginning with another one in each round, so that none always follows the same one."""
     first = number % len(items)
     return [*items[first:], *items[:first]]
-
-
-def free_port() -> int:
-    """A port of the loopback that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def listens(port: int) -> bool:

@@ -24,6 +24,7 @@ from greeter import (
 )
 from greeter.client import datagram_exchange
 from tests.conftest import PATIENCE
+from tests.support.free_ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,14 +69,8 @@ class RawService:
 @pytest.fixture
 def service() -> Iterator[RawService]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
+        sock.bind(("127.0.0.1", free_port()))  # some tests bind it on another address as well
         yield RawService(sock)
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 async def test_a_reply_and_a_request_of_a_third_of_512_bytes(service: RawService) -> None:
@@ -96,10 +91,31 @@ async def test_send_is_the_payload(service: RawService, payload: bytes) -> None:
     assert (await task).data == payload
 
 
-async def test_a_silent_service_is_asked_again_within_the_deadline(service: RawService) -> None:
+async def test_a_silent_service_is_asked_again_within_the_deadline(
+    service: RawService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock:
+        """The event loop, whose time passes only while a reply is waited for."""
+
+        def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+            self.loop, self.now = loop, 100.0
+
+        def time(self) -> float:
+            return self.now
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.loop, name)
+
+    async def receive(_sockets: object, deadline: float) -> None:
+        clock.now = deadline
+
+    clock = Clock(asyncio.get_running_loop())
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: clock)
+    monkeypatch.setattr(datagram_exchange._Sockets, "receive", receive)
     with pytest.raises(GreetTimeout) as caught:
         await greet(service.target, timeout=2)
-    assert caught.value.attempts == 3  # at 0, 0.5 and 1.5 s
+    monkeypatch.undo()
+    assert (caught.value.attempts, clock.now) == (3, 102.0)  # at 0, 0.5 and 1.5 s
     assert (caught.value.phase, caught.value.received) == ("reply", b"")
     assert str(caught.value) == f"{service.target}: no reply to 3 datagrams within 2 s"
     assert [len((await service.receive())[0]) for _ in range(3)] == [171] * 3
@@ -202,9 +218,11 @@ async def test_an_empty_datagram_is_an_empty_reply(service: RawService) -> None:
 
 
 async def test_a_reply_that_came_before_the_deadline_is_read_after_it(service: RawService) -> None:
-    task, _, source = await service.greet(timeout=0.05)
-    service.sock.sendto(HELLO, source)
     loop = asyncio.get_running_loop()
+    task = asyncio.create_task(greet(service.target, timeout=0.05))
+    await asyncio.sleep(0)  # it has asked, and waits in a later turn of the loop
+    service.sock.settimeout(PATIENCE)
+    service.sock.sendto(HELLO, service.sock.recvfrom(1000)[1])
     end = loop.time() + 0.1
     while loop.time() < end:  # the loop is busy past the deadline, as in a process that was stopped
         pass

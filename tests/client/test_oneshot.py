@@ -9,6 +9,7 @@ import math
 import os
 import socket
 import ssl
+import struct
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -314,6 +315,13 @@ async def test_etimedout_is_connect_failed(monkeypatch: pytest.MonkeyPatch) -> N
 @contextlib.contextmanager
 def full_accept_queue() -> Iterator[int]:
     """A port that completes no handshake: its accept queue is full and stays full."""
+
+    def is_full() -> bool:
+        # Of a listening socket, tcpi_unacked and tcpi_sacked are the accept queue and its limit (tcp(7)).
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+        queued, limit = struct.unpack_from("II", info, 24)
+        return bool(queued > limit)
+
     with socket.socket() as sock, contextlib.ExitStack() as stack:
         sock.bind(("127.0.0.1", 0))
         sock.listen(0)
@@ -323,7 +331,8 @@ def full_accept_queue() -> Iterator[int]:
             try:
                 connection.connect(sock.getsockname())
             except TimeoutError:
-                break
+                if is_full():  # and this machine was not merely slow
+                    break
         yield sock.getsockname()[1]
 
 
@@ -800,12 +809,14 @@ async def test_the_end_of_the_stream_does_not_replace_a_text_or_a_size(
 
 
 async def test_a_pause_ends_a_greeting_at_its_last_byte(raw_server: RawServer) -> None:
+    begun = time.perf_counter()
     task, server = await raw_server.greet(until="idle:300ms")
     server.sendall(b"login: ")
     reply = await task
     assert reply.data == b"login: "
+    elapsed = time.perf_counter() - begun
     assert reply.first_byte_time is not None
-    assert reply.total_time - reply.first_byte_time < 0.3  # the pause is in no figure
+    assert reply.first_byte_time <= reply.total_time <= elapsed - 0.3  # the pause is in no figure
 
 
 async def test_a_pause_counts_from_the_last_byte(raw_server: RawServer) -> None:
@@ -829,8 +840,10 @@ async def test_a_silent_service_is_not_idle(raw_server: RawServer) -> None:
 
 async def test_what_arrived_before_a_deadline_that_passed_in_a_pause_is_read(raw_server: RawServer) -> None:
     """As after SIGSTOP: the deadline has passed, and the greeting is in the kernel."""
-    task, server = await raw_server.greet(timeout=0.05)
-    await asyncio.sleep(0)
+    client = socket.create_connection(("127.0.0.1", raw_server.port))
+    server = await raw_server.accept()
+    task = asyncio.create_task(greet(sock=client, timeout=0.05))
+    await asyncio.sleep(0)  # the deadline is set, and the transport reads in a later turn of the loop
     server.sendall(HELLO)
     server.close()
     time.sleep(0.1)  # noqa: ASYNC251  # the loop is stopped

@@ -57,6 +57,51 @@ async def begin(raw_server: RawServer, **options: Any) -> tuple[asyncio.Task[Ope
     return task, server
 
 
+class Deadline:
+    """The deadline for the greeting of the next open_connection(): it passes when the test says so.
+
+    So none passes early in a process that stands still for a moment.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = PATIENCE  # what the call is given as its timeout
+        self._timeouts: list[asyncio.Timeout] = []
+        self._received: list[tuple[Any, bytearray]] = []
+        timeout_at, receive = asyncio.timeout_at, streamclient._receive
+        begun = asyncio.get_running_loop().time()
+
+        def watched_timeout(when: float) -> asyncio.Timeout:
+            assert begun + self.seconds <= when <= asyncio.get_running_loop().time() + self.seconds
+            self._timeouts.append(timeout_at(when))
+            return self._timeouts[-1]
+
+        async def watched_receive(reader: asyncio.StreamReader, held: bytearray, *rest: Any) -> float:
+            self._received.append((reader, held))
+            return await receive(reader, held, *rest)
+
+        monkeypatch.setattr(asyncio, "timeout_at", watched_timeout)
+        monkeypatch.setattr(streamclient, "_receive", watched_receive)
+
+    @property
+    def received(self) -> bytes:
+        """What the client has received."""
+        return b"".join(bytes(held + reader._buffer) for reader, held in self._received)
+
+    async def passes_after(self, data: bytes) -> None:
+        """Let it pass when the client has received ``data`` and waits for more."""
+        await until(lambda: bool(self._received) and self.received == data, f"{data!r} is received")
+        self.passes()
+
+    def passes(self) -> None:
+        (timeout,) = self._timeouts
+        timeout.reschedule(asyncio.get_running_loop().time())
+
+
+@pytest.fixture
+async def deadline(monkeypatch: pytest.MonkeyPatch) -> Deadline:
+    return Deadline(monkeypatch)
+
+
 async def close(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError):
@@ -149,14 +194,15 @@ async def test_a_reply_of_ten_thousand_lines(raw_server: RawServer) -> None:
     await close(writer)
 
 
-async def test_the_deadlines_end_with_the_greeting(raw_server: RawServer) -> None:
-    task, server = await begin(raw_server, timeout=0.2)
+async def test_the_deadlines_end_with_the_greeting(raw_server: RawServer, deadline: Deadline) -> None:
+    task, server = await begin(raw_server, timeout=deadline.seconds)
     server.sendall(b"220 here\r\n")
     _reply, reader, writer = await task
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.3):
-            await reader.readline()
+    with pytest.raises(RuntimeError, match="finished Timeout"):  # it can pass no more
+        deadline.passes()
     assert not writer.transport.is_closing()
+    server.sendall(b"250 more\r\n")
+    assert await reader.readline() == b"250 more\r\n"
     await close(writer)
 
 
@@ -182,9 +228,10 @@ async def test_a_peer_that_does_not_read_can_send_its_greeting(raw_server: RawSe
     writer.transport.abort()
 
 
-async def test_a_peer_that_neither_reads_nor_sends(raw_server: RawServer) -> None:
-    task, _server = await begin(raw_server, send=b"x" * 20_000_000, timeout=0.1)
-    with pytest.raises(GreetTimeout, match=r"connected, but no greeting within 0\.1 s"):
+async def test_a_peer_that_neither_reads_nor_sends(raw_server: RawServer, deadline: Deadline) -> None:
+    task, _server = await begin(raw_server, send=b"x" * 20_000_000, timeout=deadline.seconds)
+    await deadline.passes_after(b"")
+    with pytest.raises(GreetTimeout, match=rf"connected, but no greeting within {deadline.seconds:g} s"):
         await task
 
 
@@ -310,9 +357,12 @@ async def test_no_connection_within_the_deadline(limits: dict[str, Any]) -> None
         (b"\0\xff", "end"),
     ],
 )
-async def test_a_server_that_stops_sending(raw_server: RawServer, data: bytes, phase: str) -> None:
-    task, server = await begin(raw_server, until="reply", timeout=0.3)
+async def test_a_server_that_stops_sending(
+    raw_server: RawServer, deadline: Deadline, data: bytes, phase: str
+) -> None:
+    task, server = await begin(raw_server, until="reply", timeout=deadline.seconds)
     server.sendall(data)
+    await deadline.passes_after(data)
     with pytest.raises(GreetTimeout) as caught:
         await task
     assert (caught.value.phase, caught.value.received) == (phase, data)
@@ -327,9 +377,18 @@ async def until_done(task: asyncio.Task[Opened], sending: Callable[[], None]) ->
             await asyncio.sleep(0.001)
 
 
-async def test_a_server_that_sends_single_bytes(raw_server: RawServer) -> None:
-    task, server = await begin(raw_server, timeout=0.1)
-    await until_done(task, lambda: server.sendall(b"x"))
+async def test_a_server_that_sends_single_bytes(raw_server: RawServer, deadline: Deadline) -> None:
+    task, server = await begin(raw_server, timeout=deadline.seconds)
+    passing = False
+
+    def sending() -> None:
+        nonlocal passing
+        server.sendall(b"x")
+        if not passing and len(deadline.received) > 3:
+            passing = True
+            deadline.passes()
+
+    await until_done(task, sending)
     with pytest.raises(GreetTimeout, match="but no end of the greeting within") as caught:
         await task
     assert set(caught.value.received) == {ord("x")}
@@ -378,17 +437,20 @@ async def test_the_limit_is_exact_to_the_byte(
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 65536])
 async def test_a_line_without_an_end_is_too_long_at_once(raw_server: RawServer, size: int) -> None:
-    task, server = await begin(raw_server, max_bytes=size)
+    task, server = await begin(raw_server, max_bytes=size, timeout=2 * PATIENCE)
     server.sendall(b"x" * (size + 1))  # and nothing more: the limit applies before the deadline
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         with pytest.raises(ReplyTooLarge) as caught:
             await task
     assert caught.value.received == b"x" * size
 
 
-async def test_an_incomplete_line_above_the_limit_is_too_long_at_the_deadline(raw_server: RawServer) -> None:
-    task, server = await begin(raw_server, until="reply", max_bytes=10, timeout=0.1)
+async def test_an_incomplete_line_above_the_limit_is_too_long_at_the_deadline(
+    raw_server: RawServer, deadline: Deadline
+) -> None:
+    task, server = await begin(raw_server, until="reply", max_bytes=10, timeout=deadline.seconds)
     server.sendall(b"250-abc\r\nx" + b"x" * 4)
+    await deadline.passes_after(b"250-abc\r\nx" + b"x" * 4)
     with pytest.raises(ReplyTooLarge) as caught:
         await task
     assert caught.value.received == b"250-abc\r\nx"
@@ -670,14 +732,14 @@ async def test_deadlines_and_bounds_over_tls(tls_port: int, client_tls: ssl.SSLC
     with pytest.raises(ReplyTooLarge) as large:
         await open_connection(port=tls_port, until="reply", ssl=client_tls, max_bytes=20)
     assert large.value.received == b"220-mail.example\r\n22"
-    reply, reader, writer = await open_connection(port=tls_port, ssl=client_tls, timeout=5)
+    reply, reader, writer = await open_connection(port=tls_port, ssl=client_tls, timeout=PATIENCE)
     assert reply.data == b"220-mail.example\r\n"
     await close(writer)
 
 
 @pytest.mark.parametrize("data", [b"", b"250-a\r\n25"])
 async def test_timeout_end_of_stream_and_cancellation_over_tls(
-    authority: trustme.CA, client_tls: ssl.SSLContext, data: bytes
+    authority: trustme.CA, client_tls: ssl.SSLContext, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -693,8 +755,20 @@ async def test_timeout_end_of_stream_and_cancellation_over_tls(
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
-    with pytest.raises(GreetTimeout) as timeout:
-        await open_connection(port=port, until="reply", ssl=client_tls, timeout=1)
+    with monkeypatch.context() as patched:
+        deadline = Deadline(patched)
+        opening = asyncio.create_task(
+            open_connection(
+                port=port,
+                until="reply",
+                ssl=client_tls,
+                timeout=deadline.seconds,
+                connect_timeout=deadline.seconds,
+            )
+        )
+        await deadline.passes_after(data)
+        with pytest.raises(GreetTimeout) as timeout:
+            await opening
     assert (timeout.value.phase, timeout.value.received) == ("end" if data else "first byte", data)
     reading = asyncio.create_task(open_connection(port=port, until="reply", ssl=client_tls))
     await asyncio.sleep(0.2)  # during the handshake or after it: both must be clean

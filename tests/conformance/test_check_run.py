@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,12 +17,17 @@ from greeter.conformance.tested_service import TestedService, dials
 from greeter.core.endpoint import Endpoint
 from greeter.core.replies import Until
 from greeter.errors import ConfigError
-from tests.conftest import one_loop
+from tests.conftest import PATIENCE, one_loop
 from tests.support.loadtest_peers import refused_endpoint, serving
 from tests.support.lossy_peers import blocking_loop
+from tests.support.peers import until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from greeter.conformance.check_report import Result
+    from greeter.conformance.registry import Check
+    from greeter.conformance.target_service import TargetService
     from tests.support.loadtest_peers import Handler
 
 
@@ -44,19 +48,28 @@ def says(text: bytes, *, then_waits: bool = False) -> Handler:
 @pytest.mark.parametrize(
     ("said", "waits", "options", "reason"),
     [
-        (b"", True, {}, "not a byte within 0.3 s; if it waits for a request, name that with --send or"),
+        (b"", True, {}, "not a byte within 90 s; if it waits for a request, name that with --send or"),
         (b"", False, {}, "the end of the stream without a byte; it may want a request"),
-        (b"SSH-2.0-x\r\n", True, {}, r"it said 'SSH-2.0-x\r\n', and did not end within 0.3 s; name"),
+        (b"SSH-2.0-x\r\n", True, {}, r"it said 'SSH-2.0-x\r\n', and did not end within 90 s; name"),
         (b"hello", False, {"expect": b"bye"}, "it said 'hello', without 'bye'"),
         (b"421 too many\r\n", False, {"begins": (b"2",)}, r"it refused: '421 too many\r\n'"),
         (b"hi", False, {"until": Until("bytes", size=4)}, "the end of the stream after 'hi'; it may"),
     ],
 )
 async def test_a_target_that_never_greets_is_told_why(
-    said: bytes, waits: bool, options: dict[str, object], reason: str
+    said: bytes, waits: bool, options: dict[str, object], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    receive = Probe._receive
+
+    async def impatient(probe: Probe) -> bytes:
+        """The deadline passes when the client has what is said and waits for more, however late that is."""
+        if waits and probe.data == said:
+            probe._deadline = asyncio.get_running_loop().time()
+        return await receive(probe)
+
+    monkeypatch.setattr(Probe, "_receive", impatient)
     async with serving(says(said, then_waits=waits)) as target:
-        report = await run(CheckPlan(Endpoint.parse(target), timeout=0.3, **options))  # type: ignore[arg-type]
+        report = await run(CheckPlan(Endpoint.parse(target), timeout=90.0, **options))  # type: ignore[arg-type]
     assert (report.exit_code, report.results) == (1, ())
     assert report.reason.startswith(reason)
     assert "\n" not in report.headline
@@ -66,7 +79,7 @@ async def test_a_service_without_tls_is_no_tls_service() -> None:
     import ssl
 
     async with serving(says(b"hello")) as target:
-        report = await check(target, ssl=ssl.create_default_context(), timeout=1.0)
+        report = await check(target, ssl=ssl.create_default_context(), timeout=PATIENCE)
     assert report.reason.startswith("the TLS handshake failed: ")
 
 
@@ -168,7 +181,15 @@ async def test_another_machine_has_at_most_4_connections_at_once(monkeypatch: py
 
 
 async def test_a_run_has_a_time_limit_that_no_check_exceeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_run_module, "RUN_SECONDS", 1.0)
+    timed = check_run_module._Run._timed
+
+    async def timed_at_the_end(run: check_run_module._Run, check: Check) -> Result:
+        assert run._end - run._start == pytest.approx(check_run_module.RUN_SECONDS)
+        if check.id == "reload":  # so much of the run's time is left, however long the checks before took
+            run._end = asyncio.get_running_loop().time() + 1.0
+        return await timed(run, check)
+
+    monkeypatch.setattr(check_run_module._Run, "_timed", timed_at_the_end)
     async with serving(says(b"hello")) as target:
         report = await check(target, restart="sleep 100", only=["reload", "end"])
     reload = next(result for result in report.results if result.check.id == "reload")
@@ -180,6 +201,7 @@ async def test_a_run_has_a_time_limit_that_no_check_exceeds(monkeypatch: pytest.
 @one_loop
 async def test_what_waits_when_the_service_ends_is_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_run_module, "RETRIES", (0.0,))
+    monkeypatch.setattr("greeter.conformance.checks.idle.LOOKS", (10 * PATIENCE,))
     clients = 0
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -188,25 +210,35 @@ async def test_what_waits_when_the_service_ends_is_unsure(monkeypatch: pytest.Mo
         await says(b"hello" if clients < 40 else b"go away")(reader, writer)
 
     async with serving(handler) as target:
-        report = await check(target, only=["speaks-first", "let-go"])
+        report = await check(target, only=["speaks-first", "let-go"], idle_limit=20 * PATIENCE)
     found = {result.check.id: result.finding for result in report.results}
     assert found["let-go"].verdict is Verdict.UNSURE
     assert found["let-go"].figure == "the service stopped greeting at speaks-first"
-    assert report.duration_s < 25.0
+    assert report.duration_s < 10 * PATIENCE  # no connection is waited for
 
 
 async def test_a_service_is_started_again_also_if_its_check_does_not_end(
-    tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_run_module, "RUN_SECONDS", 1.5)
-    started = f"{tmp_path}/started"
+    timeout_at, timeouts = asyncio.timeout_at, list[asyncio.Timeout]()
+    services: list[TargetService] = []
+
+    def watched(when: float) -> asyncio.Timeout:
+        timeouts.append(timeout_at(when))
+        return timeouts[-1]
+
+    def note(service: TargetService, _checks: tuple[Check, ...]) -> None:
+        services.append(service)
+        timeouts.clear()  # the next one is that of the check
+
+    monkeypatch.setattr(asyncio, "timeout_at", watched)
+    started = tmp_path / "started"
     async with blocking_loop() as service:
-        await check(
-            service.target,
-            stop="sleep 100",
-            start=f": > {started}",
-            only=["stop-load"],
+        plan = CheckPlan(
+            Endpoint.parse(service.target), stop="sleep 100", start=f": > {started}", only=("stop-load",)
         )
-        async with asyncio.timeout(10.0):
-            while not os.path.exists(started):  # noqa: ASYNC110, ASYNC240  # another process makes it
-                await asyncio.sleep(0.02)
+        running = asyncio.create_task(run(plan, on_start=note))
+        await until(lambda: bool(services) and services[-1].stopped, "the service is told to stop")
+        timeouts[0].reschedule(asyncio.get_running_loop().time())
+        await running
+        await until(started.exists, "the service is started")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import sys
@@ -16,9 +17,10 @@ from greeter.conformance import CheckReport, check
 from greeter.conformance.checks import DATAGRAM_CHECKS
 from greeter.conformance.findings import Verdict
 from greeter.conformance.listening import inodes, owners
-from tests.conftest import greeter_process, one_loop
+from tests.conftest import PATIENCE, greeter_process, one_loop
 from tests.support.datagram_network import play, require_namespaces
-from tests.support.lossy_peers import peer
+from tests.support.free_ports import free_port
+from tests.support.lossy_peers import go_on_when_terminated, peer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -94,6 +96,7 @@ async def test_a_service_with_one_fault_is_found(
     name: str, answers: Answers, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("greeter.conformance.check_run.RETRIES", (0.0,))
+    monkeypatch.setattr("greeter.conformance.target_service.LATE", math.inf)  # a pause is no excuse here
     async with answering(answers) as target:
         report = await check(target, only=["udp-greets", name], timeout=1.0)
     assert verdicts(report) == {"udp-greets": PASS, name: FAIL}
@@ -128,7 +131,7 @@ async def test_a_service_that_never_greets_is_told_why(
     answers: Answers, options: dict[str, bytes], reason: str
 ) -> None:
     async with answering(answers) as target:
-        report = await check(target, timeout=0.3, **options)  # type: ignore[arg-type]
+        report = await check(target, timeout=PATIENCE, **options)  # type: ignore[arg-type]
     assert (report.exit_code, report.reason) == (1, reason)
 
 
@@ -140,9 +143,7 @@ async def test_a_service_that_answers_from_elsewhere_never_greets() -> None:
 
 
 async def test_a_port_that_no_socket_has_is_refused() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     report = await check(f"udp:127.0.0.1:{port}")
     assert (report.exit_code, report.reason) == (1, "connection refused")
 
@@ -169,8 +170,8 @@ async def test_what_needs_a_stream_is_an_error(options: dict[str, object], told:
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_the_owner_of_a_datagram_socket_is_found(family: int, host: str) -> None:
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.bind((host, 0))
-        address = (host, sock.getsockname()[1])
+        address = (host, free_port(host))  # no other test listens there
+        sock.bind(address)
         assert os.getpid() in owners(*inodes(family, address, socket.SOCK_DGRAM))
         assert inodes(family, address) == []
     assert inodes(family, address, socket.SOCK_DGRAM) == []
@@ -207,7 +208,10 @@ async def test_greeter_answers_every_datagram_while_it_is_reloaded_and_stopped(w
 
 
 @one_loop
-async def test_a_service_that_dies_with_datagrams_in_its_queue_is_found() -> None:
+async def test_a_service_that_dies_with_datagrams_in_its_queue_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on_when_terminated(monkeypatch, "greeter.conformance.checks.datagram_load")
     async with peer(sys.executable, "-c", DATAGRAMS) as service:
         report = await check(
             f"udp:{service.target}",

@@ -25,6 +25,7 @@ from greeter.loadtest import LoadReport
 from greeter.loadtest.metrics.histogram import lowest
 from greeter.loadtest.metrics.run_metrics import HISTOGRAMS, RunMetrics
 from tests.conftest import PATIENCE, ROOT, greeter_process
+from tests.support.free_ports import free_port
 from tests.support.loadtest_peers import (
     checked,
     greet,
@@ -33,7 +34,6 @@ from tests.support.loadtest_peers import (
     serving_and_counting,
     wait_for_clients,
 )
-from tests.support.real_services import free_port
 
 pytestmark = [pytest.mark.one_interpreter, pytest.mark.thorough]
 if find_spec("locust") is None:

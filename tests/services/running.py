@@ -18,6 +18,7 @@ from greeter.conformance import CheckPlan
 from greeter.conformance.listening import inodes, owners
 from greeter.core.endpoint import Endpoint
 from tests.conftest import PATIENCE
+from tests.support.free_ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,8 +62,7 @@ def running(prepare: Callable[[Path, int], Prepared]) -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="greeter-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         os.chmod(folder, 0o755)  # other users run some of them
-        with socket.create_server(("127.0.0.1", 0)) as sock:
-            port = int(sock.getsockname()[1])
+        port = free_port()
         prepared = prepare(folder, port)
         file = folder / "pid"
         script = folder / "start"

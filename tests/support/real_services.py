@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import signal
 import socket
@@ -22,6 +21,7 @@ import pytest
 
 from tests.benchmarks.nginx import find_nginx
 from tests.conftest import PATIENCE
+from tests.support.free_ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,16 +167,6 @@ def _folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="greeter-") as name:
         os.chmod(name, 0o755)
         yield Path(name)
-
-
-def free_port() -> int:
-    """A free port that nobody else is given meanwhile: it is outside the range of ephemeral ports."""
-    # Not the shared generator, which hypothesis seeds in every process alike.
-    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no free port")
 
 
 @contextlib.contextmanager

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.benchmarks import servers
-from tests.benchmarks.bench import Contender, free_port, rotated
+from tests.benchmarks.bench import Contender, rotated
 from tests.benchmarks.figures import Claim, Row, Table, figure, ratio
 from tests.benchmarks.groups.memory import raise_descriptor_limit
 from tests.benchmarks.load import GREETING
 from tests.benchmarks.process import PATIENCE, Process
+from tests.support.free_ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
