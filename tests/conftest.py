@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from greeter.system.fdlimit import raise_fd_limit
 from tests.support.shims import NoCompilerError, compile_shim
@@ -38,6 +39,10 @@ LONG = (
     "test_conformance",
     "test_check_run",
 )
+
+# An example takes as long as the machine lets it.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 raise_fd_limit()
 # A shell starts what runs in its background with SIGINT ignored, which commands inherit, and heed.

@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
@@ -46,7 +46,6 @@ def test_a_seed_draws_the_same_schedule_whatever_the_hash_seed() -> None:
     assert found == {(f"{[draw(seed) for seed in range(50)]}\n").encode()}
 
 
-@settings(deadline=None)
 @given(SEEDS)
 def test_a_drawn_schedule_goes_together(seed: int) -> None:
     schedule = draw(seed)
@@ -71,7 +70,6 @@ def test_numbers_are_ranges(text: str, found: list[int]) -> None:
 # -- shrinking ---------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(SEEDS)
 def test_every_candidate_is_simpler_and_keeps_the_stop(seed: int) -> None:
     schedule = draw(seed)
@@ -80,7 +78,6 @@ def test_every_candidate_is_simpler_and_keeps_the_stop(seed: int) -> None:
         assert candidate.events[-1].do == "stop"
 
 
-@settings(deadline=None)
 @given(SEEDS, st.integers(1, 3), st.data())
 def test_a_failure_shrinks_to_the_events_that_it_needs(seed: int, jobs: int, data: st.DataObject) -> None:
     schedule = draw(seed)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("greeter")
 
-READY_TIMEOUT = 10.0
+READY_TIMEOUT = 30.0  # when a machine starts up, many programs start at once
 RETIRE_TIMEOUT = 15.0  # above the drain timeout of a worker, so that the worker logs what it aborts
 # What is left of it at a stop for which a worker had to be started.
 LEAST_RETIRE_TIMEOUT = 1.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from greeter.cli.checkconfig import _toml
@@ -79,7 +79,6 @@ def test_what_it_prints_is_a_configuration_file_that_means_the_same(tmp_path: Pa
     }
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8")))
 @pytest.mark.thorough
 def test_any_text_is_a_toml_string(text: str) -> None:

@@ -118,7 +118,7 @@ def test_a_config_error_of_a_parser_is_a_bad_parameter() -> None:
         ParsedType("x", parse).convert("anything", None, None)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @example("FILE", "\0")
 @example("FILE_NAME", "\ud800")
 @example("ENDPOINT", ":a\0")

@@ -171,7 +171,6 @@ network_texts = st.lists(st.builds(network_of, hosts, st.integers(0, 128)), max_
 
 
 @given(network_texts, network_texts, hosts)
-@settings(deadline=None)
 def test_deny_overrides_allow_and_allow_excludes_the_rest(
     allow: list[str], deny: list[str], host: str
 ) -> None:
@@ -209,7 +208,6 @@ def test_different_addresses_count_separately() -> None:
 
 
 @given(st.integers(1 << 64, (1 << 128) - 1), st.integers(0, 127))
-@settings(deadline=None)
 def test_ipv6_addresses_are_counted_by_their_64(one: int, bit: int) -> None:
     admission = Admission(Limits(max_per_ip=1))
     assert admission.admit(str(IPv6Address(one)), 0.0) is None
@@ -251,7 +249,6 @@ rates = st.sampled_from([0.1, 0.5, 1, 1.5, 3, 10, 33.3])
 
 
 @given(rates, st.lists(st.floats(0, 3), max_size=60), st.sampled_from([0.0, 1e6, 1e9]))
-@settings(deadline=None)
 def test_no_window_holds_more_than_the_burst_and_the_rate(
     rate: float, gaps: list[float], start: float
 ) -> None:
@@ -268,7 +265,6 @@ def test_no_window_holds_more_than_the_burst_and_the_rate(
 
 
 @given(rates, st.sampled_from([0.0, 12345.678, 1e6]))
-@settings(deadline=None)
 def test_a_burst_is_admitted_and_then_the_rate(rate: float, start: float) -> None:
     admission, burst = Admission(Limits(rate_per_ip=rate)), math.ceil(rate)
     assert [admission.admit("::1", start) for _ in range(burst + 2)] == [None] * burst + [RATE] * 2
@@ -319,7 +315,6 @@ def test_the_longest_inactive_bucket_is_evicted_from_a_full_table() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.floats(0, 0.4)), max_size=120), st.integers(1, 6), rates)
-@settings(deadline=None)
 def test_the_table_is_bounded_and_an_evicted_address_gains_one_bucket_at_most(
     steps: list[tuple[int, float]], max_buckets: int, rate: float
 ) -> None:
@@ -411,7 +406,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert self.admission.addresses == 0
 
 
-AdmissionMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+AdmissionMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30)
 TestAdmissionMachine = AdmissionMachine.TestCase
 
 

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from greeter.core.datagram_rules import AMPLIFICATION, LOOP, classify_source, rejection
@@ -38,7 +38,6 @@ def test_a_source_is_local_public_or_no_host(host: str, kind: str) -> None:
     assert classify_source(host) == kind
 
 
-@settings(deadline=None)
 @given(st.ip_addresses())
 def test_any_address_is_classified_by_the_networks_of_the_rfcs(address: IPv4Address | IPv6Address) -> None:
     effective: IPv4Address | IPv6Address = getattr(address, "ipv4_mapped", None) or address
@@ -72,7 +71,6 @@ def test_a_local_source_is_answered_whatever_it_sends(host: str) -> None:
     assert rejection(host, 65535, PORTS, 0, 65507) is None
 
 
-@settings(deadline=None)
 @given(HOSTS, st.integers(0, 65535), SIZES, SIZES)
 def test_an_answer_is_at_most_three_times_the_datagram_or_stays_local(
     host: str, port: int, size: int, reply_size: int

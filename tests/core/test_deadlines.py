@@ -110,7 +110,6 @@ def test_an_item_that_was_removed_or_added_again_can_be_postponed_again() -> Non
     assert table.first() == 31
 
 
-@settings(deadline=None)
 @given(
     deadlines=st.lists(TIMES, max_size=8).map(sorted),
     pauses=st.lists(st.tuples(TIMES, TIMES), max_size=4).map(sorted),
@@ -193,4 +192,4 @@ class DeadlinesMachine(RuleBasedStateMachine):
 
 
 TestDeadlinesMachine = DeadlinesMachine.TestCase
-TestDeadlinesMachine.settings = settings(deadline=None, max_examples=50, stateful_step_count=30)
+TestDeadlinesMachine.settings = settings(max_examples=50, stateful_step_count=30)

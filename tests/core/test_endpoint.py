@@ -319,13 +319,12 @@ ENDPOINTS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(ENDPOINTS)
 def test_every_endpoint_is_parsed_from_its_text(endpoint: Endpoint) -> None:
     assert Endpoint.parse(str(endpoint)) == endpoint
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(GARBAGE)
 def test_garbage_is_an_endpoint_or_a_config_error(text: str) -> None:
     try:
@@ -339,7 +338,7 @@ def test_garbage_is_an_endpoint_or_a_config_error(text: str) -> None:
     assert line.isprintable()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(ENDPOINTS, st.none() | st.integers(0, 65535))
 def test_the_text_of_an_endpoint_is_a_target_without_a_port(endpoint: Endpoint, port: int | None) -> None:
     if port is None:
@@ -350,7 +349,7 @@ def test_the_text_of_an_endpoint_is_a_target_without_a_port(endpoint: Endpoint, 
                 Endpoint.target(target, port)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(GARBAGE, st.none() | st.integers(-1, 65536))
 def test_garbage_is_a_target_or_a_config_error(text: str, port: int | None) -> None:
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from greeter.core.escapes import escape, hex_dump, is_binary, printable, unescape
@@ -48,7 +48,6 @@ def test_text_that_is_not_unicode_is_rejected() -> None:
         unescape("\ud800")
 
 
-@settings(deadline=None)
 @given(st.binary() | st.text().map(lambda text: text.encode(errors="surrogatepass")))
 def test_escape_is_one_printable_line_that_unescape_reverses(data: bytes) -> None:
     assert escape(data).isprintable()
@@ -73,7 +72,6 @@ def test_printable(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_printable_text_has_only_characters_that_are_shown(text: str) -> None:
     shown = printable(text)

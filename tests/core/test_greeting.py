@@ -121,7 +121,7 @@ TEXTS = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(TEXTS)
 def test_any_text_raises_when_made_or_always_renders(text: str) -> None:
     try:
@@ -135,7 +135,7 @@ def test_any_text_raises_when_made_or_always_renders(text: str) -> None:
     assert Greeting(data.replace("$", "$$")).fixed == data.encode()  # $$ escapes any text
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.binary(max_size=100))
 def test_bytes_are_sent_unchanged(data: bytes) -> None:
     for source in (data, bytearray(data), memoryview(data)):
@@ -143,7 +143,7 @@ def test_bytes_are_sent_unchanged(data: bytes) -> None:
         assert (greeting.fixed, greeting.kind, greeting.quick) == (data, "fixed", True)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(), st.text())
 def test_values_of_a_peer_are_never_parsed_as_a_template(host: str, hostname: str) -> None:
     peer = Peer(host=host, port=1, family=AddressFamily.AF_UNIX, hostname=hostname)

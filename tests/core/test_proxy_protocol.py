@@ -357,14 +357,12 @@ payloads = st.sampled_from([b"", b"\n", b"\r\n", b"\x16\x03\x01", b"PROXY TCP4",
 
 
 @given(v2_values, st.sampled_from([1, 2]))
-@settings(deadline=None)
 def test_version_2_comes_back_as_it_was_built(header: Header, transport: int) -> None:
     data = build(header, transport=transport)
     assert parse(data) == (header, len(data))
 
 
 @given(spelled, ipv4, ports, ports)
-@settings(deadline=None)
 def test_version_1_comes_back_as_it_was_built(host6: str, host4: str, port: int, other: int) -> None:
     six, four = (
         parse(tcp6(host6, "::", str(port), str(other))),
@@ -379,7 +377,7 @@ def test_version_1_comes_back_as_it_was_built(host6: str, host4: str, port: int,
 
 
 @given(headers, payloads)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_prefix_of_a_header_needs_more_and_later_bytes_change_nothing(
     data: bytes, payload: bytes
 ) -> None:
@@ -393,7 +391,7 @@ def test_every_prefix_of_a_header_needs_more_and_later_bytes_change_nothing(
 
 
 @given(headers, payloads, st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_reader_that_reads_what_is_wanted_reads_no_payload(
     data: bytes, payload: bytes, chance: random.Random
 ) -> None:
@@ -408,7 +406,6 @@ def test_a_reader_that_reads_what_is_wanted_reads_no_payload(
 
 
 @given(v1_headers | v2_headers)
-@settings(deadline=None)
 def test_a_complete_header_takes_few_reads(data: bytes) -> None:
     taken, calls = b"", 0
     while isinstance(parsed := parse(taken), NeedMore):
@@ -424,7 +421,7 @@ ALPHABET = bytes(
 
 
 @given(headers, st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_wanted_decreases_by_one_for_some_byte_and_by_more_for_none(data: bytes, draw: st.DataObject) -> None:
     start = data[: draw.draw(st.integers(0, len(data) - 1))]
     if (data[:1] == b"P" or len(start) < 16) and draw.draw(st.booleans()):
@@ -455,7 +452,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 @given(damaged() | st.binary(max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_get_a_verdict_at_the_earliest_byte_and_keep_it(data: bytes) -> None:
     known: ProxyProtocolError | Parsed | None = None
     for n in range(len(data) + 1):
@@ -475,7 +472,6 @@ def outcome(data: bytes) -> Parsed | NeedMore | ProxyProtocolError:
 
 
 @given(st.integers(0, len(SUMMED) * 8 - 1))
-@settings(deadline=None)
 def test_the_checksum_finds_every_flipped_bit(bit: int) -> None:
     data = bytearray(SUMMED)
     data[bit // 8] ^= 1 << bit % 8
@@ -646,7 +642,6 @@ def test_the_proxy_protocol_package_differs_only_where_listed(package: Any, case
 
 
 @given(data=v1_headers | unknowns | v2_inet.map(build))
-@settings(deadline=None)
 def test_the_proxy_protocol_package_agrees_on_any_valid_header(package: Any, data: bytes) -> None:
     assert package_verdict(package, data) == our_verdict(data)
 
@@ -759,7 +754,7 @@ def test_haproxy_differs_only_where_listed(haproxy: HAProxy, case: str) -> None:
 
 
 @given(data=v1_headers | v2_inet.map(build))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_haproxy_agrees_on_any_valid_header(haproxy: HAProxy, data: bytes) -> None:
     assert haproxy.verdict(data) == our_verdict(data)
 
@@ -799,7 +794,6 @@ V4_HOSTS, V6_HOSTS = st.ip_addresses(v=4), st.ip_addresses(v=6)
     PORTS,
     PORTS,
 )
-@settings(deadline=None)
 def test_an_encoded_header_is_parsed_to_its_addresses(
     version: ProxyVersion, hosts: tuple[Any, Any], source_port: int, destination_port: int
 ) -> None:

@@ -193,13 +193,13 @@ def by_definition(data: bytes) -> int | None:
     return None
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(STREAMS)
 def test_reply_end_agrees_with_the_definition(data: bytes) -> None:
     assert reply_end(data) == by_definition(data)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(STREAMS, st.data())
 def test_reply_end_does_not_depend_on_segmentation(data: bytes, draw: st.DataObject) -> None:
     whole = reply_end(data)
@@ -214,7 +214,7 @@ def test_reply_end_does_not_depend_on_segmentation(data: bytes, draw: st.DataObj
     assert found == whole
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(STREAMS, STREAMS)
 def test_reply_end_does_not_depend_on_later_bytes(data: bytes, after: bytes) -> None:
     end = reply_end(data)
@@ -230,7 +230,7 @@ RULES = (
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(RULES, STREAMS, st.data())
 def test_the_end_does_not_depend_on_segmentation(until: Until, data: bytes, draw: st.DataObject) -> None:
     whole = until.end(data)

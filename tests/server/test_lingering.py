@@ -501,7 +501,7 @@ def test_a_second_pause_moves_no_deadline_again(harness: Harness) -> None:
     assert harness.loop.timers == []
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(stays=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 3)), max_size=6))
 def test_no_socket_is_closed_early_or_much_later_than_its_client(stays: list[tuple[float, float]]) -> None:
     """``stays``: when each client connects, and for how long. A check comes after about twice that."""

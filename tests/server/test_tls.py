@@ -178,7 +178,7 @@ def test_expiry_on_known_dates(when: str, tmp_path: Path) -> None:
     serial=st.integers(1, 2**159 - 1),
     chain=st.integers(0, 2),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_expiry_is_what_cryptography_says(
     when: datetime.datetime,
     issuer: str,

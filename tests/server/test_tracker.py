@@ -1182,4 +1182,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(deadline=None, max_examples=60, stateful_step_count=40)
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40)

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from greeter.service.log_format import (
@@ -47,7 +47,6 @@ def test_escape(text: str, shown: str) -> None:
     assert escape(text) == shown
 
 
-@settings(deadline=None)
 @given(st.text(st.characters() | st.characters(max_codepoint=0xA0)))
 def test_escaped_text_is_one_line_without_controls(text: str) -> None:
     shown = escape(text)
@@ -180,7 +179,6 @@ def test_a_field_that_json_cannot_represent_is_text() -> None:
     assert entry["address"] == "b'\\xff'"
 
 
-@settings(deadline=None)
 @given(st.text(st.characters()))
 @example("\x7f")
 def test_a_json_line_is_one_line_whatever_its_text(text: str) -> None:

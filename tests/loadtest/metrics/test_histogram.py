@@ -38,7 +38,7 @@ def recorded(values: list[int]) -> tuple[Histogram, Any]:
     return ours, theirs
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(microseconds, min_size=1, max_size=50))
 @example([HIGHEST_US])
 @example([1, 2047, 2048, 2049])
@@ -53,7 +53,7 @@ def test_every_figure_equals_that_of_the_package(values: list[int]) -> None:
     assert summary == {name: theirs.get_value_at_percentile(percent) for name, percent in PERCENTILES.items()}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(microseconds, max_size=30))
 def test_an_encoding_has_what_was_recorded(values: list[int]) -> None:
     ours, theirs = recorded(values)
@@ -62,7 +62,7 @@ def test_an_encoding_has_what_was_recorded(values: list[int]) -> None:
     assert Histogram.decode(ours.encode()).counts == ours.counts
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(microseconds)
 def test_a_bucket_is_exact_to_three_digits(us: int) -> None:
     index = index_of(us)
@@ -74,7 +74,7 @@ def test_a_bucket_is_exact_to_three_digits(us: int) -> None:
     assert one.counts == {index: 1}, "record has index_of inlined"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(microseconds, max_size=30), st.lists(microseconds, max_size=30))
 def test_adding_equals_recording_all(some: list[int], others: list[int]) -> None:
     whole = recorded(some)[0]

@@ -125,7 +125,7 @@ def test_a_gap_of_hours_doubles_the_width() -> None:
 moments = st.lists(st.integers(0, 40_000).map(lambda n: n * 0.25), max_size=30)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(moments, moments)
 def test_merging_adds_timelines_of_any_width(some: list[float], others: list[float]) -> None:
     apart, other, whole = Timeline(1.0), Timeline(1.0), Timeline(1.0)

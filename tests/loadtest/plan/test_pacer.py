@@ -145,7 +145,7 @@ stages = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(stages, st.floats(0, 1000).map(lambda x: round(x, 2)), st.integers(1, 5))
 def test_any_schedule_is_monotonic_keeps_its_rate_and_splits_exactly(
     parts: list[Stage], rate: float, workers: int
@@ -166,7 +166,7 @@ def test_any_schedule_is_monotonic_keeps_its_rate_and_splits_exactly(
         assert shares[k % workers].arrival(k // workers) == pacer.arrival(k)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(stages, st.floats(1, 1000).map(lambda x: round(x, 2)), st.data())
 def test_an_arrival_is_due_when_the_integral_of_the_rate_reaches_it(
     parts: list[Stage], rate: float, data: st.DataObject

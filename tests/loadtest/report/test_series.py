@@ -73,7 +73,7 @@ def test_the_latencies_of_a_time_slice() -> None:
 
 
 @given(LATENCIES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_percentiles_of_a_slice_equal_those_of_the_timeline(latencies: dict[int, int]) -> None:
     made = Timeline()
     made.buckets.append(bucket(latencies))
@@ -87,7 +87,7 @@ def test_percentiles_of_a_slice_equal_those_of_the_timeline(latencies: dict[int,
 
 @given(LATENCIES)
 @example({1: 17, 2: 1})
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_curve_passes_through_the_percentiles(latencies: dict[int, int]) -> None:
     histogram = histogram_of(latencies)
     points = dict(percentile_curve(histogram))
@@ -113,7 +113,7 @@ def test_the_curve_has_a_bounded_number_of_points() -> None:
 
 
 @given(st.lists(LATENCIES, min_size=1, max_size=5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_latency_is_in_one_cell(columns: list[dict[int, int]]) -> None:
     run = [TimeSlice(index, 1, bucket(latencies)) for index, latencies in enumerate(columns)]
     bounds = row_bounds(run)
