@@ -316,21 +316,21 @@ class Engine:
         if self._idle:
             self._idle_until.discard(connection)
         self._waiting.pop(fd, None)
-        if not connection.connected:
-            self._connecting.pop(fd, None)
+        self._connecting.pop(fd, None)
         if connection.measured:
-            ended = now if ended is None else ended
+            ended = ended or now
             record(self.metrics, self._interval, connection, outcome, ended, self._open_loop)
-            if ended > self._last_end:
-                self._last_end = ended
+            self._last_end = max(self._last_end, ended)
             self._uncounted += 1
         if self._hold and outcome == GREETED and now < self._hold_deadline:
             until = min(now + self._hold, self._hold_deadline)
             self._held[fd] = connection
             self._held_until.add(connection, until)
             self._check_at = min(self._check_at, until)
-            if connection.ended:
+            if connection.ended and not connection.error:
                 self._poller.unregister(fd)
+            else:  # an end or a reset that came with the end of the greeting causes no other event
+                self._on_held_event(fd, FAILED, now)
         else:
             self._close(connection, now)
             if outcome in NOT_CONNECTED and not (self._open_loop or self._schedule_done):

@@ -38,9 +38,10 @@ from tests.support.loadtest_peers import (
     serving,
     wait_for_close,
 )
-from tests.support.peers import until
+from tests.support.peers import reset, until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from greeter.loadtest.metrics.run_metrics import RunMetrics
@@ -493,6 +494,39 @@ async def test_a_server_may_close_held_connections() -> None:
     async with serving(brief) as target:
         began = time.monotonic()
         metrics = await run(target, count=10, connections=10, until="line", hold=60.0)
+    assert outcomes(metrics) == {GREETED: 10}
+    assert metrics.closed_while_held == 10
+    assert time.monotonic() - began < 60.0
+
+
+def end(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_WR)
+
+
+def end_and_reset(sock: socket.socket) -> None:
+    end(sock)
+    reset(sock)
+
+
+@pytest.mark.parametrize(
+    ("close", "until"), [(end, "line"), (end, "bytes:5"), (reset, "line"), (end_and_reset, "eof")]
+)
+async def test_a_server_may_close_with_the_greeting(
+    close: Callable[[socket.socket], None], until: str
+) -> None:
+    """The end of the greeting and that of the connection are one event, and no other follows."""
+    with never_accepting(backlog=100) as (listener, target):
+
+        def serve_one() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.sendall(b"220 ready\r\n")
+                close(sock)
+
+        asyncio.get_running_loop().add_reader(listener, serve_one)
+        began = time.monotonic()
+        metrics = await run(target, count=10, connections=10, until=until, expect="220", hold=60.0)
+        asyncio.get_running_loop().remove_reader(listener)
     assert outcomes(metrics) == {GREETED: 10}
     assert metrics.closed_while_held == 10
     assert time.monotonic() - began < 60.0
