@@ -21,7 +21,7 @@ from greeter.conformance.findings import Ending, Experience
 from greeter.conformance.probe import LOCAL_ERRORS, Ended
 
 if TYPE_CHECKING:
-    from greeter.conformance.probe import Dial
+    from greeter.conformance.dial import Dial
 
 MAX_SIZE = 65_535  # of a datagram, by the 16 bits of its length (RFC 768)
 # IP_RECVERR of <linux/in.h>, IPV6_RECVERR of <linux/in6.h>.

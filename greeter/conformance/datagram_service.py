@@ -22,7 +22,7 @@ from greeter.core.datagram_sizes import REQUEST
 
 if TYPE_CHECKING:
     from greeter.conformance.check_plan import CheckPlan
-    from greeter.conformance.probe import Dial
+    from greeter.conformance.dial import Dial
 
 FIRST_PAUSE = 0.5  # seconds until another machine is asked again; then twice as long, each time
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from greeter.conformance.probe import SocketAddress
+    from greeter.conformance.dial import SocketAddress
 
 # Of the kernel's uapi headers: linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h, net/tcp_states.h.
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20

@@ -16,18 +16,14 @@ import errno
 import socket
 import ssl
 import struct
-from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self
 
 from greeter.conformance.findings import Ending, Experience
 from greeter.core.proxy_protocol import encode
-from greeter.core.replies import Until
 
 if TYPE_CHECKING:
-    from greeter.core.proxy_protocol import ProxyVersion
-
-SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
+    from greeter.conformance.dial import Dial
 
 # How long after the end of stream a reset is looked for, in seconds. On a path without queues it follows at
 # once.
@@ -40,47 +36,6 @@ _TCP_CLOSE = 7
 _TOTAL_RETRANS = slice(100, 104)
 # Errors of this machine, not of the service.
 LOCAL_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
-
-
-@dataclass(frozen=True, slots=True)
-class Dial:
-    """How to connect, and what the greeting is.
-
-    Attributes:
-        family: The address family.
-        address: As ``socket.connect`` takes it.
-        timeout: How long a client waits for its greeting, in seconds.
-        until: What ends the greeting.
-        send: What to say before the greeting comes.
-        proxy: The version of the PROXY header that the connection begins with; None without.
-        tls: The context for TLS; None without.
-        server_name: The name to verify.
-        beginning: The first bytes of the greeting, as it was learnt.
-        expect: What the greeting must contain.
-        begins: What a greeting begins with, one of these; anything else is a refusal. All do if empty.
-        shortest: The smallest length of the greeting, as it was learnt, in bytes.
-        tls_version: The only version of TLS to offer; None for those that ``tls`` allows.
-        pieces: True to send the first flight of the handshake byte by byte.
-        joined: What the first flight of the handshake follows in one segment.
-        kind: ``SOCK_STREAM``, or ``SOCK_DGRAM`` for a service that answers datagrams.
-    """
-
-    family: int
-    address: SocketAddress
-    timeout: float
-    until: Until = Until("eof")
-    send: bytes = b""
-    proxy: ProxyVersion | None = None
-    tls: ssl.SSLContext | None = None
-    server_name: str | None = None
-    beginning: bytes = b""
-    shortest: int = 1
-    expect: bytes = b""
-    begins: tuple[bytes, ...] = ()
-    tls_version: ssl.TLSVersion | None = None
-    pieces: bool = False
-    joined: bytes = b""
-    kind: int = socket.SOCK_STREAM
 
 
 class Ended(Exception):  # not an error: how a client ended, from wherever it ended
@@ -130,11 +85,9 @@ class Probe:
             sock.setblocking(False)
             async with asyncio.timeout_at(self._deadline):
                 await self._loop.sock_connect(sock, self.dial.address)
-        except TimeoutError:
+        except TimeoutError:  # ours or the kernel's
             raise Ended(Ending.CONNECT_TIMEOUT) from None
         except OSError as error:
-            if error.errno == errno.ETIMEDOUT:
-                raise Ended(Ending.CONNECT_TIMEOUT) from None
             self._note(errno.errorcode.get(error.errno or 0, "error"))
             raise Ended(Ending.LOCAL if error.errno in LOCAL_ERRORS else Ending.REFUSED) from None
         self._syn_again = any(self._tcp_info()[_TOTAL_RETRANS])  # no lateness of this process, as a time is
@@ -238,7 +191,7 @@ class Probe:
                     async with asyncio.timeout(self.dial.until.idle):
                         await self._read()
                 except TimeoutError:
-                    self._paused = True
+                    self._paused = self._received(socket.MSG_PEEK) is None
                 continue
             await self._read()
             if len(self.data) > MAX_BYTES:
@@ -350,19 +303,38 @@ class Probe:
         return True
 
     async def _receive(self) -> bytes:
-        assert self._sock is not None
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                received = await self._loop.sock_recv(self._sock, 65536)
-        except TimeoutError:
-            self._note("nothing more by the deadline")
-            raise Ended(self._at_deadline()) from None
-        except OSError:
-            self._note("RST")
-            raise Ended(self._after_reset()) from None
+        # Not by loop.sock_recv(): if data and the deadline come at once, as after a pause of this process,
+        # asyncio cancels the task that the data is for, and it is lost.
+        while (received := self._received()) is None:
+            if self._loop.time() >= self._deadline:
+                self._note("nothing more by the deadline")
+                raise Ended(self._at_deadline())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._deadline):
+                    await self._until_readable()
         if not received:
             self._note("FIN")
         return received
+
+    def _received(self, flags: int = 0) -> bytes | None:
+        """What has come; None if nothing has."""
+        assert self._sock is not None
+        try:
+            return self._sock.recv(65536, flags)
+        except BlockingIOError:
+            return None
+        except OSError:
+            self._note("RST")
+            raise Ended(self._after_reset()) from None
+
+    async def _until_readable(self) -> None:
+        assert self._sock is not None
+        sock, readable = self._sock, asyncio.Event()
+        self._loop.add_reader(sock, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            self._loop.remove_reader(sock)
 
     def _take(self, received: bytes) -> None:
         if received:

@@ -31,7 +31,7 @@ from greeter.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from greeter.conformance.probe import Dial
+    from greeter.conformance.dial import Dial
 
 COMMAND_SECONDS = 20.0
 # Waits for the end of its standard input, which this process holds open, and then lets a process go on.

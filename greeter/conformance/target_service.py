@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from greeter.conformance.check_plan import CheckPlan
+    from greeter.conformance.dial import Dial
     from greeter.conformance.findings import Experience
-    from greeter.conformance.probe import Dial
 
 # A loop that runs this much late, in seconds, was too busy for its clients to be judged.
 LATE = 0.5

@@ -14,8 +14,9 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, TypeAlias
 
+from greeter.conformance.dial import Dial
 from greeter.conformance.findings import Ending, Experience, Tally
-from greeter.conformance.probe import Dial, Ended, Probe
+from greeter.conformance.probe import Ended, Probe
 from greeter.conformance.target_service import TargetService
 from greeter.errors import ConfigError, ConnectFailed
 from greeter.system.loops import run_in_thread

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from greeter.conformance.probe import Dial
+from greeter.conformance.dial import Dial
 from greeter.conformance.process import (
     listening_pid,
     parent,
