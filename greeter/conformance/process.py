@@ -34,6 +34,20 @@ if TYPE_CHECKING:
     from greeter.conformance.dial import Dial
 
 COMMAND_SECONDS = 20.0
+# How long a stop command may take to send its signal, in seconds. One that has neither sent a signal nor
+# returned by then has told the service by other means.
+TOLD_SECONDS = 5.0
+# The parent of workers is resumed this much before them, in seconds, so that it acts on the signal first.
+HEAD_START = 0.25
+_STOP_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
 # Waits for the end of its standard input, which this process holds open, and then lets a process go on.
 _WATCHER = """
 import os, resource, signal, sys
@@ -245,6 +259,36 @@ async def _shell(text: str, stderr: IO[bytes]) -> AsyncIterator[asyncio.subproce
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+
+
+async def resume_when_told(pids: list[int], parent: int, stopping: Command) -> None:
+    """Let processes that stand still go on when the command that stops them has reached them.
+
+    Args:
+        pids: The processes.
+        parent: The one that goes on first.
+        stopping: The command.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(TOLD_SECONDS):
+            while stopping.process.returncode is None and not any(map(_is_told_to_stop, pids)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    if not any(map(_is_told_to_stop, pids)):  # another process may be about to do it
+        await asyncio.sleep(HEAD_START)
+    for pid in pids:
+        send_signal(pid, signal.SIGCONT)
+        await asyncio.sleep(HEAD_START if pid == parent else 0.0)
+
+
+def _is_told_to_stop(pid: int) -> bool:
+    """Return True if a signal that stops a service is pending for the process (proc_pid_status(5))."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it has ended, or there is no /proc
+        return False
+    lines = [line.split() for line in status.splitlines()]
+    pending = [int(words[1], 16) for words in lines if words[0] in ("SigPnd:", "ShdPnd:")]
+    return any(mask >> (number - 1) & 1 for mask in pending for number in _STOP_SIGNALS)
 
 
 def start_service(text: str) -> None:

@@ -24,7 +24,7 @@ from greeter.conformance.tested_service import TestedService, dials
 from greeter.core.endpoint import Endpoint
 from tests.conftest import PATIENCE, greeter_process, one_loop
 from tests.support.loadtest_peers import abort_with_reset, refused_endpoint
-from tests.support.lossy_peers import blocking_loop, compiled, go_on_when_terminated, peer
+from tests.support.lossy_peers import blocking_loop, compiled, peer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -475,14 +475,10 @@ async def test_greeter_keeps_the_checks_of_reload_stop_and_descriptors(
 @one_loop
 @pytest.mark.one_interpreter
 @pytest.mark.thorough
-async def test_a_service_that_dies_with_clients_in_its_queue_is_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    go_on_when_terminated(monkeypatch, "greeter.conformance.checks.lifecycle")
+async def test_a_service_that_dies_with_clients_in_its_queue_is_found() -> None:
     async with blocking_loop(backlog=5) as service:
-        report = await check(
-            service.target, pid=service.pid, stop=f"kill {service.pid}", only=["greets", "stop"]
-        )
+        stop = f"sleep 0.5; kill {service.pid}"  # it takes a while, and the service must not go on before
+        report = await check(service.target, pid=service.pid, stop=stop, only=["greets", "stop"])
     assert verdicts(report)["stop"] is FAIL
     assert figure(report, "stop") == "6 of 6 lost"
 

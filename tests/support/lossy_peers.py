@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from greeter.conformance.process import send_signal
 from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
-    import pytest
 
 GREETING = b"Thank you for connecting"
 
@@ -129,30 +124,6 @@ async def peer(*command: str) -> AsyncIterator[Peer]:
 def blocking_loop(port: int = 0, backlog: int = 128) -> contextlib.AbstractAsyncContextManager[Peer]:
     """A loop that accepts, sends and closes."""
     return peer(sys.executable, "-c", BLOCKING, str(port), str(backlog))
-
-
-def go_on_when_terminated(monkeypatch: pytest.MonkeyPatch, checks: str) -> None:
-    """Let a check resume the process that it has stopped as soon as that has SIGTERM, and not before.
-
-    The check gives the command that sends it a quarter of a second, which may be the time to start it.
-
-    Args:
-        monkeypatch: That of the test.
-        checks: The module of the check.
-    """
-
-    def send(pid: int, number: int) -> None:
-        end = time.monotonic() + PATIENCE
-        while number == signal.SIGCONT and time.monotonic() < end:
-            pending = re.search(r"^ShdPnd:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-            assert pending is not None
-            if int(pending[1], 16) & 1 << signal.SIGTERM - 1:
-                break
-            time.sleep(0.005)
-        send_signal(pid, number)
-
-    monkeypatch.setattr(f"{checks}.send_signal", send)
-    monkeypatch.setattr(f"{checks}.HEAD_START", 0.0)
 
 
 def compiled(folder: Path) -> str | None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import signal
 from typing import TYPE_CHECKING
 
 from greeter.conformance.checks.lifecycle import (
-    HEAD_START,
     QUEUED,
     RELOADS,
     STOP_SECONDS,
@@ -20,7 +18,7 @@ from greeter.conformance.checks.lifecycle import (
 from greeter.conformance.datagram_probe import DatagramProbe
 from greeter.conformance.findings import Ending, Experience, Finding, Severity, Tally, Verdict, judged, unsure
 from greeter.conformance.probe import Ended
-from greeter.conformance.process import command, run_command, send_signal, serving_pids, standing_still
+from greeter.conformance.process import command, resume_when_told, run_command, serving_pids, standing_still
 from greeter.conformance.registry import register
 
 if TYPE_CHECKING:
@@ -184,10 +182,7 @@ async def udp_stop(service: DatagramService) -> Finding:
                     probe.send(service.request)
                 async with command(plan.stop) as stopping:
                     service.stopped = True
-                    await asyncio.sleep(HEAD_START)
-                    for pid in pids:
-                        send_signal(pid, signal.SIGCONT)
-                        await asyncio.sleep(HEAD_START if pid == plan.pid else 0.0)
+                    await resume_when_told(pids, plan.pid, stopping)
                     tally = Tally(await asyncio.gather(*(_replied(probe, plan.timeout) for probe in probes)))
                     async with asyncio.timeout(STOP_SECONDS):
                         failure = await stopping.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import signal
 from typing import TYPE_CHECKING
 
 from greeter.conformance.findings import Ending, Finding, Severity, Tally, Verdict, judged, unsure
@@ -13,8 +12,8 @@ from greeter.conformance.probe import Ended, Probe
 from greeter.conformance.process import (
     command,
     listening_pid,
+    resume_when_told,
     run_command,
-    send_signal,
     serving_pids,
     standing_still,
     start_service,
@@ -31,8 +30,6 @@ LOAD_CLIENTS = 50
 QUEUED = 20
 # How long a service may take to stop, and to greet again after its start, in seconds.
 STOP_SECONDS = START_SECONDS = 15.0
-# The parent of workers is resumed this much before them, in seconds, so that it acts on the signal first.
-HEAD_START = 0.25
 
 
 class _Load:
@@ -124,10 +121,7 @@ async def stop(service: TestedService) -> Finding:
                 await probe.connect()
             async with command(plan.stop) as stopping:
                 service.stopped = True
-                await asyncio.sleep(HEAD_START)
-                for pid in pids:
-                    send_signal(pid, signal.SIGCONT)
-                    await asyncio.sleep(HEAD_START if pid == plan.pid else 0.0)
+                await resume_when_told(pids, plan.pid, stopping)
                 tally = Tally(await asyncio.gather(*(followed(probe, hears_on) for probe in probes)))
                 async with asyncio.timeout(STOP_SECONDS):
                     failure = await stopping.wait()
