@@ -23,7 +23,7 @@ from greeter.client.arguments import (
     destination,
     name_to_verify,
 )
-from greeter.client.connecting import connect, connect_errors, is_alert
+from greeter.client.connecting import LAST_READ, connect, connect_errors, is_alert
 from greeter.core.endpoint import DEFAULT_HOST
 from greeter.core.replies import Reply, Until
 from greeter.errors import (
@@ -126,8 +126,15 @@ async def open_connection(
     try:
         if send and not writer.transport.is_closing():  # uvloop raises RuntimeError if it is
             writer.write(send)  # without drain(): the peer may block until we read
-        async with asyncio.timeout_at(deadline):
-            first_byte = await _receive(reader, data, exchange.until, max_bytes)
+        try:
+            async with asyncio.timeout_at(deadline):
+                first_byte = await _receive(reader, data, exchange.until, max_bytes)
+        except TimeoutError as error:
+            if error.errno is not None:  # the system's
+                raise
+            await asyncio.sleep(LAST_READ)  # after a pause of this process, what came in time is read first
+            async with asyncio.timeout(0):
+                first_byte = await _receive(reader, data, exchange.until, max_bytes)
         if lost is not None and exchange.until.end(data) is None:
             raise lost
     except (asyncio.LimitOverrunError, asyncio.IncompleteReadError, OSError) as error:
@@ -149,7 +156,7 @@ async def open_connection(
 
 
 async def _receive(reader: asyncio.StreamReader, data: bytearray, until: Until, max_bytes: int) -> float:
-    """Read the greeting into ``data``, which has the bytes received even if this raises.
+    """Read the greeting into ``data``, which has the bytes received even if this raises. May be repeated.
 
     Returns:
         The time of the first byte, on ``perf_counter()``.
@@ -158,7 +165,8 @@ async def _receive(reader: asyncio.StreamReader, data: bytearray, until: Until, 
         LimitOverrunError: The greeting is longer than ``max_bytes``. The rest may still be in the reader.
         IncompleteReadError: The stream ended before the greeting did.
     """
-    data += await reader.readexactly(1)  # separately, to take its time
+    if not data:
+        data += await reader.readexactly(1)  # separately, to take its time
     first_byte = perf_counter()
     seen = 0
     try:

@@ -85,7 +85,7 @@ class Deadline:
     @property
     def received(self) -> bytes:
         """What the client has received."""
-        return b"".join(bytes(held + reader._buffer) for reader, held in self._received)
+        return b"".join(bytes(held + reader._buffer) for reader, held in self._received[-1:])
 
     async def passes_after(self, data: bytes) -> None:
         """Let it pass when the client has received ``data`` and waits for more."""
@@ -367,6 +367,20 @@ async def test_a_server_that_stops_sending(
         await task
     assert (caught.value.phase, caught.value.received) == (phase, data)
     assert await asyncio.wait_for(asyncio.to_thread(server.recv, 1), PATIENCE) == b""
+
+
+@pytest.mark.parametrize("first", [b"", b"2", b"220-one\r\n220"])
+async def test_after_a_pause_what_came_before_the_deadline_is_read(
+    raw_server: RawServer, deadline: Deadline, first: bytes
+) -> None:
+    whole = b"220-one\r\n220 two\r\n"
+    task, server = await begin(raw_server, until="reply", timeout=deadline.seconds)
+    server.sendall(first)
+    await deadline.passes_after(first)
+    server.sendall(whole[len(first) :])  # before the loop turns, and finds the deadline passed
+    reply, _reader, writer = await task
+    assert reply.data == whole
+    await close(writer)
 
 
 async def until_done(task: asyncio.Task[Opened], sending: Callable[[], None]) -> None:
