@@ -40,8 +40,8 @@ async def test_after_a_pause_a_greeting_goes_on() -> None:
 
     class Paused(Probe):
         async def _read(self) -> None:
-            if self.data == b"hel":
-                server.sendall(b"lo")
+            if self.data == b"hi":
+                server.sendall(b" there")
                 server.shutdown(socket.SHUT_WR)
                 self.data += b"-"
                 raise TimeoutError
@@ -53,9 +53,9 @@ async def test_after_a_pause_a_greeting_goes_on() -> None:
             await probe.open()
             server, _ = listener.accept()
             with server:
-                server.sendall(b"hel")
+                server.sendall(b"hi")
                 assert await probe.finish() is Ending.GREETED
-            assert probe.data == b"hel-lo"
+            assert probe.data == b"hi- there"
 
 
 async def test_a_service_that_says_nothing_is_silent() -> None:
