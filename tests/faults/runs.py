@@ -146,7 +146,7 @@ class Run:
             self._systemd.bind(str(directory / "systemd"))
             env["NOTIFY_SOCKET"] = str(directory / "systemd")
         options = kind.options.replace("DIR", str(files.directory)).replace("ROW", str(directory)).split()
-        timeouts = ["--greet-timeout", "3", "--linger-timeout", "1", "--drain-timeout", "5"]
+        timeouts = ["--greet-timeout", "6", "--linger-timeout", "4", "--drain-timeout", "8"]
         self._pid = zygote.start(
             {
                 "arguments": ["serve", "--loop", loop, *options, *timeouts],
