@@ -36,7 +36,7 @@ class SocketReceiver(Receiver):
         self._sock, self.error = connected
         self._unsent = memoryview(b"")
         try:
-            self._loop.add_reader(self._sock, self._read)
+            self._watch()
         except BaseException:
             self._sock.close()
             raise
@@ -54,6 +54,9 @@ class SocketReceiver(Receiver):
         if self._unsent:
             self._loop.remove_writer(self._sock)
         self._sock.close()
+
+    def _watch(self) -> None:
+        self._loop.add_reader(self._sock, self._read)
 
     def _read(self) -> None:
         while not self.done.done():
