@@ -66,6 +66,8 @@ def small_tree(tmp_path: Path) -> Path:
     (tmp_path / "pyproject.toml").write_text('[tool.mypy]\nstrict = true\nfiles = ["greeter"]\n')
     (tmp_path / "greeter" / "module.py").write_text('"""A module."""\n')
     (tmp_path / "tests" / "core" / "test_module.py").write_text("def test_it() -> None:\n    assert True\n")
+    for name in ("test_layers.py", "test_package.py"):
+        (tmp_path / "tests" / name).touch()
     return tmp_path
 
 
