@@ -261,7 +261,7 @@ class Supervisor:
             await asyncio.sleep(HANDSHAKE_GRACE)
         begun = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(timeout):
+            async with timeout_without_pauses(timeout):
                 await self._queues_served()
         except TimeoutError:
             text = "no worker became ready within %.3g s: the clients in the accept queue are reset"
