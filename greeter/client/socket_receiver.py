@@ -1,8 +1,8 @@
 """Receives from a socket without TLS, by a reader of the event loop instead of a transport.
 
 The CPU time of ``greet()``, as a multiple of that of a bare ``open_connection()``, one at a time and 50 at a
-time: with a transport 0.80 and 0.74 on asyncio, 1.14 and 1.15 on uvloop; with a reader 0.69 and 0.69, and
-1.01 and 1.10.
+time, from two runs each of ``python -m tests.benchmarks --only client``, in turn: with a transport 0.85 and
+0.82 on asyncio, 1.17 and 1.26 on uvloop; with a reader 0.78 and 0.78, and 1.11 and 1.21.
 
 Invariants:
 
