@@ -140,6 +140,7 @@ async def test_a_service_that_stays_connected_is_named() -> None:
     ("limit", "code"),
     [((), 0), (("--threshold", "errors:rate<1%"), 0), (("--threshold", "response:max<50ms"), 98)],
 )
+@pytest.mark.thorough
 async def test_a_stopped_generator_is_not_mistaken_for_a_slow_server(
     limit: tuple[str, ...], code: int
 ) -> None:

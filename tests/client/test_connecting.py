@@ -79,6 +79,7 @@ async def test_a_refused_address_does_not_delay_the_next(
         connection.close()
 
 
+@pytest.mark.thorough
 async def test_the_error_is_that_of_the_last_address(dead_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     resolve_to(monkeypatch, "::ffff:0:0:1", CLOSED, CLOSED)
     with pytest.raises(ConnectFailed, match=f"^cannot connect to n.example:{dead_port}: connection refused$"):

@@ -153,6 +153,7 @@ async def test_wake_ups_are_counted_before_anything_waits() -> None:
 
 
 @one_loop
+@pytest.mark.thorough
 async def test_another_machine_has_at_most_4_connections_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TestedService, "local", False)
     opened, most = 0, 0

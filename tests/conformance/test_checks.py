@@ -287,6 +287,7 @@ async def test_a_short_accept_queue_is_named() -> None:
 
 
 @one_loop
+@pytest.mark.thorough
 async def test_a_dropped_syn_is_the_fault_of_a_short_queue_also_on_a_busy_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -390,6 +391,7 @@ async def test_a_service_that_guesses_whether_a_header_comes_is_found() -> None:
 
 
 @pytest.mark.parametrize("accept", ["direct", "streams"])
+@pytest.mark.thorough
 async def test_greeter_keeps_the_checks_of_tls_and_proxy_headers(
     accept: Any, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:

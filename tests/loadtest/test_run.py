@@ -157,6 +157,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.thorough
 async def test_the_stall_of_a_server_appears_in_the_response_times() -> None:
     """The server stands still from about 0.5 s to 1.5 s of a run of 2.5 s."""
     server = await asyncio.create_subprocess_exec(

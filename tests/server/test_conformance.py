@@ -423,6 +423,7 @@ async def test_drain_cuts_off_at_its_deadline(server: Serve, caplog: pytest.LogC
 
 
 @connections_only
+@pytest.mark.thorough
 async def test_a_pause_during_a_drain_costs_no_client_that_spoke_meanwhile(
     server: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

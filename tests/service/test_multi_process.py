@@ -318,6 +318,7 @@ async def test_workers_killed_under_load_lose_what_they_had_and_count_it_as_abor
     assert lost <= failed
 
 
+@pytest.mark.thorough
 async def test_after_a_pause_no_worker_is_taken_for_hung(tmp_path: Path) -> None:
     """The parent runs on before its workers do: it has asked for a report that it cannot have yet."""
     pytest.importorskip("prometheus_client")

@@ -862,6 +862,7 @@ async def test_cancelling_closes_all_connections_and_keeps_the_figures() -> None
         (wait_for_close, "connected_no_greeting", {"timeout": 5.0}),
     ],
 )
+@pytest.mark.thorough
 async def test_a_wake_up_handles_a_bounded_number_of_deadlines(
     handler: Handler, outcome: str, load: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
