@@ -87,7 +87,7 @@ async def asyncio_service(handler: Any, **options: Any) -> AsyncIterator[str]:
 # -- the truths
 
 
-@pytest.mark.parametrize("accept", ["direct", "streams"])
+@pytest.mark.parametrize("accept", ["direct", pytest.param("streams", marks=pytest.mark.thorough)])
 async def test_greeter_keeps_every_check(accept: Any, no_fd_leak: None) -> None:
     async with greeter.serve(port=0, accept=accept, access_log=False) as server:
         report = await check(server.addresses[0], fast=True, skip=["burst-1000"], timeout=20.0)
@@ -313,6 +313,7 @@ async def test_a_burst_that_a_shorter_queue_took_is_a_figure_only(
 
 
 @pytest.mark.parametrize(("refused", "verdict"), [(3, PASS), (1000, FAIL)])
+@pytest.mark.thorough
 async def test_a_refusal_in_words_right_after_resets_is_a_limit_at_work(
     refused: int, verdict: Verdict, monkeypatch: pytest.MonkeyPatch, never_late: None
 ) -> None:
@@ -485,6 +486,7 @@ async def test_a_service_that_dies_with_clients_in_its_queue_is_found() -> None:
     assert figure(report, "stop") == "6 of 6 lost"
 
 
+@pytest.mark.thorough
 async def test_a_process_that_has_ended_meanwhile_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those of OpenSSH end, which have its listening socket open for a moment."""
     async with blocking_loop() as service:

@@ -338,6 +338,7 @@ def test_the_import_without_h11(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("package", ["h11", "prometheus_client"])
 @pytest.mark.parametrize("workers", ["1", "2"])
 @one_loop
+@pytest.mark.thorough
 async def test_a_missing_package_of_the_extra_fails_metrics_only(
     package: str, workers: str, tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ PAIRS = pytest.mark.parametrize(
 
 
 @PAIRS
+@pytest.mark.thorough
 def test_vega_draws_every_figure(name: str, baseline: str | None) -> None:
     for chart in charts(named(name), None if baseline is None else named(baseline)):
         assert chart.summary.endswith(".")

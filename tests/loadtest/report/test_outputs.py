@@ -64,6 +64,7 @@ sys.exit(write_outputs(report(), None, paths, print, lambda error: print(error, 
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "the file behind it"])
+@pytest.mark.thorough
 def test_an_output_to_stdout_is_the_only_thing_there(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     path = str(out) if name == "the file behind it" else name
