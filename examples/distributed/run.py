@@ -2,8 +2,8 @@
 
     python examples/distributed/run.py -H 127.0.0.1:9999 --greeter-rate 500 -t 5s --greeter-json run.json
 
-On several machines, run the same commands there, the workers with --master-host. The exit status is that of
-greeter load: 0 passed, 99 limit missed, 98 generators were the limit, 1 worker lost, 130 Ctrl-C, with report.
+On several machines, run the same there, the workers with --master-host. The exit status is that of greeter
+load: 0 passed, 99 a limit was missed, 98 the generators were the limit, 1 a worker was lost, 130 Ctrl-C.
 """
 
 import signal

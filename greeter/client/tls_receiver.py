@@ -49,9 +49,10 @@ class TLSReceiver(Receiver, asyncio.Protocol):
             self.receive(data)
 
     def eof_received(self) -> None:
-        self.truncated = self._lacks_close_notify()
-        self._transport.close()  # that answers the peer's close_notify
-        self.finish()
+        if not self.done.done():  # the greeting may have ended with the same bytes
+            self.truncated = self._lacks_close_notify()
+            self._transport.close()  # that answers the peer's close_notify
+            self.finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.done.done():

@@ -271,7 +271,9 @@ async def resume_when_told(pids: list[int], parent: int, stopping: Command) -> N
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(TOLD_SECONDS):
-            while stopping.process.returncode is None and not any(map(_is_told_to_stop, pids)):  # noqa: ASYNC110
+            while stopping.process.returncode is None:  # another process tells of no event
+                if any(map(_is_told_to_stop, pids)):
+                    break
                 await asyncio.sleep(0.01)
     if not any(map(_is_told_to_stop, pids)):  # another process may be about to do it
         await asyncio.sleep(HEAD_START)
@@ -282,13 +284,9 @@ async def resume_when_told(pids: list[int], parent: int, stopping: Command) -> N
 
 def _is_told_to_stop(pid: int) -> bool:
     """Return True if a signal that stops a service is pending for the process (proc_pid_status(5))."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:  # it has ended, or there is no /proc
-        return False
-    lines = [line.split() for line in status.splitlines()]
-    pending = [int(words[1], 16) for words in lines if words[0] in ("SigPnd:", "ShdPnd:")]
-    return any(mask >> (number - 1) & 1 for mask in pending for number in _STOP_SIGNALS)
+    status = _status(pid)
+    pending = int(status.get("SigPnd", "0"), 16) | int(status.get("ShdPnd", "0"), 16)
+    return any(pending >> (number - 1) & 1 for number in _STOP_SIGNALS)
 
 
 def start_service(text: str) -> None:
